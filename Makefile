@@ -1,0 +1,44 @@
+# `make` alone lists what there is. Everything below runs in .venv, which the first target that needs it makes.
+
+PYTHON ?=
+DATA ?=
+RUN := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check bench clean moved
+
+help: ## list the targets
+	@echo "usage: make TARGET"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: .venv/.installed ## make .venv once, with Python 3.10-3.12 (or PYTHON=...)
+
+# An environment that was copied or moved with its folder still points to the old one: make it anew.
+ifneq ($(shell cat .venv/.folder 2>/dev/null),$(CURDIR))
+.venv/.installed: moved
+endif
+
+.venv/.installed: pyproject.toml
+	@PYTHON="$(PYTHON)" bash scripts/install.sh
+
+demo: install ## federate keyword spotting over one director and three envoys (DATA=folder: a Speech Commands folder)
+	@$(RUN) scripts/demo.py $(if $(DATA),--data "$(DATA)")
+
+test: install ## run the tests
+	@$(RUN) -m pytest
+
+check: install ## lint, format, types, notebooks: only looks, changes nothing
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
+	@$(RUN) scripts/check_notebooks.py
+
+BENCHMARKS := $(sort $(wildcard scripts/benchmark_*.py))
+
+bench: install ## run scripts/benchmark_*.py
+	@$(if $(BENCHMARKS),set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(RUN) $$script; done,echo "There is no benchmark yet: scripts/benchmark_*.py would run here.")
+
+clean: ## remove caches and runs/, keep .venv and certificates/
+	@echo "Removing runs/, the caches of pytest, mypy and ruff, and __pycache__ (.venv and certificates/ stay)"
+	@rm -rf runs build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	@find . -name .venv -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

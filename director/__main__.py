@@ -1,0 +1,90 @@
+"""Command line of the director: `start_director.sh` ends up here."""
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import grpc
+from grpc import aio
+from openfl.protocols import aggregator_pb2_grpc, director_pb2_grpc
+
+from director.director import Director
+from director.service import AggregatorService, DirectorService, Gate, RoundsService
+from federation.certificates import CertificateError, Credentials, load_credentials
+from federation.settings import Settings, SettingsError, load_settings
+from federation.wire import CHANNEL_OPTIONS
+
+logger = logging.getLogger("director")
+
+
+class DirectorSettings(Settings):
+    """The `settings` of a director's YAML file."""
+
+    listen_host: str = "localhost"
+    listen_port: int = 50051
+    envoy_health_check_period: int = 5
+    certificates: Path
+    runs: Path
+
+
+class DirectorFile(Settings):
+    settings: DirectorSettings
+
+
+async def serve(settings: DirectorSettings, credentials: Credentials | None) -> None:
+    """Serve until SIGINT or SIGTERM. Raises OSError if the port cannot be had."""
+    server = aio.server(options=CHANNEL_OPTIONS)
+    director = Director(settings.runs, settings.envoy_health_check_period)
+    gate = Gate(tls=credentials is not None)
+    director_pb2_grpc.add_DirectorServicer_to_server(DirectorService(director, gate), server)
+    aggregator_pb2_grpc.add_AggregatorServicer_to_server(AggregatorService(director, gate), server)
+    server.add_generic_rpc_handlers((RoundsService(director, gate).handler(),))
+
+    address = f"{settings.listen_host}:{settings.listen_port}"
+    try:
+        if credentials is None:
+            server.add_insecure_port(address)
+        else:
+            server.add_secure_port(address, server_credentials(credentials))
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {address}: is another director running there?") from error
+    await server.start()
+    logger.info("director listens on %s %s", address, "with TLS" if credentials else "without TLS: anybody may connect")
+
+    stopped = asyncio.Event()
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(signal_number, stopped.set)
+    await stopped.wait()
+    logger.info("director stops")
+    await server.stop(grace=1)
+
+
+def server_credentials(credentials: Credentials) -> grpc.ServerCredentials:
+    return grpc.ssl_server_credentials(
+        [(credentials.private_key, credentials.certificate)],
+        root_certificates=credentials.root,
+        require_client_auth=True,
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="start_director.sh", description="Start the director of a federation.")
+    parser.add_argument("-c", "--config", type=Path, default=Path(__file__).with_name("director_config.yaml"))
+    parser.add_argument("--disable-tls", action="store_true", help="no encryption, and anybody may connect")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        settings = load_settings(arguments.config, DirectorFile).settings
+        credentials = None if arguments.disable_tls else load_credentials(settings.certificates, "director")
+        asyncio.run(serve(settings, credentials))
+    except (SettingsError, CertificateError, OSError) as error:
+        print(f"director: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

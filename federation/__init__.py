@@ -1,0 +1,1 @@
+"""What director, envoys and notebooks share."""

@@ -1,0 +1,329 @@
+"""OpenFL's interactive API, under the same names and arguments, on this project's director.
+
+    from federation.interactive_api import DataInterface, Federation, FLExperiment, ModelInterface, TaskInterface
+
+What differs from OpenFL 1.7.1: a model and its optimizer are given as recipes and built where they are used, only what
+is trained travels, no notebook code runs on the director, and nothing is left behind in the notebook's folder.
+"""
+
+import io
+import json
+import logging
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import grpc
+import pandas as pd
+import torch
+from openfl.federated import Plan
+from openfl.interface.cli_helper import WORKSPACE
+from openfl.interface.interactive_api import experiment as openfl_experiment
+from openfl.interface.interactive_api import federation as openfl_federation
+from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
+from openfl.protocols import director_pb2, director_pb2_grpc
+from openfl.transport.grpc import director_client
+
+from federation.certificates import read_credentials
+from federation.environment import describe_environment
+from federation.plan import ARCHIVE, ENVIRONMENT_FILE, EXPERIMENT_PLAN, INITIAL_MODEL, PLAN_FILE, BestModel, ExperimentPlan, Task
+from federation.wire import PIECE_BYTES, RoundsStub, Tensors, decode, encode, join, open_channel, pack, unpack
+
+__all__ = ["DataInterface", "FLExperiment", "Federation", "ModelInterface", "TaskInterface"]
+
+VALIDATE, TRAIN = "aggregated_model_validate", "train"
+# What of a workspace never belongs into an experiment's archive.
+LEFT_OUT = {"__pycache__", ".ipynb_checkpoints"}
+
+
+class DirectorError(RuntimeError):
+    """The director cannot be reached, or refuses."""
+
+
+class ExperimentFailedError(RuntimeError):
+    """An experiment ended on an envoy's error, which is the message."""
+
+
+class DirectorClient(director_client.DirectorClient):
+    """OpenFL's client of the director, over one channel that stays open, plus the service for whole models."""
+
+    def __init__(self, client_id: str, address: str, credentials: grpc.ChannelCredentials | None) -> None:
+        channel = open_channel(address, credentials, client_id=client_id)
+        self.address = address
+        self.stub = director_pb2_grpc.DirectorStub(channel)
+        self.rounds = RoundsStub(channel)
+
+    @contextmanager
+    def translated_errors(self) -> Iterator[None]:
+        """gRPC's errors as one sentence."""
+        try:
+            yield
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.ABORTED:
+                raise ExperimentFailedError(error.details()) from None
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                sentence = f"cannot reach the director at {self.address} ({error.details()}): is it running, is TLS on or off on both sides?"
+                raise DirectorError(sentence) from None
+            raise DirectorError(f"the director at {self.address} refused: {error.details()}") from None
+
+    def submit(self, plan: ExperimentPlan, submission: Path) -> None:
+        def messages() -> Iterator[director_pb2.ExperimentInfo]:
+            with submission.open("rb") as file:
+                while piece := file.read(PIECE_BYTES):
+                    data = director_pb2.ExperimentData(size=len(piece), npbytes=piece)
+                    yield director_pb2.ExperimentInfo(
+                        name=plan.name, collaborator_names=plan.envoys, experiment_data=data
+                    )
+
+        with self.translated_errors():
+            self.stub.SetNewExperiment(messages())
+
+    def stream_history(self, experiment_name: str) -> Iterator[dict[str, Any]]:
+        """One record a round, until the experiment has ended. Raises ExperimentFailedError."""
+        with self.translated_errors():
+            for record in self.rounds.get_history(encode({"experiment": experiment_name})):
+                yield decode(record)
+
+    def get_model(self, experiment_name: str, which: str) -> Tensors:
+        """Model 'initial', 'last' or 'best' as the director keeps it."""
+        with self.translated_errors():
+            tensors, _ = unpack(join(self.rounds.get_model(encode({"experiment": experiment_name, "which": which}))))
+        return tensors
+
+
+class Federation(openfl_federation.Federation):
+    """A notebook's connection to the director. Arguments as in OpenFL."""
+
+    def __init__(
+        self,
+        client_id: str | None = None,
+        director_node_fqdn: str | None = None,
+        director_port: int | None = None,
+        tls: bool = True,
+        cert_chain: str | Path | None = None,
+        api_cert: str | Path | None = None,
+        api_private_key: str | Path | None = None,
+    ) -> None:
+        """Connect to the director as user `client_id`, with the three files of that user's certificate if `tls`.
+
+        Raises DirectorError if it cannot be reached or refuses, CertificateError for a certificate that cannot be right.
+        """
+        self.director_node_fqdn = director_node_fqdn or "localhost"
+        self.director_port = director_port or 50051
+        self.tls = tls
+        credentials = None
+        if tls:
+            if not (client_id and cert_chain and api_cert and api_private_key):
+                raise ValueError("with tls=True, client_id, cert_chain, api_cert and api_private_key are needed")
+            own = read_credentials(Path(cert_chain), Path(api_cert), Path(api_private_key), client_id)
+            credentials = grpc.ssl_channel_credentials(own.root, own.private_key, own.certificate)
+        address = f"{self.director_node_fqdn}:{self.director_port}"
+        self.dir_client = DirectorClient(client_id or "anonymous", address, credentials)
+        with self.dir_client.translated_errors():
+            self.sample_shape, self.target_shape = self.dir_client.get_dataset_info()
+
+    def get_shard_registry(self) -> dict[str, dict[str, Any]]:
+        """Envoys by name, with their shard's description and whether they are online."""
+        with self.dir_client.translated_errors():
+            return super().get_shard_registry()
+
+
+class ModelInterface(openfl_experiment.ModelInterface):
+    """A model and its optimizer, as recipes: they are built on every node, and only named tensors travel.
+
+    OpenFL pickles the model object, which models with parametrized (weight-normed) layers refuse.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[], torch.nn.Module],
+        optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer],
+        framework_plugin: str = "federation.adapter.FrameworkAdapterPlugin",
+    ) -> None:
+        """`model()` builds the model, `optimizer(parameters)` an optimizer: functools.partial makes both."""
+        if isinstance(model, torch.nn.Module):
+            raise TypeError(f"model is a {type(model).__name__}: give a recipe, e.g. functools.partial(create_model, ...)")
+        super().__init__(model, optimizer, framework_plugin)
+        self._built: torch.nn.Module | None = None
+
+    def provide_model(self) -> torch.nn.Module:
+        """The model of this process, built at the first call."""
+        if self._built is None:
+            self._built = self.model()
+        return self._built
+
+    def provide_optimizer(self) -> torch.optim.Optimizer:
+        """A new optimizer over the model's trained parameters."""
+        return self.optimizer([parameter for parameter in self.provide_model().parameters() if parameter.requires_grad])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_built": None}
+
+
+class FLExperiment(openfl_experiment.FLExperiment):
+    """An experiment on the federation. Arguments and methods as in OpenFL, and those that say otherwise."""
+
+    def __init__(self, federation: Federation, experiment_name: str | None = None, workspace: ModuleType | None = None):
+        """`workspace` is the imported package that the tasks, the model and the data interface live in: it travels along."""
+        super().__init__(federation, experiment_name)
+        self.workspace = workspace
+
+    def start(  # type: ignore[override]
+        self,
+        *,
+        model_provider: ModelInterface,
+        task_keeper: TaskInterface,
+        data_loader: DataInterface,
+        rounds_to_train: int,
+        task_assigner: None = None,
+        override_config: dict[str, Any] | None = None,
+        delta_updates: bool = False,
+        opt_treatment: str = "RESET",
+        device_assignment_policy: str = "CUDA_PREFERRED",
+        pip_install_options: tuple[str, ...] = (),
+        envoys: Iterable[str] | None = None,
+        best: tuple[str, str] = ("accuracy", "max"),
+    ) -> None:
+        """Send the experiment to the director and return; `watch` shows how it goes.
+
+        In every round each envoy validates the global model and trains it; a last validation follows the last round.
+        `envoys` names those that take part (all that are online if None); `best` is the validation metric that chooses
+        the best model, and its direction, "max" or "min". Raises DirectorError if the director refuses.
+        """
+        if task_assigner is not None or delta_updates or pip_install_options:
+            raise ValueError("task_assigner, delta_updates and pip_install_options are not supported: leave them out")
+        if opt_treatment not in ("RESET", "CONTINUE_LOCAL"):
+            raise ValueError(f"opt_treatment {opt_treatment!r} is not supported: use 'RESET' or 'CONTINUE_LOCAL'")
+        self.define_task_assigner(task_keeper, rounds_to_train)  # OpenFL's check that there is something to do
+        self._prepare_plan(
+            model_provider, data_loader, rounds_to_train, delta_updates, opt_treatment, device_assignment_policy, override_config
+        )
+        self.model_provider = model_provider
+        adapter = Plan.build(model_provider.framework_plugin, {})
+        initial_model = adapter.get_tensor_dict(model_provider.provide_model())
+        plan = ExperimentPlan(
+            name=self.experiment_name,
+            federation_uuid=self.plan.federation_uuid,
+            envoys=self.plan.authorized_cols if envoys is None else list(envoys),
+            rounds=rounds_to_train,
+            tasks=_tasks(task_keeper),
+            best=BestModel(metric=best[0], direction=best[1]),
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            submission = Path(folder) / "submission.zip"
+            with zipfile.ZipFile(submission, "w") as zipped:
+                zipped.writestr(EXPERIMENT_PLAN, plan.model_dump_json())
+                zipped.writestr(ARCHIVE, self._pack_workspace(model_provider, task_keeper, data_loader))
+                zipped.writestr(INITIAL_MODEL, pack(initial_model))
+            self.federation.dir_client.submit(plan, submission)
+        self.experiment_submitted = True
+        self.logger.info("experiment '%s' was submitted for %s", plan.name, ", ".join(plan.envoys))
+
+    def watch(self) -> pd.DataFrame:
+        """Print a line a round until the experiment has ended. Returns the history, a row a round.
+
+        Round r's validation is that of the model after r rounds, on the envoys' validation clips; `sent` is what all
+        envoys together sent to the director. Raises ExperimentFailedError with an envoy's traceback.
+        """
+        rows: list[dict[str, Any]] = []
+        for record in self.federation.dir_client.stream_history(self.experiment_name):
+            rows.append(_row(record))
+            if len(rows) == 1:
+                print("  ".join(f"{name:>10}" for name in rows[0]), flush=True)
+            print("  ".join(f"{_show(name, rows[-1].get(name)):>10}" for name in rows[0]), flush=True)
+        return pd.DataFrame(rows)
+
+    def _initialize_plan(self) -> None:
+        # As in OpenFL, without the folders it makes beside the notebook.
+        self.plan = Plan.parse(WORKSPACE / "workspace/plan/plans/default/base_plan_interactive_api.yaml", resolve=False)
+        self.plan.name = Path(PLAN_FILE).name
+
+    def _prepare_plan(self, *args: Any, **kwargs: Any) -> None:
+        files = {f"{kind}_interface_file": f"{kind}_obj.pkl" for kind in ("model", "tasks", "dataloader")}
+        super()._prepare_plan(*args, **kwargs, **files)
+        # One port serves all; the name makes the plan's hash, by which calls find their experiment, its own.
+        self.plan.config["network"]["settings"]["agg_port"] = self.federation.director_port
+        self.plan.config["experiment"] = {"settings": {"name": self.experiment_name}}
+        self.plan.resolve()
+
+    def _pack_workspace(self, *interfaces: Any) -> bytes:
+        """The archive for the envoys: plan, versions, pickled interfaces, and the workspace's package."""
+        buffer = io.BytesIO()
+        with tempfile.TemporaryDirectory() as staging, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            api_layer = self.plan.config["api_layer"]
+            serializer = Plan.build(api_layer["required_plugin_components"]["serializer_plugin"], {})
+            for kind, interface in zip(("model", "tasks", "dataloader"), interfaces, strict=True):
+                name = api_layer["settings"][f"{kind}_interface_file"]
+                serializer.serialize(interface, Path(staging) / name)
+                archive.write(Path(staging) / name, name)
+            plan_file = Path(staging) / "plan.yaml"
+            Plan.dump(plan_file, self.plan.config)
+            archive.write(plan_file, PLAN_FILE)
+            archive.writestr(ENVIRONMENT_FILE, json.dumps(describe_environment()))
+            if self.workspace is not None:
+                for path, name in _package_files(self.workspace):
+                    archive.write(path, name)
+        return buffer.getvalue()
+
+    def get_best_model(self) -> torch.nn.Module:
+        """A new model with the best weights so far."""
+        return self._model("best")
+
+    def get_last_model(self) -> torch.nn.Module:
+        """A new model with the weights of the last round."""
+        return self._model("last")
+
+    def get_initial_model(self) -> torch.nn.Module:
+        """A new model with the weights that the experiment began with."""
+        return self._model("initial")
+
+    def _model(self, which: str) -> torch.nn.Module:
+        tensors = self.federation.dir_client.get_model(self.experiment_name, which)
+        model = self.model_provider.model()
+        Plan.build(self.model_provider.framework_plugin, {}).set_tensor_dict(model, tensors)
+        return model
+
+
+def _tasks(task_keeper: TaskInterface) -> list[Task]:
+    """The global model is validated before it is trained: its metrics then choose the best one."""
+    registered = task_keeper.get_registered_tasks()
+    return [
+        Task(name=name, function_name=registered[name].function_name, task_type=registered[name].task_type)
+        for name in (VALIDATE, TRAIN)
+        if name in registered
+    ]
+
+
+def _package_files(package: ModuleType) -> Iterator[tuple[Path, str]]:
+    """Files of an imported package and the `__init__.py` of those it lies in, with their names in the archive."""
+    if not package.__file__ or Path(package.__file__).name != "__init__.py":
+        raise ValueError(f"workspace '{package.__name__}' is not a package: give the imported folder with an __init__.py")
+    folder = Path(package.__file__).parent
+    root = folder.parents[package.__name__.count(".")]
+    for parent in list(folder.parents)[: package.__name__.count(".")]:
+        if (parent / "__init__.py").exists():
+            yield parent / "__init__.py", str((parent / "__init__.py").relative_to(root))
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not LEFT_OUT.intersection(path.parts):
+            yield path, str(path.relative_to(root))
+
+
+def _row(record: dict[str, Any]) -> dict[str, Any]:
+    metrics = {name: value for name, value in sorted(record["metrics"].get(VALIDATE, {}).items())}
+    trained = {f"train {name}": value for name, value in sorted(record["metrics"].get(TRAIN, {}).items())}
+    return {"round": record["round"], **metrics, **trained, "seconds": record["seconds"], "sent": record["bytes_up"]}
+
+
+def _show(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if name == "sent":
+        return f"{value / 1e6:.2f} MB"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+logging.getLogger("openfl.federated.plan.plan").setLevel(logging.WARNING)  # it prints the whole plan at every step

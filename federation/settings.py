@@ -1,0 +1,62 @@
+"""YAML settings files: read, checked key by key, and refused with a sentence that names what is wrong."""
+
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+
+
+class SettingsError(ValueError):
+    """A settings file is missing, unreadable, or says something that cannot be right."""
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown keys and wrong types are errors; paths are relative to the file they stand in."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def resolve_path(cls, value: object, info: ValidationInfo) -> object:
+        field = cls.model_fields[str(info.field_name)]
+        if field.annotation is Path and isinstance(value, str):
+            return (info.context["folder"] / Path(value).expanduser()).resolve()
+        return value
+
+
+Model = TypeVar("Model", bound=Settings)
+
+
+def load_settings(path: Path, model: type[Model]) -> Model:
+    """Read the YAML file at `path` as a `model`. Raises SettingsError with one sentence per fault."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"cannot read the settings file {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise SettingsError(f"{path} must hold keys and values ({', '.join(model.model_fields)})")
+    try:
+        return model.model_validate(content, context={"folder": path.parent.resolve()})
+    except ValidationError as error:
+        faults = "; ".join(_describe(fault, model) for fault in error.errors())
+        raise SettingsError(f"{path}: {faults}") from error
+
+
+def _describe(fault: dict, model: type[BaseModel]) -> str:
+    key = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"unknown key '{key}' (known here: {', '.join(_keys_beside(fault['loc'], model))})"
+    if fault["type"] == "missing":
+        return f"'{key}' is missing"
+    return f"'{key}' is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def _keys_beside(location: tuple, model: type[BaseModel]) -> list[str]:
+    for part in location[:-1]:
+        annotation = model.model_fields[part].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    return list(model.model_fields)

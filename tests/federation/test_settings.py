@@ -1,0 +1,71 @@
+from pathlib import Path
+
+import pytest
+
+from director.__main__ import DirectorFile
+from envoys.settings import EnvoyFile, ShardDescriptorSettings, build_shard_descriptor
+from federation.settings import SettingsError, load_settings
+
+REPOSITORY = Path(__file__).parents[2]
+GOOD = """
+settings:
+  listen_port: 50051
+  certificates: ../certificates
+  runs: runs
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_shipped_settings_are_good_and_paths_are_relative_to_their_file():
+    director = load_settings(REPOSITORY / "director" / "director_config.yaml", DirectorFile)
+    envoy = load_settings(REPOSITORY / "envoys" / "superb.yaml", EnvoyFile)
+    assert director.settings.certificates == envoy.params.certificates == REPOSITORY / "certificates"
+    assert director.settings.listen_port == envoy.params.director_port
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (("listen_port", "listen_prot"), r"unknown key 'settings.listen_prot' \(known here: listen_host, listen_port"),
+        (("50051", "'50051'"), r"'settings.listen_port' is '50051': input should be a valid integer"),
+        (("  runs: runs", ""), r"'settings.runs' is missing"),
+        (("settings:", "setings:"), r"unknown key 'setings' \(known here: settings\)"),
+        (("runs: runs", "runs: [1"), "is not valid YAML"),
+    ],
+)
+def test_a_wrong_settings_file_is_named_with_key_and_value(tmp_path, change, sentence):
+    path = write(tmp_path, GOOD.replace(*change))
+    with pytest.raises(SettingsError, match=sentence) as caught:
+        load_settings(path, DirectorFile)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_or_empty_file_raises(tmp_path):
+    with pytest.raises(SettingsError, match=r"cannot read the settings file .*nowhere.yaml: No such file"):
+        load_settings(tmp_path / "nowhere.yaml", DirectorFile)
+    with pytest.raises(SettingsError, match=r"must hold keys and values \(settings\)"):
+        load_settings(write(tmp_path, ""), DirectorFile)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"template": "shard_descriptors.nothing.Here"}, "'shard_descriptors.nothing.Here' cannot be imported"),
+        ({"template": "shard_descriptors.superb.Nothing"}, "cannot be imported"),
+        ({"template": "superb"}, "'superb' cannot be imported"),
+        (
+            {"template": "shard_descriptors.superb.SuperbShardDescriptor", "params": {"data_path": "x", "rnak": 1}},
+            "shard_descriptor.params do not fit .*'rnak'",
+        ),
+    ],
+)
+def test_a_wrong_shard_descriptor_is_named(tmp_path, settings, sentence, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match=sentence):
+        build_shard_descriptor(ShardDescriptorSettings(**settings), tmp_path)

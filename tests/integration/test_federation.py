@@ -1,0 +1,179 @@
+"""Experiments on a real director and real envoys."""
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.integration
+
+numbers = itertools.count()
+
+
+@pytest.fixture
+def start(running, connect):
+    """Start a toy experiment of its own name and return it."""
+    import toy
+    from toy.experiment import PointsData, model_interface, task_interface
+
+    from federation.interactive_api import FLExperiment
+
+    def start(name=None, tasks=None, model=None, rounds=2, **changes):
+        experiment = FLExperiment(connect(running), name or f"toy-{next(numbers)}", workspace=toy)
+        experiment.start(
+            model_provider=model or model_interface(),
+            task_keeper=tasks or task_interface(),
+            data_loader=PointsData(),
+            rounds_to_train=rounds,
+            **changes,
+        )
+        return experiment
+
+    return start
+
+
+def test_two_envoys_train_one_model(start, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    experiment = start(rounds=3)
+    history = experiment.watch()
+    # Each envoy adds its number of points, 1 and 3, and weighs as much: (1 * 1 + 3 * 3) / 4 a round.
+    assert history["slope"].tolist() == [0, 2.5, 5, 7.5]
+    assert history["train loss"].tolist()[:3] == [2.5, 2.5, 2.5]
+    assert experiment.get_initial_model()[0].weight.item() == 0
+    assert experiment.get_best_model()[0].weight.item() == 2.5  # the nearest to 2
+    assert experiment.get_last_model()[0].bias.item() == 7.5
+    assert experiment.get_last_model()[1].weight.item() == 1  # frozen: it never travelled
+    assert experiment.get_experiment_status() == "finished"
+    assert list(tmp_path.iterdir()) == [], "the notebook's folder must stay as it was"
+
+
+def test_an_experiment_can_run_on_named_envoys_only(start):
+    history = start(envoys=["a"]).watch()
+    assert history["slope"].tolist() == [0, 1, 2]
+
+
+def test_the_metric_and_its_direction_choose_the_best_model(start):
+    experiment = start(best=("slope", "min"))
+    experiment.watch()
+    assert experiment.get_best_model()[0].weight.item() == 0
+
+
+def test_an_error_in_a_task_reaches_the_notebook_and_the_envoys_take_the_next_experiment(start):
+    from toy.experiment import task_interface
+
+    from federation.interactive_api import ExperimentFailedError
+
+    def fail(model, points, device, optimizer):
+        raise ValueError("no such luck")
+
+    with pytest.raises(ExperimentFailedError, match=r"envoy '[ab]'") as caught:
+        start(tasks=task_interface(train=fail)).watch()
+    assert "ValueError: no such luck" in str(caught.value)
+    assert "in fail" in str(caught.value), "the traceback names the function"
+    assert len(start().watch()) == 3
+
+
+@pytest.mark.parametrize("ending", ["sys.exit(3)", "os.abort()"])
+def test_a_task_that_ends_its_process_does_not_end_the_envoy(start, ending):
+    from toy.experiment import task_interface
+
+    from federation.interactive_api import ExperimentFailedError
+
+    def leave(model, points, device, optimizer, ending=ending):
+        exec(f"import os, sys; {ending}")
+
+    with pytest.raises(ExperimentFailedError, match="exit code 3" if "exit" in ending else "killed by SIGABRT"):
+        start(tasks=task_interface(train=leave), envoys=["a"]).watch()
+    assert len(start(envoys=["a"]).watch()) == 3
+
+
+@pytest.mark.parametrize("name", ["../outside", "a/b", "x" * 65, ".hidden", "spaß"])
+def test_a_name_that_is_no_folder_is_refused_before_anything_is_sent(start, name):
+    with pytest.raises(ValueError, match=r"use 1 to 64 letters, digits, '\.', '_' or '-'"):
+        start(name=name)
+
+
+def test_the_director_refuses_a_used_name_and_an_unknown_envoy(start):
+    from federation.interactive_api import DirectorError
+
+    name = "used-name"
+    start(name=name).watch()
+    with pytest.raises(DirectorError, match="'used-name' exists already"):
+        start(name=name)
+    with pytest.raises(DirectorError, match=r"envoys \['nobody'\] are not online \(online: \['a', 'b'\]\)"):
+        start(envoys=["a", "nobody"])
+
+
+def test_experiments_of_others_cannot_be_seen(start, running, connect):
+    from federation.interactive_api import DirectorError
+
+    experiment = start(name="private")
+    experiment.watch()
+    experiment.federation = connect(running, "colleague")
+    with pytest.raises(DirectorError, match="user 'colleague' has no experiment 'private'"):
+        experiment.get_best_model()
+
+
+def test_a_node_with_other_versions_refuses_and_says_which(start, monkeypatch):
+    from federation import interactive_api
+
+    monkeypatch.setattr(interactive_api, "describe_environment", lambda: {"python": "2.7", "torch": "0.4"})
+    with pytest.raises(interactive_api.ExperimentFailedError, match=r"has python 3\.\d+ instead of 2\.7, torch .* instead of 0\.4"):
+        start(envoys=["a"]).watch()
+
+
+def test_a_model_object_is_refused_with_a_hint():
+    import torch
+
+    from federation.interactive_api import ModelInterface
+
+    with pytest.raises(TypeError, match="model is a Linear: give a recipe"):
+        ModelInterface(torch.nn.Linear(1, 1), torch.optim.SGD)
+
+
+def test_idle_director_and_envoy_load_no_torch():
+    modules = "director.__main__, envoys.__main__, shard_descriptors.superb"
+    command = f"import sys, {modules}; print(sorted({{'torch', 'transformers', 'pandas'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_a_worker_ends_when_its_envoy_is_killed(running, start):
+    """Last in this file: envoy 'b' is gone afterwards."""
+    from toy.experiment import task_interface
+
+    def hang(model, points, device, optimizer):
+        import os
+        import time
+
+        print(f"worker {os.getpid()}", flush=True)
+        time.sleep(600)
+
+    start(name="hang", tasks=task_interface(train=hang), envoys=["b"])
+    worker = int(wait_for(lambda: re.search(r"worker (\d+)", read(running.folder / "envoys/b/hang/worker.log")))[1])
+    os.kill(running.pid("b"), 9)
+    wait_for(lambda: not is_running(worker))
+
+
+def read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for(condition, seconds: float = 60):
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError("waited in vain")
+        time.sleep(0.05)
+    return value

@@ -1,0 +1,1 @@
+"""What travels with an experiment, one package per workload."""

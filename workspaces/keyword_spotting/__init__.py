@@ -1,0 +1,1 @@
+"""Keyword spotting: one second of speech, one of twelve labels."""

@@ -1,0 +1,86 @@
+"""Clips of a shard as the model wants them."""
+
+from typing import Any
+
+import numpy as np
+from openfl.interface.interactive_api.experiment import DataInterface
+from openfl.interface.interactive_api.shard_descriptor import ShardDataset, ShardDescriptor
+from torch.utils.data import Dataset
+
+from workspaces.keyword_spotting.model import create_feature_extractor
+
+
+class Clips(Dataset):
+    """Items {"input_values": float32 (samples,), "labels": int}, decoded one by one when they are asked for."""
+
+    def __init__(self, shard_dataset: ShardDataset) -> None:
+        self.shard_dataset = shard_dataset
+        self.feature_extractor = create_feature_extractor()
+
+    def __len__(self) -> int:
+        return len(self.shard_dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        waveform, label = self.shard_dataset[index]
+        values = self.feature_extractor(waveform, sampling_rate=self.feature_extractor.sampling_rate).input_values[0]
+        return {"input_values": np.asarray(values, dtype=np.float32), "labels": int(label)}
+
+
+class TrainClips(Clips):
+    """Clips with rare labels repeated: every label there is comes as often as the median one.
+
+    SUPERB counts each of a few long noise recordings as one clip of silence; every access cuts another second out of
+    it. Without repetition an envoy would hear silence once or twice an epoch.
+    """
+
+    def __init__(self, shard_dataset: ShardDataset) -> None:
+        super().__init__(shard_dataset)
+        self.indices = repeat_rare_labels(np.asarray(shard_dataset.labels))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return super().__getitem__(self.indices[index])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin a round: which seconds of noise are cut in it does not depend on the rounds before."""
+        self.shard_dataset.set_epoch(epoch)
+
+
+def repeat_rare_labels(labels: np.ndarray) -> np.ndarray:
+    """Indices into `labels` (items,), each at least once, so that no label has fewer than the median label has.
+
+    >>> repeat_rare_labels(np.array([0, 0, 0, 1, 2, 2])).tolist()
+    [0, 1, 2, 3, 3, 4, 5]
+    """
+    _, counts = np.unique(labels, return_counts=True)
+    wanted = int(np.median(counts)) if len(counts) else 0
+    groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    return np.concatenate([np.resize(group, max(len(group), wanted)) for group in groups] or [labels.astype(int)])
+
+
+class KeywordData(DataInterface):
+    """Gives the tasks their clips: those of the node's shard."""
+
+    @property
+    def shard_descriptor(self) -> ShardDescriptor:
+        return self._shard_descriptor
+
+    @shard_descriptor.setter
+    def shard_descriptor(self, shard_descriptor: ShardDescriptor) -> None:
+        self._shard_descriptor = shard_descriptor
+        self._train = TrainClips(shard_descriptor.get_dataset("train"))
+        self._validation = Clips(shard_descriptor.get_dataset("validation"))
+
+    def get_train_loader(self, **kwargs: Any) -> TrainClips:
+        return self._train
+
+    def get_valid_loader(self, **kwargs: Any) -> Clips:
+        return self._validation
+
+    def get_train_data_size(self) -> int:
+        return len(self._train)
+
+    def get_valid_data_size(self) -> int:
+        return len(self._validation)

@@ -1,0 +1,59 @@
+"""Wav2Vec2 with a classification head, from pretrained weights or from a random start."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
+
+SAMPLE_RATE = 16_000
+# A small configuration that learns twelve words on a CPU in minutes; used by name, from a random start.
+SMALL = Path(__file__).parent / "configs" / "wav2vec2_small.json"
+
+
+class PretrainedWeightsError(RuntimeError):
+    """Pretrained weights are neither in a folder nor in the hub's cache, and the hub cannot be reached."""
+
+
+def create_wav2vec2(
+    pretrained: str | None = None,
+    *,
+    config: str | Path | None = None,
+    labels: Sequence[str],
+    seed: int = 0,
+) -> Wav2Vec2ForSequenceClassification:
+    """A classifier of waveforms: `input_values` (batch, samples) to logits (batch, len(labels)).
+
+    `pretrained` is a hub name or a folder written by `save_pretrained`; its convolutional feature encoder stays frozen,
+    as in fine-tuning of wav2vec 2.0 (Baevski et al., arXiv 2006.11477). `config` is a JSON file for a random start, in
+    which everything is trained. Weights without pretrained values depend on `seed` only.
+    Raises PretrainedWeightsError when the weights cannot be had.
+    """
+    if (pretrained is None) == (config is None):
+        raise ValueError("give either pretrained (a hub name or a folder) or config (a JSON file, for a random start)")
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if config is not None:
+            return Wav2Vec2ForSequenceClassification(Wav2Vec2Config(**json.loads(Path(config).read_text()), **names))
+        try:
+            model = Wav2Vec2ForSequenceClassification.from_pretrained(pretrained, **names)
+        except OSError as error:
+            raise PretrainedWeightsError(
+                f"no weights for '{pretrained}': it is no folder, not in the cache ({_cache()}), and the hub did not "
+                f"answer. On a connected machine run `hf download {pretrained}` and copy the cache, or give a folder "
+                "written by save_pretrained"
+            ) from error
+    model.freeze_feature_encoder()
+    return model
+
+
+def create_feature_extractor() -> Wav2Vec2FeatureExtractor:
+    """Scales each clip to mean 0 and variance 1."""
+    return Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=True)
+
+
+def _cache() -> str:
+    return os.environ.get("HF_HOME", "~/.cache/huggingface")

@@ -1,0 +1,46 @@
+"""Pictures of a run."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+
+def plot_metrics(history: pd.DataFrame, alone: pd.DataFrame, test_accuracy: dict[str, float], path: Path) -> Figure:
+    """Loss and accuracy by round, of the federation and of one envoy alone; dots are accuracies on unseen speakers."""
+    figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    loss.plot(history["round"], history["train loss"], color="C0", linestyle=":", label="all envoys, training")
+    for name, frame, color in (("all envoys", history, "C0"), ("one envoy alone", alone, "C1")):
+        loss.plot(frame["round"], frame["loss"], color=color, label=f"{name}, validation")
+        accuracy.plot(frame["round"], frame["accuracy"], color=color, label=f"{name}, validation")
+    best = history["accuracy"].idxmax()
+    for name, at, color in (
+        ("initial", 0, "C7"),
+        ("best", history["round"][best], "C2"),
+        ("last", history["round"].iloc[-1], "C3"),
+        ("alone", alone["round"][alone["accuracy"].idxmax()], "C1"),
+    ):
+        accuracy.scatter(at, test_accuracy[name], color=color, zorder=3, label=f"{name}, test: {test_accuracy[name]:.3f}")
+    loss.set(xlabel="round", ylabel="cross-entropy (nats)", ylim=(0, None))
+    accuracy.set(xlabel="round", ylabel="accuracy", ylim=(0, 1))
+    for axes in (loss, accuracy):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    return figure
+
+
+def plot_shards(counts: pd.DataFrame, path: Path) -> Figure:
+    """Training clips per class (rows) and envoy (columns of `counts`)."""
+    figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
+    bottom = np.zeros(len(counts))
+    for envoy in counts:
+        axes.bar(counts.index, counts[envoy], bottom=bottom, label=f"{envoy}: {counts[envoy].sum()} clips")
+        bottom += counts[envoy].to_numpy()
+    axes.set(ylabel="training clips")
+    axes.tick_params(axis="x", rotation=45)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    return figure

@@ -1,0 +1,98 @@
+"""Training and validation of one round with Hugging Face's Trainer."""
+
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import Dataset
+from transformers import EvalPrediction, Trainer, TrainingArguments
+
+from workspaces.keyword_spotting.data import TrainClips
+
+ACCURACY = Path(__file__).parent / "metrics" / "accuracy.py"
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How an envoy trains in each round."""
+
+    rounds: int
+    local_epochs: int = 1
+    batch_size: int = 32
+    warmup: float = 0.1  # share of all steps
+    seed: int = 0
+
+
+def train_round(
+    model: torch.nn.Module,
+    clips: TrainClips,
+    optimizer: torch.optim.Optimizer,
+    device: str,
+    round_number: int,
+    settings: TrainingSettings,
+) -> dict[str, float]:
+    """Train `model` in place for `settings.local_epochs`. Returns the mean loss over the steps."""
+    clips.set_epoch(round_number)
+    steps = settings.local_epochs * math.ceil(len(clips) / settings.batch_size)
+    arguments = _arguments(
+        device,
+        settings.batch_size,
+        num_train_epochs=settings.local_epochs,
+        # Another order of clips in every round.
+        seed=settings.seed + round_number,
+    )
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=clips,
+        optimizers=(optimizer, schedule(optimizer, settings, steps, round_number)),
+    )
+    return {"loss": trainer.train().training_loss}
+
+
+def schedule(
+    optimizer: torch.optim.Optimizer, settings: TrainingSettings, steps_per_round: int, round_number: int
+) -> LambdaLR:
+    """Linear warm-up, then a half cosine to zero, over the steps of *all* rounds: round r goes on where r - 1 ended."""
+    total = settings.rounds * steps_per_round
+    warmup = settings.warmup * total
+
+    def factor(step: int) -> float:
+        step += round_number * steps_per_round
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1.0, total - warmup))))
+
+    return LambdaLR(optimizer, factor)
+
+
+def validate_clips(model: torch.nn.Module, dataset: Dataset, device: str, batch_size: int = 64) -> dict[str, float]:
+    """Cross-entropy (nats, lower is better) and accuracy (higher is better) over all clips of `dataset`."""
+    trainer = Trainer(model=model, args=_arguments(device, batch_size), compute_metrics=_accuracy)
+    metrics = trainer.evaluate(dataset)
+    return {"loss": metrics["eval_loss"], "accuracy": metrics["eval_accuracy"]}
+
+
+def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    metric = evaluate.load(str(ACCURACY))
+    return metric.compute(predictions=np.argmax(prediction.predictions, axis=-1), references=prediction.label_ids)
+
+
+def _arguments(device: str, batch_size: int, **training: float) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(Path(tempfile.gettempdir()) / "openfl-audio-trainer"),  # nothing is saved there
+        per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=batch_size,
+        use_cpu=device == "cpu",
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=device != "cpu",
+        **training,
+    )
