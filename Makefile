@@ -22,7 +22,7 @@ endif
 	@PYTHON="$(PYTHON)" bash scripts/install.sh
 
 demo: install ## federate keyword spotting over one director and three envoys (DATA=folder: a Speech Commands folder)
-	@$(RUN) scripts/demo.py $(if $(DATA),--data "$(DATA)")
+	@$(RUN) -m scripts.demo $(if $(DATA),--data "$(DATA)")
 
 test: install ## run the tests
 	@$(RUN) -m pytest

@@ -36,6 +36,7 @@ class Experiment:
         self.error = ""
         self._rounds = Rounds(plan, model)
         self._changed = asyncio.Condition()
+        self._packed = b""
         self._open_round()
 
     @property
@@ -45,7 +46,9 @@ class Experiment:
     def start(self) -> None:
         self.status = Status.IN_PROGRESS
         self._open_round()
-        logger.info("experiment '%s' starts: %d rounds on %s", self.plan.name, self.plan.rounds, ", ".join(self.plan.envoys))
+        logger.info(
+            "experiment '%s' starts: %d rounds on %s", self.plan.name, self.plan.rounds, ", ".join(self.plan.envoys)
+        )
 
     async def wait_for_tasks(self, envoy: str) -> tuple[list[Task], int]:
         """Tasks of `envoy` and their round: waits until there are some, the experiment ends, or a long poll is over."""
@@ -63,7 +66,7 @@ class Experiment:
 
     def global_model(self) -> bytes:
         """Safetensors bytes of this round's global model, made once for all envoys."""
-        if self._packed is None:
+        if not self._packed:
             self._packed = pack(self._rounds.model, {"round": self._rounds.round_number})
         self._bytes_down += len(self._packed)
         return self._packed
@@ -92,7 +95,8 @@ class Experiment:
         seen = 0
         while True:
             async with self._changed:
-                await self._changed.wait_for(lambda: self.ended or len(self.folder.history) > seen)
+                while len(self.folder.history) == seen and not self.ended:
+                    await self._changed.wait()
                 records = self.folder.history[seen:]
             if not records:
                 return
@@ -103,7 +107,7 @@ class Experiment:
     def _open_round(self) -> None:
         self._opened = time.monotonic()
         self._bytes_up = self._bytes_down = 0
-        self._packed: bytes | None = None
+        self._packed = b""
 
     def _close_round(self) -> None:
         record = self._rounds.record()

@@ -88,7 +88,9 @@ class Rounds:
         return {
             "round": self.round_number,
             "best": score is not None and self.plan.best.is_better(score, self.best_score),
-            "metrics": {task.name: self._mean_metrics(task.name) for task in self.plan.tasks_for_round(self.round_number)},
+            "metrics": {
+                task.name: self._mean_metrics(task.name) for task in self.plan.tasks_for_round(self.round_number)
+            },
             "envoys": {
                 envoy: {task: {"size": result.size, **result.metrics} for task, result in results.items()}
                 for envoy, results in sorted(self._results.items())
@@ -133,12 +135,16 @@ class Rounds:
         tasks = {task.name: task for task in self.tasks_for(update.envoy)}
         refuse = f"update of envoy '{update.envoy}' for round {update.round_number}"
         if update.round_number != self.round_number or not tasks:
-            raise UpdateRefusedError(f"{refuse}: round {self.round_number} asks for {sorted(tasks) or 'nothing'} from it")
+            raise UpdateRefusedError(
+                f"{refuse}: round {self.round_number} asks for {sorted(tasks) or 'nothing'} from it"
+            )
         if update.results.keys() != tasks.keys():
             raise UpdateRefusedError(f"{refuse}: has results of {sorted(update.results)}, asked for {sorted(tasks)}")
         for name, result in update.results.items():
             if result.size < 0 or not all(np.isfinite(value) for value in result.metrics.values()):
-                raise UpdateRefusedError(f"{refuse}: task '{name}' reports size {result.size}, metrics {result.metrics}")
+                raise UpdateRefusedError(
+                    f"{refuse}: task '{name}' reports size {result.size}, metrics {result.metrics}"
+                )
         trained = [update.results[task.name] for task in tasks.values() if task.task_type == "train"]
         if not trained:
             return None

@@ -23,7 +23,9 @@ def read_submission(path: Path) -> tuple[ExperimentPlan, bytes, bytes]:
             plan, archive, model = (submission.read(name) for name in (EXPERIMENT_PLAN, ARCHIVE, INITIAL_MODEL))
         return ExperimentPlan.model_validate_json(plan), archive, model
     except ValidationError as error:
-        raise SubmissionError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from error
+        raise SubmissionError(
+            "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        ) from error
     except (zipfile.BadZipFile, KeyError) as error:
         raise SubmissionError(f"not an experiment of this project's notebooks: {error}") from error
 
@@ -57,7 +59,7 @@ class RunFolder:
         self._write(f"{which}.safetensors", pack(model, {"round": round_number}))
 
     def load_model(self, which: str) -> bytes:
-        """The safetensors bytes of model `which`: 'initial', 'last' or 'best'. Raises WireError if there is none yet."""
+        """Safetensors bytes of model 'initial', 'last' or 'best'. Raises WireError if there is none yet."""
         try:
             return (self.path / f"{which}.safetensors").read_bytes()
         except FileNotFoundError:

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 import grpc
 from grpc import aio
@@ -15,12 +15,12 @@ from director.director import Director, EnvoyRefusedError
 from director.experiment import Experiment
 from director.rounds import TaskResult, Update, UpdateRefusedError
 from director.run_folder import SubmissionError
-from federation.certificates import role_of
+from federation.certificates import CertificateError, role_of
 from federation.wire import PIECE_BYTES, SERVICE, WireError, decode, encode, pieces, unpack
 
 logger = logging.getLogger(__name__)
 
-Context = aio.ServicerContext
+Context: TypeAlias = aio.ServicerContext
 MAX_SUBMISSION_BYTES = 4 << 30
 MAX_UPDATE_BYTES = 4 << 30
 
@@ -40,7 +40,7 @@ class Gate:
     async def envoy(self, context: Context, claimed: str) -> str:
         """The calling envoy's name; ends the call if the certificate is not that envoy's."""
         if self.tls:
-            name, role = self._certificate(context)
+            name, role = await self._certificate(context)
             if role != "envoy" or name != claimed:
                 sentence = f"the certificate is that of {role} '{name}', the call is made as envoy '{claimed}'"
                 await refuse(context, grpc.StatusCode.PERMISSION_DENIED, sentence)
@@ -50,15 +50,18 @@ class Gate:
         """The calling user's name; ends the call if the certificate is not a user's."""
         if not self.tls:
             return _header(context, "client_id") or "anonymous"
-        name, role = self._certificate(context)
+        name, role = await self._certificate(context)
         if role != "user":
             sentence = f"the certificate is that of {role} '{name}', this call is for notebook users"
             await refuse(context, grpc.StatusCode.PERMISSION_DENIED, sentence)
         return name
 
     @staticmethod
-    def _certificate(context: Context) -> tuple[str, str]:
-        return role_of(context.auth_context()["x509_pem_cert"][0])
+    async def _certificate(context: Context) -> tuple[str, str]:
+        try:
+            return role_of(context.auth_context()["x509_pem_cert"][0])
+        except CertificateError as error:
+            return await refuse(context, grpc.StatusCode.PERMISSION_DENIED, str(error))
 
 
 def _header(context: Context, key: str) -> str:
@@ -100,7 +103,9 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
         instance = _header(context, "instance")
         if instance:
             # This call stays open as long as an envoy of ours is alive and idle, so its end is news.
-            context.add_done_callback(lambda call: call.cancelled() and self.director.lost_connection(name, instance))
+            context.add_done_callback(
+                lambda call: self.director.lost_connection(name, instance) if call.cancelled() else None
+            )
         try:
             experiment = await self.director.wait_experiment(name)
         except EnvoyRefusedError as error:
@@ -226,7 +231,7 @@ class RoundsService:
             yield piece
 
     async def send_update(self, request_iterator: AsyncIterator[bytes], context: Context) -> bytes:
-        """A safetensors file whose metadata is {"experiment", "envoy", "round", "results": {task: {"size", "metrics"}}}."""
+        """A safetensors file with metadata {"experiment", "envoy", "round", "results": {task: {"size", "metrics"}}}."""
         buffer = bytearray()
         async for piece in request_iterator:
             buffer += piece
@@ -249,7 +254,7 @@ class RoundsService:
         return encode({})
 
     async def get_history(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
-        """{"experiment"} gives one JSON record a round, until the experiment has ended; a failed one ends with its error."""
+        """{"experiment"} gives one JSON record a round until the experiment ends; a failed one ends with its error."""
         experiment = await find_users_experiment(self.director, self.gate, context, decode(request)["experiment"])
         async for record in experiment.history():
             yield encode(record)

@@ -22,7 +22,9 @@ def stop(signal_number: int, _frame: object) -> NoReturn:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="start_envoy.sh", description="Start an envoy of a federation.")
     parser.add_argument("-n", "--name", required=True, help="the envoy's name, the one in its certificate")
-    parser.add_argument("-c", "--config", required=True, type=Path, help="settings of the envoy, e.g. envoys/superb.yaml")
+    parser.add_argument(
+        "-c", "--config", required=True, type=Path, help="settings of the envoy, e.g. envoys/superb.yaml"
+    )
     parser.add_argument("--disable-tls", action="store_true", help="no encryption, and no proof of who is who")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")

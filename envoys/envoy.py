@@ -79,7 +79,9 @@ class Envoy:
                 return call()
             except grpc.RpcError as error:
                 if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                    raise ConnectionRefusedByDirectorError(f"the director at {self._address} refused: {error.details()}") from error
+                    raise ConnectionRefusedByDirectorError(
+                        f"the director at {self._address} refused: {error.details()}"
+                    ) from error
                 if time.monotonic() > deadline:
                     raise ConnectionRefusedByDirectorError(
                         f"cannot reach the director at {self._address} ({error.details()}): is it running there, "
@@ -91,7 +93,9 @@ class Envoy:
     def _send_signs_of_life(self) -> None:
         seconds = RETRY_SECONDS
         while True:
-            status = director_pb2.UpdateEnvoyStatusRequest(name=self.name, is_experiment_running=self._worker is not None)
+            status = director_pb2.UpdateEnvoyStatusRequest(
+                name=self.name, is_experiment_running=self._worker is not None
+            )
             try:
                 seconds = self._stub.UpdateEnvoyStatus(status, timeout=10).health_check_period.seconds
             except grpc.RpcError as error:
@@ -143,7 +147,17 @@ class Envoy:
 
     def _run_worker(self, experiment: str, folder: Path) -> str:
         """Run the experiment in a process of its own. Returns why it failed, or nothing."""
-        command = [sys.executable, "-m", "envoys.worker", "-n", self.name, "-c", str(self.config), "--folder", str(folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "envoys.worker",
+            "-n",
+            self.name,
+            "-c",
+            str(self.config),
+            "--folder",
+            str(folder),
+        ]
         command += ["--experiment", experiment] + ([] if self.tls else ["--disable-tls"])
         log = folder / "worker.log"
         logger.info("experiment '%s' starts, its output goes to %s", experiment, log)

@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 from openfl.interface.interactive_api.shard_descriptor import ShardDescriptor
+from pydantic import Field
 
 from federation.certificates import load_credentials
 from federation.settings import Settings, SettingsError
@@ -26,7 +27,7 @@ class EnvoySettings(Settings):
 
 class ShardDescriptorSettings(Settings):
     template: str
-    params: dict[str, Any] = {}
+    params: dict[str, Any] = Field(default_factory=dict)
 
 
 class EnvoyFile(Settings):

@@ -62,7 +62,7 @@ def main() -> int:
         run_experiment(
             arguments.name, arguments.config, arguments.experiment, arguments.folder, tls=not arguments.disable_tls
         )
-    except Exception:  # noqa: BLE001 - anything may come out of an experiment's code; the envoy reports what is printed
+    except Exception:
         traceback.print_exc()
         return 1
     return 0

@@ -14,7 +14,9 @@ class FrameworkAdapterPlugin(FrameworkAdapterPluginInterface):
     """Parameters that require a gradient, and buffers, go over the wire; frozen parameters stay on the node."""
 
     @staticmethod
-    def get_tensor_dict(model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, np.ndarray]:
+    def get_tensor_dict(
+        model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None
+    ) -> dict[str, np.ndarray]:
         """Trained tensors of `model` by name, as arrays that share no memory with it.
 
         `optimizer` belongs to OpenFL's interface; its state stays on the node.
@@ -35,7 +37,9 @@ class FrameworkAdapterPlugin(FrameworkAdapterPluginInterface):
         own = _travelling(model)
         missing, extra = own.keys() - tensor_dict.keys(), tensor_dict.keys() - own.keys()
         if missing or extra:
-            raise ValueError(f"model tensors do not match: missing {sorted(missing)[:3]}, not in the model {sorted(extra)[:3]}")
+            raise ValueError(
+                f"model tensors do not match: missing {sorted(missing)[:3]}, not in the model {sorted(extra)[:3]}"
+            )
         with torch.no_grad():
             for name, tensor in own.items():
                 value = tensor_dict[name]

@@ -20,6 +20,10 @@ def describe_environment() -> dict[str, str]:
 def check_environment(wanted: dict[str, str], where: str) -> None:
     """Raises EnvironmentMismatchError, naming every version that differs from `wanted`. Nothing is ever installed."""
     here = describe_environment()
-    wrong = [f"{name} {here.get(name, 'none')} instead of {wanted[name]}" for name in wanted if here.get(name) != wanted[name]]
+    wrong = [
+        f"{name} {here.get(name, 'none')} instead of {wanted[name]}"
+        for name in wanted
+        if here.get(name) != wanted[name]
+    ]
     if wrong:
         raise EnvironmentMismatchError(f"{where} has {', '.join(wrong)}: install the same versions as the notebook's")

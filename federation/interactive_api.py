@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import grpc
 import pandas as pd
@@ -30,7 +30,16 @@ from openfl.transport.grpc import director_client
 
 from federation.certificates import read_credentials
 from federation.environment import describe_environment
-from federation.plan import ARCHIVE, ENVIRONMENT_FILE, EXPERIMENT_PLAN, INITIAL_MODEL, PLAN_FILE, BestModel, ExperimentPlan, Task
+from federation.plan import (
+    ARCHIVE,
+    ENVIRONMENT_FILE,
+    EXPERIMENT_PLAN,
+    INITIAL_MODEL,
+    PLAN_FILE,
+    BestModel,
+    ExperimentPlan,
+    Task,
+)
 from federation.wire import PIECE_BYTES, RoundsStub, Tensors, decode, encode, join, open_channel, pack, unpack
 
 __all__ = ["DataInterface", "FLExperiment", "Federation", "ModelInterface", "TaskInterface"]
@@ -66,8 +75,10 @@ class DirectorClient(director_client.DirectorClient):
             if error.code() is grpc.StatusCode.ABORTED:
                 raise ExperimentFailedError(error.details()) from None
             if error.code() is grpc.StatusCode.UNAVAILABLE:
-                sentence = f"cannot reach the director at {self.address} ({error.details()}): is it running, is TLS on or off on both sides?"
-                raise DirectorError(sentence) from None
+                raise DirectorError(
+                    f"cannot reach the director at {self.address} ({error.details()}): is it running there, "
+                    "and is TLS on or off on both sides?"
+                ) from None
             raise DirectorError(f"the director at {self.address} refused: {error.details()}") from None
 
     def submit(self, plan: ExperimentPlan, submission: Path) -> None:
@@ -110,7 +121,7 @@ class Federation(openfl_federation.Federation):
     ) -> None:
         """Connect to the director as user `client_id`, with the three files of that user's certificate if `tls`.
 
-        Raises DirectorError if it cannot be reached or refuses, CertificateError for a certificate that cannot be right.
+        Raises DirectorError if it cannot be reached or refuses, CertificateError for a bad certificate.
         """
         self.director_node_fqdn = director_node_fqdn or "localhost"
         self.director_port = director_port or 50051
@@ -146,7 +157,9 @@ class ModelInterface(openfl_experiment.ModelInterface):
     ) -> None:
         """`model()` builds the model, `optimizer(parameters)` an optimizer: functools.partial makes both."""
         if isinstance(model, torch.nn.Module):
-            raise TypeError(f"model is a {type(model).__name__}: give a recipe, e.g. functools.partial(create_model, ...)")
+            raise TypeError(
+                f"model is a {type(model).__name__}: give a recipe, e.g. functools.partial(create_model, ...)"
+            )
         super().__init__(model, optimizer, framework_plugin)
         self._built: torch.nn.Module | None = None
 
@@ -168,11 +181,11 @@ class FLExperiment(openfl_experiment.FLExperiment):
     """An experiment on the federation. Arguments and methods as in OpenFL, and those that say otherwise."""
 
     def __init__(self, federation: Federation, experiment_name: str | None = None, workspace: ModuleType | None = None):
-        """`workspace` is the imported package that the tasks, the model and the data interface live in: it travels along."""
+        """`workspace` is the imported package of the tasks, the model and the data interface: it travels along."""
         super().__init__(federation, experiment_name)
         self.workspace = workspace
 
-    def start(  # type: ignore[override]
+    def start(
         self,
         *,
         model_provider: ModelInterface,
@@ -186,7 +199,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
         device_assignment_policy: str = "CUDA_PREFERRED",
         pip_install_options: tuple[str, ...] = (),
         envoys: Iterable[str] | None = None,
-        best: tuple[str, str] = ("accuracy", "max"),
+        best: tuple[str, Literal["max", "min"]] = ("accuracy", "max"),
     ) -> None:
         """Send the experiment to the director and return; `watch` shows how it goes.
 
@@ -200,7 +213,13 @@ class FLExperiment(openfl_experiment.FLExperiment):
             raise ValueError(f"opt_treatment {opt_treatment!r} is not supported: use 'RESET' or 'CONTINUE_LOCAL'")
         self.define_task_assigner(task_keeper, rounds_to_train)  # OpenFL's check that there is something to do
         self._prepare_plan(
-            model_provider, data_loader, rounds_to_train, delta_updates, opt_treatment, device_assignment_policy, override_config
+            model_provider,
+            data_loader,
+            rounds_to_train,
+            delta_updates,
+            opt_treatment,
+            device_assignment_policy,
+            override_config,
         )
         self.model_provider = model_provider
         adapter = Plan.build(model_provider.framework_plugin, {})
@@ -301,7 +320,9 @@ def _tasks(task_keeper: TaskInterface) -> list[Task]:
 def _package_files(package: ModuleType) -> Iterator[tuple[Path, str]]:
     """Files of an imported package and the `__init__.py` of those it lies in, with their names in the archive."""
     if not package.__file__ or Path(package.__file__).name != "__init__.py":
-        raise ValueError(f"workspace '{package.__name__}' is not a package: give the imported folder with an __init__.py")
+        raise ValueError(
+            f"workspace '{package.__name__}' is not a package: give the imported folder with an __init__.py"
+        )
     folder = Path(package.__file__).parent
     root = folder.parents[package.__name__.count(".")]
     for parent in list(folder.parents)[: package.__name__.count(".")]:
@@ -313,7 +334,7 @@ def _package_files(package: ModuleType) -> Iterator[tuple[Path, str]]:
 
 
 def _row(record: dict[str, Any]) -> dict[str, Any]:
-    metrics = {name: value for name, value in sorted(record["metrics"].get(VALIDATE, {}).items())}
+    metrics = dict(sorted(record["metrics"].get(VALIDATE, {}).items()))
     trained = {f"train {name}": value for name, value in sorted(record["metrics"].get(TRAIN, {}).items())}
     return {"round": record["round"], **metrics, **trained, "seconds": record["seconds"], "sent": record["bytes_up"]}
 

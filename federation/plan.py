@@ -55,12 +55,12 @@ class ExperimentPlan(BaseModel):
     def check_name(cls, name: str) -> str:
         if not NAME.fullmatch(name):
             raise ValueError(
-                f"experiment name {name[:80]!r}: use 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit"
+                f"experiment name {name[:80]!r}: use 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first"
             )
         return name
 
     def tasks_for_round(self, round_number: int) -> list[Task]:
-        """Validation of the global model, then training; after the last round the final model is validated once more."""
+        """Validation of the global model, then training; after the last round the final model is validated too."""
         if round_number < self.rounds:
             return self.tasks
         return [task for task in self.tasks if task.task_type == "validate" and not task.apply_local]

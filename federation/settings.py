@@ -5,6 +5,7 @@ from typing import TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
 
 
 class SettingsError(ValueError):
@@ -21,7 +22,7 @@ class Settings(BaseModel):
     def resolve_path(cls, value: object, info: ValidationInfo) -> object:
         field = cls.model_fields[str(info.field_name)]
         if field.annotation is Path and isinstance(value, str):
-            return (info.context["folder"] / Path(value).expanduser()).resolve()
+            return ((info.context or {})["folder"] / Path(value).expanduser()).resolve()
         return value
 
 
@@ -45,7 +46,7 @@ def load_settings(path: Path, model: type[Model]) -> Model:
         raise SettingsError(f"{path}: {faults}") from error
 
 
-def _describe(fault: dict, model: type[BaseModel]) -> str:
+def _describe(fault: ErrorDetails, model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         return f"unknown key '{key}' (known here: {', '.join(_keys_beside(fault['loc'], model))})"

@@ -1,4 +1,4 @@
-"""The main job, small: one director and three envoys on this machine train a model that none of their data was sent for.
+"""The main job, small: a director and three envoys on this machine train a model that no recording was sent for.
 
     python -m scripts.demo [--data FOLDER] [--out runs/demo]
 
@@ -29,10 +29,10 @@ READY_SECONDS = 120
 TRAINING = {
     "PRETRAINED": None,
     "CONFIG": str(REPOSITORY / "workspaces/keyword_spotting/configs/wav2vec2_small.json"),
-    "ROUNDS": 24,
+    "ROUNDS": 22,
     "LOCAL_EPOCHS": 1,
-    "BATCH_SIZE": 32,
-    "LEARNING_RATE": 1e-3,
+    "BATCH_SIZE": 16,
+    "LEARNING_RATE": 1.5e-3,
     "WEIGHT_DECAY": 0.01,
     "SEED": 0,
 }
@@ -51,7 +51,9 @@ def run_demo(data: Path | None, out: Path, **parameters: object) -> dict:
     write_certificates(certificates, director_hosts=["127.0.0.1"], envoys=ENVOYS, users=[USER])
 
     with LocalFederation(out, certificates, USER) as federation:
-        say(f"a director on port {federation.port} and {len(ENVOYS)} envoys, with TLS; their logs are in {out / 'logs'}")
+        say(
+            f"a director on port {federation.port} and {len(ENVOYS)} envoys, with TLS; their logs are in {out / 'logs'}"
+        )
         federation.start_director()
         for rank, name in enumerate(ENVOYS, start=1):
             params = {"data_path": str(data.resolve()), "rank_worldsize": f"{rank},{len(ENVOYS)}"}

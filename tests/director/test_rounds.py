@@ -20,7 +20,9 @@ def make_rounds(n_rounds: int = 2, direction: str = "max") -> Rounds:
     return Rounds(plan, {"weight": np.zeros(2, np.float32), "steps": np.array(0)})
 
 
-def make_update(envoy="a", round_number=0, weight=(1.0, 2.0), steps=1, size=1, score=0.5, valid_size=1, **changes) -> Update:
+def make_update(
+    envoy="a", round_number=0, weight=(1.0, 2.0), steps=1, size=1, score=0.5, valid_size=1, **changes
+) -> Update:
     results = {
         "train": TaskResult(size, {"loss": 1.0}),
         "aggregated_model_validate": TaskResult(valid_size, {"score": score} if valid_size else {}),

@@ -5,7 +5,11 @@ from federation.wire import PIECE_BYTES, WireError, pack, pieces, unpack
 
 
 def test_tensors_and_metadata_come_back_as_they_were():
-    tensors = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "steps": np.array(3), "none": np.zeros((0, 4), np.float16)}
+    tensors = {
+        "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "steps": np.array(3),
+        "none": np.zeros((0, 4), np.float16),
+    }
     metadata = {"round": 3, "results": {"train": {"size": 2, "metrics": {"loss": 0.25}}}}
     data = pack(tensors, metadata)
     came, came_metadata = unpack(b"".join(pieces(data)))

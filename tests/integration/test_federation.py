@@ -123,7 +123,9 @@ def test_a_node_with_other_versions_refuses_and_says_which(start, monkeypatch):
     from federation import interactive_api
 
     monkeypatch.setattr(interactive_api, "describe_environment", lambda: {"python": "2.7", "torch": "0.4"})
-    with pytest.raises(interactive_api.ExperimentFailedError, match=r"has python 3\.\d+ instead of 2\.7, torch .* instead of 0\.4"):
+    with pytest.raises(
+        interactive_api.ExperimentFailedError, match=r"has python 3\.\d+ instead of 2\.7, torch .* instead of 0\.4"
+    ):
         start(envoys=["a"]).watch()
 
 
@@ -139,7 +141,10 @@ def test_a_model_object_is_refused_with_a_hint():
 def test_idle_director_and_envoy_load_no_torch():
     modules = "director.__main__, envoys.__main__, shard_descriptors.superb"
     command = f"import sys, {modules}; print(sorted({{'torch', 'transformers', 'pandas'}} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True).stdout.strip()
+        == "[]"
+    )
 
 
 def test_a_worker_ends_when_its_envoy_is_killed(running, start):

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
@@ -33,7 +34,10 @@ def create_wav2vec2(
     """
     if (pretrained is None) == (config is None):
         raise ValueError("give either pretrained (a hub name or a folder) or config (a JSON file, for a random start)")
-    names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    names: dict[str, Any] = {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config is not None:

@@ -12,7 +12,7 @@ def plot_metrics(history: pd.DataFrame, alone: pd.DataFrame, test_accuracy: dict
     """Loss and accuracy by round, of the federation and of one envoy alone; dots are accuracies on unseen speakers."""
     figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     loss.plot(history["round"], history["train loss"], color="C0", linestyle=":", label="all envoys, training")
-    for name, frame, color in (("all envoys", history, "C0"), ("one envoy alone", alone, "C1")):
+    for name, frame, color in (("all envoys", history, "C0"), ("one envoy alone, its own", alone, "C1")):
         loss.plot(frame["round"], frame["loss"], color=color, label=f"{name}, validation")
         accuracy.plot(frame["round"], frame["accuracy"], color=color, label=f"{name}, validation")
     best = history["accuracy"].idxmax()
@@ -22,7 +22,9 @@ def plot_metrics(history: pd.DataFrame, alone: pd.DataFrame, test_accuracy: dict
         ("last", history["round"].iloc[-1], "C3"),
         ("alone", alone["round"][alone["accuracy"].idxmax()], "C1"),
     ):
-        accuracy.scatter(at, test_accuracy[name], color=color, zorder=3, label=f"{name}, test: {test_accuracy[name]:.3f}")
+        accuracy.scatter(
+            at, test_accuracy[name], color=color, zorder=3, label=f"{name}, test: {test_accuracy[name]:.3f}"
+        )
     loss.set(xlabel="round", ylabel="cross-entropy (nats)", ylim=(0, None))
     accuracy.set(xlabel="round", ylabel="accuracy", ylim=(0, 1))
     for axes in (loss, accuracy):

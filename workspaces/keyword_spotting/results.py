@@ -15,7 +15,11 @@ LIBRARIES = ("openfl", "torch", "torchaudio", "transformers", "datasets", "numpy
 def class_counts(registry: dict[str, dict[str, Any]]) -> pd.DataFrame:
     """Training clips per class (rows) and envoy (columns), as the envoys describe their shards."""
     descriptions = {name: yaml.safe_load(envoy["shard_info"].shard_description) for name, envoy in registry.items()}
-    return pd.DataFrame({name: description["train"] for name, description in sorted(descriptions.items())}).fillna(0).astype(int)
+    return (
+        pd.DataFrame({name: description["train"] for name, description in sorted(descriptions.items())})
+        .fillna(0)
+        .astype(int)
+    )
 
 
 def write_result(path: Path, **values: Any) -> None:

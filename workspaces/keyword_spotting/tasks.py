@@ -4,6 +4,7 @@ import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import evaluate
 import numpy as np
@@ -24,7 +25,7 @@ class TrainingSettings:
     rounds: int
     local_epochs: int = 1
     batch_size: int = 32
-    warmup: float = 0.1  # share of all steps
+    warmup: float = 0.05  # share of all steps
     seed: int = 0
 
 
@@ -58,7 +59,7 @@ def train_round(
 def schedule(
     optimizer: torch.optim.Optimizer, settings: TrainingSettings, steps_per_round: int, round_number: int
 ) -> LambdaLR:
-    """Linear warm-up, then a half cosine to zero, over the steps of *all* rounds: round r goes on where r - 1 ended."""
+    """Linear warm-up, then linearly down to zero, over the steps of *all* rounds: round r goes on where r - 1 ended."""
     total = settings.rounds * steps_per_round
     warmup = settings.warmup * total
 
@@ -66,7 +67,7 @@ def schedule(
         step += round_number * steps_per_round
         if step < warmup:
             return (step + 1) / (warmup + 1)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1.0, total - warmup))))
+        return max(0.0, (total - step) / (total - warmup))
 
     return LambdaLR(optimizer, factor)
 
@@ -83,7 +84,7 @@ def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
     return metric.compute(predictions=np.argmax(prediction.predictions, axis=-1), references=prediction.label_ids)
 
 
-def _arguments(device: str, batch_size: int, **training: float) -> TrainingArguments:
+def _arguments(device: str, batch_size: int, **training: Any) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(Path(tempfile.gettempdir()) / "openfl-audio-trainer"),  # nothing is saved there
         per_device_train_batch_size=batch_size,

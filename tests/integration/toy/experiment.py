@@ -45,7 +45,7 @@ def model_interface(start: float = 0.0) -> ModelInterface:
 
 
 def add_points(model, points, device, optimizer):
-    """"Training" whose result can be told without a computer: every weight grows by the number of points."""
+    """ "Training" whose result can be told without a computer: every weight grows by the number of points."""
     with torch.no_grad():
         for group in optimizer.param_groups:
             for parameter in group["params"]:

@@ -1,0 +1,144 @@
+"""The demo and its notebook, made small: real processes, TLS, the real notebook, two rounds."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+
+pytest.importorskip("espeakng_loader")
+
+from scripts.demo import ENVOYS, run_demo
+from scripts.local_federation import REPOSITORY
+from scripts.make_demo_corpus import make_demo_corpus
+
+pytestmark = pytest.mark.integration
+
+DEADLINE_SECONDS = 200
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "corpus"
+    make_demo_corpus(folder, n_speakers=9)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(corpus, tmp_path_factory) -> tuple[dict, Path]:
+    out = tmp_path_factory.mktemp("demo") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        return run_demo(corpus, out, ROUNDS=2), out
+
+
+def test_the_demo_leaves_what_it_promises(run):
+    result, out = run
+    names = {path.name for path in out.iterdir()}
+    assert {"superb_wav2vec2.ipynb", "metrics.png", "shards.png", "model", "result.json", "logs"} <= names
+    assert result == json.loads((out / "result.json").read_text())
+    assert set(result["accuracy"]) == {"initial", "last", "best", "alone"}
+    assert all(0 <= value <= 1 for value in result["accuracy"].values())
+    assert {"seconds", "versions", "seed"} <= set(result)
+    assert {path.stem for path in (out / "logs").iterdir()} == {"director", "notebook", *ENVOYS}
+
+
+def test_the_executed_notebook_shows_a_row_a_round(run):
+    notebook = nbformat.read(run[1] / "superb_wav2vec2.ipynb", as_version=4)
+    printed = [
+        "".join(output["text"] for output in cell.get("outputs", ()) if output.output_type == "stream")
+        for cell in notebook.cells
+    ]
+    tables = [text.splitlines() for text in printed if text.lstrip().startswith("round")]
+    assert [[line.split()[0] for line in table] for table in tables] == [["round", "0", "1", "2"]] * 2
+    assert any("from a random start" in text for text in printed)
+
+
+def test_the_model_loads_in_a_pipeline_and_is_the_directors_best(run):
+    from safetensors.numpy import load_file
+    from transformers import pipeline
+
+    model = run[1] / "model"
+    scores = pipeline("audio-classification", model=str(model))(np.zeros(16_000, np.float32), top_k=12)
+    assert len({score["label"] for score in scores}) == 12
+    best, saved = load_file(run[1] / "director" / "demo" / "best.safetensors"), load_file(model / "model.safetensors")
+    assert best.keys() == saved.keys()
+    for name, tensor in best.items():
+        np.testing.assert_array_equal(tensor, saved[name])
+
+
+def test_training_changes_the_model_and_only_weights_and_metrics_are_kept(run):
+    from safetensors.numpy import load_file
+
+    folder = run[1] / "director" / "demo"
+    initial, last = load_file(folder / "initial.safetensors"), load_file(folder / "last.safetensors")
+    assert any(not np.array_equal(initial[name], last[name]) for name in initial)
+    assert {path.name for path in folder.iterdir()} == {
+        "experiment.json", "workspace.zip", "history.jsonl",
+        "initial.safetensors", "last.safetensors", "best.safetensors",
+    }  # fmt: skip
+    records = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert [set(record["envoys"]) for record in records] == [set(ENVOYS)] * 3
+
+
+def test_nothing_is_left_running(run):
+    assert processes_of(run[1]) == []
+
+
+def test_a_folder_that_is_no_corpus_ends_the_demo_with_a_sentence(tmp_path):
+    (tmp_path / "data").mkdir()
+    demo = start_demo(tmp_path / "data", tmp_path / "run")
+    output, errors = demo.communicate(timeout=DEADLINE_SECONDS)
+    assert demo.returncode == 1, output
+    assert errors.startswith("demo: ")
+    assert "Traceback" not in errors
+    assert str(tmp_path / "data") in errors
+    assert processes_of(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 1)])
+def test_an_interrupted_demo_stops_what_it_started(corpus, tmp_path, signal_number, code):
+    demo = start_demo(corpus, tmp_path / "run")
+    try:
+        experiment = tmp_path / "run" / "director" / "demo"
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not experiment.exists():
+            assert demo.poll() is None, demo.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert len(processes_of(tmp_path / "run")) >= 4
+        demo.send_signal(signal_number)
+        assert demo.wait(DEADLINE_SECONDS) == code
+    finally:
+        demo.kill()
+    assert processes_of(tmp_path / "run") == []
+
+
+def start_demo(data: Path, out: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "scripts.demo", "--data", str(data), "--out", str(out)],
+        cwd=REPOSITORY,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def processes_of(out: Path) -> list[str]:
+    """Command lines of processes that were started with something in `out`, the demo's own left out."""
+    lines = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (process / "cmdline").read_text().replace("\0", " ")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if f"{out}/" in line:
+            lines.append(line)
+    return lines

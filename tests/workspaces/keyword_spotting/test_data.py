@@ -1,0 +1,68 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from workspaces.keyword_spotting.data import KeywordData, TrainClips, repeat_rare_labels
+
+
+class Tones:
+    """Three clips of label 0, one of label 1, two of label 2; clip i is a tone of amplitude i + 1 around i."""
+
+    labels = np.array([0, 0, 0, 1, 2, 2])
+
+    def __init__(self):
+        self.epochs = []
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        wave = np.sin(np.arange(16_000) * 0.01 * (index + 1)).astype(np.float32)
+        return index + (index + 1) * wave, int(self.labels[index])
+
+    def set_epoch(self, epoch):
+        self.epochs.append(epoch)
+
+
+class Shard:
+    def get_dataset(self, split):
+        return Tones()
+
+
+@pytest.fixture
+def data():
+    data = pickle.loads(pickle.dumps(KeywordData()))  # as it comes out of an experiment's archive
+    data.shard_descriptor = Shard()
+    return data
+
+
+def test_clips_have_mean_0_and_variance_1(data):
+    clip = data.get_valid_loader()[3]
+    assert clip["input_values"].dtype == np.float32
+    assert clip["input_values"].shape == (16_000,)
+    assert clip["input_values"].mean() == pytest.approx(0, abs=1e-4)
+    assert clip["input_values"].std() == pytest.approx(1, abs=1e-3)
+    assert clip["labels"] == 1
+
+
+def test_rare_labels_are_repeated_for_training_and_not_for_validation(data):
+    train, validation = data.get_train_loader(), data.get_valid_loader()
+    assert [train[i]["labels"] for i in range(len(train))] == [0, 0, 0, 1, 1, 2, 2]
+    assert [validation[i]["labels"] for i in range(len(validation))] == [0, 0, 0, 1, 2, 2]
+    assert data.get_train_data_size() == 7
+    assert data.get_valid_data_size() == 6
+
+
+def test_repetition_loses_no_clip_and_copes_with_an_empty_shard():
+    labels = np.random.default_rng(0).integers(0, 12, size=200)
+    indices = repeat_rare_labels(labels)
+    assert set(indices) == set(range(200))
+    assert np.bincount(labels[indices]).min() >= int(np.median(np.bincount(labels)))
+    assert len(repeat_rare_labels(np.array([], dtype=int))) == 0
+
+
+def test_a_round_begins_an_epoch_of_the_shard():
+    tones = Tones()
+    TrainClips(tones).set_epoch(7)
+    assert tones.epochs == [7]

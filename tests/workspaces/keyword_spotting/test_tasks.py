@@ -1,0 +1,92 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.optim import SGD
+
+from workspaces.keyword_spotting.model import SMALL, create_wav2vec2
+from workspaces.keyword_spotting.tasks import ACCURACY, TrainingSettings, schedule, train_round, validate_clips
+
+LABELS = ("low", "high")
+
+
+class Tones(torch.utils.data.Dataset):
+    """Low and high tones with noise, alternating."""
+
+    def __init__(self, n_clips: int) -> None:
+        self.n_clips = n_clips
+
+    def __len__(self) -> int:
+        return self.n_clips
+
+    def __getitem__(self, index: int) -> dict:
+        label = index % 2
+        noise = np.random.default_rng(index).normal(size=4_000)
+        tone = np.sin(2 * np.pi * (1_500 if label else 300) * np.arange(4_000) / 16_000)
+        return {"input_values": (2 * tone + noise).astype(np.float32), "labels": label}
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+def rates(settings: TrainingSettings, rounds: range, steps: int) -> list[float]:
+    """Learning rates as an envoy has them that keeps one optimizer for all rounds."""
+    optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    seen = []
+    for round_number in rounds:
+        scheduler = schedule(optimizer, settings, steps, round_number)
+        for _ in range(steps):
+            seen.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+    return seen
+
+
+def test_the_learning_rate_goes_on_across_rounds():
+    settings = TrainingSettings(rounds=10, warmup=0.2)
+    whole = rates(TrainingSettings(rounds=1, warmup=0.2), range(1), steps=50)
+    assert rates(settings, range(10), steps=5) == pytest.approx(whole)
+    assert whole.index(max(whole)) == 10  # a fifth of the way
+    assert max(whole) == pytest.approx(0.5)
+    assert whole[-1] < 0.01
+    # A new optimizer, as after a restart or with opt_treatment RESET, goes on at the same place.
+    assert rates(settings, range(4, 5), steps=5) == pytest.approx(whole[20:25])
+
+
+def test_training_learns_and_is_repeatable():
+    clips = Tones(32)
+    results = []
+    for _ in range(2):
+        model = create_wav2vec2(config=SMALL, labels=LABELS, seed=0)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        settings = TrainingSettings(rounds=2, local_epochs=3, batch_size=8)
+        before = validate_clips(model, clips, "cpu")
+        losses = [train_round(model, clips, optimizer, "cpu", r, settings)["loss"] for r in range(2)]
+        results.append((losses, validate_clips(model, clips, "cpu")))
+    assert results[0] == results[1]
+    assert results[0][1]["loss"] < before["loss"] / 2
+    assert results[0][1]["accuracy"] > 0.9
+    assert clips.epoch == 1
+
+
+def test_validation_is_the_mean_over_all_clips():
+    """Not over batches: 5 clips in batches of 4 must not count the last clip four times."""
+    model = create_wav2vec2(config=SMALL, labels=LABELS, seed=0).eval()
+    clips = Tones(5)
+    with torch.no_grad():
+        logits = torch.stack([model(torch.from_numpy(clips[i]["input_values"])[None]).logits[0] for i in range(5)])
+    labels = torch.tensor([clips[i]["labels"] for i in range(5)])
+    metrics = validate_clips(model, clips, "cpu", batch_size=4)
+    assert metrics["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), abs=1e-5)
+    assert metrics["accuracy"] == pytest.approx((logits.argmax(-1) == labels).float().mean().item())
+
+
+def test_accuracy_agrees_with_scikit_learn():
+    import evaluate
+    from sklearn.metrics import accuracy_score
+
+    predictions, references = np.random.default_rng(0).integers(0, 3, size=(2, 50))
+    value = evaluate.load(str(ACCURACY)).compute(predictions=predictions, references=references)["accuracy"]
+    assert value == pytest.approx(accuracy_score(references, predictions))
+    assert not math.isclose(value, 1.0)
