@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import grpc
@@ -112,6 +112,9 @@ class LocalFederation:
         """The exit code of a process that is expected to end by itself."""
         return self._processes[name].wait(seconds)
 
+    def is_alive(self, name: str) -> bool:
+        return self._processes[name].poll() is None
+
     def pid(self, name: str) -> int:
         return self._processes[name].pid
 
@@ -122,14 +125,18 @@ class LocalFederation:
         config = self.folder / "settings" / f"{name}.yaml"
         config.write_text(yaml.safe_dump(settings, sort_keys=False))
         command = [*command, "-c", str(config), *([] if self.certificates else ["--disable-tls"])]
+        self.run(name, command, cwd=REPOSITORY, env=os.environ | {"PYTHON": sys.executable})
+
+    def run(self, name: str, command: list[str], cwd: Path, env: Mapping[str, str]) -> None:
+        """Run `command` as the process `name`, with its output in that process's log."""
         with self.log(name).open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 command,
-                cwd=REPOSITORY,
+                cwd=cwd,
+                env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {"PYTHON": sys.executable},
                 # Ctrl-C in the terminal is for whoever uses this class, who then stops these.
                 start_new_session=True,
             )

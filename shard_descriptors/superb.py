@@ -151,7 +151,7 @@ class SuperbShardDescriptor(ShardDescriptor):
             f"SUPERB keyword spotting, shard {self.rank} of {self.world_size} by {self._partition}: "
             f"{len(train):,} train clips of {_speakers(train):,} speakers, "
             f"{len(validation):,} validation clips of {_speakers(validation):,}, "
-            f"{len(test):,} test clips; {_completeness(self._corpus)}{self._faults()}"
+            f"{len(test):,} test clips, of {_completeness(self._corpus)}{self._faults()}"
         )
 
     def _readable(self, clips: list[Clip]) -> list[Clip]:

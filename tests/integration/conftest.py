@@ -46,9 +46,9 @@ def running(tmp_path_factory: pytest.TempPathFactory, certificates: Path) -> Ite
         yield processes
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def connect(certificates: Path) -> Callable:
-    """Connect a notebook to a running federation as `user`, with the certificate made out to `name`."""
+    """Connect a notebook to a running federation with the certificate of `user`."""
 
     def connect(processes: LocalFederation, user: str = USER):
         from federation.interactive_api import Federation

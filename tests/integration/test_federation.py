@@ -15,7 +15,7 @@ pytestmark = pytest.mark.integration
 numbers = itertools.count()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def start(running, connect):
     """Start a toy experiment of its own name and return it."""
     import toy
@@ -37,10 +37,18 @@ def start(running, connect):
     return start
 
 
-def test_two_envoys_train_one_model(start, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    experiment = start(rounds=3)
-    history = experiment.watch()
+@pytest.fixture(scope="module")
+def finished(start, tmp_path_factory):
+    """An experiment of three rounds on both envoys, its history, and the folder that its notebook ran in."""
+    folder = tmp_path_factory.mktemp("notebook")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        experiment = start(name="finished", rounds=3)
+        return experiment, experiment.watch(), folder
+
+
+def test_two_envoys_train_one_model(finished):
+    experiment, history, folder = finished
     # Each envoy adds its number of points, 1 and 3, and weighs as much: (1 * 1 + 3 * 3) / 4 a round.
     assert history["slope"].tolist() == [0, 2.5, 5, 7.5]
     assert history["train loss"].tolist()[:3] == [2.5, 2.5, 2.5]
@@ -49,18 +57,32 @@ def test_two_envoys_train_one_model(start, tmp_path, monkeypatch):
     assert experiment.get_last_model()[0].bias.item() == 7.5
     assert experiment.get_last_model()[1].weight.item() == 1  # frozen: it never travelled
     assert experiment.get_experiment_status() == "finished"
-    assert list(tmp_path.iterdir()) == [], "the notebook's folder must stay as it was"
+    assert list(folder.iterdir()) == [], "the notebook's folder must stay as it was"
 
 
-def test_an_experiment_can_run_on_named_envoys_only(start):
-    history = start(envoys=["a"]).watch()
-    assert history["slope"].tolist() == [0, 1, 2]
-
-
-def test_the_metric_and_its_direction_choose_the_best_model(start):
-    experiment = start(best=("slope", "min"))
-    experiment.watch()
+def test_an_experiment_can_run_on_named_envoys_only_and_choose_its_best_model_by_any_metric(start):
+    experiment = start(envoys=["a"], best=("slope", "min"))
+    assert experiment.watch()["slope"].tolist() == [0, 1, 2]
     assert experiment.get_best_model()[0].weight.item() == 0
+
+
+def test_the_director_refuses_a_used_name_and_an_unknown_envoy(start, finished):
+    from federation.interactive_api import DirectorError
+
+    with pytest.raises(DirectorError, match="'finished' exists already"):
+        start(name="finished")
+    with pytest.raises(DirectorError, match=r"envoys \['nobody'\] are not online \(online: \['a', 'b'\]\)"):
+        start(envoys=["a", "nobody"])
+
+
+def test_experiments_of_others_cannot_be_seen(finished, running, connect):
+    from federation.interactive_api import DirectorError
+
+    client = connect(running, "colleague").dir_client
+    with pytest.raises(DirectorError, match="user 'colleague' has no experiment 'finished'"):
+        client.get_model("finished", "best")
+    with pytest.raises(DirectorError, match="user 'colleague' has no experiment 'finished'"):
+        next(client.stream_history("finished"))
 
 
 def test_an_error_in_a_task_reaches_the_notebook_and_the_envoys_take_the_next_experiment(start):
@@ -75,11 +97,11 @@ def test_an_error_in_a_task_reaches_the_notebook_and_the_envoys_take_the_next_ex
         start(tasks=task_interface(train=fail)).watch()
     assert "ValueError: no such luck" in str(caught.value)
     assert "in fail" in str(caught.value), "the traceback names the function"
-    assert len(start().watch()) == 3
+    assert len(start(envoys=["a"]).watch()) == 3
 
 
 @pytest.mark.parametrize("ending", ["sys.exit(3)", "os.abort()"])
-def test_a_task_that_ends_its_process_does_not_end_the_envoy(start, ending):
+def test_a_task_that_ends_its_process_does_not_end_the_envoy(start, running, ending):
     from toy.experiment import task_interface
 
     from federation.interactive_api import ExperimentFailedError
@@ -89,34 +111,13 @@ def test_a_task_that_ends_its_process_does_not_end_the_envoy(start, ending):
 
     with pytest.raises(ExperimentFailedError, match="exit code 3" if "exit" in ending else "killed by SIGABRT"):
         start(tasks=task_interface(train=leave), envoys=["a"]).watch()
-    assert len(start(envoys=["a"]).watch()) == 3
+    assert running.is_alive("a")
 
 
 @pytest.mark.parametrize("name", ["../outside", "a/b", "x" * 65, ".hidden", "spaß"])
 def test_a_name_that_is_no_folder_is_refused_before_anything_is_sent(start, name):
     with pytest.raises(ValueError, match=r"use 1 to 64 letters, digits, '\.', '_' or '-'"):
         start(name=name)
-
-
-def test_the_director_refuses_a_used_name_and_an_unknown_envoy(start):
-    from federation.interactive_api import DirectorError
-
-    name = "used-name"
-    start(name=name).watch()
-    with pytest.raises(DirectorError, match="'used-name' exists already"):
-        start(name=name)
-    with pytest.raises(DirectorError, match=r"envoys \['nobody'\] are not online \(online: \['a', 'b'\]\)"):
-        start(envoys=["a", "nobody"])
-
-
-def test_experiments_of_others_cannot_be_seen(start, running, connect):
-    from federation.interactive_api import DirectorError
-
-    experiment = start(name="private")
-    experiment.watch()
-    experiment.federation = connect(running, "colleague")
-    with pytest.raises(DirectorError, match="user 'colleague' has no experiment 'private'"):
-        experiment.get_best_model()
 
 
 def test_a_node_with_other_versions_refuses_and_says_which(start, monkeypatch):

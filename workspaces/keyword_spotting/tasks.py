@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
-from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers import EvalPrediction, PrinterCallback, Trainer, TrainingArguments
 
 from workspaces.keyword_spotting.data import TrainClips
 
@@ -47,7 +47,7 @@ def train_round(
         # Another order of clips in every round.
         seed=settings.seed + round_number,
     )
-    trainer = Trainer(
+    trainer = _trainer(
         model=model,
         args=arguments,
         train_dataset=clips,
@@ -74,7 +74,7 @@ def schedule(
 
 def validate_clips(model: torch.nn.Module, dataset: Dataset, device: str, batch_size: int = 64) -> dict[str, float]:
     """Cross-entropy (nats, lower is better) and accuracy (higher is better) over all clips of `dataset`."""
-    trainer = Trainer(model=model, args=_arguments(device, batch_size), compute_metrics=_accuracy)
+    trainer = _trainer(model=model, args=_arguments(device, batch_size), compute_metrics=_accuracy)
     metrics = trainer.evaluate(dataset)
     return {"loss": metrics["eval_loss"], "accuracy": metrics["eval_accuracy"]}
 
@@ -82,6 +82,13 @@ def validate_clips(model: torch.nn.Module, dataset: Dataset, device: str, batch_
 def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
     metric = evaluate.load(str(ACCURACY))
     return metric.compute(predictions=np.argmax(prediction.predictions, axis=-1), references=prediction.label_ids)
+
+
+def _trainer(**arguments: Any) -> Trainer:
+    trainer = Trainer(**arguments)
+    # It prints a line of metrics at every step of a run; they are the task's result.
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _arguments(device: str, batch_size: int, **training: Any) -> TrainingArguments:

@@ -1,0 +1,69 @@
+"""The README's commands for several machines, as they are printed there, in a copy of the repository."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.local_federation import REPOSITORY, LocalFederation, free_port
+from tests.integration.conftest import READY_SECONDS, USER
+
+pytestmark = pytest.mark.integration
+pytest.importorskip("espeakng_loader")
+
+README = (REPOSITORY / "README.md").read_text()
+
+
+def command(beginning: str) -> str:
+    """The README's one command in a shell block that contains `beginning`."""
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()]
+    [found] = [line for line in lines if beginning in line]
+    return found
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory) -> Path:
+    """The repository with an environment at .venv, data where envoys/superb.yaml expects it, and a free port."""
+    from scripts.make_demo_corpus import make_demo_corpus
+
+    folder = tmp_path_factory.mktemp("readme") / "openfl-audio"
+    left_out = shutil.ignore_patterns(".git", ".venv", "runs", "certificates", "data", "__pycache__", ".*_cache")
+    shutil.copytree(REPOSITORY, folder, ignore=left_out)
+    make_demo_corpus(folder / "data" / "speech_commands", n_speakers=9)
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    for name in ("python", "jupyter"):
+        program = folder / ".venv" / "bin" / name
+        program.write_text(f'#!/bin/sh\nexec "{Path(sys.executable).with_name(name)}" "$@"\n')
+        program.chmod(0o755)
+    port = str(free_port())
+    for settings in ("director/director_config.yaml", "envoys/superb.yaml"):
+        path = folder / settings
+        path.write_text(path.read_text().replace("50051", port))
+    return folder
+
+
+def test_certificates_director_and_envoy_start_as_the_readme_says(copy, tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHON"}
+    subprocess.run(command("make_certificates.py"), shell=True, cwd=copy, env=environment, check=True)
+    with LocalFederation(tmp_path, copy / "certificates", USER) as federation:
+        federation.port = int(re.search(r"director_port: (\d+)", (copy / "envoys" / "superb.yaml").read_text())[1])
+        for name, beginning in (("director", "start_director.sh"), ("envoy_1", "start_envoy.sh")):
+            federation.run(name, ["sh", "-c", f"exec env {command(beginning)}"], cwd=copy, env=environment)
+        federation.wait_until_ready(["envoy_1"], READY_SECONDS)
+
+
+def test_jupyter_and_the_notebook_are_where_the_readme_says(copy):
+    program, lab, notebook = command("jupyter").split()
+    subprocess.run([copy / program, lab, "--version"], check=True)
+    assert (copy / notebook).exists()
+
+
+def test_the_two_commands_are_targets_of_make():
+    targets = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    for target in ("demo", "test"):
+        assert command(f"make {target}").split("#")[0].strip() == f"make {target}"
+        assert f"  {target} " in targets
