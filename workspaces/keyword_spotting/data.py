@@ -40,7 +40,7 @@ class TrainClips(Clips):
     def __init__(self, shard_dataset: ShardDataset) -> None:
         super().__init__(shard_dataset)
         self.indices = repeat_rare_labels(np.asarray(shard_dataset.labels))
-        self.set_epoch(0)
+        self.begin_round(0)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -51,10 +51,13 @@ class TrainClips(Clips):
         # Around the corner instead of filling up with zeros: noise goes on as noise.
         return clip | {"input_values": np.roll(clip["input_values"], shift)}
 
-    def set_epoch(self, epoch: int) -> None:
-        """Begin a round: what is drawn at random in it does not depend on the rounds before."""
-        self.shard_dataset.set_epoch(epoch)
-        self.generator = np.random.default_rng(epoch)
+    def begin_round(self, round_number: int) -> None:
+        """What is drawn at random in a round does not depend on the rounds before.
+
+        Not called `set_epoch`: the Trainer would call that by itself, with 0 at the beginning of every round.
+        """
+        self.shard_dataset.set_epoch(round_number)
+        self.generator = np.random.default_rng(round_number)
 
 
 def repeat_rare_labels(labels: np.ndarray) -> np.ndarray:

@@ -38,7 +38,7 @@ def train_round(
     settings: TrainingSettings,
 ) -> dict[str, float]:
     """Train `model` in place for `settings.local_epochs`. Returns the mean loss over the steps."""
-    clips.set_epoch(round_number)
+    clips.begin_round(round_number)
     steps = settings.local_epochs * math.ceil(len(clips) / settings.batch_size)
     arguments = _arguments(
         device,

@@ -62,7 +62,33 @@ def test_repetition_loses_no_clip_and_copes_with_an_empty_shard():
     assert len(repeat_rare_labels(np.array([], dtype=int))) == 0
 
 
-def test_a_round_begins_an_epoch_of_the_shard():
+def test_every_round_draws_anew_and_the_same_round_draws_the_same():
     tones = Tones()
-    TrainClips(tones).set_epoch(7)
-    assert tones.epochs == [7]
+    clips = TrainClips(tones)
+
+    def draw(round_number):
+        clips.begin_round(round_number)
+        return np.stack([clips[i]["input_values"] for i in range(len(clips))])
+
+    first, second, first_again = draw(0), draw(1), draw(0)
+    np.testing.assert_array_equal(first, first_again)
+    assert not np.array_equal(first, second)
+    assert tones.epochs[-3:] == [0, 1, 0]
+
+
+class Clicks(Tones):
+    """Every clip is a click in the middle of the second."""
+
+    def __getitem__(self, index):
+        waveform = np.zeros(16_000, np.float32)
+        waveform[8_000] = 1
+        return waveform, 0
+
+
+def test_a_shift_is_at_most_a_tenth_of_a_second():
+    clips = TrainClips(Clicks())
+    shifts = {int(np.argmax(clips[0]["input_values"])) - 8_000 for _ in range(200)}
+    assert len(shifts) > 100
+    assert min(shifts) < -1_000
+    assert max(shifts) > 1_000
+    assert max(map(abs, shifts)) <= 1_600
