@@ -148,6 +148,20 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
         experiment = await find_users_experiment(self.director, self.gate, context, request.experiment_name)
         return director_pb2.GetExperimentStatusResponse(experiment_status=experiment.status.value)
 
+    async def GetMetricStream(self, request: director_pb2.GetMetricStreamRequest, context: Context):  # noqa: N802
+        experiment = await find_users_experiment(self.director, self.gate, context, request.experiment_name)
+        async for record in experiment.history():
+            for origin, tasks in {"aggregator": record["metrics"], **record["envoys"]}.items():
+                for task, metrics in tasks.items():
+                    for name, value in metrics.items():
+                        yield director_pb2.GetMetricStreamResponse(
+                            round=record["round"],
+                            metric_origin=origin,
+                            task_name=task,
+                            metric_name=name,
+                            metric_value=value,
+                        )
+
     async def GetDatasetInfo(self, request: director_pb2.GetDatasetInfoRequest, context: Context):  # noqa: N802
         await self.gate.user(context)
         response = director_pb2.GetDatasetInfoResponse()

@@ -29,7 +29,7 @@ READY_SECONDS = 120
 TRAINING = {
     "PRETRAINED": None,
     "CONFIG": str(REPOSITORY / "workspaces/keyword_spotting/configs/wav2vec2_small.json"),
-    "ROUNDS": 22,
+    "ROUNDS": 18,
     "LOCAL_EPOCHS": 1,
     "BATCH_SIZE": 16,
     "LEARNING_RATE": 1.5e-3,

@@ -75,6 +75,15 @@ def test_the_director_refuses_a_used_name_and_an_unknown_envoy(start, finished):
         start(envoys=["a", "nobody"])
 
 
+def test_metrics_also_come_as_openfl_streams_them(finished):
+    experiment, history, _ = finished
+    metrics = list(experiment.federation.dir_client.stream_metrics("finished"))
+    slopes = [m["metric_value"] for m in metrics if (m["metric_origin"], m["metric_name"]) == ("aggregator", "slope")]
+    assert slopes == history["slope"].tolist()
+    sizes = {(m["metric_origin"], m["metric_value"]) for m in metrics if m["metric_name"] == "size"}
+    assert sizes == {("a", 1), ("b", 3)}
+
+
 def test_experiments_of_others_cannot_be_seen(finished, running, connect):
     from federation.interactive_api import DirectorError
 

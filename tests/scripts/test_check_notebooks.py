@@ -1,0 +1,28 @@
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+from scripts.check_notebooks import MAX_CODE_CELLS, main
+
+
+@pytest.mark.parametrize(
+    ("cells", "fault"),
+    [
+        ([new_code_cell("x = 1")], None),
+        ([new_code_cell("%matplotlib inline\n!ls")], None),
+        ([new_code_cell("x = 1", execution_count=3)], "code cell 1 holds an execution count"),
+        (
+            [new_code_cell("x"), new_code_cell("1", outputs=[new_output("stream", text="1")])],
+            "code cell 2 holds outputs",
+        ),
+        ([new_code_cell("def f():\n    class A: ...")], "code cell 1 defines the class A"),
+        ([new_code_cell("x = 1")] * (MAX_CODE_CELLS + 1), f"it has {MAX_CODE_CELLS + 1} code cells"),
+        ([new_code_cell("x = = 1")], "code cell 1 is not valid Python"),
+    ],
+)
+def test_a_notebook_that_is_not_clean_is_named_with_its_fault(tmp_path, capsys, cells, fault):
+    path = tmp_path / "notebook.ipynb"
+    path.write_text(nbformat.writes(new_notebook(cells=[cell | {"id": f"cell-{i}"} for i, cell in enumerate(cells)])))
+    assert main([str(path)]) == (fault is not None)
+    printed = capsys.readouterr().out
+    assert (f"{path}: {fault}" if fault else "1 notebook(s) clean") in printed
