@@ -3,7 +3,6 @@
 import logging
 import tempfile
 from collections.abc import AsyncIterator
-from datetime import datetime
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
@@ -180,7 +179,7 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
                 is_experiment_running=entry.is_experiment_running,
                 experiment_name=entry.experiment.plan.name if entry.experiment else "",
             )
-            info.last_updated.FromDatetime(datetime.utcfromtimestamp(entry.last_seen))
+            info.last_updated.seconds = int(entry.last_seen)
             info.valid_duration.seconds = 2 * self.director.health_check_period
         return response
 

@@ -58,7 +58,7 @@ class LocalFederation:
             "certificates": str(self.certificates or self.folder),
             "runs": str(self.folder / "director"),
         }
-        self._start("director", ["director/start_director.sh"], {"settings": settings})
+        self._start("director", [str(REPOSITORY / "director/start_director.sh")], {"settings": settings})
 
     def start_envoy(self, name: str, shard_descriptor: dict, **changes: object) -> None:
         """`changes` go into the `params` of the envoy's settings."""
@@ -69,7 +69,7 @@ class LocalFederation:
             "work_dir": str(self.folder / "envoys"),
             **changes,
         }
-        command = ["envoys/start_envoy.sh", "-n", name]
+        command = [str(REPOSITORY / "envoys/start_envoy.sh"), "-n", name]
         self._start(name, command, {"params": params, "shard_descriptor": shard_descriptor})
 
     def wait_until_ready(self, envoys: Iterable[str], seconds: float) -> None:
@@ -125,7 +125,7 @@ class LocalFederation:
         config = self.folder / "settings" / f"{name}.yaml"
         config.write_text(yaml.safe_dump(settings, sort_keys=False))
         command = [*command, "-c", str(config), *([] if self.certificates else ["--disable-tls"])]
-        self.run(name, command, cwd=REPOSITORY, env=os.environ | {"PYTHON": sys.executable})
+        self.run(name, command, cwd=self.folder, env=os.environ | {"PYTHON": sys.executable})
 
     def run(self, name: str, command: list[str], cwd: Path, env: Mapping[str, str]) -> None:
         """Run `command` as the process `name`, with its output in that process's log."""

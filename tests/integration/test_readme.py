@@ -54,6 +54,7 @@ def test_certificates_director_and_envoy_start_as_the_readme_says(copy, tmp_path
         for name, beginning in (("director", "start_director.sh"), ("envoy_1", "start_envoy.sh")):
             federation.run(name, ["sh", "-c", f"exec env {command(beginning)}"], cwd=copy, env=environment)
         federation.wait_until_ready(["envoy_1"], READY_SECONDS)
+        assert b"CUDA_VISIBLE_DEVICES=0" in Path(f"/proc/{federation.pid('envoy_1')}/environ").read_bytes().split(b"\0")
 
 
 def test_jupyter_and_the_notebook_are_where_the_readme_says(copy):
