@@ -8,11 +8,11 @@ VALIDATE = Task(name="aggregated_model_validate", function_name="validate", task
 TRAIN = Task(name="train", function_name="fit", task_type="train")
 
 
-def make_rounds(n_rounds: int = 2, direction: str = "max") -> Rounds:
+def make_rounds(n_rounds: int = 2, direction: str = "max", envoys: str = "ab") -> Rounds:
     plan = ExperimentPlan(
         name="experiment",
         federation_uuid="uuid",
-        envoys=["a", "b"],
+        envoys=list(envoys),
         rounds=n_rounds,
         tasks=[VALIDATE, TRAIN],
         best=BestModel(metric="score", direction=direction),
@@ -48,12 +48,13 @@ def test_counters_take_the_maximum():
     assert rounds.model["steps"] == 9
 
 
-def test_order_of_arrival_does_not_change_a_bit():
-    generator = np.random.default_rng(0)
-    updates = [make_update(envoy, weight=generator.normal(size=2), size=size) for envoy, size in (("a", 3), ("b", 7))]
+@pytest.mark.parametrize("seed", range(20))
+def test_order_of_arrival_does_not_change_a_bit(seed):
+    generator = np.random.default_rng(seed)
+    updates = [make_update(envoy, weight=generator.normal(size=2), size=generator.integers(1, 99)) for envoy in "abcde"]
     models = []
     for order in (updates, updates[::-1]):
-        rounds = make_rounds()
+        rounds = make_rounds(envoys="abcde")
         for update in order:
             rounds.add(update)
         rounds.close()
