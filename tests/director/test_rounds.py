@@ -51,7 +51,9 @@ def test_counters_take_the_maximum():
 @pytest.mark.parametrize("seed", range(20))
 def test_order_of_arrival_does_not_change_a_bit(seed):
     generator = np.random.default_rng(seed)
-    updates = [make_update(envoy, weight=generator.normal(size=2), size=generator.integers(1, 99)) for envoy in "abcde"]
+    updates = [
+        make_update(envoy, weight=generator.normal(size=2), size=int(generator.integers(1, 99))) for envoy in "abcde"
+    ]
     models = []
     for order in (updates, updates[::-1]):
         rounds = make_rounds(envoys="abcde")
