@@ -251,12 +251,9 @@ def _bad_name(name: str) -> str:
 
 
 def _checked_host(host: str) -> str:
-    try:
-        # A zone ("fe80::1%eth0") means something on one machine only and does not fit into a certificate.
-        if "%" not in host:
-            return str(ipaddress.ip_address(host))
-    except ValueError:
-        pass
+    # A zone ("fe80::1%eth0") means something on one machine only and does not fit into a certificate.
+    if "%" not in host and (address := _address(host)):
+        return str(address)
     name = host.lower()
     # A last part of digits only is an address with a slip, such as 10.0.0.256, and never a host name.
     if not _HOST.fullmatch(name) or name.rpartition(".")[2].isdigit():
@@ -267,10 +264,15 @@ def _checked_host(host: str) -> str:
 
 
 def _general_name(host: str) -> x509.GeneralName:
+    address = _address(host)
+    return x509.IPAddress(address) if address else x509.DNSName(host)
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return x509.IPAddress(ipaddress.ip_address(host))
+        return ipaddress.ip_address(host)
     except ValueError:
-        return x509.DNSName(host)
+        return None
 
 
 def _builder(

@@ -1,6 +1,7 @@
 """A federation of real processes on this machine, over TLS, with the toy experiment beside it."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,16 @@ HERE = str(Path(__file__).parent)
 ENVOYS = {"a": 1, "b": 3}  # points each
 USER = "scientist"
 READY_SECONDS = 60
+
+
+def wait_for(condition: Callable, seconds: float = 60):
+    """What `condition` gives as soon as that is true; fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {seconds:.0f} s in vain")
+        time.sleep(0.05)
+    return value
 
 
 def points(n_points: int) -> dict:

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
@@ -17,6 +16,7 @@ pytest.importorskip("espeakng_loader")
 from scripts.demo import ENVOYS, run_demo
 from scripts.local_federation import REPOSITORY
 from scripts.make_demo_corpus import make_demo_corpus
+from tests.integration.conftest import wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -107,11 +107,8 @@ def test_an_interrupted_demo_stops_what_it_started(corpus, tmp_path, signal_numb
     demo = start_demo(corpus, tmp_path / "run")
     try:
         experiment = tmp_path / "run" / "director" / "demo"
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while not experiment.exists():
-            assert demo.poll() is None, demo.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_for(lambda: experiment.exists() or demo.poll() is not None, DEADLINE_SECONDS)
+        assert demo.poll() is None, demo.communicate()
         assert len(processes_of(tmp_path / "run")) >= 4
         demo.send_signal(signal_number)
         assert demo.wait(DEADLINE_SECONDS) == code

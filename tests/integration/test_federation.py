@@ -5,10 +5,11 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+
+from tests.integration.conftest import wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -163,10 +164,10 @@ def test_a_worker_ends_when_its_envoy_is_killed(running, start):
 
     def hang(model, points, device, optimizer):
         import os
-        import time
+        import signal
 
         print(f"worker {os.getpid()}", flush=True)
-        time.sleep(600)
+        signal.pause()
 
     start(name="hang", tasks=task_interface(train=hang), envoys=["b"])
     worker = int(wait_for(lambda: re.search(r"worker (\d+)", read(running.folder / "envoys/b/hang/worker.log")))[1])
@@ -183,12 +184,3 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def wait_for(condition, seconds: float = 60):
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            raise TimeoutError("waited in vain")
-        time.sleep(0.05)
-    return value

@@ -1,5 +1,6 @@
 """What goes wrong at the start of a director, an envoy or a notebook, and the sentence that says so."""
 
+import shutil
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -47,6 +48,12 @@ def ends_with(processes: LocalFederation, name: str) -> str:
     return log[-1]
 
 
+def folder_with(root: Path, folder: Path) -> Path:
+    folder.mkdir()
+    shutil.copy(root, folder)
+    return folder
+
+
 def sign(folder: Path, name: str, role: str, authority, **changes) -> None:
     for suffix, pem in zip(("crt", "key"), issue(authority, name, role, **changes), strict=True):
         (folder / f"{name}.{suffix}").write_bytes(pem)
@@ -81,9 +88,7 @@ def test_a_missing_certificate_is_named(beside):
 
 
 def test_an_expired_certificate_is_named_with_its_date(beside, tmp_path, certificates):
-    folder = tmp_path / "expired"
-    folder.mkdir()
-    (folder / "ca.crt").write_bytes((certificates / "ca.crt").read_bytes())
+    folder = folder_with(certificates / "ca.crt", tmp_path / "expired")
     past = datetime.now(timezone.utc) - timedelta(days=40)
     sign(folder, "c", "envoy", load_authority(certificates), days=30, now=past)
     processes = beside(folder)
@@ -92,9 +97,7 @@ def test_an_expired_certificate_is_named_with_its_date(beside, tmp_path, certifi
 
 
 def test_a_certificate_of_another_name_is_refused_by_both_sides(beside, tmp_path, certificates):
-    folder = tmp_path / "renamed"
-    folder.mkdir()
-    (folder / "ca.crt").write_bytes((certificates / "ca.crt").read_bytes())
+    folder = folder_with(certificates / "ca.crt", tmp_path / "renamed")
     for suffix in ("crt", "key"):
         (folder / f"c.{suffix}").write_bytes((certificates / f"b.{suffix}").read_bytes())
     processes = beside(folder)
@@ -149,9 +152,7 @@ def test_a_foreign_authority_is_no_way_in(beside, tmp_path):
 
 def test_a_certificate_that_the_director_does_not_know_is_no_way_in(beside, tmp_path, certificates):
     """It trusts the director, and was signed by another authority: refused by its own check, before any call."""
-    folder = tmp_path / "stranger"
-    folder.mkdir()
-    (folder / "ca.crt").write_bytes((certificates / "ca.crt").read_bytes())
+    folder = folder_with(certificates / "ca.crt", tmp_path / "stranger")
     sign(folder, "c", "envoy", create_authority())
     processes = beside(folder)
     processes.start_envoy("c", points(1))

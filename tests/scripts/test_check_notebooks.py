@@ -17,7 +17,7 @@ from scripts.check_notebooks import MAX_CODE_CELLS, main
             "code cell 2 holds outputs",
         ),
         ([new_code_cell("def f():\n    class A: ...")], "code cell 1 defines the class A"),
-        ([new_code_cell("x = 1")] * (MAX_CODE_CELLS + 1), f"it has {MAX_CODE_CELLS + 1} code cells"),
+        ([new_code_cell("x = 1") for _ in range(MAX_CODE_CELLS + 1)], f"it has {MAX_CODE_CELLS + 1} code cells"),
         ([new_code_cell("x = = 1")], "code cell 1 is not valid Python"),
     ],
 )
