@@ -147,18 +147,9 @@ class Envoy:
 
     def _run_worker(self, experiment: str, folder: Path) -> str:
         """Run the experiment in a process of its own. Returns why it failed, or nothing."""
-        command = [
-            sys.executable,
-            "-m",
-            "envoys.worker",
-            "-n",
-            self.name,
-            "-c",
-            str(self.config),
-            "--folder",
-            str(folder),
-        ]
-        command += ["--experiment", experiment] + ([] if self.tls else ["--disable-tls"])
+        command = [sys.executable, "-m", "envoys.worker", "-n", self.name, "-c", str(self.config)]
+        command += ["--experiment", experiment, "--folder", str(folder)]
+        command += [] if self.tls else ["--disable-tls"]
         log = folder / "worker.log"
         logger.info("experiment '%s' starts, its output goes to %s", experiment, log)
         with log.open("wb") as output:

@@ -42,7 +42,7 @@ def run_demo(data: Path | None, out: Path, **parameters: object) -> dict:
     """Run the demo into the folder `out` and return what its result.json holds. `parameters` are the notebook's."""
     began = time.monotonic()
     out = out.resolve()
-    shutil.rmtree(out, ignore_errors=True)
+    remove_earlier_run(out)
     if data is None:
         data = out.with_name(f"{out.name}-corpus")
         say(f"a corpus of synthetic speech in {data}")
@@ -80,6 +80,15 @@ def run_demo(data: Path | None, out: Path, **parameters: object) -> dict:
     temporary.write_text(json.dumps(result, indent=2) + "\n")
     temporary.rename(result_file)
     return result
+
+
+def remove_earlier_run(out: Path) -> None:
+    """Raises StartError for a folder that no demo has made: nobody's files are deleted."""
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not (out / "settings" / "director.yaml").exists():
+        raise StartError(f"{out} is not empty and no earlier run of the demo: choose another --out")
+    shutil.rmtree(out)
 
 
 def execute_notebook(executed: Path, parameters: dict, log: Path) -> None:

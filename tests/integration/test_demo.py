@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("espeakng_loader")
 
 from scripts.demo import ENVOYS, run_demo
-from scripts.local_federation import REPOSITORY
+from scripts.local_federation import REPOSITORY, StartError
 from scripts.make_demo_corpus import make_demo_corpus
 from tests.integration.conftest import wait_for
 
@@ -100,6 +100,13 @@ def test_a_folder_that_is_no_corpus_ends_the_demo_with_a_sentence(tmp_path):
     assert "Traceback" not in errors
     assert str(tmp_path / "data") in errors
     assert processes_of(tmp_path / "run") == []
+
+
+def test_a_folder_that_no_demo_made_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(StartError, match=f"{tmp_path} is not empty and no earlier run of the demo"):
+        run_demo(None, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 @pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 1)])
