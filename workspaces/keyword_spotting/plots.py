@@ -6,15 +6,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 
 def plot_metrics(history: pd.DataFrame, alone: pd.DataFrame, test_accuracy: dict[str, float], path: Path) -> Figure:
     """Loss and accuracy by round, of the federation and of one envoy alone; dots are accuracies on unseen speakers."""
     figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     loss.plot(history["round"], history["train loss"], color="C0", linestyle=":", label="all envoys, training")
-    for name, frame, color in (("all envoys", history, "C0"), ("one envoy alone, its own", alone, "C1")):
-        loss.plot(frame["round"], frame["loss"], color=color, label=f"{name}, validation")
-        accuracy.plot(frame["round"], frame["accuracy"], color=color, label=f"{name}, validation")
+    for name, frame, color in (
+        ("all envoys, validation", history, "C0"),
+        ("one envoy alone, its own validation", alone, "C1"),
+    ):
+        loss.plot(frame["round"], frame["loss"], color=color, label=name)
+        accuracy.plot(frame["round"], frame["accuracy"], color=color, label=name)
     best = history["accuracy"].idxmax()
     for name, at, color in (
         ("initial", 0, "C7"),
@@ -29,6 +33,7 @@ def plot_metrics(history: pd.DataFrame, alone: pd.DataFrame, test_accuracy: dict
     accuracy.set(xlabel="round", ylabel="accuracy", ylim=(0, 1))
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
     return figure
