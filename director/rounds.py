@@ -84,10 +84,9 @@ class Rounds:
 
         Validation metrics are those of the model the round began with; `best` says whether it is the best so far.
         """
-        score = self._score()
         return {
             "round": self.round_number,
-            "best": score is not None and self.plan.best.is_better(score, self.best_score),
+            "best": self.plan.best.is_better(self._score(), self.best_score),
             "metrics": {
                 task.name: self._mean_metrics(task.name) for task in self.plan.tasks_for_round(self.round_number)
             },
@@ -99,9 +98,8 @@ class Rounds:
 
     def close(self) -> None:
         """End the round: step to the next global model."""
-        score = self._score()
-        if score is not None and self.plan.best.is_better(score, self.best_score):
-            self.best_score = score
+        if self.plan.best.is_better(self._score(), self.best_score):
+            self.best_score = self._score()
         if self._total_size:
             self.model = {name: self._next_value(name) for name in self.model}
         self.round_number += 1
@@ -118,11 +116,16 @@ class Rounds:
         return (total / self._total_size).astype(dtype) if np.issubdtype(dtype, np.floating) else total.astype(dtype)
 
     def _mean_metrics(self, task: str) -> dict[str, float]:
-        """Means over all clips: each envoy's mean weighs as many clips as it was taken over."""
+        """Means over all clips: each envoy's mean weighs as many clips as it was taken over.
+
+        A metric that not every envoy reports is the mean over those that do.
+        """
         results = [result[task] for result in self._results.values() if task in result and result[task].size > 0]
-        total = sum(result.size for result in results)
-        names = {name for result in results for name in result.metrics}
-        return {name: sum(r.metrics[name] * r.size for r in results) / total for name in sorted(names)}
+        means = {}
+        for name in sorted({name for result in results for name in result.metrics}):
+            reported = [(result.metrics[name], result.size) for result in results if name in result.metrics]
+            means[name] = sum(value * size for value, size in reported) / sum(size for _, size in reported)
+        return means
 
     def _score(self) -> float | None:
         for task in self.plan.tasks_for_round(self.round_number):

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import grpc
 from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc
 
-from federation.wire import RoundsStub, Tensors, encode, join, pack, pieces, unpack, wait_for_connection
+from federation.wire import RoundsStub, Tensors, encode, pack, pieces, unpack, wait_for_connection
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class RoundsClient:
 
     def get_model(self) -> Tensors:
         request = encode({"experiment": self.experiment, "envoy": self.envoy})
-        tensors, _ = unpack(self._insist(lambda: join(self._rounds.get_model(request))))
+        tensors, _ = unpack(self._insist(lambda: b"".join(self._rounds.get_model(request))))
         return tensors
 
     def send_update(self, round_number: int, results: dict[str, dict[str, Any]], tensors: Tensors) -> None:

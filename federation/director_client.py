@@ -10,7 +10,7 @@ from openfl.protocols import director_pb2, director_pb2_grpc
 from openfl.transport.grpc import director_client
 
 from federation.plan import ExperimentPlan
-from federation.wire import PIECE_BYTES, RoundsStub, Tensors, decode, encode, join, open_channel, unpack
+from federation.wire import PIECE_BYTES, RoundsStub, Tensors, decode, encode, open_channel, unpack
 
 
 class DirectorError(RuntimeError):
@@ -66,5 +66,7 @@ class DirectorClient(director_client.DirectorClient):
     def get_model(self, experiment_name: str, which: str) -> Tensors:
         """Model 'initial', 'last' or 'best' as the director keeps it."""
         with self.translated_errors():
-            tensors, _ = unpack(join(self.rounds.get_model(encode({"experiment": experiment_name, "which": which}))))
+            tensors, _ = unpack(
+                b"".join(self.rounds.get_model(encode({"experiment": experiment_name, "which": which})))
+            )
         return tensors

@@ -34,8 +34,11 @@ class BestModel(BaseModel):
     metric: str
     direction: Literal["max", "min"]
 
-    def is_better(self, value: float, than: float | None) -> bool:
-        return than is None or (value > than if self.direction == "max" else value < than)
+    def is_better(self, value: float | None, than: float | None) -> bool:
+        """None stands for a model that nobody has validated."""
+        if value is None or than is None:
+            return value is not None
+        return value > than if self.direction == "max" else value < than
 
 
 class ExperimentPlan(BaseModel):

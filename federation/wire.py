@@ -7,7 +7,7 @@ plain bytes: JSON for requests and answers, pieces of a safetensors file for ten
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -104,7 +104,3 @@ class RoundsStub:
         self.get_model = channel.unary_stream(f"/{SERVICE}/GetModel")
         self.send_update = channel.stream_unary(f"/{SERVICE}/SendUpdate")
         self.get_history = channel.unary_stream(f"/{SERVICE}/GetHistory")
-
-
-def join(stream: Iterable[bytes]) -> bytes:
-    return b"".join(stream)

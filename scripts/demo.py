@@ -20,6 +20,8 @@ import papermill
 from federation.certificates import CertificateError, write_certificates
 from scripts.local_federation import REPOSITORY, LocalFederation, StartError
 from scripts.make_demo_corpus import DemoCorpusError, make_demo_corpus
+from workspaces.keyword_spotting import SMALL
+from workspaces.keyword_spotting.results import write_result
 
 NOTEBOOK = REPOSITORY / "notebooks" / "superb_wav2vec2.ipynb"
 ENVOYS = ("envoy_1", "envoy_2", "envoy_3")
@@ -28,7 +30,7 @@ READY_SECONDS = 120
 # The notebook's parameters for a small model that starts at random and learns in minutes on two cores.
 TRAINING = {
     "PRETRAINED": None,
-    "CONFIG": str(REPOSITORY / "workspaces/keyword_spotting/configs/wav2vec2_small.json"),
+    "CONFIG": str(SMALL),
     "ROUNDS": 18,
     "LOCAL_EPOCHS": 1,
     "BATCH_SIZE": 16,
@@ -74,11 +76,8 @@ def run_demo(data: Path | None, out: Path, **parameters: object) -> dict:
         }
         execute_notebook(out / NOTEBOOK.name, parameters, log=out / "logs" / "notebook.log")
 
-    result_file = out / "result.json"
-    result = json.loads(result_file.read_text()) | {"seconds": round(time.monotonic() - began, 1)}
-    temporary = result_file.with_suffix(".partial")
-    temporary.write_text(json.dumps(result, indent=2) + "\n")
-    temporary.rename(result_file)
+    result = json.loads((out / "result.json").read_text()) | {"seconds": round(time.monotonic() - began, 1)}
+    write_result(out / "result.json", **result)
     return result
 
 

@@ -76,6 +76,16 @@ def test_metrics_are_means_over_clips_and_nodes_without_clips_have_no_say():
     assert rounds.record()["metrics"]["aggregated_model_validate"] == {"score": 1.0}
 
 
+def test_a_metric_that_one_envoy_leaves_out_is_the_mean_of_the_others_and_the_round_closes():
+    rounds = make_rounds()
+    rounds.add(make_update("a", score=0.25, valid_size=10))
+    results = {"train": TaskResult(1, {"loss": 1.0}), "aggregated_model_validate": TaskResult(30, {"other": 0.5})}
+    rounds.add(make_update("b", results=results))
+    assert rounds.record()["metrics"]["aggregated_model_validate"] == {"other": 0.5, "score": 0.25}
+    rounds.close()
+    assert rounds.round_number == 1
+
+
 @pytest.mark.parametrize(("direction", "expected"), [("max", [True, True, False]), ("min", [True, False, True])])
 def test_best_follows_the_metric_and_its_direction(direction, expected):
     rounds = make_rounds(n_rounds=3, direction=direction)

@@ -10,8 +10,6 @@ import torch
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
 
 SAMPLE_RATE = 16_000
-# A small configuration that learns twelve words on a CPU in minutes; used by name, from a random start.
-SMALL = Path(__file__).parent / "configs" / "wav2vec2_small.json"
 
 
 class PretrainedWeightsError(RuntimeError):

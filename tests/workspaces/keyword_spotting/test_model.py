@@ -5,7 +5,8 @@ import pytest
 import torch
 from transformers import pipeline
 
-from workspaces.keyword_spotting.model import SMALL, PretrainedWeightsError, create_feature_extractor, create_wav2vec2
+from workspaces.keyword_spotting import SMALL
+from workspaces.keyword_spotting.model import PretrainedWeightsError, create_feature_extractor, create_wav2vec2
 
 LABELS = ("yes", "no", "_silence_")
 
