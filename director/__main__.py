@@ -39,6 +39,7 @@ async def serve(settings: DirectorSettings, credentials: Credentials | None) -> 
     server = aio.server(options=CHANNEL_OPTIONS)
     director = Director(settings.runs, settings.envoy_health_check_period)
     gate = Gate(tls=credentials is not None)
+    await director.recover()
     director_pb2_grpc.add_DirectorServicer_to_server(DirectorService(director, gate), server)
     aggregator_pb2_grpc.add_AggregatorServicer_to_server(AggregatorService(director, gate), server)
     server.add_generic_rpc_handlers((RoundsService(director, gate).handler(),))

@@ -2,16 +2,23 @@
 
 import asyncio
 import logging
+import shutil
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from openfl.protocols import director_pb2
 
-from director.experiment import Experiment, Status
-from director.run_folder import RunFolder, SubmissionError, first_model, read_submission
+from director.experiment import Experiment
+from director.run_folder import UNFINISHED, RunFolder, RunFolderError, Status, SubmissionError
 
 logger = logging.getLogger(__name__)
+
+# After a notebook has called, envoys keep a worker with its libraries loaded for this long: they take seconds to load.
+WARM_SECONDS = 900.0
+SUBMISSION = ".submission-"
 
 
 class EnvoyRefusedError(ValueError):
@@ -20,14 +27,17 @@ class EnvoyRefusedError(ValueError):
 
 @dataclass
 class EnvoyEntry:
-    """One registered envoy. `instance` tells a restarted envoy from a second one of the same name."""
+    """One registered envoy. `instance` tells a restarted envoy from a second one of the same name.
+
+    An envoy of this project is `attending`: it has a call open for as long as it is there. OpenFL's own is `last_seen`.
+    """
 
     shard_info: director_pb2.ShardInfo
+    corpus: str
     instance: str
     peer: str
     last_seen: float = field(default_factory=time.time)
-    connected: bool = True
-    is_experiment_running: bool = False
+    attending: bool = False
     experiment: Experiment | None = None
 
 
@@ -40,56 +50,99 @@ class Director:
         self.envoys: dict[str, EnvoyEntry] = {}
         self.experiments: dict[str, Experiment] = {}
         self._changed = asyncio.Condition()
+        self._warm_until = 0.0
+        self._running: dict[str, asyncio.Task] = {}
 
-    def is_online(self, entry: EnvoyEntry) -> bool:
-        return entry.connected and time.time() - entry.last_seen < 2 * self.health_check_period
+    async def recover(self) -> None:
+        """Take up the experiments on disk where a director before this one left them."""
+        self.runs.mkdir(parents=True, exist_ok=True)
+        folders = []
+        for path in sorted(self.runs.iterdir()):
+            if path.name.startswith((UNFINISHED, SUBMISSION)):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                continue
+            if path.is_dir():
+                try:
+                    folders.append(RunFolder.load(path))
+                except RunFolderError as error:
+                    logger.error("left alone: %s", error)
+        for folder in sorted(folders, key=lambda folder: folder.state.submitted):
+            experiment = self._add(folder)
+            if experiment.state.status is Status.IN_PROGRESS:
+                self._run(experiment)
 
-    async def register(self, shard_info: director_pb2.ShardInfo, instance: str, peer: str) -> None:
+    def is_online(self, name: str) -> bool:
+        entry = self.envoys.get(name)
+        return entry is not None and (entry.attending or time.time() - entry.last_seen < 2 * self.health_check_period)
+
+    async def register(self, shard_info: director_pb2.ShardInfo, corpus: str, instance: str, peer: str) -> None:
         """Raises EnvoyRefusedError while another envoy of this name is online."""
         name = shard_info.node_info.name
         known = self.envoys.get(name)
-        if known and known.instance != instance and self.is_online(known):
+        if known and known.instance != instance and self.is_online(name):
             raise EnvoyRefusedError(
                 f"an envoy named '{name}' is connected already, from {known.peer}: give this one another name"
             )
-        entry = EnvoyEntry(shard_info, instance, peer)
-        if known:
-            entry.experiment = known.experiment
+        entry = EnvoyEntry(shard_info, corpus, instance, peer)
+        # It may be back in the middle of an experiment.
+        entry.experiment = next((e for e in self.experiments.values() if _has(e, name)), None)
         self.envoys[name] = entry
-        logger.info("envoy '%s' registered: %s", name, shard_info.shard_description)
-        await self.start_ready_experiments()
+        logger.info("envoy '%s' registered, with %s: %s", name, corpus or "a corpus without a name", peer)
+        await self.assign()
 
-    def heard_from(self, name: str, is_experiment_running: bool) -> None:
+    async def attend(self, name: str, instance: str) -> AsyncIterator[dict[str, Any]]:
+        """What envoy `name` has to do, whenever that changes: {"experiment": name or "", "warm": bool}."""
+        entry = self.envoys.get(name)
+        if entry is None or entry.instance != instance:
+            raise EnvoyRefusedError(f"envoy '{name}' is not registered")
+
+        def message() -> dict[str, Any]:
+            experiment = entry.experiment
+            running = experiment is not None and not experiment.ended
+            return {"experiment": experiment.plan.name if running else "", "warm": time.time() < self._warm_until}
+
+        entry.attending, said = True, None
+        try:
+            while self.envoys.get(name) is entry:
+                async with self._changed:
+                    try:
+                        await asyncio.wait_for(self._changed.wait_for(lambda: message() != said), 30)
+                    except asyncio.TimeoutError:
+                        continue
+                    said = message()
+                yield said
+        finally:
+            entry.attending, entry.last_seen = False, 0.0
+            if self.envoys.get(name) is entry:
+                logger.warning("envoy '%s' is gone", name)
+
+    def heard_from(self, name: str) -> None:
         """Raises EnvoyRefusedError for an envoy that has to register (again)."""
         if name not in self.envoys:
             raise EnvoyRefusedError(f"envoy '{name}' is not registered")
-        entry = self.envoys[name]
-        entry.last_seen, entry.connected, entry.is_experiment_running = time.time(), True, is_experiment_running
+        self.envoys[name].last_seen = time.time()
 
-    def lost_connection(self, name: str, instance: str) -> None:
-        entry = self.envoys.get(name)
-        if entry and entry.instance == instance:
-            entry.connected = False
-            logger.warning("envoy '%s' is gone", name)
+    async def expect_experiments(self) -> None:
+        """A notebook is here: let envoys load what a worker needs."""
+        async with self._changed:
+            self._warm_until = time.time() + WARM_SECONDS
+            self._changed.notify_all()
 
     async def submit(self, submission: Path, owner: str) -> None:
         """Take an experiment in. Raises SubmissionError."""
-        plan, archive, model_bytes = read_submission(submission)
-        model = first_model(model_bytes)
-        absent = [name for name in plan.envoys if name not in self.envoys or not self.is_online(self.envoys[name])]
-        if absent:
-            online = sorted(name for name, entry in self.envoys.items() if self.is_online(entry))
-            raise SubmissionError(f"envoys {absent} are not online (online: {online})")
-        folder = RunFolder.create(self.runs / plan.name, plan, archive, model)
-        self.experiments[plan.name] = Experiment(plan, owner, folder, model)
-        logger.info("experiment '%s' submitted by '%s'", plan.name, owner)
-        await self.start_ready_experiments()
+        folder = await asyncio.to_thread(RunFolder.create, self.runs, submission, owner)
+        try:
+            folder.state.members = self._members(folder)
+        except SubmissionError:
+            shutil.rmtree(folder.path)
+            raise
+        folder.save_state()
+        self._add(folder)
+        logger.info("experiment '%s' submitted by '%s'", folder.plan.name, owner)
+        await self.assign()
 
     async def wait_experiment(self, envoy: str) -> Experiment:
-        """The experiment `envoy` has to work on, as soon as there is one.
-
-        An envoy that comes back in the middle of an experiment gets the same one again.
-        """
+        """The experiment `envoy` has to work on, as soon as there is one. OpenFL's envoys ask so."""
         if envoy not in self.envoys:
             raise EnvoyRefusedError(f"envoy '{envoy}' is not registered")
 
@@ -102,18 +155,101 @@ class Director:
                 await self._changed.wait()
             return experiment
 
-    async def start_ready_experiments(self) -> None:
-        """Start pending experiments whose envoys are all free, in the order of submission.
+    async def assign(self) -> None:
+        """Start pending experiments whose envoys are all here and free, in the order of submission.
 
-        An experiment that has to wait keeps its envoys: a later one must not overtake it on them.
+        An experiment that has to wait keeps its envoys: a later one must not overtake it on them. Free envoys then join
+        the running experiments that take whoever comes.
         """
         async with self._changed:
-            busy = {name for name, entry in self.envoys.items() if entry.experiment and not entry.experiment.ended}
-            for experiment in self.experiments.values():
-                if experiment.status is Status.PENDING:
-                    if not busy.intersection(experiment.plan.envoys):
-                        experiment.start()
-                        for name in experiment.plan.envoys:
+            busy = set()
+            for name, entry in self.envoys.items():
+                if entry.experiment and (entry.experiment.ended or name in entry.experiment.state.left):
+                    entry.experiment = None
+                if entry.experiment:
+                    busy.add(name)
+            for experiment in list(self.experiments.values()):
+                if experiment.state.status is Status.PENDING:
+                    members = experiment.state.members
+                    if not busy.intersection(members) and all(self.is_online(name) for name in members):
+                        for name in members:
                             self.envoys[name].experiment = experiment
-                    busy.update(experiment.plan.envoys)
+                        self._run(experiment)
+                    busy.update(members)
+            for name, entry in self.envoys.items():
+                if name not in busy:
+                    self._let_join(name, entry)
             self._changed.notify_all()
+
+    def status(self, user: str) -> dict[str, Any]:
+        """Envoys and experiments; of others' experiments not why they failed, which is their owners' code."""
+        experiments = [experiment.summary() for experiment in self.experiments.values()]
+        for summary in experiments:
+            if summary["owner"] != user:
+                summary["error"] = ""
+        return {
+            "envoys": [
+                {
+                    "name": name,
+                    "corpus": entry.corpus,
+                    "online": self.is_online(name),
+                    "experiment": entry.experiment.plan.name if entry.experiment else "",
+                }
+                for name, entry in sorted(self.envoys.items())
+            ],
+            "experiments": experiments,
+        }
+
+    def _add(self, folder: RunFolder) -> Experiment:
+        experiment = Experiment(folder, self.is_online)
+        self.experiments[folder.plan.name] = experiment
+        return experiment
+
+    def _run(self, experiment: Experiment) -> None:
+        # The event loop itself keeps no more than a weak reference to a task.
+        name = experiment.plan.name
+        self._running[name] = asyncio.create_task(experiment.run(ended=self.assign))
+        self._running[name].add_done_callback(lambda _: self._running.pop(name))
+
+    def _members(self, folder: RunFolder) -> list[str]:
+        """The envoys of a new experiment. Raises SubmissionError."""
+        plan = folder.plan
+        online = {name: entry.corpus for name, entry in sorted(self.envoys.items()) if self.is_online(name)}
+        if plan.envoys is not None:
+            absent = [name for name in plan.envoys if name not in online]
+            if absent:
+                raise SubmissionError(f"envoys {absent} are not online (online: {list(online)})")
+            others = {name: online[name] for name in plan.envoys if plan.corpus not in (None, online[name])}
+            if others:
+                raise SubmissionError(f"the experiment is for the corpus '{plan.corpus}', but envoys serve {others}")
+            members = plan.envoys
+        else:
+            members = [name for name, corpus in online.items() if plan.corpus in (None, corpus)]
+            corpora = sorted({online[name] for name in members})
+            if not members:
+                raise SubmissionError(f"no envoy of the corpus '{plan.corpus}' is online (online: {online})")
+            if len(corpora) > 1:
+                raise SubmissionError(f"the envoys serve several corpora, {corpora}: name one, or name the envoys")
+        unknown = [name for name in plan.participation.evaluators if name not in members]
+        if unknown:
+            raise SubmissionError(f"evaluators {unknown} are not among the experiment's envoys {members}")
+        return members
+
+    def _let_join(self, name: str, entry: EnvoyEntry) -> None:
+        for experiment in self.experiments.values():
+            state, plan = experiment.state, experiment.plan
+            takes_all = plan.envoys is None and state.status is Status.IN_PROGRESS and name not in state.left
+            if takes_all and entry.corpus == self._corpus_of(experiment):
+                logger.info("envoy '%s' joins experiment '%s'", name, plan.name)
+                state.members = sorted({*state.members, name})
+                entry.experiment = experiment
+                return
+
+    def _corpus_of(self, experiment: Experiment) -> str | None:
+        if experiment.plan.corpus is not None:
+            return experiment.plan.corpus
+        return next((self.envoys[name].corpus for name in experiment.state.members if name in self.envoys), None)
+
+
+def _has(experiment: Experiment, envoy: str) -> bool:
+    return experiment.state.status is Status.IN_PROGRESS and envoy in experiment.state.members

@@ -3,14 +3,17 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
-from enum import Enum
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-from director.rounds import Rounds, Update
-from director.run_folder import RunFolder
+from director.fold import Contribution, check_finite, check_layout, fold
+from director.rounds import Rounds, UpdateRefusedError
+from director.run_folder import RunFolder, Status
+from director.tensorboard import TensorBoard
 from federation.plan import ExperimentPlan, Task
-from federation.wire import Tensors, pack
+from federation.tensors import Header, TensorFile, TensorFormatError
+from federation.wire import UpdateMessage, WireError
 
 logger = logging.getLogger(__name__)
 
@@ -18,77 +21,131 @@ logger = logging.getLogger(__name__)
 LONG_POLL_SECONDS = 20.0
 
 
-class Status(str, Enum):
-    """OpenFL's words for the state of an experiment."""
-
-    PENDING = "pending"
-    IN_PROGRESS = "in_progress"
-    FINISHED = "finished"
-    FAILED = "failed"
-
-
 class Experiment:
-    def __init__(self, plan: ExperimentPlan, owner: str, folder: RunFolder, model: Tensors) -> None:
-        self.plan = plan
-        self.owner = owner
+    def __init__(self, folder: RunFolder, is_online: Callable[[str], bool]) -> None:
         self.folder = folder
-        self.status = Status.PENDING
-        self.error = ""
-        self._rounds = Rounds(plan, model)
+        self.state = folder.state
+        self.plan: ExperimentPlan = folder.plan
+        self.owner = folder.state.owner
+        self.rounds = Rounds(self.plan, self.state.progress)
+        self._is_online = is_online
         self._changed = asyncio.Condition()
-        self._packed = b""
-        self._open_round()
+        self._accepts_updates = False
+        self._opened = time.monotonic()
+        self._bytes_up = self._bytes_down = 0
 
     @property
     def ended(self) -> bool:
-        return self.status in (Status.FINISHED, Status.FAILED)
+        return self.state.status in (Status.FINISHED, Status.FAILED, Status.STOPPED)
 
-    def start(self) -> None:
-        self.status = Status.IN_PROGRESS
-        self._open_round()
-        logger.info(
-            "experiment '%s' starts: %d rounds on %s", self.plan.name, self.plan.rounds, ", ".join(self.plan.envoys)
-        )
+    async def run(self, ended: Callable[[], Any]) -> None:
+        """All rounds that are still to come; `ended` is awaited at the end, however that came about."""
+        try:
+            with TensorBoard(self.folder.path / "tensorboard", self.rounds.round_number) as tensorboard:
+                await self._run_rounds(tensorboard)
+        except TooFewUpdatesError as error:
+            await self.fail(str(error))
+        except OSError as error:
+            await self.fail(f"the director cannot read or write: {error}")
+        except Exception as error:
+            logger.exception("experiment '%s'", self.plan.name)
+            await self.fail(f"fault in the director: {error!r}")
+        await ended()
+
+    async def _run_rounds(self, tensorboard: TensorBoard) -> None:
+        name, members = self.plan.name, ", ".join(self.state.members)
+        logger.info("experiment '%s' runs from round %d on %s", name, self.rounds.round_number, members)
+        self.state.status = Status.IN_PROGRESS
+        while not self.ended and not self.rounds.finished:
+            await self._open_round()
+            await self._wait_until_complete()
+            if not self.ended:
+                record = await self._close_round()
+                tensorboard.add(record)
+        if not self.ended:
+            await self._end(Status.FINISHED)
 
     async def wait_for_tasks(self, envoy: str) -> tuple[list[Task], int]:
         """Tasks of `envoy` and their round: waits until there are some, the experiment ends, or a long poll is over."""
 
-        def worth_answering() -> bool:
-            return self.ended or bool(self._rounds.tasks_for(envoy))
+        def tasks() -> list[Task]:
+            return self.rounds.tasks_for(envoy) if self._accepts_updates else []
 
         async with self._changed:
             try:
-                await asyncio.wait_for(self._changed.wait_for(worth_answering), LONG_POLL_SECONDS)
+                await asyncio.wait_for(self._changed.wait_for(lambda: self.ended or tasks()), LONG_POLL_SECONDS)
             except asyncio.TimeoutError:
-                return [], self._rounds.round_number
-            tasks = [] if self.ended else self._rounds.tasks_for(envoy)
-            return tasks, self._rounds.round_number
+                return [], self.rounds.round_number
+            return tasks(), self.rounds.round_number
 
-    def global_model(self) -> bytes:
-        """Safetensors bytes of this round's global model, made once for all envoys."""
-        if not self._packed:
-            self._packed = pack(self._rounds.model, {"round": self._rounds.round_number})
-        self._bytes_down += len(self._packed)
-        return self._packed
+    def global_model(self) -> Iterator[bytes]:
+        """Pieces of this round's global model, as `federation.tensors.receive` takes them."""
+        with TensorFile(self.folder.model) as model:
+            model.header.metadata["round"] = self.rounds.round_number
+            half = self.plan.precision == "float16"
+            for piece in model.pieces_with_floats_as("<f2") if half else model.pieces():
+                self._bytes_down += len(piece)
+                yield piece
 
-    async def add_update(self, update: Update, n_bytes: int) -> None:
-        """Raises UpdateRefusedError."""
+    async def receive_update(self, update: UpdateMessage, header: Header, pieces: AsyncIterator[bytes]) -> bool:
+        """Take in one envoy's update. False: it came too late, or once more, and was dropped.
+
+        Raises UpdateRefusedError for one that must not count; then the round goes on without this envoy.
+        """
+        if self._is_dropped(update):
+            return False
+        path = self.folder.incoming_update(update.envoy)
+        try:
+            self.check(update, header)
+            await self._write(path, header, pieces, f"update of envoy '{update.envoy}' for round {update.round}")
+            return await self.accept(update, path)
+        except UpdateRefusedError as error:
+            await self.refuse(update, str(error))
+            raise
+        finally:
+            path.unlink(missing_ok=True)
+
+    async def accept(self, update: UpdateMessage, path: Path) -> bool:
+        """Count the update in the file `path`, which is moved. Raises UpdateRefusedError."""
+        if self.rounds.trains:
+            await asyncio.to_thread(check_finite, path, f"update of envoy '{update.envoy}' for round {update.round}")
         async with self._changed:
-            if self.ended:
-                return
-            self._rounds.add(update)
-            self._bytes_up += n_bytes
-            if self._rounds.complete:
-                self._close_round()
+            if self._is_dropped(update):
+                return False
+            path.rename(self.folder.update(update.envoy))
+            self.rounds.count(update)
+            self._changed.notify_all()
+        return True
+
+    async def refuse(self, update: UpdateMessage, reason: str) -> None:
+        """The answer of an envoy that was asked does not count, and none other of it will in this round."""
+        async with self._changed:
+            if update.round == self.rounds.round_number and self.rounds.tasks_for(update.envoy):
+                self.rounds.refuse(update.envoy, reason)
                 self._changed.notify_all()
 
-    async def fail(self, reason: str) -> None:
+    async def leave(self, envoy: str, reason: str) -> None:
+        """The experiment failed on `envoy`. With a deadline the others go on, as long as they are a quorum."""
         async with self._changed:
             if self.ended:
                 return
-            self.status, self.error = Status.FAILED, reason
-            logger.error("experiment '%s' failed: %s", self.plan.name, reason)
+            self.state.left[envoy] = reason
+            self.state.members = [member for member in self.state.members if member != envoy]
+            if self.rounds.tasks_for(envoy):
+                self.rounds.refuse(envoy, reason.splitlines()[0])
             self._changed.notify_all()
+        participation = self.plan.participation
+        if participation.deadline_seconds is None or len(self.state.members) < participation.quorum:
+            await self.fail(f"envoy '{envoy}': {reason}")
+        else:
+            logger.warning("experiment '%s' goes on without envoy '%s': %s", self.plan.name, envoy, reason)
+            self.folder.save_state()
+
+    async def fail(self, reason: str) -> None:
+        await self._end(Status.FAILED, reason)
+
+    async def stop(self) -> None:
+        await self._end(Status.STOPPED)
 
     async def history(self) -> AsyncIterator[dict[str, Any]]:
         """Records of all rounds, those to come included, until the experiment has ended."""
@@ -104,25 +161,156 @@ class Experiment:
                 yield record
             seen += len(records)
 
-    def _open_round(self) -> None:
-        self._opened = time.monotonic()
-        self._bytes_up = self._bytes_down = 0
-        self._packed = b""
+    def summary(self) -> dict[str, Any]:
+        """What a list of experiments says of this one."""
+        waiting = [envoy for envoy in self.rounds.asked if self.rounds.tasks_for(envoy)]
+        last = self.folder.history[-1] if self.folder.history else {}
+        return {
+            "name": self.plan.name,
+            "owner": self.owner,
+            "corpus": self.plan.corpus or "",
+            "status": self.state.status.value,
+            "round": self.rounds.round_number,
+            "rounds": self.plan.rounds,
+            "envoys": self.state.members,
+            "waiting_for": [] if self.ended else waiting,
+            "seconds_per_round": last.get("seconds"),
+            "error": self.state.error,
+        }
 
-    def _close_round(self) -> None:
-        record = self._rounds.record()
+    def recount_updates(self) -> None:
+        """After a restart: count the updates that had arrived for the round that was open."""
+        for path in (self.folder.path / "updates").glob("*.safetensors"):
+            try:
+                with TensorFile(path) as file:
+                    update = UpdateMessage.model_validate(file.header.metadata)
+                    self.check(update, file.header)
+                self.rounds.count(update)
+            except (TensorFormatError, WireError, UpdateRefusedError, ValueError) as error:
+                logger.warning("%s is left out: %s", path, error)
+                path.unlink()
+
+    async def _open_round(self) -> None:
+        members = set(self.state.members)
+        resumed = self.state.asked
+        if resumed is None and self.plan.participation.deadline_seconds is not None:
+            # Whoever is away now would only be waited for. Without a deadline they are, so that every run is the same.
+            members = {envoy for envoy in members if self._is_online(envoy)} or members
+        async with self._changed:
+            self.rounds.open(members | set(resumed or ()), resumed)
+            self.state.asked = list(self.rounds.asked)
+            self.folder.save_state()
+            if resumed is not None:
+                self.recount_updates()
+            self._opened = time.monotonic()
+            self._bytes_up = self._bytes_down = 0
+            self._accepts_updates = True
+            self._changed.notify_all()
+
+    async def _wait_until_complete(self) -> None:
+        deadline = self.plan.participation.deadline_seconds
+        async with self._changed:
+            while not self.ended and not self.rounds.is_complete(self._seconds_open()):
+                left = None if deadline is None else deadline - self._seconds_open()
+                try:
+                    # After the deadline only news can complete the round: it is short of its quorum.
+                    await asyncio.wait_for(self._changed.wait(), left if left is None or left > 0 else None)
+                except asyncio.TimeoutError:
+                    continue
+            self._accepts_updates = False
+
+    async def _close_round(self) -> dict[str, Any]:
+        """Make the next global model, and let the round count."""
+        record = self.rounds.record()
+        self._require_quorum()
+        progress = self.rounds.next_progress()
+        if record["best"]:
+            self.folder.link_model("best")
+        if self.rounds.trained:
+            await asyncio.to_thread(self._fold, progress.aggregations)
         record |= {
-            "seconds": round(time.monotonic() - self._opened, 3),
+            "seconds": round(self._seconds_open(), 4),
             "bytes_up": self._bytes_up,
             "bytes_down": self._bytes_down,
         }
-        if record["best"]:
-            self.folder.save_model("best", self._rounds.model, record["round"])
-        self._rounds.close()
-        self.folder.save_model("last", self._rounds.model, self._rounds.round_number)
-        self.folder.append_history(record)
-        self._open_round()
+        async with self._changed:
+            self.folder.append_history(record)
+            self.state.progress = self.rounds.progress = progress
+            self.state.asked = None
+            self.folder.save_state()
+            self.folder.link_model("last")
+            self.folder.keep_round(record["round"])
+            self.folder.delete_updates()
+            self.folder.delete_old_models()
+            self._changed.notify_all()
         logger.info("experiment '%s' round %d: %s", self.plan.name, record["round"], record["metrics"])
-        if self._rounds.finished:
-            self.status = Status.FINISHED
-            logger.info("experiment '%s' is finished", self.plan.name)
+        return record
+
+    def _require_quorum(self) -> None:
+        """Raises TooFewUpdatesError if everybody has answered, and too few answers count."""
+        counted = len(self.rounds.trained) if self.rounds.trains else len(self.rounds.results)
+        if counted < self.plan.participation.quorum:
+            reasons = "; ".join(self.rounds.refused.values())
+            raise TooFewUpdatesError(f"round {self.rounds.round_number}: no update counted: {reasons}")
+
+    def _fold(self, aggregations: int) -> None:
+        folder, before = self.folder, aggregations - 1
+        target, target_state = folder.model_after(aggregations), folder.optimizer_after(aggregations)
+        contributions = [Contribution(folder.update(e), clips) for e, clips in self.rounds.trained.items()]
+        state = folder.optimizer_after(before)
+        fold(
+            folder.model,
+            contributions,
+            self.plan.aggregation,
+            before,
+            self.plan.untrained,
+            state if state.exists() else None,
+            target,
+            target_state,
+            {"aggregations": aggregations},
+        )
+
+    def _seconds_open(self) -> float:
+        return time.monotonic() - self._opened
+
+    def _is_dropped(self, update: UpdateMessage) -> bool:
+        is_old = self.rounds.is_late_or_repeated(update.envoy, update.round)
+        return self.ended or is_old or (update.round == self.rounds.round_number and not self._accepts_updates)
+
+    def check(self, update: UpdateMessage, header: Header) -> None:
+        """Raises UpdateRefusedError unless results and tensors are those that were asked for."""
+        self.rounds.check(update)
+        trains = any(task.task_type == "train" for task in self.rounds.asked[update.envoy])
+        with TensorFile(self.folder.model) as model:
+            expected = model.header if trains else Header({}, {})
+        if self.plan.precision == "float16":
+            expected = expected.with_floats_as("<f2")
+        check_layout(header, expected, f"update of envoy '{update.envoy}' for round {update.round}")
+
+    async def _write(self, path: Path, header: Header, pieces: AsyncIterator[bytes], refused: str) -> None:
+        encoded, expected, received = header.encode(), header.data_bytes, 0
+        with path.open("wb") as file:
+            file.write(encoded)
+            async for piece in pieces:
+                received += len(piece)
+                if received > expected:
+                    raise UpdateRefusedError(f"{refused}: larger than the {expected} bytes of its tensors")
+                file.write(piece)
+        if received < expected:
+            raise UpdateRefusedError(f"{refused}: ends after {received} of {expected} bytes")
+        self._bytes_up += len(encoded) + received
+
+    async def _end(self, status: Status, error: str = "") -> None:
+        async with self._changed:
+            if self.ended:
+                return
+            self.state.status, self.state.error = status, error
+            self.folder.save_state()
+            self.folder.delete_updates()
+            self._changed.notify_all()
+        level = logging.ERROR if error else logging.INFO
+        logger.log(level, "experiment '%s' is %s%s", self.plan.name, status.value, f": {error}" if error else "")
+
+
+class TooFewUpdatesError(RuntimeError):
+    """A round to which nobody contributed."""

@@ -1,126 +1,162 @@
-"""The rounds of one experiment: who has which task, what came back, and the next global model.
+"""The rounds of one experiment: who has which task, what came back, and what that says of the model.
 
-No sockets and no clock of its own, so that whoever has updates can drive it.
+Bookkeeping only: no sockets, no clock and no weights, so that whoever has answers can drive it.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
 from federation.plan import ExperimentPlan, Task
-from federation.wire import Tensors
+from federation.wire import TaskResult, UpdateMessage
+
+Results = dict[str, TaskResult]
 
 
 class UpdateRefusedError(ValueError):
     """An update that must not count. The message names the envoy and what is wrong."""
 
 
-@dataclass(frozen=True)
-class TaskResult:
-    """What one envoy says of one task: over how many clips, and the metrics' means over them."""
+class Progress(BaseModel):
+    """How far an experiment is. It is kept in the file of the global model that round `round_number` begins with."""
 
-    size: int
-    metrics: dict[str, float]
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-
-@dataclass(frozen=True)
-class Update:
-    """One envoy's answer to one round. `tensors` are its trained weights, empty in a round without training."""
-
-    envoy: str
-    round_number: int
-    results: dict[str, TaskResult]
-    tensors: Tensors = field(repr=False)
+    round_number: int = 0
+    best_score: float | None = None
+    validations_since_best: int = 0
+    aggregations: int = 0
 
 
 class Rounds:
-    """Folds updates into a running weighted sum, so memory does not grow with the number of envoys."""
-
-    def __init__(self, plan: ExperimentPlan, model: Tensors) -> None:
+    def __init__(self, plan: ExperimentPlan, progress: Progress) -> None:
         self.plan = plan
-        self.model = model
-        self.round_number = 0
-        self.best_score: float | None = None
-        self._open_round()
+        self.progress = progress
+        self.asked: dict[str, list[Task]] = {}
+        self._forget_answers()
+
+    @property
+    def round_number(self) -> int:
+        return self.progress.round_number
 
     @property
     def finished(self) -> bool:
-        # One round more than asked for: it only validates the last model.
-        return self.round_number > self.plan.rounds
+        """No round is left (one more than asked for validates the last model), or patience is at its end."""
+        patience = self.plan.best.patience
+        if patience is not None and self.progress.validations_since_best >= patience:
+            return True
+        return not self.plan.tasks_for_round(self.round_number)
 
     @property
-    def complete(self) -> bool:
-        """Everybody who was asked has answered."""
-        return not self.finished and len(self._results) == len(self.plan.envoys)
+    def trains(self) -> bool:
+        return any(task.task_type == "train" for tasks in self.asked.values() for task in tasks)
+
+    @property
+    def trained(self) -> dict[str, int]:
+        """Clips that each envoy trained on whose update counts."""
+        names = [task.name for task in self.plan.tasks if task.task_type == "train"]
+        return {e: r[name].size for e, r in sorted(self.results.items()) for name in names if name in r}
+
+    def open(self, members: Collection[str], asked: Collection[str] | None = None) -> None:
+        """Ask those whose turn it is; after a restart, the same ones (`asked`) as before."""
+        trainers = self.plan.participation.trainers(self.round_number, members)
+        evaluators = [name for name in self.plan.participation.evaluators if name in members]
+        tasks = {
+            envoy: self.plan.tasks_for_round(self.round_number, trains=envoy in trainers)
+            for envoy in (*trainers, *evaluators)
+            if asked is None or envoy in asked
+        }
+        self.asked = {envoy: tasks[envoy] for envoy in sorted(tasks) if tasks[envoy]}
+        self._forget_answers()
 
     def tasks_for(self, envoy: str) -> list[Task]:
         """What `envoy` has still to do in this round; nothing when it has answered."""
-        if self.finished or envoy not in self.plan.envoys or envoy in self._results:
-            return []
-        return self.plan.tasks_for_round(self.round_number)
+        return [] if self._has_answered(envoy) else self.asked.get(envoy, [])
 
-    def add(self, update: Update) -> None:
-        """Count `update`. A repeated one is dropped (its sender could not know that it had arrived).
+    def is_complete(self, seconds_open: float) -> bool:
+        answered = sum(self._has_answered(envoy) for envoy in self.asked)
+        counted = len(self.trained) if self.trains else len(self.results)
+        return self.plan.participation.is_complete(len(self.asked), answered, counted, seconds_open)
 
-        Raises UpdateRefusedError for one that must not count; the round is then as it was before.
-        """
-        if update.envoy in self._results or update.round_number < self.round_number:
-            return
-        trained = self._check(update)
-        if trained is not None:
-            for name, tensor in update.tensors.items():
-                if np.issubdtype(tensor.dtype, np.floating):
-                    # float64: the sum must not depend on the order in which envoys answer.
-                    self._sums[name] = self._sums.get(name, 0) + tensor.astype(np.float64) * trained.size
-                else:
-                    # Counters, such as a batch norm's number of batches.
-                    self._sums[name] = np.maximum(self._sums.get(name, tensor), tensor)
-            self._total_size += trained.size
-        self._results[update.envoy] = update.results
+    def is_late_or_repeated(self, envoy: str, round_number: int) -> bool:
+        """An answer that is dropped without a word: its sender could not know that it is not wanted any more."""
+        return round_number < self.round_number or (round_number == self.round_number and self._has_answered(envoy))
+
+    def check(self, update: UpdateMessage) -> None:
+        """Raises UpdateRefusedError for results that are not those of this round's tasks."""
+        tasks = {task.name: task for task in self.tasks_for(update.envoy)}
+        refused = f"update of envoy '{update.envoy}' for round {update.round}"
+        if update.round != self.round_number or not tasks:
+            wanted = sorted(tasks) or "nothing"
+            raise UpdateRefusedError(f"{refused}: round {self.round_number} asks for {wanted} from it")
+        if update.results.keys() != tasks.keys():
+            raise UpdateRefusedError(
+                f"{refused}: has results of {sorted(update.results)[:5]}, asked for {sorted(tasks)}"
+            )
+        for name, result in update.results.items():
+            faulty = {key: value for key, value in result.metrics.items() if not np.isfinite(value)}
+            if faulty:
+                raise UpdateRefusedError(f"{refused}: task '{name}' reports {faulty}")
+            if tasks[name].task_type == "train" and result.size == 0:
+                raise UpdateRefusedError(f"{refused}: trained on 0 clips")
+
+    def count(self, update: UpdateMessage) -> None:
+        self.results[update.envoy] = update.results
+
+    def refuse(self, envoy: str, reason: str) -> None:
+        """`envoy` has answered, and its answer does not count."""
+        self.refused[envoy] = reason
 
     def record(self) -> dict[str, Any]:
         """What to remember of the round: means of metrics over all clips, and what each envoy said.
 
         Validation metrics are those of the model the round began with; `best` says whether it is the best so far.
         """
+        tasks = {task.name for tasks in self.asked.values() for task in tasks}
         return {
             "round": self.round_number,
-            "best": self.plan.best.is_better(self._score(), self.best_score),
-            "metrics": {
-                task.name: self._mean_metrics(task.name) for task in self.plan.tasks_for_round(self.round_number)
-            },
+            "best": self.is_best(),
+            "metrics": {task.name: self._mean_metrics(task.name) for task in self.plan.tasks if task.name in tasks},
             "envoys": {
                 envoy: {task: {"size": result.size, **result.metrics} for task, result in results.items()}
-                for envoy, results in sorted(self._results.items())
+                for envoy, results in sorted(self.results.items())
             },
+            "refused": dict(sorted(self.refused.items())),
+            "missing": [envoy for envoy in self.asked if not self._has_answered(envoy)],
         }
 
-    def close(self) -> None:
-        """End the round: step to the next global model."""
-        if self.plan.best.is_better(self._score(), self.best_score):
-            self.best_score = self._score()
-        if self._total_size:
-            self.model = {name: self._next_value(name) for name in self.model}
-        self.round_number += 1
-        self._open_round()
+    def is_best(self) -> bool:
+        """Is the model that the round began with better than all before?"""
+        return self.plan.best.is_better(self._score(), self.progress.best_score)
 
-    def _open_round(self) -> None:
-        self._results: dict[str, dict[str, TaskResult]] = {}
-        self._sums: Tensors = {}
-        self._total_size = 0
+    def next_progress(self) -> Progress:
+        """Progress after this round."""
+        score, is_best = self._score(), self.is_best()
+        waited = 0 if is_best else self.progress.validations_since_best + (score is not None)
+        return Progress(
+            round_number=self.round_number + 1,
+            best_score=score if is_best else self.progress.best_score,
+            validations_since_best=waited,
+            aggregations=self.progress.aggregations + bool(self.trained),
+        )
 
-    def _next_value(self, name: str) -> np.ndarray:
-        dtype = self.model[name].dtype
-        total = self._sums[name]
-        return (total / self._total_size).astype(dtype) if np.issubdtype(dtype, np.floating) else total.astype(dtype)
+    def _forget_answers(self) -> None:
+        self.results: dict[str, Results] = {}
+        self.refused: dict[str, str] = {}
+
+    def _has_answered(self, envoy: str) -> bool:
+        return envoy in self.results or envoy in self.refused
 
     def _mean_metrics(self, task: str) -> dict[str, float]:
         """Means over all clips: each envoy's mean weighs as many clips as it was taken over.
 
         A metric that not every envoy reports is the mean over those that do.
         """
-        results = [result[task] for result in self._results.values() if task in result and result[task].size > 0]
+        # In the order of names: a mean must not depend on who was first.
+        results = [result[task] for _, result in sorted(self.results.items()) if task in result]
+        results = [result for result in results if result.size > 0]
         means = {}
         for name in sorted({name for result in results for name in result.metrics}):
             reported = [(result.metrics[name], result.size) for result in results if name in result.metrics]
@@ -128,41 +164,7 @@ class Rounds:
         return means
 
     def _score(self) -> float | None:
-        for task in self.plan.tasks_for_round(self.round_number):
-            if task.task_type == "validate" and not task.apply_local:
+        for task in self.plan.tasks:
+            if task.validates_global_model:
                 return self._mean_metrics(task.name).get(self.plan.best.metric)
         return None
-
-    def _check(self, update: Update) -> TaskResult | None:
-        """The training result of `update`, if the round trains. Raises UpdateRefusedError."""
-        tasks = {task.name: task for task in self.tasks_for(update.envoy)}
-        refuse = f"update of envoy '{update.envoy}' for round {update.round_number}"
-        if update.round_number != self.round_number or not tasks:
-            raise UpdateRefusedError(
-                f"{refuse}: round {self.round_number} asks for {sorted(tasks) or 'nothing'} from it"
-            )
-        if update.results.keys() != tasks.keys():
-            raise UpdateRefusedError(f"{refuse}: has results of {sorted(update.results)}, asked for {sorted(tasks)}")
-        for name, result in update.results.items():
-            if result.size < 0 or not all(np.isfinite(value) for value in result.metrics.values()):
-                raise UpdateRefusedError(
-                    f"{refuse}: task '{name}' reports size {result.size}, metrics {result.metrics}"
-                )
-        trained = [update.results[task.name] for task in tasks.values() if task.task_type == "train"]
-        if not trained:
-            return None
-        if trained[0].size == 0:
-            raise UpdateRefusedError(f"{refuse}: trained on 0 clips")
-        self._check_tensors(update.tensors, refuse)
-        return trained[0]
-
-    def _check_tensors(self, tensors: Tensors, refuse: str) -> None:
-        missing, extra = self.model.keys() - tensors.keys(), tensors.keys() - self.model.keys()
-        if missing or extra:
-            raise UpdateRefusedError(f"{refuse}: tensors missing {sorted(missing)[:3]}, unknown {sorted(extra)[:3]}")
-        for name, tensor in tensors.items():
-            if tensor.shape != self.model[name].shape or tensor.dtype != self.model[name].dtype:
-                expected = f"{self.model[name].dtype}{self.model[name].shape}"
-                raise UpdateRefusedError(f"{refuse}: tensor '{name}' is {tensor.dtype}{tensor.shape}, not {expected}")
-            if np.issubdtype(tensor.dtype, np.floating) and not np.isfinite(tensor).all():
-                raise UpdateRefusedError(f"{refuse}: tensor '{name}' holds NaN or infinity")

@@ -1,90 +1,229 @@
-"""What the director keeps of an experiment on disk. Every file is written under another name, then renamed."""
+"""What the director keeps of an experiment on disk: all that it needs to go on after it was killed at any moment.
+
+    experiment.json      the plan
+    state.json           status, round, who was asked; replacing it is what makes a round count
+    workspace.zip        what the envoys get
+    history.jsonl        one record a round
+    models/N.safetensors the global model after N aggregations, and `N.optimizer.safetensors` with a server optimizer
+    updates/             the current round's updates, one file an envoy
+    initial, last, best, round-R .safetensors   links to models, for people
+    tensorboard/         the history once more
+
+Every file is written under another name, then renamed.
+"""
 
 import json
 import os
+import shutil
+import time
+import uuid
 import zipfile
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from director.fold import check_finite
+from director.rounds import Progress, UpdateRefusedError
+from federation.archive import ArchiveError, check_archive, extract_file
 from federation.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL, ExperimentPlan
-from federation.wire import Tensors, WireError, pack, unpack
+from federation.tensors import TensorFile, TensorFormatError
+from federation.wire import WireError, describe_faults
+
+MAX_PLAN_BYTES = 16 << 20
+MAX_ARCHIVE_BYTES = 1 << 30
+MAX_MODEL_BYTES = 64 << 30
+# Folders that are not finished: a submission on its way.
+UNFINISHED = ".new-"
 
 
 class SubmissionError(ValueError):
     """What a notebook submitted is not an experiment."""
 
 
-def read_submission(path: Path) -> tuple[ExperimentPlan, bytes, bytes]:
-    """The plan, the archive for the envoys and the first global model out of a submitted zip file."""
-    try:
-        with zipfile.ZipFile(path) as submission:
-            plan, archive, model = (submission.read(name) for name in (EXPERIMENT_PLAN, ARCHIVE, INITIAL_MODEL))
-        return ExperimentPlan.model_validate_json(plan), archive, model
-    except ValidationError as error:
-        raise SubmissionError(
-            "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        ) from error
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise SubmissionError(f"not an experiment of this project's notebooks: {error}") from error
+class RunFolderError(RuntimeError):
+    """A folder that holds no experiment that could go on."""
+
+
+class Status(str, Enum):
+    """OpenFL's words for the state of an experiment, and one for those that their owner stopped."""
+
+    PENDING = "pending"
+    IN_PROGRESS = "in_progress"
+    FINISHED = "finished"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+class State(BaseModel):
+    """What changes while an experiment runs. `left` has the envoys that are out of it, with the reason."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    owner: str
+    submitted: float
+    status: Status = Status.PENDING
+    error: str = ""
+    members: list[str] = []
+    left: dict[str, str] = {}
+    asked: list[str] | None = None
+    progress: Progress = Progress()
 
 
 class RunFolder:
-    """The folder of one experiment: `workspace.zip`, `history.jsonl`, and the models `initial`, `last` and `best`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, plan: ExperimentPlan, state: State) -> None:
+        self.path, self.plan, self.state = path, plan, state
         self.history: list[dict[str, Any]] = []
 
     @classmethod
-    def create(cls, path: Path, plan: ExperimentPlan, archive: bytes, model: Tensors) -> "RunFolder":
-        """Raises SubmissionError if the experiment's name was used before: nothing is ever overwritten."""
+    def create(cls, runs: Path, submission: Path, owner: str) -> "RunFolder":
+        """Raises SubmissionError if it is no experiment, or its name was used before: nothing is ever overwritten."""
+        new = runs / f"{UNFINISHED}{uuid.uuid4().hex}"
+        (new / "models").mkdir(parents=True)
+        (new / "updates").mkdir()
         try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            raise SubmissionError(f"an experiment named '{plan.name}' exists already: choose another name") from None
-        folder = cls(path)
-        folder._write(EXPERIMENT_PLAN, plan.model_dump_json(indent=2).encode())
-        folder._write(ARCHIVE, archive)
-        folder.save_model("initial", model, round_number=0)
-        folder.save_model("last", model, round_number=0)
+            plan = _extract(submission, new)
+            folder = cls(new, plan, State(owner=owner, submitted=time.time()))
+            folder.save_state()
+            folder.link_model("initial")
+            folder.link_model("last")
+            try:
+                new.rename(runs / plan.name)
+            except OSError:
+                raise SubmissionError(
+                    f"an experiment named '{plan.name}' exists already: choose another name"
+                ) from None
+        except BaseException:
+            shutil.rmtree(new)
+            raise
+        folder.path = runs / plan.name
+        return folder
+
+    @classmethod
+    def load(cls, path: Path) -> "RunFolder":
+        """An experiment as it was when the director stopped. Raises RunFolderError, naming the file."""
+        try:
+            plan = ExperimentPlan.model_validate_json((path / EXPERIMENT_PLAN).read_bytes())
+            state = State.model_validate_json((path / "state.json").read_bytes())
+        except (OSError, ValidationError) as error:
+            raise RunFolderError(f"{path} cannot be read: {error}") from error
+        folder = cls(path, plan, state)
+        folder._load_history()
+        for leftover in (*path.glob(".*.partial"), *(path / "updates").glob(".*")):
+            leftover.unlink()
+        if not folder.model.exists():
+            raise RunFolderError(f"{folder.model} is missing")
         return folder
 
     @property
     def archive(self) -> Path:
         return self.path / ARCHIVE
 
-    def save_model(self, which: str, model: Tensors, round_number: int) -> None:
-        self._write(f"{which}.safetensors", pack(model, {"round": round_number}))
+    @property
+    def model(self) -> Path:
+        """The file of the global model that the current round began with."""
+        return self.model_after(self.state.progress.aggregations)
 
-    def load_model(self, which: str) -> bytes:
-        """Safetensors bytes of model 'initial', 'last' or 'best'. Raises WireError if there is none yet."""
-        try:
-            return (self.path / f"{which}.safetensors").read_bytes()
-        except FileNotFoundError:
-            raise WireError(f"experiment '{self.path.name}' has no {which} model yet") from None
+    def model_after(self, aggregations: int) -> Path:
+        return self.path / "models" / f"{aggregations}.safetensors"
+
+    def optimizer_after(self, aggregations: int) -> Path:
+        return self.path / "models" / f"{aggregations}.optimizer.safetensors"
+
+    def named_model(self, which: str) -> Path:
+        """File of model 'initial', 'last' or 'best'. Raises WireError if there is none yet."""
+        path = self.path / f"{which}.safetensors"
+        if which not in ("initial", "last", "best"):
+            raise WireError(f"there is no model {which[:80]!r}: ask for 'initial', 'last' or 'best'")
+        if not path.exists():
+            raise WireError(f"experiment '{self.plan.name}' has no {which} model yet")
+        return path
+
+    def link_model(self, name: str) -> None:
+        """Keep the current model under `name` too. A link costs nothing, however large the model is."""
+        temporary = self.path / f".{name}.partial"
+        temporary.unlink(missing_ok=True)
+        os.link(self.model, temporary)
+        temporary.rename(self.path / f"{name}.safetensors")
+
+    def keep_round(self, round_number: int) -> None:
+        """Keep the current model as that of `round_number`, and forget those before the last `keep` ones."""
+        if self.plan.keep:
+            self.link_model(f"round-{round_number}")
+            (self.path / f"round-{round_number - self.plan.keep}.safetensors").unlink(missing_ok=True)
+
+    def delete_old_models(self) -> None:
+        """All but the current one and the one before: after a power cut, `state.json` may be that of a moment ago."""
+        current = self.state.progress.aggregations
+        kept = {path(n) for path in (self.model_after, self.optimizer_after) for n in (current, current - 1)}
+        for path in (self.path / "models").iterdir():
+            if path not in kept:
+                path.unlink()
+
+    def update(self, envoy: str) -> Path:
+        return self.path / "updates" / f"{envoy}.safetensors"
+
+    def incoming_update(self, envoy: str) -> Path:
+        """A new path for an update on its way."""
+        return self.path / "updates" / f".{envoy}.{uuid.uuid4().hex}"
+
+    def delete_updates(self) -> None:
+        for path in (self.path / "updates").glob("*.safetensors"):
+            path.unlink()
+
+    def save_state(self) -> None:
+        temporary = self.path / ".state.json.partial"
+        with temporary.open("wb") as file:
+            file.write(self.state.model_dump_json(indent=2).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(self.path / "state.json")
 
     def append_history(self, record: dict[str, Any]) -> None:
         with (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         self.history.append(record)
 
-    def _write(self, name: str, data: bytes) -> None:
-        temporary = self.path / f".{name}.partial"
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(self.path / name)
+    def _load_history(self) -> None:
+        """Records of rounds that count. One may be there whose round has to be done again, or half a line."""
+        path = self.path / "history.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        self.history = []
+        for line in lines[: self.state.progress.round_number]:
+            self.history.append(json.loads(line))
+        if len(lines) > len(self.history):
+            temporary = self.path / ".history.jsonl.partial"
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in self.history), encoding="utf-8")
+            temporary.rename(path)
 
 
-def first_model(data: bytes) -> Tensors:
-    """Raises SubmissionError if `data` is not a model."""
+def _extract(submission: Path, folder: Path) -> ExperimentPlan:
+    """Take a submitted zip file apart into `folder`. Raises SubmissionError."""
+    model = folder / "models" / "0.safetensors"
     try:
-        tensors, _ = unpack(data)
-    except WireError as error:
-        raise SubmissionError(f"the first global model is {error}") from error
-    if not tensors:
+        with zipfile.ZipFile(submission) as zipped:
+            extract_file(zipped, EXPERIMENT_PLAN, folder / EXPERIMENT_PLAN, MAX_PLAN_BYTES)
+            extract_file(zipped, ARCHIVE, folder / ARCHIVE, MAX_ARCHIVE_BYTES)
+            extract_file(zipped, INITIAL_MODEL, model, MAX_MODEL_BYTES)
+        plan = ExperimentPlan.model_validate_json((folder / EXPERIMENT_PLAN).read_bytes())
+        check_archive(folder / ARCHIVE)
+        _check_model(model)
+    except ValidationError as error:
+        raise SubmissionError(describe_faults(error)) from None
+    except (zipfile.BadZipFile, ArchiveError) as error:
+        raise SubmissionError(f"not an experiment of this project's notebooks: {error}") from None
+    return plan
+
+
+def _check_model(path: Path) -> None:
+    try:
+        with TensorFile(path) as model:
+            entries = model.header.entries
+        check_finite(path, "the first global model")
+    except TensorFormatError as error:
+        raise SubmissionError(f"the first global model is {error}") from None
+    except UpdateRefusedError as error:
+        raise SubmissionError(str(error)) from None
+    if not entries:
         raise SubmissionError("the first global model has no trained tensor: does any parameter require a gradient?")
-    return tensors

@@ -1,33 +1,69 @@
 """gRPC on one port: OpenFL's `Director` and `Aggregator` services, and `openfl_audio.Rounds` for whole models."""
 
+import asyncio
 import logging
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from typing import NoReturn, TypeAlias, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc import aio
 from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc, director_pb2, director_pb2_grpc
 
-from director.director import Director, EnvoyRefusedError
+from director.director import SUBMISSION, Director, EnvoyRefusedError
 from director.experiment import Experiment
-from director.rounds import TaskResult, Update, UpdateRefusedError
+from director.rounds import UpdateRefusedError
 from director.run_folder import SubmissionError
+from director.stock import StockUpdates, named_tensor
 from federation.certificates import CertificateError, role_of
-from federation.wire import PIECE_BYTES, SERVICE, WireError, decode, encode, pieces, unpack
+from federation.plan import NAME
+from federation.tensors import PIECE_BYTES, Header, TensorFile, TensorFormatError
+from federation.wire import (
+    SERVICE,
+    AttendRequest,
+    ExperimentRequest,
+    Kind,
+    ModelRequest,
+    StatusRequest,
+    UpdateMessage,
+    WireError,
+    decode,
+    encode,
+)
 
 logger = logging.getLogger(__name__)
 
 Context: TypeAlias = aio.ServicerContext
-MAX_SUBMISSION_BYTES = 4 << 30
-MAX_UPDATE_BYTES = 4 << 30
+Item = TypeVar("Item")
+MAX_SUBMISSION_BYTES = 64 << 30
+# Results of one task of an OpenFL envoy are put together in memory.
+MAX_STOCK_RESULTS_BYTES = 2 << 30
+MAX_REASON_CHARACTERS = 10_000
 
 
 async def refuse(context: Context, code: grpc.StatusCode, sentence: str) -> NoReturn:
+    # Headers hold a few kilobytes, and the sentence may quote what somebody sent.
+    sentence = sentence[:2000]
     logger.warning("refused a call of %s: %s", context.peer(), sentence)
     await context.abort(code, sentence)
     raise RuntimeError("abort always raises")
+
+
+async def parse(context: Context, request: bytes, kind: type[Kind]) -> Kind:
+    """The request as a message; ends the call if it is none."""
+    try:
+        return decode(request, kind)
+    except WireError as error:
+        await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+
+
+async def without_blocking(items: Iterable[Item]) -> AsyncIterator[Item]:
+    """Items of a generator that reads files, between which other calls get their turn."""
+    for item in items:
+        yield item
+        await asyncio.sleep(0)
 
 
 class Gate:
@@ -81,8 +117,14 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
 
     async def UpdateShardInfo(self, request: director_pb2.UpdateShardInfoRequest, context: Context):  # noqa: N802
         name = await self.gate.envoy(context, request.shard_info.node_info.name)
+        if not NAME.fullmatch(name):
+            sentence = (
+                f"envoy name {name[:80]!r}: use 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first"
+            )
+            await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, sentence)
+        corpus, instance = _header(context, "corpus"), _header(context, "instance") or name
         try:
-            await self.director.register(request.shard_info, _header(context, "instance") or name, context.peer())
+            await self.director.register(request.shard_info, corpus, instance, context.peer())
         except EnvoyRefusedError as error:
             await refuse(context, grpc.StatusCode.ALREADY_EXISTS, str(error))
         return director_pb2.UpdateShardInfoResponse(accepted=True)
@@ -90,7 +132,7 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
     async def UpdateEnvoyStatus(self, request: director_pb2.UpdateEnvoyStatusRequest, context: Context):  # noqa: N802
         name = await self.gate.envoy(context, request.name)
         try:
-            self.director.heard_from(name, request.is_experiment_running)
+            self.director.heard_from(name)
         except EnvoyRefusedError as error:
             await refuse(context, grpc.StatusCode.NOT_FOUND, str(error))
         response = director_pb2.UpdateEnvoyStatusResponse()
@@ -99,12 +141,6 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
 
     async def WaitExperiment(self, request: director_pb2.WaitExperimentRequest, context: Context):  # noqa: N802
         name = await self.gate.envoy(context, request.collaborator_name)
-        instance = _header(context, "instance")
-        if instance:
-            # This call stays open as long as an envoy of ours is alive and idle, so its end is news.
-            context.add_done_callback(
-                lambda call: self.director.lost_connection(name, instance) if call.cancelled() else None
-            )
         try:
             experiment = await self.director.wait_experiment(name)
         except EnvoyRefusedError as error:
@@ -121,16 +157,15 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
     async def SetExperimentFailed(self, request: director_pb2.SetExperimentFailedRequest, context: Context):  # noqa: N802
         name = await self.gate.envoy(context, request.collaborator_name)
         experiment = await find_envoys_experiment(self.director, context, request.experiment_name, name)
-        await experiment.fail(f"envoy '{name}': {request.error_description}")
-        await self.director.start_ready_experiments()
+        await experiment.leave(name, request.error_description[-MAX_REASON_CHARACTERS:] or "failed without a reason")
+        await self.director.assign()
         return director_pb2.SetExperimentFailedResponse()
 
     # Calls of notebooks
 
     async def SetNewExperiment(self, request_iterator, context: Context):  # noqa: N802
         owner = await self.gate.user(context)
-        self.director.runs.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self.director.runs, prefix=".submission-") as file:
+        with tempfile.NamedTemporaryFile(dir=self.director.runs, prefix=SUBMISSION) as file:
             async for request in request_iterator:
                 file.write(request.experiment_data.npbytes)
                 if file.tell() > MAX_SUBMISSION_BYTES:
@@ -145,7 +180,7 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
 
     async def GetExperimentStatus(self, request: director_pb2.GetExperimentStatusRequest, context: Context):  # noqa: N802
         experiment = await find_users_experiment(self.director, self.gate, context, request.experiment_name)
-        return director_pb2.GetExperimentStatusResponse(experiment_status=experiment.status.value)
+        return director_pb2.GetExperimentStatusResponse(experiment_status=experiment.state.status.value)
 
     async def GetMetricStream(self, request: director_pb2.GetMetricStreamRequest, context: Context):  # noqa: N802
         experiment = await find_users_experiment(self.director, self.gate, context, request.experiment_name)
@@ -163,6 +198,7 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
 
     async def GetDatasetInfo(self, request: director_pb2.GetDatasetInfoRequest, context: Context):  # noqa: N802
         await self.gate.user(context)
+        await self.director.expect_experiments()
         response = director_pb2.GetDatasetInfoResponse()
         for entry in self.director.envoys.values():
             response.shard_info.sample_shape[:] = entry.shard_info.sample_shape
@@ -172,14 +208,16 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
     async def GetEnvoys(self, request: director_pb2.GetEnvoysRequest, context: Context):  # noqa: N802
         await self.gate.user(context)
         response = director_pb2.GetEnvoysResponse()
-        for _, entry in sorted(self.director.envoys.items()):
+        for name, entry in sorted(self.director.envoys.items()):
             info = response.envoy_infos.add(
                 shard_info=entry.shard_info,
-                is_online=self.director.is_online(entry),
-                is_experiment_running=entry.is_experiment_running,
+                is_online=self.director.is_online(name),
+                is_experiment_running=entry.experiment is not None,
                 experiment_name=entry.experiment.plan.name if entry.experiment else "",
             )
-            info.last_updated.seconds = int(entry.last_seen)
+            info.last_updated.GetCurrentTime() if entry.attending else info.last_updated.FromSeconds(
+                int(entry.last_seen)
+            )
             info.valid_duration.seconds = 2 * self.director.health_check_period
         return response
 
@@ -190,24 +228,66 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServicer):
     def __init__(self, director: Director, gate: Gate) -> None:
         self.director = director
         self.gate = gate
+        self.stock_updates = StockUpdates()
 
     async def GetTasks(self, request: aggregator_pb2.GetTasksRequest, context: Context):  # noqa: N802
-        header = request.header
-        name = await self.gate.envoy(context, header.sender)
-        matches = [e for e in self.director.experiments.values() if e.plan.federation_uuid == header.federation_uuid]
-        if not matches or name not in matches[0].plan.envoys:
-            sentence = f"no experiment of federation id '{header.federation_uuid}' for envoy '{name}'"
-            await refuse(context, grpc.StatusCode.NOT_FOUND, sentence)
-        experiment = matches[0]
+        experiment, name = await self._find(context, request.header)
         tasks, round_number = await experiment.wait_for_tasks(name)
         return aggregator_pb2.GetTasksResponse(
-            header=aggregator_pb2.MessageHeader(
-                sender=header.receiver, receiver=name, federation_uuid=header.federation_uuid
-            ),
+            header=_answer(request.header),
             round_number=round_number,
             tasks=[aggregator_pb2.Task(**task.model_dump()) for task in tasks],
-            quit=experiment.ended,
+            quit=experiment.ended or name in experiment.state.left,
         )
+
+    # The rest is for OpenFL's own envoys.
+
+    async def GetAggregatedTensor(self, request: aggregator_pb2.GetAggregatedTensorRequest, context: Context):  # noqa: N802
+        experiment, _ = await self._find(context, request.header)
+        try:
+            tensor = named_tensor(experiment, request.tensor_name, request.round_number, list(request.tags))
+        except UpdateRefusedError as error:
+            await refuse(context, grpc.StatusCode.NOT_FOUND, str(error))
+        return aggregator_pb2.GetAggregatedTensorResponse(
+            header=_answer(request.header), round_number=request.round_number, tensor=tensor
+        )
+
+    async def SendLocalTaskResults(self, request_iterator, context: Context):  # noqa: N802
+        buffer = bytearray()
+        async for piece in request_iterator:
+            buffer += piece.npbytes
+            if len(buffer) > MAX_STOCK_RESULTS_BYTES:
+                sentence = f"the results are larger than {MAX_STOCK_RESULTS_BYTES} bytes"
+                await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, sentence)
+        try:
+            results = aggregator_pb2.TaskResults.FromString(bytes(buffer))
+        except DecodeError as error:
+            await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, f"not the results of a task: {error}")
+        experiment, name = await self._find(context, results.header)
+        try:
+            await self.stock_updates.add(experiment, name, results)
+        except UpdateRefusedError as error:
+            # OpenFL's envoy repeats a call that fails, for ever; the reason is in the history.
+            logger.warning("%s", error)
+        return aggregator_pb2.SendLocalTaskResultsResponse(header=_answer(results.header))
+
+    async def _find(self, context: Context, header: aggregator_pb2.MessageHeader) -> tuple[Experiment, str]:
+        """The experiment of a call and the envoy that makes it; ends the call if there is none."""
+        name = await self.gate.envoy(context, header.sender)
+        for experiment in self.director.experiments.values():
+            if experiment.plan.federation_uuid == header.federation_uuid and takes_part(experiment, name):
+                return experiment, name
+        sentence = f"no experiment of federation id '{header.federation_uuid[:80]}' for envoy '{name}'"
+        return await refuse(context, grpc.StatusCode.NOT_FOUND, sentence)
+
+
+def _answer(header: aggregator_pb2.MessageHeader) -> aggregator_pb2.MessageHeader:
+    return aggregator_pb2.MessageHeader(
+        sender=header.receiver,
+        receiver=header.sender,
+        federation_uuid=header.federation_uuid,
+        single_col_cert_common_name=header.single_col_cert_common_name,
+    )
 
 
 class RoundsService:
@@ -221,64 +301,94 @@ class RoundsService:
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
+                "Attend": grpc.unary_stream_rpc_method_handler(self.attend),
                 "GetModel": grpc.unary_stream_rpc_method_handler(self.get_model),
                 "SendUpdate": grpc.stream_unary_rpc_method_handler(self.send_update),
                 "GetHistory": grpc.unary_stream_rpc_method_handler(self.get_history),
+                "GetExperiment": grpc.unary_unary_rpc_method_handler(self.get_experiment),
+                "StopExperiment": grpc.unary_unary_rpc_method_handler(self.stop_experiment),
+                "GetStatus": grpc.unary_unary_rpc_method_handler(self.get_status),
             },
         )
 
+    # Calls of envoys
+
+    async def attend(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
+        """Stays open as long as the envoy is there; says what it has to do whenever that changes."""
+        message = await parse(context, request, AttendRequest)
+        name = await self.gate.envoy(context, message.envoy)
+        try:
+            async for order in self.director.attend(name, message.instance):
+                yield encode(order)
+        except EnvoyRefusedError as error:
+            await refuse(context, grpc.StatusCode.NOT_FOUND, str(error))
+
     async def get_model(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
-        """{"experiment", "envoy"} gives this round's global model; {"experiment", "which"} a user a kept one."""
-        message = decode(request)
-        if "envoy" in message:
-            name = await self.gate.envoy(context, message["envoy"])
-            experiment = await find_envoys_experiment(self.director, context, message["experiment"], name)
-            data = experiment.global_model()
+        """This round's global model for an envoy, or a kept one for a user."""
+        message = await parse(context, request, ModelRequest)
+        pieces: Iterator[bytes]
+        if message.envoy is not None:
+            name = await self.gate.envoy(context, message.envoy)
+            pieces = (await find_envoys_experiment(self.director, context, message.experiment, name)).global_model()
         else:
-            experiment = await find_users_experiment(self.director, self.gate, context, message["experiment"])
+            experiment = await find_users_experiment(self.director, self.gate, context, message.experiment)
             try:
-                data = experiment.folder.load_model(message["which"])
+                pieces = TensorFile(experiment.folder.named_model(message.which)).pieces()
             except WireError as error:
                 await refuse(context, grpc.StatusCode.NOT_FOUND, str(error))
-        for piece in pieces(data):
+        async for piece in without_blocking(pieces):
             yield piece
 
     async def send_update(self, request_iterator: AsyncIterator[bytes], context: Context) -> bytes:
-        """A safetensors file with metadata {"experiment", "envoy", "round", "results": {task: {"size", "metrics"}}}."""
-        buffer = bytearray()
-        async for piece in request_iterator:
-            buffer += piece
-            if len(buffer) > MAX_UPDATE_BYTES:
-                sentence = f"the update is larger than {MAX_UPDATE_BYTES} bytes"
-                await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, sentence)
+        """A safetensors file with an UpdateMessage as metadata; its header is the first piece."""
+        pieces = aiter(request_iterator)
         try:
-            tensors, metadata = unpack(bytes(buffer))
-            results = {task: TaskResult(**result) for task, result in metadata["results"].items()}
-            update = Update(metadata["envoy"], metadata["round"], results, tensors)
+            header = Header.decode(await anext(pieces, b""))
+            update = decode(encode(header.metadata), UpdateMessage)
             name = await self.gate.envoy(context, update.envoy)
-            experiment = await find_envoys_experiment(self.director, context, metadata["experiment"], name)
-            await experiment.add_update(update, len(buffer))
-        except (WireError, UpdateRefusedError) as error:
+            experiment = await find_envoys_experiment(self.director, context, update.experiment, name)
+            counted = await experiment.receive_update(update, header, pieces)
+        except (WireError, TensorFormatError, UpdateRefusedError) as error:
             await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        except (KeyError, TypeError, AttributeError) as error:
-            await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, f"not an update: {error!r}")
-        if experiment.ended:
-            await self.director.start_ready_experiments()
-        return encode({})
+        return encode({"counted": counted})
+
+    # Calls of notebooks
 
     async def get_history(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
-        """{"experiment"} gives one JSON record a round until the experiment ends; a failed one ends with its error."""
-        experiment = await find_users_experiment(self.director, self.gate, context, decode(request)["experiment"])
+        """One JSON record a round until the experiment ends, then {"status", "error"}."""
+        message = await parse(context, request, ExperimentRequest)
+        experiment = await find_users_experiment(self.director, self.gate, context, message.experiment)
         async for record in experiment.history():
             yield encode(record)
-        if experiment.error:
-            await refuse(context, grpc.StatusCode.ABORTED, experiment.error)
+        yield encode({"status": experiment.state.status.value, "error": experiment.state.error})
+
+    async def get_experiment(self, request: bytes, context: Context) -> bytes:
+        """{"plan", "status", "history"} of an experiment as it is now."""
+        message = await parse(context, request, ExperimentRequest)
+        experiment = await find_users_experiment(self.director, self.gate, context, message.experiment)
+        return encode({**experiment.summary(), "history": experiment.folder.history})
+
+    async def stop_experiment(self, request: bytes, context: Context) -> bytes:
+        message = await parse(context, request, ExperimentRequest)
+        experiment = await find_users_experiment(self.director, self.gate, context, message.experiment)
+        await experiment.stop()
+        await self.director.assign()
+        return encode({})
+
+    async def get_status(self, request: bytes, context: Context) -> bytes:
+        """Envoys and experiments: see `Director.status`."""
+        await parse(context, request, StatusRequest)
+        return encode(self.director.status(await self.gate.user(context)))
+
+
+def takes_part(experiment: Experiment, envoy: str) -> bool:
+    return envoy in experiment.state.members or envoy in experiment.state.left
 
 
 async def find_envoys_experiment(director: Director, context: Context, experiment: str, envoy: str) -> Experiment:
     found = director.experiments.get(experiment)
-    if found is None or envoy not in found.plan.envoys:
-        await refuse(context, grpc.StatusCode.NOT_FOUND, f"envoy '{envoy}' has no experiment '{experiment}'")
+    if found is None or not takes_part(found, envoy):
+        await refuse(context, grpc.StatusCode.NOT_FOUND, f"envoy '{envoy}' has no experiment '{experiment[:80]}'")
     return found
 
 
@@ -286,5 +396,5 @@ async def find_users_experiment(director: Director, gate: Gate, context: Context
     user = await gate.user(context)
     found = director.experiments.get(experiment)
     if found is None or found.owner != user:
-        await refuse(context, grpc.StatusCode.NOT_FOUND, f"user '{user}' has no experiment '{experiment}'")
+        await refuse(context, grpc.StatusCode.NOT_FOUND, f"user '{user}' has no experiment '{experiment[:80]}'")
     return found

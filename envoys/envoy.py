@@ -1,5 +1,7 @@
 """The envoy: announces its shard, waits for experiments, and runs each in a process of its own. Imports no torch."""
 
+import contextlib
+import json
 import logging
 import os
 import shutil
@@ -9,18 +11,20 @@ import sys
 import threading
 import time
 import uuid
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import grpc
+import psutil
 from openfl.interface.interactive_api.shard_descriptor import ShardDescriptor
 from openfl.protocols import director_pb2, director_pb2_grpc
 
+from envoys.job import Job
 from envoys.settings import EnvoySettings, connect
-from federation.plan import NAME
-from federation.wire import wait_for_connection
+from federation.archive import ArchiveError, unpack_archive
+from federation.plan import ARCHIVE, NAME
+from federation.wire import AttendRequest, RoundsStub, encode, wait_for_connection
 
 logger = logging.getLogger("envoy")
 
@@ -28,6 +32,9 @@ RETRY_SECONDS = 1.0
 # How much of a failed worker's output goes to the notebook: a traceback, not a novel.
 REPORTED_CHARACTERS = 6000
 STOP_SECONDS = 10.0
+# Between two looks at how much memory a worker holds.
+WATCH_SECONDS = 0.2
+MAX_ARCHIVE_BYTES = 1 << 30
 
 Answer = TypeVar("Answer")
 
@@ -43,10 +50,13 @@ class Envoy:
         self.shard_descriptor = shard_descriptor
         self.config = config
         self.tls = tls
+        self._instance = uuid.uuid4().hex
         self._address = f"{settings.director_host}:{settings.director_port}"
-        self._channel = connect(settings, name, tls, instance=uuid.uuid4().hex)
+        self._channel = connect(settings, name, tls, instance=self._instance, corpus=corpus_of(shard_descriptor))
         self._stub = director_pb2_grpc.DirectorStub(self._channel)
-        self._worker: subprocess.Popen | None = None
+        self._rounds = RoundsStub(self._channel)
+        self._running: RunningExperiment | None = None
+        self._spare: subprocess.Popen | None = None
 
     def run(self) -> None:
         """Register and serve experiments until a signal ends the process.
@@ -54,12 +64,40 @@ class Envoy:
         Raises ConnectionRefusedByDirectorError if the director cannot be reached within `connect_timeout` or refuses.
         """
         self._register(deadline=time.monotonic() + self.settings.connect_timeout)
-        threading.Thread(target=self._send_signs_of_life, daemon=True).start()
         try:
             while True:
-                self._serve_one_experiment()
+                try:
+                    self._attend()
+                except grpc.RpcError as error:
+                    logger.warning("lost the director: %s", error.details())
+                wait_for_connection(self._channel, RETRY_SECONDS)
+                self._register()
         finally:
-            self._stop_worker()
+            self._end_spare()
+            if self._running:
+                self._running.stop(grace=0)
+
+    def _attend(self) -> None:
+        """Do what the director says, as long as the connection holds. Raises grpc.RpcError when it breaks."""
+        request = encode(AttendRequest(envoy=self.name, instance=self._instance))
+        for answer in self._rounds.attend(request):
+            order = json.loads(answer)
+            self._turn_to(order["experiment"])
+            if not order["warm"]:
+                self._end_spare()
+            elif self._running is None and self._spare is None:
+                self._spare = self._start_worker()
+
+    def _turn_to(self, experiment: str) -> None:
+        """Run `experiment`, or none if that is empty; a worker that is at it goes on undisturbed."""
+        if self._running and self._running.experiment != experiment:
+            self._running.stop(grace=STOP_SECONDS / 2)
+            self._running = None
+        if experiment and self._running is None:
+            worker, self._spare = self._spare, None
+            if worker is None or worker.poll() is not None:
+                worker = self._start_worker()
+            self._running = RunningExperiment(self, experiment, worker)
 
     def _register(self, deadline: float = float("inf")) -> None:
         info = director_pb2.ShardInfo(
@@ -69,16 +107,17 @@ class Envoy:
         )
         info.node_info.name = self.name
         request = director_pb2.UpdateShardInfoRequest(shard_info=info)
-        self._call(lambda: self._stub.UpdateShardInfo(request, timeout=10), deadline)
+        self.call(lambda: self._stub.UpdateShardInfo(request, timeout=10), deadline)
         logger.info("envoy '%s' is registered at %s: %s", self.name, self._address, info.shard_description)
 
-    def _call(self, call: Callable[[], Answer], deadline: float = float("inf")) -> Answer:
+    def call(self, call: Callable[[], Answer], deadline: float = float("inf")) -> Answer:
         """The answer to `call`, repeated while the director is out of reach."""
         while True:
             try:
                 return call()
             except grpc.RpcError as error:
-                if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                lost = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+                if error.code() not in lost:
                     raise ConnectionRefusedByDirectorError(
                         f"the director at {self._address} refused: {error.details()}"
                     ) from error
@@ -90,90 +129,140 @@ class Envoy:
                 logger.info("waiting for the director at %s: %s", self._address, error.details())
                 wait_for_connection(self._channel, RETRY_SECONDS)
 
-    def _send_signs_of_life(self) -> None:
-        seconds = RETRY_SECONDS
-        while True:
-            status = director_pb2.UpdateEnvoyStatusRequest(
-                name=self.name, is_experiment_running=self._worker is not None
-            )
-            try:
-                seconds = self._stub.UpdateEnvoyStatus(status, timeout=10).health_check_period.seconds
-            except grpc.RpcError as error:
-                logger.warning("no sign of life got through: %s", error.details())
-                seconds = RETRY_SECONDS
-                if error.code() is grpc.StatusCode.NOT_FOUND:
-                    self._register()
-            time.sleep(seconds)
-
-    def _serve_one_experiment(self) -> None:
-        try:
-            request = director_pb2.WaitExperimentRequest(collaborator_name=self.name)
-            experiment = self._stub.WaitExperiment(request).experiment_name
-            folder = self._download(experiment)
-        except grpc.RpcError as error:
-            logger.warning("lost the director: %s", error.details())
-            wait_for_connection(self._channel, RETRY_SECONDS)
-            self._register()
-            return
-        reason = self._run_worker(experiment, folder)
-        if reason:
-            logger.error("experiment '%s' failed here: %s", experiment, reason)
-            self._call(
-                lambda: self._stub.SetExperimentFailed(
-                    director_pb2.SetExperimentFailedRequest(
-                        experiment_name=experiment, collaborator_name=self.name, error_code=1, error_description=reason
-                    )
-                )
-            )
-        else:
-            logger.info("experiment '%s' is done", experiment)
-
-    def _download(self, experiment: str) -> Path:
-        """The folder into which the experiment's archive was unpacked."""
+    def download(self, experiment: str) -> Path:
+        """The folder into which the experiment's archive was unpacked. Raises ArchiveError."""
         if not NAME.fullmatch(experiment):
-            raise ConnectionRefusedByDirectorError(f"the director sent the experiment name {experiment[:80]!r}")
+            raise ArchiveError(f"the director sent the experiment name {experiment[:80]!r}")
         folder = self.settings.work_dir / self.name / experiment
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        archive = folder / "workspace.zip"
+        workspace = folder / "workspace"
+        shutil.rmtree(workspace, ignore_errors=True)
+        workspace.mkdir(parents=True)
+        archive = folder / ARCHIVE
         request = director_pb2.GetExperimentDataRequest(experiment_name=experiment, collaborator_name=self.name)
+        self.call(lambda: self._save(archive, request))
+        unpack_archive(archive, workspace)
+        archive.unlink()
+        return workspace
+
+    def _save(self, archive: Path, request: director_pb2.GetExperimentDataRequest) -> None:
         with archive.open("wb") as file:
             for piece in self._stub.GetExperimentData(request):
                 file.write(piece.npbytes)
-        with zipfile.ZipFile(archive) as zipped:
-            zipped.extractall(folder)
-        archive.unlink()
-        return folder
+                if file.tell() > MAX_ARCHIVE_BYTES:
+                    raise ArchiveError(f"the experiment's archive is larger than {MAX_ARCHIVE_BYTES} bytes")
 
-    def _run_worker(self, experiment: str, folder: Path) -> str:
-        """Run the experiment in a process of its own. Returns why it failed, or nothing."""
+    def report_failure(self, experiment: str, reason: str) -> None:
+        logger.error("experiment '%s' failed here: %s", experiment, reason)
+        request = director_pb2.SetExperimentFailedRequest(
+            experiment_name=experiment, collaborator_name=self.name, error_code=1, error_description=reason
+        )
+        self.call(lambda: self._stub.SetExperimentFailed(request))
+
+    def _start_worker(self) -> subprocess.Popen:
+        """A worker that loads its libraries and then waits to be told what to do."""
         command = [sys.executable, "-m", "envoys.worker", "-n", self.name, "-c", str(self.config)]
-        command += ["--experiment", experiment, "--folder", str(folder)]
         command += [] if self.tls else ["--disable-tls"]
-        log = folder / "worker.log"
-        logger.info("experiment '%s' starts, its output goes to %s", experiment, log)
-        with log.open("wb") as output:
-            # A session of its own: Ctrl-C reaches the envoy, which stops the worker. The worker ends when its standard
-            # input does, so it cannot outlive the envoy.
-            self._worker = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-            )
+        # A session of its own: Ctrl-C reaches the envoy, which stops the worker. The worker ends when its standard
+        # input does, so it cannot outlive the envoy.
+        return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+    def _end_spare(self) -> None:
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            end_worker(spare)
+
+
+class RunningExperiment:
+    """One experiment on this node, watched by a thread of its own from the download to the end."""
+
+    def __init__(self, envoy: Envoy, experiment: str, worker: subprocess.Popen) -> None:
+        self.experiment = experiment
+        self._envoy = envoy
+        self._worker = worker
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self, grace: float) -> None:
+        """The experiment has ended: its worker has `grace` seconds to hear of that and to end by itself."""
+        self._stopping = True
         try:
-            code = self._worker.wait()
-        finally:
-            self._stop_worker()
+            self._worker.wait(grace)
+        except subprocess.TimeoutExpired:
+            end_worker(self._worker)
+        self._thread.join(STOP_SECONDS)
+
+    def _run(self) -> None:
+        try:
+            reason = self._work(self._envoy.download(self.experiment))
+            if reason and not self._stopping:
+                self._envoy.report_failure(self.experiment, reason)
+        except ArchiveError as error:
+            end_worker(self._worker)
+            self._envoy.report_failure(self.experiment, str(error))
+        except ConnectionRefusedByDirectorError as error:
+            # It ended before this envoy came to it.
+            logger.warning("experiment '%s': %s", self.experiment, error)
+            end_worker(self._worker)
+
+    def _work(self, workspace: Path) -> str:
+        """Let the worker run the experiment. Returns why it failed, or nothing."""
+        log = workspace.with_name("worker.log")
+        written = log.stat().st_size if log.exists() else 0
+        logger.info("experiment '%s' starts, its output goes to %s", self.experiment, log)
+        job = Job(experiment=self.experiment, workspace=str(workspace), log=str(log))
+        try:
+            self._worker.stdin.write(job.model_dump_json().encode() + b"\n")
+            self._worker.stdin.flush()
+        except BrokenPipeError:
+            logger.error("the worker ended before it began")
+        excess = self._wait()
+        end_worker(self._worker)  # and whatever it started
+        code = self._worker.returncode
         if code == 0:
+            logger.info("experiment '%s' is done", self.experiment)
             return ""
         ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return f"the experiment's process ended ({ended})\n{log.read_text(errors='replace')[-REPORTED_CHARACTERS:]}"
+        output = log.read_bytes()[written:].decode(errors="replace") if log.exists() else ""
+        return f"the experiment's process ended ({excess or ended})\n{output[-REPORTED_CHARACTERS:]}"
 
-    def _stop_worker(self) -> None:
-        worker, self._worker = self._worker, None
-        if worker is None or worker.poll() is not None:
-            return
-        worker.terminate()
-        try:
-            worker.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(worker.pid, signal.SIGKILL)
-            worker.wait()
+    def _wait(self) -> str:
+        """Until the worker has ended. Kills one that holds too much memory, and says so."""
+        limit = self._envoy.settings.memory_limit_gb * 1e9
+        while True:
+            try:
+                self._worker.wait(WATCH_SECONDS)
+                return ""
+            except subprocess.TimeoutExpired:
+                held = memory_of(self._worker.pid)
+            if held > limit:
+                os.killpg(self._worker.pid, signal.SIGKILL)
+                self._worker.wait()
+                return f"it held {held / 1e9:.1f} GB of memory, more than memory_limit_gb: {limit / 1e9:.1f}"
+
+
+def memory_of(pid: int) -> int:
+    """Resident bytes of a process and its children."""
+    try:
+        process = psutil.Process(pid)
+        return sum(each.memory_info().rss for each in (process, *process.children(recursive=True)))
+    except psutil.NoSuchProcess:
+        return 0
+
+
+def end_worker(worker: subprocess.Popen) -> None:
+    """Ask the process to end, kill it if it does not, and with it whatever it started."""
+    worker.terminate()
+    try:
+        worker.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        logger.warning("a worker does not end, and is killed")
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(worker.pid, signal.SIGKILL)
+    worker.wait()
+    worker.stdin.close()
+
+
+def corpus_of(shard_descriptor: ShardDescriptor) -> str:
+    """The corpus it says it serves, or the name of its class."""
+    return getattr(shard_descriptor, "corpus", type(shard_descriptor).__name__)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 from openfl.interface.interactive_api.shard_descriptor import ShardDescriptor
 from pydantic import Field
 
@@ -23,6 +24,10 @@ class EnvoySettings(Settings):
     connect_timeout: float = 60.0
     certificates: Path
     work_dir: Path
+    # A worker that holds more is ended, before the system ends something else.
+    memory_limit_gb: float = Field(default_factory=lambda: 0.8 * psutil.virtual_memory().total / 1e9, gt=0)
+    # A task that takes longer is taken for hung, and its worker ended. Without a value there is no limit.
+    task_timeout_seconds: float | None = Field(default=None, gt=0)
 
 
 class ShardDescriptorSettings(Settings):

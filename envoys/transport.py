@@ -2,16 +2,26 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import grpc
+import numpy as np
 from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc
 
-from federation.wire import RoundsStub, Tensors, encode, pack, pieces, unpack, wait_for_connection
+from federation.tensors import Tensors, receive, stream
+from federation.wire import ModelRequest, RoundsStub, TaskResult, UpdateMessage, encode, wait_for_connection
 
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
+# The director has answered, and will not answer otherwise. Everything else is a connection that broke somewhere.
+REFUSALS = {
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNIMPLEMENTED,
+}
 Answer = TypeVar("Answer")
 
 
@@ -22,9 +32,18 @@ class DirectorRefusedError(RuntimeError):
 class RoundsClient:
     """Calls are repeated while the director is out of reach: it counts an update once however often it arrives."""
 
-    def __init__(self, channel: grpc.Channel, envoy: str, experiment: str, aggregator_uuid: str, federation_uuid: str):
+    def __init__(
+        self,
+        channel: grpc.Channel,
+        envoy: str,
+        experiment: str,
+        aggregator_uuid: str,
+        federation_uuid: str,
+        precision: str,
+    ) -> None:
         self.envoy = envoy
         self.experiment = experiment
+        self.precision = np.dtype(precision)
         self._channel = channel
         self._aggregator = aggregator_pb2_grpc.AggregatorStub(channel)
         self._rounds = RoundsStub(channel)
@@ -41,22 +60,29 @@ class RoundsClient:
         answer = self._insist(lambda: self._aggregator.GetTasks(request))
         return answer.tasks, answer.round_number, answer.sleep_time, answer.quit
 
-    def get_model(self) -> Tensors:
-        request = encode({"experiment": self.experiment, "envoy": self.envoy})
-        tensors, _ = unpack(self._insist(lambda: b"".join(self._rounds.get_model(request))))
-        return tensors
+    def get_model(self) -> tuple[Tensors, int]:
+        """The global model, and the round that begins with it. The arrays may be written to."""
+        request = encode(ModelRequest(experiment=self.experiment, envoy=self.envoy))
+        tensors, metadata = self._insist(lambda: receive(self._rounds.get_model(request)))
+        return tensors, metadata["round"]
 
-    def send_update(self, round_number: int, results: dict[str, dict[str, Any]], tensors: Tensors) -> None:
-        metadata = {"experiment": self.experiment, "envoy": self.envoy, "round": round_number, "results": results}
-        data = pack(tensors, metadata)
-        self._insist(lambda: self._rounds.send_update(pieces(data)))
+    def send_update(self, round_number: int, results: dict[str, TaskResult], tensors: Tensors) -> None:
+        """Raises DirectorRefusedError for an update that the director does not count."""
+        update = UpdateMessage(experiment=self.experiment, envoy=self.envoy, round=round_number, results=results)
+        sent = {name: self._as_sent(tensor) for name, tensor in tensors.items()}
+        self._insist(lambda: self._rounds.send_update(stream(sent, update.model_dump())))
+
+    def _as_sent(self, tensor: np.ndarray) -> np.ndarray:
+        half = self.precision == np.float16 and np.issubdtype(tensor.dtype, np.floating)
+        with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinite, and the director says so
+            return tensor.astype(np.float16) if half else tensor
 
     def _insist(self, call: Callable[[], Answer]) -> Answer:
         while True:
             try:
                 return call()
             except grpc.RpcError as error:
-                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                if error.code() in REFUSALS:
                     raise DirectorRefusedError(f"the director refused: {error.details()}") from None
-                logger.warning("the director is out of reach: %s", error.details())
+                logger.warning("the director is out of reach: %s %s", error.code().name, error.details())
                 wait_for_connection(self._channel, RETRY_SECONDS)

@@ -1,4 +1,8 @@
-"""The process that runs one experiment on a node, started by the envoy: `python -m envoys.worker`."""
+"""The process that runs one experiment on a node, started by the envoy: `python -m envoys.worker`.
+
+It loads its libraries, then reads what to do (a `Job`, as a line of JSON) from standard input. So an envoy that expects
+an experiment can have a worker ready.
+"""
 
 import argparse
 import faulthandler
@@ -10,9 +14,10 @@ import threading
 import traceback
 from pathlib import Path
 
-import torch
 from openfl.federated import Plan
 
+from envoys.collaborator import RoundCollaborator, TaskRunner
+from envoys.job import Job
 from envoys.settings import EnvoyFile, build_shard_descriptor, connect
 from envoys.transport import RoundsClient
 from federation.environment import check_environment
@@ -20,22 +25,27 @@ from federation.plan import ENVIRONMENT_FILE, PLAN_FILE
 from federation.settings import load_settings
 
 
-def run_experiment(name: str, config: Path, experiment: str, folder: Path, tls: bool) -> None:
-    settings = load_settings(config, EnvoyFile)
+def run_experiment(name: str, settings: EnvoyFile, config: Path, tls: bool, job: Job) -> None:
     channel = connect(settings.params, name, tls)
     shard_descriptor = build_shard_descriptor(settings.shard_descriptor, config.parent)
 
     # From here on the experiment's own code is in reach, before anything of that name that is installed.
-    os.chdir(folder)
-    sys.path.insert(0, str(folder))
+    os.chdir(job.workspace)
+    sys.path.insert(0, job.workspace)
     check_environment(json.loads(Path(ENVIRONMENT_FILE).read_text()), f"envoy '{name}'")
 
     plan = Plan.parse(Path(PLAN_FILE))
-    # A stock envoy reads OpenFL's own collaborator in the plan; ours knows how to fetch a model in one call.
+    # A stock envoy reads OpenFL's own classes in the plan; ours know how to fetch a model in one call.
     plan.config["collaborator"]["template"] = "envoys.collaborator.RoundCollaborator"
-    client = RoundsClient(channel, name, experiment, plan.aggregator_uuid, plan.federation_uuid)
-    collaborator = plan.get_collaborator(name, client=client, shard_descriptor=shard_descriptor)
-    collaborator.set_available_devices(cuda=tuple(range(torch.cuda.device_count())))
+    plan.runner_ = TaskRunner()
+    extras = plan.config["experiment"]["settings"]
+    client = RoundsClient(
+        channel, name, job.experiment, plan.aggregator_uuid, plan.federation_uuid, extras["precision"]
+    )
+    collaborator: RoundCollaborator = plan.get_collaborator(name, client=client, shard_descriptor=shard_descriptor)
+    collaborator.local_tensors = extras["local_tensors"]
+    collaborator.local_path = Path(job.workspace).with_name("local.safetensors")
+    collaborator.task_timeout_seconds = settings.params.task_timeout_seconds
     collaborator.run()
 
 
@@ -50,18 +60,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="envoys.worker")
     parser.add_argument("-n", "--name", required=True)
     parser.add_argument("-c", "--config", required=True, type=Path)
-    parser.add_argument("--experiment", required=True)
-    parser.add_argument("--folder", required=True, type=Path)
     parser.add_argument("--disable-tls", action="store_true")
     arguments = parser.parse_args()
-    faulthandler.enable()
+    line = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0).readline()
+    if not line:
+        return 0  # the envoy has ended, or has no experiment after all
+    job = Job.model_validate_json(line)
     threading.Thread(target=end_with_envoy, daemon=True).start()
+    with Path(job.log).open("ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    faulthandler.enable()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("openfl").setLevel(logging.WARNING)
     try:
-        run_experiment(
-            arguments.name, arguments.config, arguments.experiment, arguments.folder, tls=not arguments.disable_tls
-        )
+        settings = load_settings(arguments.config, EnvoyFile)
+        run_experiment(arguments.name, settings, arguments.config, not arguments.disable_tls, job)
     except Exception:
         traceback.print_exc()
         return 1

@@ -1,6 +1,7 @@
 """OpenFL framework adapter for PyTorch that sends what is trained, and nothing else."""
 
 import logging
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -19,9 +20,12 @@ class FrameworkAdapterPlugin(FrameworkAdapterPluginInterface):
     ) -> dict[str, np.ndarray]:
         """Trained tensors of `model` by name, as arrays that share no memory with it.
 
-        `optimizer` belongs to OpenFL's interface; its state stays on the node.
+        With `optimizer`, its state too, as "optimizer.KEY.PARAMETER" (a state that does not exist yet is zero).
         """
-        return {name: tensor.detach().cpu().numpy().copy() for name, tensor in _travelling(model).items()}
+        tensors = {name: _to_array(tensor) for name, tensor in _travelling(model).items()}
+        if optimizer is not None:
+            tensors |= {name: _to_array(state[key]) for name, state, key in _states(model, optimizer)}
+        return tensors
 
     @staticmethod
     def set_tensor_dict(
@@ -30,23 +34,27 @@ class FrameworkAdapterPlugin(FrameworkAdapterPluginInterface):
         optimizer: torch.optim.Optimizer | None = None,
         device: str = "cpu",
     ) -> None:
-        """Write `tensor_dict` into `model` in place and move it to `device`.
+        """Write `tensor_dict` into `model` (and the state of `optimizer`) in place, and move the model to `device`.
 
         Raises ValueError, naming the tensors, when names or shapes are not those of the model.
         """
+        # First, so that an optimizer's state is made where the parameters are.
+        model.to(device)
         own = _travelling(model)
-        missing, extra = own.keys() - tensor_dict.keys(), tensor_dict.keys() - own.keys()
+        states = {} if optimizer is None else {name: (s, key) for name, s, key in _states(model, optimizer)}
+        missing, extra = (own | states).keys() - tensor_dict.keys(), tensor_dict.keys() - (own | states).keys()
         if missing or extra:
             raise ValueError(
                 f"model tensors do not match: missing {sorted(missing)[:3]}, not in the model {sorted(extra)[:3]}"
             )
         with torch.no_grad():
             for name, tensor in own.items():
-                value = tensor_dict[name]
-                if tuple(tensor.shape) != value.shape:
-                    raise ValueError(f"tensor '{name}' has shape {value.shape}, the model's is {tuple(tensor.shape)}")
-                tensor.copy_(torch.from_numpy(np.array(value)))
-        model.to(device)
+                _copy_into(name, tensor, tensor_dict[name])
+            for name, (state, key) in states.items():
+                if isinstance(state[key], torch.Tensor):
+                    _copy_into(name, state[key], tensor_dict[name])
+                else:  # a step count that some optimizers keep as a plain number
+                    state[key] = type(state[key])(round(float(tensor_dict[name])))
 
 
 def _travelling(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -54,3 +62,57 @@ def _travelling(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     # the values alias the model's memory, so they can be read and written in place.
     frozen = {name for name, parameter in model.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
     return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+
+
+def _states(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, dict, str]]:
+    """Names, and where their values are, of the optimizer's state."""
+    _create_missing_state(optimizer)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for parameter in _parameters(optimizer):
+        state = optimizer.state[parameter]
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor | int | float):
+                yield f"optimizer.{key}.{names[parameter]}", state, key
+
+
+def _create_missing_state(optimizer: torch.optim.Optimizer) -> None:
+    """Optimizers make their state at a parameter's first step, from zeros: let them, with a step that changes nothing."""
+    without = [parameter for parameter in _parameters(optimizer) if not optimizer.state.get(parameter)]
+    if not without:
+        return
+    gradients = {parameter: parameter.grad for parameter in _parameters(optimizer)}
+    values = {parameter: parameter.detach().clone() for parameter in without}
+    for parameter in gradients:
+        parameter.grad = None
+    for parameter in without:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    with torch.no_grad():
+        for parameter in without:
+            parameter.copy_(values[parameter])
+            state = optimizer.state[parameter]
+            for key, value in state.items():
+                if isinstance(value, torch.Tensor):
+                    value.zero_()
+                elif isinstance(value, int | float):
+                    state[key] = type(value)(0)
+    for parameter, gradient in gradients.items():
+        parameter.grad = gradient
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _to_array(value: torch.Tensor | float) -> np.ndarray:
+    if not isinstance(value, torch.Tensor):
+        return np.array(value, np.float32)
+    # NumPy has no bfloat16.
+    value = value.float() if value.dtype == torch.bfloat16 else value
+    return value.detach().cpu().numpy().copy()
+
+
+def _copy_into(name: str, tensor: torch.Tensor, value: np.ndarray) -> None:
+    if tuple(tensor.shape) != value.shape:
+        raise ValueError(f"tensor '{name}' has shape {value.shape}, the model's is {tuple(tensor.shape)}")
+    tensor.copy_(torch.from_numpy(np.require(value, requirements=["C", "W"])))

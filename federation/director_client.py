@@ -1,5 +1,6 @@
 """A notebook's line to the director."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,8 +10,16 @@ import grpc
 from openfl.protocols import director_pb2, director_pb2_grpc
 from openfl.transport.grpc import director_client
 
-from federation.plan import ExperimentPlan
-from federation.wire import PIECE_BYTES, RoundsStub, Tensors, decode, encode, open_channel, unpack
+from federation.tensors import PIECE_BYTES, Tensors, receive
+from federation.wire import (
+    ExperimentRequest,
+    ModelRequest,
+    RoundsStub,
+    StatusRequest,
+    Which,
+    encode,
+    open_channel,
+)
 
 
 class DirectorError(RuntimeError):
@@ -36,8 +45,6 @@ class DirectorClient(director_client.DirectorClient):
         try:
             yield
         except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.ABORTED:
-                raise ExperimentFailedError(error.details()) from None
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 raise DirectorError(
                     f"cannot reach the director at {self.address} ({error.details()}): is it running there, "
@@ -45,14 +52,12 @@ class DirectorClient(director_client.DirectorClient):
                 ) from None
             raise DirectorError(f"the director at {self.address} refused: {error.details()}") from None
 
-    def submit(self, plan: ExperimentPlan, submission: Path) -> None:
+    def submit(self, name: str, submission: Path) -> None:
         def messages() -> Iterator[director_pb2.ExperimentInfo]:
             with submission.open("rb") as file:
                 while piece := file.read(PIECE_BYTES):
                     data = director_pb2.ExperimentData(size=len(piece), npbytes=piece)
-                    yield director_pb2.ExperimentInfo(
-                        name=plan.name, collaborator_names=plan.envoys, experiment_data=data
-                    )
+                    yield director_pb2.ExperimentInfo(name=name, experiment_data=data)
 
         with self.translated_errors():
             self.stub.SetNewExperiment(messages())
@@ -60,13 +65,30 @@ class DirectorClient(director_client.DirectorClient):
     def stream_history(self, experiment_name: str) -> Iterator[dict[str, Any]]:
         """One record a round, until the experiment has ended. Raises ExperimentFailedError."""
         with self.translated_errors():
-            for record in self.rounds.get_history(encode({"experiment": experiment_name})):
-                yield decode(record)
+            for answer in self.rounds.get_history(encode(ExperimentRequest(experiment=experiment_name))):
+                record = json.loads(answer)
+                if record.get("error"):
+                    raise ExperimentFailedError(record["error"])
+                if "round" in record:
+                    yield record
 
-    def get_model(self, experiment_name: str, which: str) -> Tensors:
-        """Model 'initial', 'last' or 'best' as the director keeps it."""
+    def get_experiment(self, experiment_name: str) -> dict[str, Any]:
+        """The experiment as it is now: "status", "round", "envoys", "error", "history" and more."""
         with self.translated_errors():
-            tensors, _ = unpack(
-                b"".join(self.rounds.get_model(encode({"experiment": experiment_name, "which": which})))
-            )
+            return json.loads(self.rounds.get_experiment(encode(ExperimentRequest(experiment=experiment_name))))
+
+    def stop_experiment(self, experiment_name: str) -> None:
+        with self.translated_errors():
+            self.rounds.stop_experiment(encode(ExperimentRequest(experiment=experiment_name)))
+
+    def get_status(self) -> dict[str, Any]:
+        """{"envoys": [...], "experiments": [...]} of the whole federation."""
+        with self.translated_errors():
+            return json.loads(self.rounds.get_status(encode(StatusRequest())))
+
+    def get_model(self, experiment_name: str, which: Which) -> Tensors:
+        """Model 'initial', 'last' or 'best' as the director keeps it."""
+        request = encode(ModelRequest(experiment=experiment_name, which=which))
+        with self.translated_errors():
+            tensors, _ = receive(self.rounds.get_model(request))
         return tensors

@@ -11,7 +11,8 @@ import json
 import logging
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -20,14 +21,17 @@ import grpc
 import pandas as pd
 import torch
 from openfl.federated import Plan
+from openfl.interface.aggregation_functions import WeightedAverage
 from openfl.interface.cli_helper import WORKSPACE
 from openfl.interface.interactive_api import experiment as openfl_experiment
 from openfl.interface.interactive_api import federation as openfl_federation
 from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
 
+from federation.aggregation import Aggregation
 from federation.certificates import read_credentials
 from federation.director_client import DirectorClient, DirectorError, ExperimentFailedError
 from federation.environment import describe_environment
+from federation.participation import Participation
 from federation.plan import (
     ARCHIVE,
     ENVIRONMENT_FILE,
@@ -38,19 +42,24 @@ from federation.plan import (
     ExperimentPlan,
     Task,
 )
-from federation.wire import pack
+from federation.progress import TRAIN, VALIDATE, show_progress, to_frame
+from federation.tensors import Tensors, write_tensors
+from federation.wire import Which
 
 __all__ = [
+    "Aggregation",
     "DataInterface",
     "DirectorError",
     "ExperimentFailedError",
     "FLExperiment",
     "Federation",
     "ModelInterface",
+    "Participation",
     "TaskInterface",
 ]
 
-VALIDATE, TRAIN = "aggregated_model_validate", "train"
+
+OPT_TREATMENTS = ("RESET", "CONTINUE_LOCAL", "CONTINUE_GLOBAL")
 # What of a workspace never belongs into an experiment's archive.
 LEFT_OUT = {"__pycache__", ".ipynb_checkpoints"}
 
@@ -103,13 +112,21 @@ class ModelInterface(openfl_experiment.ModelInterface):
         model: Callable[[], torch.nn.Module],
         optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer],
         framework_plugin: str = "federation.adapter.FrameworkAdapterPlugin",
+        local_tensors: Sequence[str] = (),
     ) -> None:
-        """`model()` builds the model, `optimizer(parameters)` an optimizer: functools.partial makes both."""
+        """`model()` builds the model, `optimizer(parameters)` an optimizer: functools.partial makes both.
+
+        Tensors whose names match one of the patterns in `local_tensors` ("*.norm.*", "head.*") never leave a node: each
+        keeps its own, from round to round.
+        """
         if isinstance(model, torch.nn.Module):
             raise TypeError(
                 f"model is a {type(model).__name__}: give a recipe, e.g. functools.partial(create_model, ...)"
             )
+        if isinstance(local_tensors, str):
+            raise TypeError(f"local_tensors is {local_tensors!r}: give a list of patterns")
         super().__init__(model, optimizer, framework_plugin)
+        self.local_tensors = tuple(local_tensors)
         self._built: torch.nn.Module | None = None
 
     def provide_model(self) -> torch.nn.Module:
@@ -120,7 +137,27 @@ class ModelInterface(openfl_experiment.ModelInterface):
 
     def provide_optimizer(self) -> torch.optim.Optimizer:
         """A new optimizer over the model's trained parameters."""
-        return self.optimizer([parameter for parameter in self.provide_model().parameters() if parameter.requires_grad])
+        parameters = [parameter for parameter in self.provide_model().parameters() if parameter.requires_grad]
+        optimizer = self.optimizer(parameters)
+        if hasattr(optimizer, "set_old_weights"):
+            # OpenFL's FedProx takes no step before it knows where it started.
+            optimizer.set_old_weights([parameter.detach().clone() for parameter in parameters])
+        return optimizer
+
+    def initial_tensors(self, with_optimizer: bool) -> Tensors:
+        """What travels of the model as it is built, and with `with_optimizer` of its optimizer.
+
+        Raises ValueError, naming the pattern, if one of `local_tensors` matches nothing.
+        """
+        adapter = Plan.build(self.framework_plugin, {})
+        optimizer = self.provide_optimizer() if with_optimizer else None
+        tensors = adapter.get_tensor_dict(self.provide_model(), optimizer)
+        for pattern in self.local_tensors:
+            matching = [name for name in tensors if fnmatchcase(name, pattern)]
+            if not matching:
+                raise ValueError(f"local_tensors: '{pattern}' matches no trained tensor, e.g. {sorted(tensors)[:3]}")
+            tensors = {name: tensor for name, tensor in tensors.items() if name not in matching}
+        return tensors
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_built": None}
@@ -133,6 +170,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
         """`workspace` is the imported package of the tasks, the model and the data interface: it travels along."""
         super().__init__(federation, experiment_name)
         self.workspace = workspace
+        self.model_provider: ModelInterface | None = None
 
     def start(
         self,
@@ -148,18 +186,33 @@ class FLExperiment(openfl_experiment.FLExperiment):
         device_assignment_policy: str = "CUDA_PREFERRED",
         pip_install_options: tuple[str, ...] = (),
         envoys: Iterable[str] | None = None,
+        corpus: str | None = None,
+        participation: Participation | None = None,
+        aggregation: Aggregation | None = None,
         best: tuple[str, Literal["max", "min"]] = ("accuracy", "max"),
+        patience: int | None = None,
+        keep: int = 0,
+        precision: Literal["float32", "float16"] = "float32",
     ) -> None:
         """Send the experiment to the director and return; `watch` shows how it goes.
 
         In every round each envoy validates the global model and trains it; a last validation follows the last round.
-        `envoys` names those that take part (all that are online if None); `best` is the validation metric that chooses
-        the best model, and its direction, "max" or "min". Raises DirectorError if the director refuses.
+        Who takes part: `envoys` by name, or else all that serve `corpus`, also those that come later (`corpus` may be
+        left out where all envoys serve the same). `participation` says how many of them in a round, who only
+        evaluates, and when a round closes; `aggregation` how updates become the next model.
+        `best` is the validation metric that chooses the best model, and its direction, "max" or "min"; after `patience`
+        validations without a better one the experiment ends. The models of the last `keep` rounds are kept as well.
+        With `precision` "float16" half as many bytes travel; the director's sums and models stay as they are.
+        Raises DirectorError if the director refuses.
         """
         if task_assigner is not None or delta_updates or pip_install_options:
             raise ValueError("task_assigner, delta_updates and pip_install_options are not supported: leave them out")
-        if opt_treatment not in ("RESET", "CONTINUE_LOCAL"):
-            raise ValueError(f"opt_treatment {opt_treatment!r} is not supported: use 'RESET' or 'CONTINUE_LOCAL'")
+        if opt_treatment not in OPT_TREATMENTS:
+            raise ValueError(f"opt_treatment {opt_treatment!r} is not supported: use one of {OPT_TREATMENTS}")
+        if opt_treatment == "CONTINUE_GLOBAL" and precision == "float16":
+            raise ValueError("an optimizer's state does not fit into float16: use precision='float32'")
+        if any(function is not None for function in _chosen_aggregation_functions(task_keeper)):
+            raise ValueError("set_aggregation_function is not supported: give start(aggregation=Aggregation(...))")
         self.define_task_assigner(task_keeper, rounds_to_train)  # OpenFL's check that there is something to do
         self._prepare_plan(
             model_provider,
@@ -169,53 +222,79 @@ class FLExperiment(openfl_experiment.FLExperiment):
             opt_treatment,
             device_assignment_policy,
             override_config,
+            extras={"precision": precision, "local_tensors": list(model_provider.local_tensors)},
         )
         self.model_provider = model_provider
-        adapter = Plan.build(model_provider.framework_plugin, {})
-        initial_model = adapter.get_tensor_dict(model_provider.provide_model())
+        tensors = model_provider.initial_tensors(with_optimizer=opt_treatment == "CONTINUE_GLOBAL")
+        parameters = dict(model_provider.provide_model().named_parameters(remove_duplicate=False))
         plan = ExperimentPlan(
             name=self.experiment_name,
             federation_uuid=self.plan.federation_uuid,
-            envoys=self.plan.authorized_cols if envoys is None else list(envoys),
+            corpus=corpus,
+            envoys=None if envoys is None else list(envoys),
             rounds=rounds_to_train,
             tasks=_tasks(task_keeper),
-            best=BestModel(metric=best[0], direction=best[1]),
+            participation=participation or Participation(),
+            aggregation=aggregation or Aggregation(),
+            best=BestModel(metric=best[0], direction=best[1], patience=patience),
+            keep=keep,
+            precision=precision,
+            untrained=[name for name in tensors if name not in parameters],
         )
         with tempfile.TemporaryDirectory() as folder:
-            submission = Path(folder) / "submission.zip"
+            submission, model = Path(folder) / "submission.zip", Path(folder) / INITIAL_MODEL
+            write_tensors(model, tensors, {})
             with zipfile.ZipFile(submission, "w") as zipped:
                 zipped.writestr(EXPERIMENT_PLAN, plan.model_dump_json())
                 zipped.writestr(ARCHIVE, self._pack_workspace(model_provider, task_keeper, data_loader))
-                zipped.writestr(INITIAL_MODEL, pack(initial_model))
-            self.federation.dir_client.submit(plan, submission)
+                zipped.write(model, INITIAL_MODEL)
+            self.federation.dir_client.submit(plan.name, submission)
         self.experiment_submitted = True
-        self.logger.info("experiment '%s' was submitted for %s", plan.name, ", ".join(plan.envoys))
+        self.logger.info("experiment '%s' was submitted", plan.name)
+
+    def attach(self, experiment_name: str, model_provider: ModelInterface | None = None) -> "FLExperiment":
+        """Take up an experiment that was started elsewhere or earlier; `watch`, `history` and the rest then are about it.
+
+        `model_provider` is the one it was started with: fetching models needs it.
+        Raises DirectorError if this user has no experiment of that name.
+        """
+        self.federation.dir_client.get_experiment(experiment_name)
+        self.experiment_name = experiment_name
+        self.experiment_submitted = True
+        if model_provider is not None:
+            self.model_provider = model_provider
+        return self
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """A row a round, of the rounds so far. Its columns: see `watch`."""
+        return to_frame(self.federation.dir_client.get_experiment(self.experiment_name)["history"])
+
+    def stop(self) -> None:
+        """End the experiment. Its history and models stay."""
+        self.federation.dir_client.stop_experiment(self.experiment_name)
 
     def watch(self) -> pd.DataFrame:
-        """Print a line a round until the experiment has ended. Returns the history, a row a round.
+        """Show how the experiment goes, from its first round until it has ended: a table that grows, and in Jupyter also
+        a curve of the metric that chooses the best model. Returns the history, a row a round.
 
         Round r's validation is that of the model after r rounds, on the envoys' validation clips; `sent` is what all
         envoys together sent to the director. Raises ExperimentFailedError with an envoy's traceback.
         """
-        rows: list[dict[str, Any]] = []
-        for record in self.federation.dir_client.stream_history(self.experiment_name):
-            rows.append(_row(record))
-            if len(rows) == 1:
-                print("  ".join(f"{name:>10}" for name in rows[0]), flush=True)
-            print("  ".join(f"{_show(name, rows[-1].get(name)):>10}" for name in rows[0]), flush=True)
-        return pd.DataFrame(rows)
+        return show_progress(self.federation.dir_client.stream_history(self.experiment_name))
 
     def _initialize_plan(self) -> None:
         # As in OpenFL, without the folders it makes beside the notebook.
         self.plan = Plan.parse(WORKSPACE / "workspace/plan/plans/default/base_plan_interactive_api.yaml", resolve=False)
         self.plan.name = Path(PLAN_FILE).name
 
-    def _prepare_plan(self, *args: Any, **kwargs: Any) -> None:
+    def _prepare_plan(self, *args: Any, extras: dict[str, Any], **kwargs: Any) -> None:
+        """OpenFL's plan; `extras` is what our worker has to know besides."""
         files = {f"{kind}_interface_file": f"{kind}_obj.pkl" for kind in ("model", "tasks", "dataloader")}
         super()._prepare_plan(*args, **kwargs, **files)
         # One port serves all; the name makes the plan's hash, by which calls find their experiment, its own.
         self.plan.config["network"]["settings"]["agg_port"] = self.federation.director_port
-        self.plan.config["experiment"] = {"settings": {"name": self.experiment_name}}
+        self.plan.config["experiment"] = {"settings": {"name": self.experiment_name, **extras}}
         self.plan.resolve()
 
     def _pack_workspace(self, *interfaces: Any) -> bytes:
@@ -237,22 +316,31 @@ class FLExperiment(openfl_experiment.FLExperiment):
                     archive.write(path, name)
         return buffer.getvalue()
 
-    def get_best_model(self) -> torch.nn.Module:
+    def best_model(self) -> torch.nn.Module:
         """A new model with the best weights so far."""
         return self._model("best")
 
-    def get_last_model(self) -> torch.nn.Module:
+    def last_model(self) -> torch.nn.Module:
         """A new model with the weights of the last round."""
         return self._model("last")
 
-    def get_initial_model(self) -> torch.nn.Module:
+    def initial_model(self) -> torch.nn.Module:
         """A new model with the weights that the experiment began with."""
         return self._model("initial")
 
-    def _model(self, which: str) -> torch.nn.Module:
+    # OpenFL's names.
+    get_best_model = best_model
+    get_last_model = last_model
+
+    def _model(self, which: Which) -> torch.nn.Module:
+        if self.model_provider is None:
+            raise ValueError(f"give attach('{self.experiment_name}', model_provider) the model that was trained")
         tensors = self.federation.dir_client.get_model(self.experiment_name, which)
         model = self.model_provider.model()
-        Plan.build(self.model_provider.framework_plugin, {}).set_tensor_dict(model, tensors)
+        adapter = Plan.build(self.model_provider.framework_plugin, {})
+        # What stays on the nodes is here as it was at the start; an optimizer's state belongs to no model.
+        own = adapter.get_tensor_dict(model)
+        adapter.set_tensor_dict(model, own | {name: tensor for name, tensor in tensors.items() if name in own})
         return model
 
 
@@ -282,18 +370,8 @@ def _package_files(package: ModuleType) -> Iterator[tuple[Path, str]]:
             yield path, str(path.relative_to(root))
 
 
-def _row(record: dict[str, Any]) -> dict[str, Any]:
-    metrics = dict(sorted(record["metrics"].get(VALIDATE, {}).items()))
-    trained = {f"train {name}": value for name, value in sorted(record["metrics"].get(TRAIN, {}).items())}
-    return {"round": record["round"], **metrics, **trained, "seconds": record["seconds"], "sent": record["bytes_up"]}
-
-
-def _show(name: str, value: float | None) -> str:
-    if value is None:
-        return "-"
-    if name == "sent":
-        return f"{value / 1e6:.2f} MB"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+def _chosen_aggregation_functions(task_keeper: TaskInterface) -> list[Any]:
+    return [None if type(f) is WeightedAverage else f for f in task_keeper.aggregation_functions.values()]
 
 
 logging.getLogger("openfl.federated.plan.plan").setLevel(logging.WARNING)  # it prints the whole plan at every step

@@ -5,6 +5,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from federation.aggregation import Aggregation
+from federation.participation import Participation
+
 # The name becomes a folder on director and envoys, so it can be nothing that leads out of one.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -15,24 +18,32 @@ ENVIRONMENT_FILE = "environment.json"
 ARCHIVE, INITIAL_MODEL, EXPERIMENT_PLAN = "workspace.zip", "initial.safetensors", "experiment.json"
 
 
-class Task(BaseModel):
-    """One task an envoy runs in a round, in the words of OpenFL's interactive API."""
-
+class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Task(Part):
+    """One task an envoy runs in a round, in the words of OpenFL's interactive API."""
 
     name: str
     function_name: str
     task_type: Literal["train", "validate"]
     apply_local: bool = False
 
+    @property
+    def validates_global_model(self) -> bool:
+        return self.task_type == "validate" and not self.apply_local
 
-class BestModel(BaseModel):
-    """The best global model is chosen by this metric of the validation task."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class BestModel(Part):
+    """The best global model is chosen by this metric of the validation task.
+
+    With `patience`, an experiment ends early when that many validations in a row were no better than the best.
+    """
 
     metric: str
     direction: Literal["max", "min"]
+    patience: int | None = Field(default=None, ge=1)
 
     def is_better(self, value: float | None, than: float | None) -> bool:
         """None stands for a model that nobody has validated."""
@@ -41,17 +52,26 @@ class BestModel(BaseModel):
         return value > than if self.direction == "max" else value < than
 
 
-class ExperimentPlan(BaseModel):
-    """An experiment as the director sees it."""
+class ExperimentPlan(Part):
+    """An experiment as the director sees it.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    `envoys` None takes those of `corpus` that are online at submission, and those of it that come later.
+    `untrained` names tensors that are no parameters (buffers, optimizer states): a server optimizer leaves them to the
+    mean. `keep` is the number of most recent rounds whose models are kept besides best and last.
+    """
 
     name: str
     federation_uuid: str
-    envoys: list[str] = Field(min_length=1)
+    corpus: str | None = None
+    envoys: list[str] | None = Field(default=None, min_length=1)
     rounds: int = Field(ge=1)
     tasks: list[Task] = Field(min_length=1)
+    participation: Participation = Participation()
+    aggregation: Aggregation = Aggregation()
     best: BestModel
+    keep: int = Field(default=0, ge=0)
+    precision: Literal["float32", "float16"] = "float32"
+    untrained: list[str] = []
 
     @field_validator("name")
     @classmethod
@@ -62,8 +82,14 @@ class ExperimentPlan(BaseModel):
             )
         return name
 
-    def tasks_for_round(self, round_number: int) -> list[Task]:
-        """Validation of the global model, then training; after the last round the final model is validated too."""
-        if round_number < self.rounds:
-            return self.tasks
-        return [task for task in self.tasks if task.task_type == "validate" and not task.apply_local]
+    def tasks_for_round(self, round_number: int, trains: bool = True) -> list[Task]:
+        """Validation of the global model, then training; after the last round the final model is validated too.
+
+        `trains` False: the tasks of an envoy that only evaluates. Empty for a round in which there is nothing to do.
+        """
+        tasks = self.tasks
+        if round_number >= self.rounds or not trains:
+            tasks = [task for task in tasks if task.validates_global_model]
+        if not self.participation.validates(round_number, self.rounds):
+            tasks = [task for task in tasks if not task.validates_global_model]
+        return tasks if round_number <= self.rounds else []

@@ -1,38 +1,32 @@
-"""What goes over the wire besides OpenFL's own messages: whole models and updates, as streams of safetensors bytes.
+"""What goes over the wire besides OpenFL's own messages.
 
 OpenFL fetches every tensor by a call of its own. Here a model crosses in one streaming call of the service
 `openfl_audio.Rounds`, which stands on the same port as OpenFL's `Director` and `Aggregator` services. Its messages are
-plain bytes: JSON for requests and answers, pieces of a safetensors file for tensors.
+plain bytes: JSON for requests and answers, pieces of a safetensors file for tensors (see `federation.tensors`).
 """
 
 import json
 import time
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import grpc
-import numpy as np
 from openfl.protocols.interceptors import headers_adder
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 SERVICE = "openfl_audio.Rounds"
-PIECE_BYTES = 1 << 20
-METADATA_KEY = "openfl_audio"
 
-Tensors = dict[str, np.ndarray]
-
-# Pieces are small, so no message comes near the limit; OpenFL's own messages may hold a whole stock update.
+# Pieces are small; a task's results from OpenFL's own envoys come in pieces of 2 MiB, one of its tensors in one message.
+MAX_MESSAGE_BYTES = 256 << 20
 # A dead peer is noticed by keep-alive; two directors on one port must not share it silently.
 CHANNEL_OPTIONS = [
-    ("grpc.max_send_message_length", 1 << 30),
-    ("grpc.max_receive_message_length", 1 << 30),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     # Whoever waits for a director looks for it every second or two, not after ever longer pauses.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
@@ -41,38 +35,75 @@ CHANNEL_OPTIONS = [
 
 
 class WireError(ValueError):
-    """Bytes that are not a model or an update."""
+    """A message that is not what its call takes."""
 
 
-def pack(tensors: Tensors, metadata: dict[str, Any] | None = None) -> bytes:
-    """Tensors and JSON metadata as the bytes of one safetensors file."""
-    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    return save(contiguous, metadata={METADATA_KEY: json.dumps(metadata or {})})
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-def unpack(data: bytes) -> tuple[Tensors, dict[str, Any]]:
-    """Inverse of `pack`. Raises WireError when `data` is not a safetensors file with our metadata."""
+class AttendRequest(Message):
+    """An envoy that is there, for as long as the call is open. `instance` tells it from a restarted one."""
+
+    envoy: str
+    instance: str
+
+
+class ModelRequest(Message):
+    """An envoy's request for this round's model, or a user's for a kept one."""
+
+    experiment: str
+    envoy: str | None = None
+    which: str = "last"
+
+
+class ExperimentRequest(Message):
+    """A user's request about an experiment."""
+
+    experiment: str
+
+
+class StatusRequest(Message):
+    pass
+
+
+class TaskResult(Message):
+    """What one envoy says of one task: over how many clips, and the metrics' means over them."""
+
+    size: int = Field(ge=0, le=10**9)
+    metrics: dict[str, float] = Field(max_length=1000)
+
+
+class UpdateMessage(Message):
+    """Metadata of one envoy's answer to one round."""
+
+    experiment: str
+    envoy: str
+    round: int
+    results: dict[str, TaskResult]
+
+
+Kind = TypeVar("Kind", bound=Message)
+
+
+def encode(message: dict[str, Any] | Message) -> bytes:
+    return message.model_dump_json().encode() if isinstance(message, Message) else json.dumps(message).encode()
+
+
+def decode(data: bytes, kind: type[Kind]) -> Kind:
+    """Raises WireError, naming the field, for bytes that are no `kind`."""
     try:
-        header_size = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + header_size])
-        metadata = json.loads(header.get("__metadata__", {}).get(METADATA_KEY, "{}"))
-        return load(data), metadata
-    except (SafetensorError, ValueError, AttributeError) as error:
-        raise WireError(f"not a safetensors file: {error}") from error
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        raise WireError(f"not a {kind.__name__}: {describe_faults(error)}") from None
 
 
-def pieces(data: bytes) -> Iterator[bytes]:
-    view = memoryview(data)
-    for start in range(0, len(view), PIECE_BYTES):
-        yield bytes(view[start : start + PIECE_BYTES])
-
-
-def encode(message: dict[str, Any]) -> bytes:
-    return json.dumps(message).encode()
-
-
-def decode(message: bytes) -> dict[str, Any]:
-    return json.loads(message)
+def describe_faults(error: ValidationError) -> str:
+    """One sentence for all faults; values are cut short, they may be anything."""
+    return "; ".join(
+        f"{'.'.join(map(str, fault['loc'])) or 'content'} is {fault['input']!r:.80}: {fault['msg']:.200}"
+        for fault in error.errors()[:3]
+    )
 
 
 def open_channel(address: str, credentials: grpc.ChannelCredentials | None, **headers: str) -> grpc.Channel:
@@ -101,6 +132,13 @@ class RoundsStub:
     """Client side of the service `openfl_audio.Rounds`."""
 
     def __init__(self, channel: grpc.Channel) -> None:
+        self.attend = channel.unary_stream(f"/{SERVICE}/Attend")
         self.get_model = channel.unary_stream(f"/{SERVICE}/GetModel")
         self.send_update = channel.stream_unary(f"/{SERVICE}/SendUpdate")
         self.get_history = channel.unary_stream(f"/{SERVICE}/GetHistory")
+        self.get_experiment = channel.unary_unary(f"/{SERVICE}/GetExperiment")
+        self.stop_experiment = channel.unary_unary(f"/{SERVICE}/StopExperiment")
+        self.get_status = channel.unary_unary(f"/{SERVICE}/GetStatus")
+
+
+Which = Literal["initial", "last", "best"]

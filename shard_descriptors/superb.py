@@ -90,6 +90,9 @@ class SuperbShardDescriptor(ShardDescriptor):
         CorpusError: no such corpus, not this corpus, a parameter that is wrong, or a shard without a train clip.
     """
 
+    # By this name an experiment asks for envoys.
+    corpus = "superb"
+
     def __init__(
         self,
         data_path: str | Path,
@@ -137,7 +140,7 @@ class SuperbShardDescriptor(ShardDescriptor):
     @property
     def dataset_description(self) -> str:
         """YAML for the director's shard registry: the corpus, `summary`, and the clips of each label in each split."""
-        description: dict[str, object] = {"corpus": "superb", "summary": self.summary}
+        description: dict[str, object] = {"corpus": self.corpus, "summary": self.summary}
         for split in SPLITS[:2]:
             labels = Counter(clip.label for clip in self._clips[split])
             description[split] = {LABELS[label]: labels[label] for label in sorted(labels)}

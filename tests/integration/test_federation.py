@@ -53,10 +53,10 @@ def test_two_envoys_train_one_model(finished):
     # Each envoy adds its number of points, 1 and 3, and weighs as much: (1 * 1 + 3 * 3) / 4 a round.
     assert history["slope"].tolist() == [0, 2.5, 5, 7.5]
     assert history["train loss"].tolist()[:3] == [2.5, 2.5, 2.5]
-    assert experiment.get_initial_model()[0].weight.item() == 0
-    assert experiment.get_best_model()[0].weight.item() == 2.5  # the nearest to 2
-    assert experiment.get_last_model()[0].bias.item() == 7.5
-    assert experiment.get_last_model()[1].weight.item() == 1  # frozen: it never travelled
+    assert experiment.initial_model()[0].weight.item() == 0
+    assert experiment.best_model()[0].weight.item() == 2.5  # the nearest to 2
+    assert experiment.last_model()[0].bias.item() == 7.5
+    assert experiment.last_model()[1].weight.item() == 1  # frozen: it never travelled
     assert experiment.get_experiment_status() == "finished"
     assert list(folder.iterdir()) == [], "the notebook's folder must stay as it was"
 
@@ -64,7 +64,7 @@ def test_two_envoys_train_one_model(finished):
 def test_an_experiment_can_run_on_named_envoys_only_and_choose_its_best_model_by_any_metric(start):
     experiment = start(envoys=["a"], best=("slope", "min"))
     assert experiment.watch()["slope"].tolist() == [0, 1, 2]
-    assert experiment.get_best_model()[0].weight.item() == 0
+    assert experiment.best_model()[0].weight.item() == 0
 
 
 def test_the_director_refuses_a_used_name_and_an_unknown_envoy(start, finished):

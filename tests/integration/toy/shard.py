@@ -16,6 +16,8 @@ class Points(ShardDataset):
 
 
 class PointsShardDescriptor(ShardDescriptor):
+    corpus = "points"
+
     def __init__(self, n_points: int) -> None:
         self.n_points = n_points
 

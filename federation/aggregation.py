@@ -1,0 +1,286 @@
+"""How the updates of one round become the next global model: clipping, an aggregation rule, a server optimizer.
+
+Everything here works on flat arrays: one tensor of the model, or a slice of one. The choice travels as JSON inside an
+experiment's plan.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from openfl.utilities.optimizers.numpy import NumPyAdagrad, NumPyAdam, NumPyYogi
+from pydantic import BaseModel, ConfigDict, Field
+
+# Weiszfeld's iteration ends when the pulls of the updates balance to within this share of their sum. The median is then
+# known to about a millionth of the distance between updates, finer than float32 resolves the parameters themselves.
+TOLERANCE = 1e-6
+# Tens of iterations are usual. Only between optima that are nearly tied does it creep, and there every point on the way
+# is nearly as good, so it may stop. An iteration works on inner products: microseconds, whatever the tensor's size.
+MAX_ITERATIONS = 1000
+# Squared distances are differences of float64 sums; below this share of what was summed they are rounding error.
+ROUNDING = 1e-12
+# Columns of all updates that the geometric median takes at a time; ten updates are 5 MB in float64.
+BLOCK = 1 << 16
+
+
+class _Part(BaseModel):
+    # Infinity would not come back from JSON.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Mean(_Part):
+    """Weighted by clips, this is FedAvg: McMahan et al. 2017, arXiv 1602.05629, algorithm 1."""
+
+    rule: Literal["mean"] = "mean"
+    weighted: bool = True
+    whole_tensors: ClassVar[bool] = False
+
+    def combine(self, updates: Iterable[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+        """The mean of `updates`, flat and of one length, as float64 of that length. They are taken one at a time.
+
+        Raises ValueError if updates and weights differ in number, or the weights do not add up to more than 0.
+        """
+        weights = weights if self.weighted else [1.0] * len(weights)
+        divisor = _sum_of(weights)
+        pairs = zip(updates, weights, strict=True)
+        update, weight = next(pairs)
+        total = np.multiply(update, weight, dtype=np.float64)
+        product = np.empty_like(total)
+        for update, weight in pairs:
+            # Two passes over arrays that are there already: new ones for every update take half as long again.
+            np.multiply(update, weight, out=product, dtype=np.float64)
+            np.add(total, product, out=total)
+        return np.divide(total, divisor, out=total)
+
+
+class Median(_Part):
+    """The median of each coordinate; weights do not count: Yin et al. 2018, arXiv 1803.01498, definition 1."""
+
+    rule: Literal["median"] = "median"
+    whole_tensors: ClassVar[bool] = False
+
+    def combine(self, updates: Iterable[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+        """The median of `updates`, flat and of one length, as float64 of that length; of an even number the mid-point.
+
+        Raises ValueError if there are no updates.
+        """
+        stack = np.stack(list(updates))  # (n, length)
+        return _mean_of_the_middle(stack, cut=(len(stack) - 1) // 2)
+
+
+class TrimmedMean(_Part):
+    """The mean of each coordinate without its extremes; weights do not count: Yin et al. 2018, definition 2.
+
+    `share` of the values is cut off at each end, rounded down: of 10 updates, 0.1 and 0.19 drop the lowest and the
+    highest value, 0.2 drops two of each.
+    """
+
+    rule: Literal["trimmed_mean"] = "trimmed_mean"
+    share: float = Field(ge=0, lt=0.5)
+    whole_tensors: ClassVar[bool] = False
+
+    def combine(self, updates: Iterable[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+        """The trimmed mean of `updates`, flat and of one length, as float64 of that length.
+
+        Raises ValueError if there are no updates.
+        """
+        stack = np.stack(list(updates))  # (n, length)
+        # round: 0.29 * 100 is 28.999999999999996. min: which could make a half of a share just below it.
+        cut = math.floor(round(self.share * len(stack), 9))
+        return _mean_of_the_middle(stack, cut=min(cut, (len(stack) - 1) // 2))
+
+
+class GeometricMedian(_Part):
+    """The point with the least sum of distances to the updates, weighted by clips; for each tensor by itself.
+
+    Pillutla et al. 2019, arXiv 1912.13445, by Weiszfeld's algorithm until it converges. OpenFL's geometric median is
+    another point: it ends after 4 iterations, and each of them reweights the weights of the one before, not the clips.
+    Where an update itself is the median, the result is exactly that update.
+    """
+
+    rule: Literal["geometric_median"] = "geometric_median"
+    whole_tensors: ClassVar[bool] = True
+
+    def combine(self, updates: Iterable[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+        """The geometric median of `updates`, each a whole flat tensor of one length, as float64 of that length.
+
+        Raises ValueError if updates and weights differ in number, or the weights do not add up to more than 0.
+        """
+        shares = np.asarray(weights, np.float64) / _sum_of(weights)
+        stack = np.stack(list(updates))  # (n, length)
+        return Mean().combine(stack, _geometric_median(_inner_products(stack), shares).tolist())
+
+
+Rule = Annotated[Mean | Median | TrimmedMean | GeometricMedian, Field(discriminator="rule")]
+
+
+class _ServerOptimizer(_Part):
+    """OpenFL's optimizers as those of Reddi et al. 2020, arXiv 2003.00295, algorithm 2.
+
+    `learning_rate` is the paper's server learning rate, `epsilon` its tau. What is kept from round to round is named by
+    `slots`: arrays of the model's shapes, filled with `initial_value` before the first round.
+    """
+
+    openfl_class: ClassVar[type[NumPyAdam] | type[NumPyAdagrad]]
+    slots: ClassVar[tuple[str, ...]]
+    learning_rate: float = Field(default=0.01, gt=0)
+    initial_accumulator_value: float = Field(default=0.0, ge=0)
+
+    @property
+    def initial_value(self) -> float:
+        return self.initial_accumulator_value
+
+    def step(
+        self, current: np.ndarray, combined: np.ndarray, state: dict[str, np.ndarray], steps_before: int
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """From `current`, the global model, towards `combined`, what the rule made of the updates: flat, of one length.
+
+        `state` holds an array of that length for each slot, `steps_before` counts the rounds it has seen. Returns the
+        next values in float64 and the next state in float32; the arguments stay as they are.
+        """
+        name = "slice"
+        values = current.astype(np.float64)  # a copy, as OpenFL steps in place
+        optimizer = self.openfl_class(params={name: values}, **self.model_dump(exclude={"optimizer"}))
+        for slot in self.slots:
+            getattr(optimizer, f"grads_{slot}")[name] = state[slot].astype(np.float64)
+        optimizer.current_step = {name: steps_before}  # Adagrad does not look at it
+        optimizer.step({name: values - combined})
+        return values, {slot: getattr(optimizer, f"grads_{slot}")[name].astype(np.float32) for slot in self.slots}
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class FedAdam(_ServerOptimizer):
+    """Unlike the paper's, OpenFL's Adam corrects the bias of both moments, and fills both with the initial value."""
+
+    openfl_class = NumPyAdam
+    slots = ("first_moment", "second_moment")
+    optimizer: Literal["adam"] = "adam"
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    epsilon: float = Field(default=1e-8, gt=0)
+
+
+class FedYogi(_ServerOptimizer):
+    """OpenFL's Yogi is its Adam (see there) with another second moment v, which is also not quite the paper's.
+
+    With d the step of the round's mean: OpenFL keeps beta2 * v + (1 - beta2) * sign(d^2 - v) * d^2, the paper
+    v + (1 - beta2) * sign(d^2 - v) * d^2. OpenFL's can fall below 0 where beta2 is below 0.5, so that is refused.
+    """
+
+    openfl_class = NumPyYogi
+    slots = ("first_moment", "second_moment")
+    optimizer: Literal["yogi"] = "yogi"
+    betas: tuple[Beta, Annotated[float, Field(ge=0.5, lt=1)]] = (0.9, 0.999)
+    epsilon: float = Field(default=1e-8, gt=0)
+
+
+class FedAdagrad(_ServerOptimizer):
+    """The paper's with beta1 = 0: OpenFL's Adagrad has no first moment."""
+
+    openfl_class = NumPyAdagrad
+    slots = ("squared",)
+    optimizer: Literal["adagrad"] = "adagrad"
+    initial_accumulator_value: float = Field(default=0.1, ge=0)
+    epsilon: float = Field(default=1e-10, gt=0)
+
+
+ServerOptimizer = Annotated[FedAdam | FedYogi | FedAdagrad, Field(discriminator="optimizer")]
+
+
+class Aggregation(_Part):
+    """What happens to the updates of a round, in this order: clip each, combine them, step.
+
+    `clip_norm` bounds how far an update may be from the global model: McMahan et al. 2017, arXiv 1710.06963.
+    Without a server optimizer, what the rule combines is the next model.
+    """
+
+    rule: Rule = Mean()
+    clip_norm: float | None = Field(default=None, gt=0)
+    server_optimizer: ServerOptimizer | None = None
+
+    def clip_scales(self, norms: Sequence[float]) -> list[float]:
+        """By how much to shorten each update, 1.0 for not at all: min(1, clip_norm / norm).
+
+        A norm is the L2 norm of update - global model over all trained parameters together.
+        """
+        if self.clip_norm is None:
+            return [1.0] * len(norms)
+        return [min(1.0, self.clip_norm / norm) if norm > 0 else 1.0 for norm in norms]
+
+
+def clipped(current: np.ndarray, update: np.ndarray, scale: float) -> np.ndarray:
+    """current + scale * (update - current) in float64; at scale 1 `update` itself, to the bit and without a copy."""
+    if scale == 1:
+        return update
+    moved = np.subtract(update, current, dtype=np.float64)
+    moved *= scale
+    moved += current
+    return moved
+
+
+def _sum_of(weights: Sequence[float]) -> float:
+    total = sum(weights)
+    if not total > 0:
+        raise ValueError(f"the weights of {len(weights)} updates add up to {total}: there is nothing to combine")
+    return total
+
+
+def _mean_of_the_middle(stack: np.ndarray, cut: int) -> np.ndarray:
+    """The mean of each column of `stack` (n, length) without its `cut` lowest and highest values. Sorts `stack`."""
+    stack.sort(axis=0)
+    rows = stack[cut : len(stack) - cut]
+    # Not rows.mean(axis=0): how NumPy orders a sum depends on the shape, and so would the last bit.
+    return Mean().combine(rows, [1.0] * len(rows))
+
+
+def _inner_products(stack: np.ndarray) -> np.ndarray:
+    """Of the rows of `stack` (n, length), seen from their coordinate median: (n, n).
+
+    Seen from there, as it is near to most of them wherever a few are; from far away, rounding hides short distances.
+    """
+    products = np.zeros((len(stack), len(stack)))
+    for start in range(0, stack.shape[1], BLOCK):
+        block = stack[:, start : start + BLOCK]
+        block = block - Median().combine(block, [])
+        products += block @ block.T
+    return products
+
+
+def _geometric_median(products: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Coefficients (n,), with sum 1, of the geometric median of n points, from their inner products and weights.
+
+    Every iterate is a combination of the points, so distances to it follow from inner products: one pass over the data
+    does for all iterations.
+    """
+    squares = np.diag(products)
+    apart = squares[:, None] + squares - 2 * products  # squared distances (n, n)
+    apart[apart <= ROUNDING * (squares[:, None] + squares)] = 0
+    for index, point in enumerate(np.eye(len(shares))):
+        if _is_the_median(point, apart[index], products, shares):
+            return point
+    coefficients = shares  # the mean
+    nearest = ROUNDING * apart[apart > 0].min()  # keeps an iterate that hits a point from dividing by 0
+    for _ in range(MAX_ITERATIONS):
+        towards = products @ coefficients
+        pulls = shares / np.sqrt(np.maximum(squares - 2 * towards + coefficients @ towards, nearest))
+        imbalance = _length(pulls - pulls.sum() * coefficients, products)
+        coefficients = pulls / pulls.sum()
+        if imbalance <= TOLERANCE:
+            break
+    return coefficients
+
+
+def _is_the_median(point: np.ndarray, apart: np.ndarray, products: np.ndarray, shares: np.ndarray) -> bool:
+    """Whether the others together pull less than what lies at `point` weighs: Vardi and Zhang 2000, PNAS 97(4).
+
+    A tie is no: two points of equal weight meet halfway.
+    """
+    elsewhere = apart > 0
+    pulls = np.where(elsewhere, shares, 0) / np.sqrt(np.where(elsewhere, apart, 1))
+    return _length(pulls - pulls.sum() * point, products) < shares[~elsewhere].sum() * (1 - TOLERANCE)
+
+
+def _length(coefficients: np.ndarray, products: np.ndarray) -> float:
+    return math.sqrt(max(coefficients @ products @ coefficients, 0.0))

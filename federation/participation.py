@@ -1,0 +1,74 @@
+"""Who is asked in a round, and when a round closes."""
+
+import math
+import random
+from collections.abc import Iterable
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Participation(BaseModel):
+    """Everybody trains in every round, and a round waits for everybody, unless something here says otherwise.
+
+    `fraction` or `count` of the members, drawn anew for each round, train in it; `evaluators` only ever validate.
+    After `deadline_seconds` a round closes without the rest, if `quorum` updates counted.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False
+    )  # infinity would not come back from JSON
+
+    fraction: float | None = Field(default=None, gt=0, le=1)
+    count: int | None = Field(default=None, ge=1)
+    seed: int = 0
+    evaluators: list[str] = []
+    validate_every: int = Field(default=1, ge=1)
+    deadline_seconds: float | None = Field(default=None, gt=0)
+    quorum: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def check_that_choices_agree(self) -> "Participation":
+        if self.fraction is not None and self.count is not None:
+            raise ValueError(
+                f"fraction {self.fraction} and count {self.count} both say how many train: give one of them"
+            )
+        if self.quorum > 1 and self.deadline_seconds is None:
+            raise ValueError(
+                f"quorum {self.quorum} needs deadline_seconds: without a deadline a round waits for everybody it asked"
+            )
+        return self
+
+    def trainers(self, round_number: int, members: Iterable[str]) -> list[str]:
+        """The sorted names of those `members` that train in this round.
+
+        A function of seed, round and members alone, so that a director that starts again asks the same ones. A fraction
+        is rounded up: a tenth of 21 members is 3, of 20 it is 2, of 4 it is 1.
+        """
+        evaluators = set(self.evaluators)
+        # A dict keeps the order it is given, and names that come almost sorted are sorted in no time; a set does not.
+        names = sorted(dict.fromkeys(name for name in members if name not in evaluators))
+        how_many = self._how_many(len(names))
+        if how_many == len(names):
+            return names
+        return sorted(random.Random(f"{self.seed}:{round_number}").sample(names, how_many))
+
+    def validates(self, round_number: int, last_round: int) -> bool:
+        """Whether this round validates the model it begins with: rounds 0, validate_every, ... and always the last."""
+        return round_number % self.validate_every == 0 or round_number == last_round
+
+    def is_complete(self, asked: int, answered: int, counted: int, seconds_open: float) -> bool:
+        """Whether a round closes now: all have answered, or the deadline has come and enough updates counted.
+
+        Of the `asked` clients `answered` have answered in one way or another, and `counted` with an update that counts.
+        """
+        if answered >= asked:
+            return True
+        return self.deadline_seconds is not None and seconds_open >= self.deadline_seconds and counted >= self.quorum
+
+    def _how_many(self, members: int) -> int:
+        if self.count is not None:
+            return min(self.count, members)
+        if self.fraction is not None:
+            # Rounded first, as 0.07 * 100 is 7.000000000000001. The least fraction of anybody is one.
+            return min(max(math.ceil(round(self.fraction * members, 9)), 1), members)
+        return members

@@ -1,0 +1,230 @@
+"""Models and updates as safetensors, written and read piece by piece.
+
+The safetensors library reads and writes whole files, or maps them into memory, where every page read counts as the
+process's own. A director must not hold the models that pass through it, so the format (eight bytes of header length,
+a JSON header, then the tensors' bytes one after the other) is spelled out here. Its files are plain safetensors.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Tensors = dict[str, np.ndarray]
+
+PIECE_BYTES = 1 << 20
+MAX_HEADER_BYTES = 32 << 20
+METADATA_KEY = "openfl_audio"
+DTYPES = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1",
+    "U8": "<u1", "BOOL": "|b1",
+}  # fmt: skip
+NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+
+
+class TensorFormatError(ValueError):
+    """Bytes that are not safetensors, or a tensor that safetensors cannot hold."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies: `start` is its first byte after the header."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def count(self) -> int:
+        count = 1
+        for length in self.shape:  # not np.prod, which overflows silently
+            count *= length
+        return count
+
+    @property
+    def n_bytes(self) -> int:
+        return self.count * self.dtype.itemsize
+
+    @property
+    def is_float(self) -> bool:
+        return np.issubdtype(self.dtype, np.floating)
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{self.shape}"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file holds: `entries` by name, in the order of their bytes, and JSON `metadata`."""
+
+    entries: dict[str, Entry]
+    metadata: dict[str, Any]
+
+    @classmethod
+    def lay_out(cls, shapes: Mapping[str, tuple[np.dtype, tuple[int, ...]]], metadata: dict[str, Any]) -> "Header":
+        """Wide types first, so that every tensor starts at a multiple of its item size."""
+        entries, start = {}, 0
+        for name in sorted(shapes, key=lambda name: (-shapes[name][0].itemsize, name)):
+            entries[name] = Entry(*shapes[name], start)
+            start += entries[name].n_bytes
+        return cls(entries, metadata)
+
+    @property
+    def data_bytes(self) -> int:
+        return sum(entry.n_bytes for entry in self.entries.values())
+
+    def with_metadata(self, metadata: dict[str, Any]) -> "Header":
+        return Header(self.entries, metadata)
+
+    def with_floats_as(self, dtype: str) -> "Header":
+        """The same tensors, floating ones as `dtype`."""
+        shapes = {name: (np.dtype(dtype) if e.is_float else e.dtype, e.shape) for name, e in self.entries.items()}
+        return Header.lay_out(shapes, self.metadata)
+
+    def encode(self) -> bytes:
+        """Raises TensorFormatError, naming the tensor, for a type that safetensors does not know."""
+        content: dict[str, Any] = {"__metadata__": {METADATA_KEY: json.dumps(self.metadata)}}
+        for name, entry in self.entries.items():
+            if entry.dtype not in NAMES:
+                raise TensorFormatError(f"tensor '{name}' is {entry.dtype}, which safetensors cannot hold")
+            offsets = [entry.start, entry.start + entry.n_bytes]
+            content[name] = {"dtype": NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": offsets}
+        text = json.dumps(content, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
+
+    @classmethod
+    def decode(cls, data: bytes) -> "Header":
+        """Inverse of `encode`. Raises TensorFormatError for anything else, also for gaps between tensors."""
+        size = int.from_bytes(data[:8], "little")
+        if len(data) < 8 or size != len(data) - 8:
+            raise TensorFormatError(f"not a safetensors header: {len(data)} bytes, which say they are {size}")
+        try:
+            content = json.loads(data[8:])
+            metadata = json.loads(content.pop("__metadata__", {}).get(METADATA_KEY, "{}"))
+            if not isinstance(metadata, dict):
+                raise TypeError("its metadata is no object")
+            entries = {}
+            for name, described in sorted(content.items(), key=lambda item: item[1]["data_offsets"]):
+                entries[name] = _decode_entry(described)
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise TensorFormatError(f"not a safetensors header: {error!r:.200}") from None
+        end = 0
+        for name, entry in entries.items():
+            if entry.start != end or content[name]["data_offsets"][1] != end + entry.n_bytes:
+                raise TensorFormatError(f"not a safetensors header: bytes of tensor '{name:.100}' do not fit its shape")
+            end += entry.n_bytes
+        return cls(entries, metadata)
+
+
+def _decode_entry(described: dict[str, Any]) -> Entry:
+    shape, (start, _) = described["shape"], described["data_offsets"]
+    if not all(type(length) is int and length >= 0 for length in (*shape, start)):
+        raise ValueError(f"shape {shape}, start {start}")
+    return Entry(np.dtype(DTYPES[described["dtype"]]), tuple(shape), start)
+
+
+def describe(tensors: Tensors, metadata: dict[str, Any]) -> Header:
+    return Header.lay_out({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}, metadata)
+
+
+def stream(tensors: Tensors, metadata: dict[str, Any]) -> Iterator[bytes]:
+    """The bytes of a safetensors file: the header in one piece, then pieces of PIECE_BYTES."""
+    header = describe(tensors, metadata)
+    yield header.encode()
+    parts, size = [], 0
+    for name in header.entries:
+        view = memoryview(np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8))
+        while len(view):
+            taken = view[: PIECE_BYTES - size]
+            parts.append(taken)
+            size += len(taken)
+            view = view[len(taken) :]
+            if size == PIECE_BYTES:
+                yield b"".join(parts)
+                parts, size = [], 0
+    if parts:
+        yield b"".join(parts)
+
+
+def receive(pieces: Iterable[bytes]) -> tuple[Tensors, dict[str, Any]]:
+    """Inverse of `stream`; the tensors share one buffer. Raises TensorFormatError."""
+    pieces = iter(pieces)
+    header = Header.decode(next(pieces, b""))
+    buffer, filled = bytearray(header.data_bytes), 0
+    for piece in pieces:
+        if filled + len(piece) > len(buffer):
+            raise TensorFormatError(f"more than the {len(buffer)} bytes that the header tells of")
+        buffer[filled : filled + len(piece)] = piece
+        filled += len(piece)
+    if filled < len(buffer):
+        raise TensorFormatError(f"{filled} bytes of {len(buffer)}")
+    return {n: np.ndarray(e.shape, e.dtype, buffer, e.start) for n, e in header.entries.items()}, header.metadata
+
+
+def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, Any]) -> None:
+    with path.open("wb") as file:
+        file.writelines(stream(tensors, metadata))
+
+
+class TensorFile:
+    """An open safetensors file, read by offset and never mapped; safe to read from several threads."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError, and TensorFormatError for a file that is not safetensors or is cut short."""
+        self._file = path.open("rb")
+        try:
+            size = int.from_bytes(self._file.read(8), "little")
+            if size > MAX_HEADER_BYTES:
+                raise TensorFormatError(f"{path.name}: not a safetensors header of {size} bytes")
+            self._file.seek(0)
+            self._data_start = 8 + size
+            self.header = Header.decode(self._file.read(self._data_start))
+            expected, found = self._data_start + self.header.data_bytes, os.fstat(self._file.fileno()).st_size
+            if found != expected:
+                raise TensorFormatError(f"{path.name}: {found} bytes in place of {expected}")
+        except TensorFormatError:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "TensorFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self, name: str, first: int = 0, last: int | None = None) -> np.ndarray:
+        """Items `first` up to `last` of a tensor, flat."""
+        entry = self.header.entries[name]
+        values = np.empty((entry.count if last is None else min(last, entry.count)) - first, entry.dtype)
+        offset = self._data_start + entry.start + first * entry.dtype.itemsize
+        view, done = memoryview(values.view(np.uint8)), 0
+        while done < len(view):
+            read = os.preadv(self._file.fileno(), [view[done:]], offset + done)
+            if not read:
+                raise TensorFormatError(f"{self._file.name}: ends within tensor '{name}'")
+            done += read
+        return values
+
+    def load(self) -> Tensors:
+        return {name: self.read(name).reshape(entry.shape) for name, entry in self.header.entries.items()}
+
+    def pieces(self) -> Iterator[bytes]:
+        """The file as `stream` gives it."""
+        yield self.header.encode()
+        end = self.header.data_bytes
+        for start in range(0, end, PIECE_BYTES):
+            yield os.pread(self._file.fileno(), min(PIECE_BYTES, end - start), self._data_start + start)
+
+    def pieces_with_floats_as(self, dtype: str) -> Iterator[bytes]:
+        """The file as `stream` gives it, floating tensors converted on the way."""
+        header = self.header.with_floats_as(dtype)
+        yield header.encode()
+        for name, entry in header.entries.items():
+            step = PIECE_BYTES // entry.dtype.itemsize
+            for first in range(0, entry.count, step):
+                yield self.read(name, first, first + step).astype(entry.dtype).tobytes()
