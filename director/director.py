@@ -1,6 +1,7 @@
 """The director: which envoys there are, which experiments, and which experiment runs where."""
 
 import asyncio
+import contextlib
 import logging
 import shutil
 import time
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 # After a notebook has called, envoys keep a worker with its libraries loaded for this long: they take seconds to load.
 WARM_SECONDS = 900.0
+LOOK_SECONDS = 30.0
 SUBMISSION = ".submission-"
 
 
@@ -96,21 +98,23 @@ class Director:
         if entry is None or entry.instance != instance:
             raise EnvoyRefusedError(f"envoy '{name}' is not registered")
 
-        def message() -> dict[str, Any]:
+        def order() -> dict[str, Any]:
             experiment = entry.experiment
-            running = experiment is not None and not experiment.ended
-            return {"experiment": experiment.plan.name if running else "", "warm": time.time() < self._warm_until}
+            name = experiment.plan.name if experiment and not experiment.ended else ""
+            return {"experiment": name, "warm": time.time() < self._warm_until}
 
-        entry.attending, said = True, None
+        entry.attending, given = True, None
         try:
             while self.envoys.get(name) is entry:
                 async with self._changed:
-                    try:
-                        await asyncio.wait_for(self._changed.wait_for(lambda: message() != said), 30)
-                    except asyncio.TimeoutError:
+                    if order() == given:
+                        # The end of the warm time is no event: look for it now and then.
+                        with contextlib.suppress(asyncio.TimeoutError):
+                            await asyncio.wait_for(self._changed.wait(), LOOK_SECONDS)
+                    if order() == given:
                         continue
-                    said = message()
-                yield said
+                    given = order()
+                yield given
         finally:
             entry.attending, entry.last_seen = False, 0.0
             if self.envoys.get(name) is entry:
@@ -227,7 +231,8 @@ class Director:
             members = [name for name, corpus in online.items() if plan.corpus in (None, corpus)]
             corpora = sorted({online[name] for name in members})
             if not members:
-                raise SubmissionError(f"no envoy of the corpus '{plan.corpus}' is online (online: {online})")
+                wanted = "" if plan.corpus is None else f" of the corpus '{plan.corpus}'"
+                raise SubmissionError(f"no envoy{wanted} is online (online: {online})")
             if len(corpora) > 1:
                 raise SubmissionError(f"the envoys serve several corpora, {corpora}: name one, or name the envoys")
         unknown = [name for name in plan.participation.evaluators if name not in members]

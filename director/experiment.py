@@ -172,6 +172,7 @@ class Experiment:
             "status": self.state.status.value,
             "round": self.rounds.round_number,
             "rounds": self.plan.rounds,
+            "best": self.plan.best.model_dump(include={"metric", "direction"}),
             "envoys": self.state.members,
             "waiting_for": [] if self.ended else waiting,
             "seconds_per_round": last.get("seconds"),
@@ -288,9 +289,9 @@ class Experiment:
         check_layout(header, expected, f"update of envoy '{update.envoy}' for round {update.round}")
 
     async def _write(self, path: Path, header: Header, pieces: AsyncIterator[bytes], refused: str) -> None:
-        encoded, expected, received = header.encode(), header.data_bytes, 0
+        expected, received = header.data_bytes, 0
         with path.open("wb") as file:
-            file.write(encoded)
+            file.write(header.encode())
             async for piece in pieces:
                 received += len(piece)
                 if received > expected:
@@ -298,7 +299,7 @@ class Experiment:
                 file.write(piece)
         if received < expected:
             raise UpdateRefusedError(f"{refused}: ends after {received} of {expected} bytes")
-        self._bytes_up += len(encoded) + received
+        self._bytes_up += len(header.pack()) + received
 
     async def _end(self, status: Status, error: str = "") -> None:
         async with self._changed:

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from director.rounds import UpdateRefusedError
-from federation.aggregation import Aggregation, clipped
-from federation.tensors import Entry, Header, TensorFile
+from federation.aggregation import Aggregation, ServerOptimizer, clipped
+from federation.tensors import Entry, Header, TensorFile, bytes_of
 
 SLICE_ITEMS = 1 << 18
 # NumPy leaves the interpreter's lock while it works; more threads than this only wait for memory.
@@ -94,6 +94,7 @@ class _Folding:
     ) -> None:
         self.model, self.updates, self.clips, self.moments = model, updates, clips, moments
         self.aggregation, self.aggregations = aggregation, aggregations
+        self.optimizer = aggregation.server_optimizer
         self.parameters = {n: e for n, e in model.header.entries.items() if e.is_float and n not in untrained}
         self.scales = [1.0] * len(updates)
         if aggregation.clip_norm is not None:
@@ -103,8 +104,8 @@ class _Folding:
         with ExitStack() as stack:
             model = stack.enter_context(_Target(target, self.model.header.with_metadata(metadata)))
             state = None
-            if self.aggregation.server_optimizer:
-                state = stack.enter_context(_Target(target_state, self._state_header()))
+            if self.optimizer:
+                state = stack.enter_context(_Target(target_state, self._state_header(self.optimizer)))
             pool = stack.enter_context(ThreadPoolExecutor(THREADS))
             names = self.model.header.entries
             for _ in pool.map(lambda name: self._fold_tensor(name, model, state), names):
@@ -118,8 +119,8 @@ class _Folding:
                 values = np.maximum.reduce([update.read(name, first, last) for update in self.updates])
             else:
                 values = self.aggregation.rule.combine(self._slices_of_updates(name, first, last, current), self.clips)
-                if state and name in self.parameters:
-                    values = self._step(name, first, current, values, state)
+                if self.optimizer and state and name in self.parameters:
+                    values = self._step(self.optimizer, name, first, current, values, state)
             model.write(name, first, values)
 
     def _slices_of_updates(self, name: str, first: int, last: int, current: np.ndarray) -> Iterator[np.ndarray]:
@@ -127,8 +128,15 @@ class _Folding:
             values = update.read(name, first, last)
             yield clipped(current, values, scale) if scale < 1 and name in self.parameters else values
 
-    def _step(self, name: str, first: int, current: np.ndarray, combined: np.ndarray, state: "_Target") -> np.ndarray:
-        optimizer = self.aggregation.server_optimizer
+    def _step(
+        self,
+        optimizer: ServerOptimizer,
+        name: str,
+        first: int,
+        current: np.ndarray,
+        combined: np.ndarray,
+        state: "_Target",
+    ) -> np.ndarray:
         slots = {}
         for slot in optimizer.slots:
             if self.moments:
@@ -140,9 +148,9 @@ class _Folding:
             state.write(f"{slot}.{name}", first, moment)
         return values
 
-    def _state_header(self) -> Header:
-        slots = self.aggregation.server_optimizer.slots
-        shapes = {f"{s}.{n}": (np.dtype(np.float32), e.shape) for s in slots for n, e in self.parameters.items()}
+    def _state_header(self, optimizer: ServerOptimizer) -> Header:
+        names = {f"{slot}.{name}": entry for slot in optimizer.slots for name, entry in self.parameters.items()}
+        shapes = {name: (np.dtype(np.float32), entry.shape) for name, entry in names.items()}
         return Header.lay_out(shapes, {})
 
     def _distance(self, update: TensorFile) -> float:
@@ -156,13 +164,14 @@ class _Folding:
 
 
 class _Target:
-    """A safetensors file whose tensors are written in any order; on disk when the block ends."""
+    """A safetensors file whose tensors are written in any order; there, whole and on disk, when the block ends."""
 
     def __init__(self, path: Path, header: Header) -> None:
         self._path, self._header = path, header
+        self._partial = path.with_name(f".{path.name}.partial")
 
     def __enter__(self) -> "_Target":
-        self._file = self._path.open("wb")
+        self._file = self._partial.open("wb")
         encoded = self._header.encode()
         self._data_start = len(encoded)
         self._file.write(encoded)
@@ -170,14 +179,16 @@ class _Target:
         self._file.truncate(self._data_start + self._header.data_bytes)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        os.fsync(self._file.fileno())
-        self._file.close()
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        with self._file:
+            os.fsync(self._file.fileno())
+        if error is None:
+            self._partial.rename(self._path)
 
     def write(self, name: str, first: int, values: np.ndarray) -> None:
         """`values` are flat, and begin at item `first` of the tensor."""
         entry = self._header.entries[name]
-        view = memoryview(np.ascontiguousarray(values, entry.dtype).view(np.uint8))
+        view = bytes_of(values.astype(entry.dtype, copy=False))
         offset = self._data_start + entry.start + first * entry.dtype.itemsize
         while len(view):
             written = os.pwrite(self._file.fileno(), view, offset)

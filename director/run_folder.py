@@ -110,8 +110,8 @@ class RunFolder:
             raise RunFolderError(f"{path} cannot be read: {error}") from error
         folder = cls(path, plan, state)
         folder._load_history()
-        for leftover in (*path.glob(".*.partial"), *(path / "updates").glob(".*")):
-            leftover.unlink()
+        for leftover in (*path.rglob(".*.partial"), *(path / "updates").glob(".*")):
+            leftover.unlink(missing_ok=True)
         if not folder.model.exists():
             raise RunFolderError(f"{folder.model} is missing")
         return folder

@@ -340,10 +340,10 @@ class RoundsService:
             yield piece
 
     async def send_update(self, request_iterator: AsyncIterator[bytes], context: Context) -> bytes:
-        """A safetensors file with an UpdateMessage as metadata; its header is the first piece."""
+        """Tensors as `federation.tensors.stream` gives them, with an UpdateMessage as metadata."""
         pieces = aiter(request_iterator)
         try:
-            header = Header.decode(await anext(pieces, b""))
+            header = Header.unpack(await anext(pieces, b""))
             update = decode(encode(header.metadata), UpdateMessage)
             name = await self.gate.envoy(context, update.envoy)
             experiment = await find_envoys_experiment(self.director, context, update.experiment, name)

@@ -211,11 +211,9 @@ class RunningExperiment:
         written = log.stat().st_size if log.exists() else 0
         logger.info("experiment '%s' starts, its output goes to %s", self.experiment, log)
         job = Job(experiment=self.experiment, workspace=str(workspace), log=str(log))
-        try:
-            self._worker.stdin.write(job.model_dump_json().encode() + b"\n")
-            self._worker.stdin.flush()
-        except BrokenPipeError:
-            logger.error("the worker ended before it began")
+        # One line fits into the pipe. Of a worker that has ended already, the exit code tells.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(stdin_of(self._worker), job.model_dump_json().encode() + b"\n")
         excess = self._wait()
         end_worker(self._worker)  # and whatever it started
         code = self._worker.returncode
@@ -260,7 +258,14 @@ def end_worker(worker: subprocess.Popen) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(worker.pid, signal.SIGKILL)
     worker.wait()
-    worker.stdin.close()
+    if worker.stdin:
+        worker.stdin.close()
+
+
+def stdin_of(worker: subprocess.Popen) -> int:
+    if worker.stdin is None:
+        raise ValueError("the worker was started without a pipe")
+    return worker.stdin.fileno()
 
 
 def corpus_of(shard_descriptor: ShardDescriptor) -> str:

@@ -76,7 +76,7 @@ def _states(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Iterato
 
 
 def _create_missing_state(optimizer: torch.optim.Optimizer) -> None:
-    """Optimizers make their state at a parameter's first step, from zeros: let them, with a step that changes nothing."""
+    """Optimizers make their state at a parameter's first step, from zeros: let them, in a step that changes nothing."""
     without = [parameter for parameter in _parameters(optimizer) if not optimizer.state.get(parameter)]
     if not without:
         return

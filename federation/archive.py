@@ -14,7 +14,7 @@ class ArchiveError(ValueError):
 
 
 def check_archive(archive: Path) -> None:
-    """Raises ArchiveError, naming the entry, for one that leads out of its folder, is a link, or unpacks to too much."""
+    """Raises ArchiveError, naming the entry, for one that leads out of its folder, is a link or unpacks to too much."""
     try:
         with zipfile.ZipFile(archive) as zipped:
             _check_entries(zipped.infolist())

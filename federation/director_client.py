@@ -1,6 +1,7 @@
 """A notebook's line to the director."""
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,12 @@ from federation.wire import (
     Which,
     encode,
     open_channel,
+    wait_for_connection,
 )
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 1.0
 
 
 class DirectorError(RuntimeError):
@@ -36,6 +42,7 @@ class DirectorClient(director_client.DirectorClient):
     def __init__(self, client_id: str, address: str, credentials: grpc.ChannelCredentials | None) -> None:
         channel = open_channel(address, credentials, client_id=client_id)
         self.address = address
+        self.channel = channel
         self.stub = director_pb2_grpc.DirectorStub(channel)
         self.rounds = RoundsStub(channel)
 
@@ -63,14 +70,31 @@ class DirectorClient(director_client.DirectorClient):
             self.stub.SetNewExperiment(messages())
 
     def stream_history(self, experiment_name: str) -> Iterator[dict[str, Any]]:
-        """One record a round, until the experiment has ended. Raises ExperimentFailedError."""
+        """One record a round until the experiment has ended, then its {"status"}. Raises ExperimentFailedError.
+
+        Waits for a director that goes away meanwhile, and says so.
+        """
+        request = encode(ExperimentRequest(experiment=experiment_name))
+        next_round, waiting = 0, False
         with self.translated_errors():
-            for answer in self.rounds.get_history(encode(ExperimentRequest(experiment=experiment_name))):
-                record = json.loads(answer)
-                if record.get("error"):
-                    raise ExperimentFailedError(record["error"])
-                if "round" in record:
-                    yield record
+            while True:
+                try:
+                    for answer in self.rounds.get_history(request):
+                        message, waiting = json.loads(answer), False
+                        if message.get("error"):
+                            raise ExperimentFailedError(message["error"])
+                        # Every call tells the history from its first round on.
+                        if message.get("round", next_round) >= next_round:
+                            next_round += 1
+                            yield message
+                    return
+                except grpc.RpcError as error:
+                    if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+                        raise
+                    if not waiting:
+                        logger.warning("lost the director at %s (%s): waiting for it", self.address, error.details())
+                    waiting = True
+                    wait_for_connection(self.channel, RETRY_SECONDS)
 
     def get_experiment(self, experiment_name: str) -> dict[str, Any]:
         """The experiment as it is now: "status", "round", "envoys", "error", "history" and more."""

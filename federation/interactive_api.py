@@ -213,7 +213,6 @@ class FLExperiment(openfl_experiment.FLExperiment):
             raise ValueError("an optimizer's state does not fit into float16: use precision='float32'")
         if any(function is not None for function in _chosen_aggregation_functions(task_keeper)):
             raise ValueError("set_aggregation_function is not supported: give start(aggregation=Aggregation(...))")
-        self.define_task_assigner(task_keeper, rounds_to_train)  # OpenFL's check that there is something to do
         self._prepare_plan(
             model_provider,
             data_loader,
@@ -253,7 +252,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
         self.logger.info("experiment '%s' was submitted", plan.name)
 
     def attach(self, experiment_name: str, model_provider: ModelInterface | None = None) -> "FLExperiment":
-        """Take up an experiment that was started elsewhere or earlier; `watch`, `history` and the rest then are about it.
+        """Take up an experiment that was started elsewhere or earlier: `watch`, `history` and the rest are about it.
 
         `model_provider` is the one it was started with: fetching models needs it.
         Raises DirectorError if this user has no experiment of that name.
@@ -275,13 +274,20 @@ class FLExperiment(openfl_experiment.FLExperiment):
         self.federation.dir_client.stop_experiment(self.experiment_name)
 
     def watch(self) -> pd.DataFrame:
-        """Show how the experiment goes, from its first round until it has ended: a table that grows, and in Jupyter also
+        """Show how the experiment goes, from its first round until it has ended: a growing table, and in Jupyter also
         a curve of the metric that chooses the best model. Returns the history, a row a round.
 
         Round r's validation is that of the model after r rounds, on the envoys' validation clips; `sent` is what all
-        envoys together sent to the director. Raises ExperimentFailedError with an envoy's traceback.
+        envoys together sent to the director. Raises ExperimentFailedError with an envoy's traceback. An interrupt
+        leaves the experiment running.
         """
-        return show_progress(self.federation.dir_client.stream_history(self.experiment_name))
+        name, client = self.experiment_name, self.federation.dir_client
+        try:
+            return show_progress(client.stream_history(name), client.get_experiment(name))
+        except KeyboardInterrupt:
+            again = f"watch() shows it again, FLExperiment(federation).attach('{name}') takes it up in another notebook"
+            print(f"\nexperiment '{name}' goes on: {again}, stop() ends it", flush=True)
+            raise
 
     def _initialize_plan(self) -> None:
         # As in OpenFL, without the folders it makes beside the notebook.
@@ -347,6 +353,8 @@ class FLExperiment(openfl_experiment.FLExperiment):
 def _tasks(task_keeper: TaskInterface) -> list[Task]:
     """The global model is validated before it is trained: its metrics then choose the best one."""
     registered = task_keeper.get_registered_tasks()
+    if not registered:
+        raise ValueError("no task is registered: decorate a function with task_keeper.register_fl_task(...)")
     return [
         Task(name=name, function_name=registered[name].function_name, task_type=registered[name].task_type)
         for name in (VALIDATE, TRAIN)

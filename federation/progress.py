@@ -1,33 +1,184 @@
 """The history of an experiment, as a table for people: line by line in a terminal, live with a curve in Jupyter."""
 
-from collections.abc import Iterable
-from typing import Any
+import base64
+import html
+import io
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import pandas as pd
 
 VALIDATE, TRAIN = "aggregated_model_validate", "train"
 
+# A picture takes about a tenth of a second: rounds that are quicker than this share one.
+SECONDS_BETWEEN_PICTURES = 0.5
+# The middle of a longer table is left out in Jupyter, where every round sends it anew.
+MOST_ROWS_SHOWN = 20
 
-def to_frame(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
+Record = dict[str, Any]
+
+
+def to_frame(records: Sequence[Record]) -> pd.DataFrame:
     """A row a round: `round`, validation metrics, `train ...` metrics, `seconds`, and bytes `sent` by all envoys."""
-    return pd.DataFrame([_row(record) for record in records])
+    return pd.DataFrame([_row(record) for record in records], columns=_columns(records))
 
 
-def show_progress(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """Show records as they come, and return them as `to_frame` does."""
-    rows: list[dict[str, Any]] = []
-    for record in records:
-        rows.append(_row(record))
-        if len(rows) == 1:
-            print("  ".join(f"{name:>10}" for name in rows[0]), flush=True)
-        print("  ".join(f"{_show(name, rows[-1].get(name)):>10}" for name in rows[0]), flush=True)
-    return pd.DataFrame(rows)
+def show_progress(messages: Iterable[Record], experiment: dict[str, Any]) -> pd.DataFrame:
+    """Show messages of `DirectorClient.stream_history` as they come, and return the history as `to_frame` does.
+
+    `experiment` is what the director says of it beforehand: "name", "best" and "history".
+    """
+    records: list[Record] = []
+    views = _views(experiment)
+    status = ""
+    try:
+        for message in messages:
+            if "status" in message:
+                status = message["status"]
+                continue
+            records.append(message)
+            for view in views:
+                view.show(records)
+    finally:
+        for view in views:
+            view.end(records)
+    if status == "stopped":
+        print(f"experiment '{experiment['name']}' was stopped; rounds completed: {len(records)}", flush=True)
+    return to_frame(records)
 
 
-def _row(record: dict[str, Any]) -> dict[str, Any]:
-    metrics = dict(sorted(record["metrics"].get(VALIDATE, {}).items()))
-    trained = {f"train {name}": value for name, value in sorted(record["metrics"].get(TRAIN, {}).items())}
+class View(Protocol):
+    """Shows the records of the rounds so far; `end` comes last, in any case."""
+
+    def show(self, records: Sequence[Record]) -> None: ...
+
+    def end(self, records: Sequence[Record]) -> None: ...
+
+
+class Lines:
+    """A printed line a round, below names of columns that are printed again when there are more of them."""
+
+    def __init__(self) -> None:
+        self._columns: list[str] = []
+
+    def show(self, records: Sequence[Record]) -> None:
+        row = _row(records[-1])
+        if not row.keys() <= set(self._columns):
+            self._columns = _columns(records)
+            print("  ".join(f"{name:>10}" for name in self._columns))
+        values = ((name, _show(name, row.get(name))) for name in self._columns)
+        print("  ".join(f"{value:>{max(10, len(name))}}" for name, value in values), flush=True)
+
+    def end(self, records: Sequence[Record]) -> None:
+        pass
+
+
+class LiveDisplay:
+    """One display in a notebook, with a curve and a table, that is replaced as rounds come."""
+
+    def __init__(self, experiment: dict[str, Any]) -> None:
+        from IPython.display import display  # where there is a kernel there is IPython
+
+        self._experiment = experiment
+        self._drawn = 0.0
+        self._handle = display(self._content([]), raw=True, display_id=True)
+
+    def show(self, records: Sequence[Record]) -> None:
+        # Rounds of the past come all at once: one picture will do for them.
+        is_past = len(records) < len(self._experiment["history"])
+        if not is_past and time.monotonic() - self._drawn > SECONDS_BETWEEN_PICTURES:
+            self.end(records)
+
+    def end(self, records: Sequence[Record]) -> None:
+        self._handle.update(self._content(records), raw=True)
+        self._drawn = time.monotonic()
+
+    def _content(self, records: Sequence[Record]) -> dict[str, str]:
+        name, best = self._experiment["name"], self._experiment["best"]
+        return {"text/html": to_html(records, name, **best), "text/plain": _text_frame(records).to_string(index=False)}
+
+
+def to_html(records: Sequence[Record], name: str, metric: str, direction: str) -> str:
+    """The curve of `metric`, which chooses the best model ("max" or "min", says `direction`), above a table."""
+    if any(_score(record, metric) is not None for record in records):
+        encoded = base64.b64encode(draw(records, name, metric, direction)).decode()
+        curve = f'<img alt="{html.escape(metric)} by round" src="data:image/png;base64,{encoded}">'
+    else:
+        curve = f"<p>{html.escape(name)}: no round has validated '{html.escape(metric)}' so far</p>"
+    return curve + _text_frame(records).to_html(index=False, max_rows=MOST_ROWS_SHOWN, border=0)
+
+
+def draw(records: Sequence[Record], name: str, metric: str, direction: str) -> bytes:
+    """A PNG of `metric` by round, of the rounds that validated, with the best one marked."""
+    # Slow to load, and of no use in a terminal. No pyplot: its figures are the notebook's own affair.
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    scores = {record["round"]: score for record in records if (score := _score(record, metric)) is not None}
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(list(scores), list(scores.values()), marker=".")
+    best = max((record["round"] for record in records if record["best"]), default=None)
+    if best is not None:
+        axes.plot(best, scores[best], "C3o", label=f"best: {scores[best]:.3f} in round {best}")
+        axes.legend()
+    axes.set(title=name, xlabel="round", ylabel=f"{metric} ({'higher' if direction == 'max' else 'lower'} is better)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.grid(alpha=0.3)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=90)
+    return file.getvalue()
+
+
+def _views(experiment: dict[str, Any]) -> list[View]:
+    """Lines in a terminal, a live display in Jupyter; both where a notebook is executed without anybody in front.
+
+    Jupyter's server names the notebook to its kernels. papermill and nbclient do not, and pass printed lines on.
+    """
+    if not _is_kernel():
+        return [Lines()]
+    return [LiveDisplay(experiment)] if "JPY_SESSION_NAME" in os.environ else [LiveDisplay(experiment), Lines()]
+
+
+def _is_kernel() -> bool:
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
+def _row(record: Record) -> dict[str, Any]:
+    metrics, trained = _metrics(record)
     return {"round": record["round"], **metrics, **trained, "seconds": record["seconds"], "sent": record["bytes_up"]}
+
+
+def _columns(records: Sequence[Record]) -> list[str]:
+    """Names of all rows' values: a later round may have metrics that the first had not."""
+    metrics: set[str] = set()
+    trained: set[str] = set()
+    for record in records:
+        validated, learned = _metrics(record)
+        metrics.update(validated)
+        trained.update(learned)
+    return ["round", *sorted(metrics), *sorted(trained), "seconds", "sent"]
+
+
+def _metrics(record: Record) -> tuple[dict[str, float], dict[str, float]]:
+    """Validation metrics, and those of training by the names of their columns."""
+    trained = {f"train {name}": value for name, value in sorted(record["metrics"].get(TRAIN, {}).items())}
+    return dict(sorted(record["metrics"].get(VALIDATE, {}).items())), trained
+
+
+def _score(record: Record, metric: str) -> float | None:
+    return record["metrics"].get(VALIDATE, {}).get(metric)
+
+
+def _text_frame(records: Sequence[Record]) -> pd.DataFrame:
+    """The history as people read it."""
+    rows = [_row(record) for record in records]
+    columns = _columns(records)
+    return pd.DataFrame([[_show(name, row.get(name)) for name in columns] for row in rows], columns=columns)
 
 
 def _show(name: str, value: float | None) -> str:

@@ -7,6 +7,7 @@ a JSON header, then the tensors' bytes one after the other) is spelled out here.
 
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ import numpy as np
 Tensors = dict[str, np.ndarray]
 
 PIECE_BYTES = 1 << 20
-MAX_HEADER_BYTES = 32 << 20
+# Some tens of thousands of tensors.
+MAX_HEADER_BYTES = 8 << 20
 METADATA_KEY = "openfl_audio"
 DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1",
@@ -97,6 +99,22 @@ class Header:
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text
 
+    def pack(self) -> bytes:
+        """The header as it travels: compressed, as in a model of many small tensors it is a tenth of all bytes."""
+        return zlib.compress(self.encode())
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "Header":
+        """Inverse of `pack`. Raises TensorFormatError."""
+        decompressor = zlib.decompressobj()
+        try:
+            encoded = decompressor.decompress(data, MAX_HEADER_BYTES)
+        except zlib.error as error:
+            raise TensorFormatError(f"not a compressed header: {error}") from None
+        if not decompressor.eof:
+            raise TensorFormatError(f"not a compressed header, or one of more than {MAX_HEADER_BYTES} bytes")
+        return cls.decode(encoded)
+
     @classmethod
     def decode(cls, data: bytes) -> "Header":
         """Inverse of `encode`. Raises TensorFormatError for anything else, also for gaps between tensors."""
@@ -128,17 +146,22 @@ def _decode_entry(described: dict[str, Any]) -> Entry:
     return Entry(np.dtype(DTYPES[described["dtype"]]), tuple(shape), start)
 
 
+def bytes_of(array: np.ndarray) -> memoryview:
+    """The memory of `array`; a copy of it only where that is in another order."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
 def describe(tensors: Tensors, metadata: dict[str, Any]) -> Header:
     return Header.lay_out({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}, metadata)
 
 
 def stream(tensors: Tensors, metadata: dict[str, Any]) -> Iterator[bytes]:
-    """The bytes of a safetensors file: the header in one piece, then pieces of PIECE_BYTES."""
+    """A model as it travels: the packed header in one piece, then the tensors in pieces of PIECE_BYTES."""
     header = describe(tensors, metadata)
-    yield header.encode()
+    yield header.pack()
     parts, size = [], 0
     for name in header.entries:
-        view = memoryview(np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8))
+        view = bytes_of(tensors[name])
         while len(view):
             taken = view[: PIECE_BYTES - size]
             parts.append(taken)
@@ -154,7 +177,7 @@ def stream(tensors: Tensors, metadata: dict[str, Any]) -> Iterator[bytes]:
 def receive(pieces: Iterable[bytes]) -> tuple[Tensors, dict[str, Any]]:
     """Inverse of `stream`; the tensors share one buffer. Raises TensorFormatError."""
     pieces = iter(pieces)
-    header = Header.decode(next(pieces, b""))
+    header = Header.unpack(next(pieces, b""))
     buffer, filled = bytearray(header.data_bytes), 0
     for piece in pieces:
         if filled + len(piece) > len(buffer):
@@ -167,8 +190,10 @@ def receive(pieces: Iterable[bytes]) -> tuple[Tensors, dict[str, Any]]:
 
 
 def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, Any]) -> None:
+    header = describe(tensors, metadata)
     with path.open("wb") as file:
-        file.writelines(stream(tensors, metadata))
+        file.write(header.encode())
+        file.writelines(bytes_of(tensors[name]) for name in header.entries)
 
 
 class TensorFile:
@@ -202,7 +227,7 @@ class TensorFile:
         entry = self.header.entries[name]
         values = np.empty((entry.count if last is None else min(last, entry.count)) - first, entry.dtype)
         offset = self._data_start + entry.start + first * entry.dtype.itemsize
-        view, done = memoryview(values.view(np.uint8)), 0
+        view, done = bytes_of(values), 0
         while done < len(view):
             read = os.preadv(self._file.fileno(), [view[done:]], offset + done)
             if not read:
@@ -215,7 +240,7 @@ class TensorFile:
 
     def pieces(self) -> Iterator[bytes]:
         """The file as `stream` gives it."""
-        yield self.header.encode()
+        yield self.header.pack()
         end = self.header.data_bytes
         for start in range(0, end, PIECE_BYTES):
             yield os.pread(self._file.fileno(), min(PIECE_BYTES, end - start), self._data_start + start)
@@ -223,7 +248,7 @@ class TensorFile:
     def pieces_with_floats_as(self, dtype: str) -> Iterator[bytes]:
         """The file as `stream` gives it, floating tensors converted on the way."""
         header = self.header.with_floats_as(dtype)
-        yield header.encode()
+        yield header.pack()
         for name, entry in header.entries.items():
             step = PIECE_BYTES // entry.dtype.itemsize
             for first in range(0, entry.count, step):

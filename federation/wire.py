@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 SERVICE = "openfl_audio.Rounds"
 
-# Pieces are small; a task's results from OpenFL's own envoys come in pieces of 2 MiB, one of its tensors in one message.
+# Our pieces are small. OpenFL's own envoys get a tensor in one message.
 MAX_MESSAGE_BYTES = 256 << 20
 # A dead peer is noticed by keep-alive; two directors on one port must not share it silently.
 CHANNEL_OPTIONS = [
