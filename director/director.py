@@ -1,7 +1,6 @@
 """The director: which envoys there are, which experiments, and which experiment runs where."""
 
 import asyncio
-import contextlib
 import logging
 import shutil
 import time
@@ -12,6 +11,7 @@ from typing import Any
 
 from openfl.protocols import director_pb2
 
+from director.changes import Changes
 from director.experiment import Experiment
 from director.run_folder import UNFINISHED, RunFolder, RunFolderError, Status, SubmissionError
 
@@ -51,7 +51,7 @@ class Director:
         self.health_check_period = health_check_period
         self.envoys: dict[str, EnvoyEntry] = {}
         self.experiments: dict[str, Experiment] = {}
-        self._changed = asyncio.Condition()
+        self._changes = Changes()
         self._warm_until = 0.0
         self._running: dict[str, asyncio.Task] = {}
 
@@ -77,7 +77,7 @@ class Director:
         entry = self.envoys.get(name)
         return entry is not None and (entry.attending or time.time() - entry.last_seen < 2 * self.health_check_period)
 
-    async def register(self, shard_info: director_pb2.ShardInfo, corpus: str, instance: str, peer: str) -> None:
+    def register(self, shard_info: director_pb2.ShardInfo, corpus: str, instance: str, peer: str) -> None:
         """Raises EnvoyRefusedError while another envoy of this name is online."""
         name = shard_info.node_info.name
         known = self.envoys.get(name)
@@ -90,7 +90,7 @@ class Director:
         entry.experiment = next((e for e in self.experiments.values() if _has(e, name)), None)
         self.envoys[name] = entry
         logger.info("envoy '%s' registered, with %s: %s", name, corpus or "a corpus without a name", peer)
-        await self.assign()
+        self.assign()
 
     async def attend(self, name: str, instance: str) -> AsyncIterator[dict[str, Any]]:
         """What envoy `name` has to do, whenever that changes: {"experiment": name or "", "warm": bool}."""
@@ -106,15 +106,12 @@ class Director:
         entry.attending, given = True, None
         try:
             while self.envoys.get(name) is entry:
-                async with self._changed:
-                    if order() == given:
-                        # The end of the warm time is no event: look for it now and then.
-                        with contextlib.suppress(asyncio.TimeoutError):
-                            await asyncio.wait_for(self._changed.wait(), LOOK_SECONDS)
-                    if order() == given:
-                        continue
+                if order() == given:
+                    # The end of the warm time is no event: look for it now and then.
+                    await self._changes.wait(LOOK_SECONDS)
+                else:
                     given = order()
-                yield given
+                    yield given
         finally:
             entry.attending, entry.last_seen = False, 0.0
             if self.envoys.get(name) is entry:
@@ -126,11 +123,10 @@ class Director:
             raise EnvoyRefusedError(f"envoy '{name}' is not registered")
         self.envoys[name].last_seen = time.time()
 
-    async def expect_experiments(self) -> None:
+    def expect_experiments(self) -> None:
         """A notebook is here: let envoys load what a worker needs."""
-        async with self._changed:
-            self._warm_until = time.time() + WARM_SECONDS
-            self._changed.notify_all()
+        self._warm_until = time.time() + WARM_SECONDS
+        self._changes.notify()
 
     async def submit(self, submission: Path, owner: str) -> None:
         """Take an experiment in. Raises SubmissionError."""
@@ -143,7 +139,7 @@ class Director:
         folder.save_state()
         self._add(folder)
         logger.info("experiment '%s' submitted by '%s'", folder.plan.name, owner)
-        await self.assign()
+        self.assign()
 
     async def wait_experiment(self, envoy: str) -> Experiment:
         """The experiment `envoy` has to work on, as soon as there is one. OpenFL's envoys ask so."""
@@ -154,36 +150,34 @@ class Director:
             experiment = self.envoys[envoy].experiment
             return experiment if experiment and not experiment.ended else None
 
-        async with self._changed:
-            while not (experiment := assigned()):
-                await self._changed.wait()
-            return experiment
+        while not (experiment := assigned()):
+            await self._changes.wait()
+        return experiment
 
-    async def assign(self) -> None:
+    def assign(self) -> None:
         """Start pending experiments whose envoys are all here and free, in the order of submission.
 
         An experiment that has to wait keeps its envoys: a later one must not overtake it on them. Free envoys then join
         the running experiments that take whoever comes.
         """
-        async with self._changed:
-            busy = set()
-            for name, entry in self.envoys.items():
-                if entry.experiment and (entry.experiment.ended or name in entry.experiment.state.left):
-                    entry.experiment = None
-                if entry.experiment:
-                    busy.add(name)
-            for experiment in list(self.experiments.values()):
-                if experiment.state.status is Status.PENDING:
-                    members = experiment.state.members
-                    if not busy.intersection(members) and all(self.is_online(name) for name in members):
-                        for name in members:
-                            self.envoys[name].experiment = experiment
-                        self._run(experiment)
-                    busy.update(members)
-            for name, entry in self.envoys.items():
-                if name not in busy:
-                    self._let_join(name, entry)
-            self._changed.notify_all()
+        busy = set()
+        for name, entry in self.envoys.items():
+            if entry.experiment and (entry.experiment.ended or name in entry.experiment.state.left):
+                entry.experiment = None
+            if entry.experiment:
+                busy.add(name)
+        for experiment in list(self.experiments.values()):
+            if experiment.state.status is Status.PENDING:
+                members = experiment.state.members
+                if not busy.intersection(members) and all(self.is_online(name) for name in members):
+                    for name in members:
+                        self.envoys[name].experiment = experiment
+                    self._run(experiment)
+                busy.update(members)
+        for name, entry in self.envoys.items():
+            if name not in busy:
+                self._let_join(name, entry)
+        self._changes.notify()
 
     def status(self, user: str) -> dict[str, Any]:
         """Envoys and experiments; of others' experiments not why they failed, which is their owners' code."""

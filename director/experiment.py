@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from director.changes import Changes
 from director.fold import Contribution, check_finite, check_layout, fold
 from director.rounds import Rounds, UpdateRefusedError
 from director.run_folder import RunFolder, Status
@@ -29,41 +30,41 @@ class Experiment:
         self.owner = folder.state.owner
         self.rounds = Rounds(self.plan, self.state.progress)
         self._is_online = is_online
-        self._changed = asyncio.Condition()
+        self._changes = Changes()
         self._accepts_updates = False
         self._opened = time.monotonic()
-        self._bytes_up = self._bytes_down = 0
+        self.bytes_up = self.bytes_down = 0
 
     @property
     def ended(self) -> bool:
         return self.state.status in (Status.FINISHED, Status.FAILED, Status.STOPPED)
 
     async def run(self, ended: Callable[[], Any]) -> None:
-        """All rounds that are still to come; `ended` is awaited at the end, however that came about."""
+        """All rounds that are still to come; `ended` is called at the end, however that came about."""
         try:
             with TensorBoard(self.folder.path / "tensorboard", self.rounds.round_number) as tensorboard:
                 await self._run_rounds(tensorboard)
         except TooFewUpdatesError as error:
-            await self.fail(str(error))
+            self.fail(str(error))
         except OSError as error:
-            await self.fail(f"the director cannot read or write: {error}")
+            self.fail(f"the director cannot read or write: {error}")
         except Exception as error:
             logger.exception("experiment '%s'", self.plan.name)
-            await self.fail(f"fault in the director: {error!r}")
-        await ended()
+            self.fail(f"fault in the director: {error!r}")
+        ended()
 
     async def _run_rounds(self, tensorboard: TensorBoard) -> None:
         name, members = self.plan.name, ", ".join(self.state.members)
         logger.info("experiment '%s' runs from round %d on %s", name, self.rounds.round_number, members)
         self.state.status = Status.IN_PROGRESS
         while not self.ended and not self.rounds.finished:
-            await self._open_round()
+            self._open_round()
             await self._wait_until_complete()
             if not self.ended:
                 record = await self._close_round()
                 tensorboard.add(record)
         if not self.ended:
-            await self._end(Status.FINISHED)
+            self._end(Status.FINISHED)
 
     async def wait_for_tasks(self, envoy: str) -> tuple[list[Task], int]:
         """Tasks of `envoy` and their round: waits until there are some, the experiment ends, or a long poll is over."""
@@ -71,12 +72,10 @@ class Experiment:
         def tasks() -> list[Task]:
             return self.rounds.tasks_for(envoy) if self._accepts_updates else []
 
-        async with self._changed:
-            try:
-                await asyncio.wait_for(self._changed.wait_for(lambda: self.ended or tasks()), LONG_POLL_SECONDS)
-            except asyncio.TimeoutError:
-                return [], self.rounds.round_number
-            return tasks(), self.rounds.round_number
+        deadline = time.monotonic() + LONG_POLL_SECONDS
+        while not self.ended and not tasks() and (left := deadline - time.monotonic()) > 0:
+            await self._changes.wait(left)
+        return tasks(), self.rounds.round_number
 
     def global_model(self) -> Iterator[bytes]:
         """Pieces of this round's global model, as `federation.tensors.receive` takes them."""
@@ -84,7 +83,7 @@ class Experiment:
             model.header.metadata["round"] = self.rounds.round_number
             half = self.plan.precision == "float16"
             for piece in model.pieces_with_floats_as("<f2") if half else model.pieces():
-                self._bytes_down += len(piece)
+                self.bytes_down += len(piece)
                 yield piece
 
     async def receive_update(self, update: UpdateMessage, header: Header, pieces: AsyncIterator[bytes]) -> bool:
@@ -100,7 +99,7 @@ class Experiment:
             await self._write(path, header, pieces, f"update of envoy '{update.envoy}' for round {update.round}")
             return await self.accept(update, path)
         except UpdateRefusedError as error:
-            await self.refuse(update, str(error))
+            self.refuse(update, str(error))
             raise
         finally:
             path.unlink(missing_ok=True)
@@ -109,52 +108,48 @@ class Experiment:
         """Count the update in the file `path`, which is moved. Raises UpdateRefusedError."""
         if self.rounds.trains:
             await asyncio.to_thread(check_finite, path, f"update of envoy '{update.envoy}' for round {update.round}")
-        async with self._changed:
-            if self._is_dropped(update):
-                return False
-            path.rename(self.folder.update(update.envoy))
-            self.rounds.count(update)
-            self._changed.notify_all()
+        if self._is_dropped(update):
+            return False
+        path.rename(self.folder.update(update.envoy))
+        self.rounds.count(update)
+        self._changes.notify()
         return True
 
-    async def refuse(self, update: UpdateMessage, reason: str) -> None:
+    def refuse(self, update: UpdateMessage, reason: str) -> None:
         """The answer of an envoy that was asked does not count, and none other of it will in this round."""
-        async with self._changed:
-            if update.round == self.rounds.round_number and self.rounds.tasks_for(update.envoy):
-                self.rounds.refuse(update.envoy, reason)
-                self._changed.notify_all()
+        if update.round == self.rounds.round_number and self.rounds.tasks_for(update.envoy):
+            self.rounds.refuse(update.envoy, reason)
+            self._changes.notify()
 
-    async def leave(self, envoy: str, reason: str) -> None:
+    def leave(self, envoy: str, reason: str) -> None:
         """The experiment failed on `envoy`. With a deadline the others go on, as long as they are a quorum."""
-        async with self._changed:
-            if self.ended:
-                return
-            self.state.left[envoy] = reason
-            self.state.members = [member for member in self.state.members if member != envoy]
-            if self.rounds.tasks_for(envoy):
-                self.rounds.refuse(envoy, reason.splitlines()[0])
-            self._changed.notify_all()
+        if self.ended:
+            return
+        self.state.left[envoy] = reason
+        self.state.members = [member for member in self.state.members if member != envoy]
+        if self.rounds.tasks_for(envoy):
+            self.rounds.refuse(envoy, reason.splitlines()[0])
         participation = self.plan.participation
         if participation.deadline_seconds is None or len(self.state.members) < participation.quorum:
-            await self.fail(f"envoy '{envoy}': {reason}")
+            self.fail(f"envoy '{envoy}': {reason}")
         else:
             logger.warning("experiment '%s' goes on without envoy '%s': %s", self.plan.name, envoy, reason)
             self.folder.save_state()
+            self._changes.notify()
 
-    async def fail(self, reason: str) -> None:
-        await self._end(Status.FAILED, reason)
+    def fail(self, reason: str) -> None:
+        self._end(Status.FAILED, reason)
 
-    async def stop(self) -> None:
-        await self._end(Status.STOPPED)
+    def stop(self) -> None:
+        self._end(Status.STOPPED)
 
     async def history(self) -> AsyncIterator[dict[str, Any]]:
         """Records of all rounds, those to come included, until the experiment has ended."""
         seen = 0
         while True:
-            async with self._changed:
-                while len(self.folder.history) == seen and not self.ended:
-                    await self._changed.wait()
-                records = self.folder.history[seen:]
+            while len(self.folder.history) == seen and not self.ended:
+                await self._changes.wait()
+            records = self.folder.history[seen:]
             if not records:
                 return
             for record in records:
@@ -191,34 +186,29 @@ class Experiment:
                 logger.warning("%s is left out: %s", path, error)
                 path.unlink()
 
-    async def _open_round(self) -> None:
+    def _open_round(self) -> None:
         members = set(self.state.members)
         resumed = self.state.asked
         if resumed is None and self.plan.participation.deadline_seconds is not None:
             # Whoever is away now would only be waited for. Without a deadline they are, so that every run is the same.
             members = {envoy for envoy in members if self._is_online(envoy)} or members
-        async with self._changed:
-            self.rounds.open(members | set(resumed or ()), resumed)
-            self.state.asked = list(self.rounds.asked)
-            self.folder.save_state()
-            if resumed is not None:
-                self.recount_updates()
-            self._opened = time.monotonic()
-            self._bytes_up = self._bytes_down = 0
-            self._accepts_updates = True
-            self._changed.notify_all()
+        self.rounds.open(members | set(resumed or ()), resumed)
+        self.state.asked = list(self.rounds.asked)
+        self.folder.save_state()
+        if resumed is not None:
+            self.recount_updates()
+        self._opened = time.monotonic()
+        self.bytes_up = self.bytes_down = 0
+        self._accepts_updates = True
+        self._changes.notify()
 
     async def _wait_until_complete(self) -> None:
         deadline = self.plan.participation.deadline_seconds
-        async with self._changed:
-            while not self.ended and not self.rounds.is_complete(self._seconds_open()):
-                left = None if deadline is None else deadline - self._seconds_open()
-                try:
-                    # After the deadline only news can complete the round: it is short of its quorum.
-                    await asyncio.wait_for(self._changed.wait(), left if left is None or left > 0 else None)
-                except asyncio.TimeoutError:
-                    continue
-            self._accepts_updates = False
+        while not self.ended and not self.rounds.is_complete(self._seconds_open()):
+            left = None if deadline is None else deadline - self._seconds_open()
+            # After the deadline only news can complete the round: it is short of its quorum.
+            await self._changes.wait(left if left is None or left > 0 else None)
+        self._accepts_updates = False
 
     async def _close_round(self) -> dict[str, Any]:
         """Make the next global model, and let the round count."""
@@ -231,19 +221,18 @@ class Experiment:
             await asyncio.to_thread(self._fold, progress.aggregations)
         record |= {
             "seconds": round(self._seconds_open(), 4),
-            "bytes_up": self._bytes_up,
-            "bytes_down": self._bytes_down,
+            "bytes_up": self.bytes_up,
+            "bytes_down": self.bytes_down,
         }
-        async with self._changed:
-            self.folder.append_history(record)
-            self.state.progress = self.rounds.progress = progress
-            self.state.asked = None
-            self.folder.save_state()
-            self.folder.link_model("last")
-            self.folder.keep_round(record["round"])
-            self.folder.delete_updates()
-            self.folder.delete_old_models()
-            self._changed.notify_all()
+        self.folder.append_history(record)
+        self.state.progress = self.rounds.progress = progress
+        self.state.asked = None
+        self.folder.save_state()
+        self.folder.link_model("last")
+        self.folder.keep_round(record["round"])
+        self.folder.delete_updates()
+        self.folder.delete_old_models()
+        self._changes.notify()
         logger.info("experiment '%s' round %d: %s", self.plan.name, record["round"], record["metrics"])
         return record
 
@@ -299,16 +288,15 @@ class Experiment:
                 file.write(piece)
         if received < expected:
             raise UpdateRefusedError(f"{refused}: ends after {received} of {expected} bytes")
-        self._bytes_up += len(header.pack()) + received
+        self.bytes_up += len(header.pack()) + received
 
-    async def _end(self, status: Status, error: str = "") -> None:
-        async with self._changed:
-            if self.ended:
-                return
-            self.state.status, self.state.error = status, error
-            self.folder.save_state()
-            self.folder.delete_updates()
-            self._changed.notify_all()
+    def _end(self, status: Status, error: str = "") -> None:
+        if self.ended:
+            return
+        self.state.status, self.state.error = status, error
+        self.folder.save_state()
+        self.folder.delete_updates()
+        self._changes.notify()
         level = logging.ERROR if error else logging.INFO
         logger.log(level, "experiment '%s' is %s%s", self.plan.name, status.value, f": {error}" if error else "")
 

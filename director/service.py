@@ -124,7 +124,7 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
             await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, sentence)
         corpus, instance = _header(context, "corpus"), _header(context, "instance") or name
         try:
-            await self.director.register(request.shard_info, corpus, instance, context.peer())
+            self.director.register(request.shard_info, corpus, instance, context.peer())
         except EnvoyRefusedError as error:
             await refuse(context, grpc.StatusCode.ALREADY_EXISTS, str(error))
         return director_pb2.UpdateShardInfoResponse(accepted=True)
@@ -157,8 +157,8 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
     async def SetExperimentFailed(self, request: director_pb2.SetExperimentFailedRequest, context: Context):  # noqa: N802
         name = await self.gate.envoy(context, request.collaborator_name)
         experiment = await find_envoys_experiment(self.director, context, request.experiment_name, name)
-        await experiment.leave(name, request.error_description[-MAX_REASON_CHARACTERS:] or "failed without a reason")
-        await self.director.assign()
+        experiment.leave(name, request.error_description[-MAX_REASON_CHARACTERS:] or "failed without a reason")
+        self.director.assign()
         return director_pb2.SetExperimentFailedResponse()
 
     # Calls of notebooks
@@ -198,7 +198,7 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
 
     async def GetDatasetInfo(self, request: director_pb2.GetDatasetInfoRequest, context: Context):  # noqa: N802
         await self.gate.user(context)
-        await self.director.expect_experiments()
+        self.director.expect_experiments()
         response = director_pb2.GetDatasetInfoResponse()
         for entry in self.director.envoys.values():
             response.shard_info.sample_shape[:] = entry.shard_info.sample_shape
@@ -248,6 +248,7 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServicer):
             tensor = named_tensor(experiment, request.tensor_name, request.round_number, list(request.tags))
         except UpdateRefusedError as error:
             await refuse(context, grpc.StatusCode.NOT_FOUND, str(error))
+        experiment.bytes_down += len(tensor.data_bytes)
         return aggregator_pb2.GetAggregatedTensorResponse(
             header=_answer(request.header), round_number=request.round_number, tensor=tensor
         )
@@ -264,6 +265,7 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServicer):
         except DecodeError as error:
             await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, f"not the results of a task: {error}")
         experiment, name = await self._find(context, results.header)
+        experiment.bytes_up += len(buffer)
         try:
             await self.stock_updates.add(experiment, name, results)
         except UpdateRefusedError as error:
@@ -371,8 +373,8 @@ class RoundsService:
     async def stop_experiment(self, request: bytes, context: Context) -> bytes:
         message = await parse(context, request, ExperimentRequest)
         experiment = await find_users_experiment(self.director, self.gate, context, message.experiment)
-        await experiment.stop()
-        await self.director.assign()
+        experiment.stop()
+        self.director.assign()
         return encode({})
 
     async def get_status(self, request: bytes, context: Context) -> bytes:

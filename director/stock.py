@@ -78,7 +78,7 @@ class StockUpdates:
                 experiment.check(update, file.header)
             await experiment.accept(update, path)
         except UpdateRefusedError as error:
-            await experiment.refuse(update, str(error))
+            experiment.refuse(update, str(error))
             raise
         finally:
             path.unlink(missing_ok=True)

@@ -221,8 +221,7 @@ class RunningExperiment:
             logger.info("experiment '%s' is done", self.experiment)
             return ""
         ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        output = log.read_bytes()[written:].decode(errors="replace") if log.exists() else ""
-        return f"the experiment's process ended ({excess or ended})\n{output[-REPORTED_CHARACTERS:]}"
+        return f"the experiment's process ended ({excess or ended})\n{end_of(log, written)}"
 
     def _wait(self) -> str:
         """Until the worker has ended. Kills one that holds too much memory, and says so."""
@@ -237,6 +236,13 @@ class RunningExperiment:
                 os.killpg(self._worker.pid, signal.SIGKILL)
                 self._worker.wait()
                 return f"it held {held / 1e9:.1f} GB of memory, more than memory_limit_gb: {limit / 1e9:.1f}"
+
+
+def end_of(log: Path, start: int) -> str:
+    """What a notebook is shown of a worker's output, of which this experiment's begins at byte `start`."""
+    lines = log.read_bytes()[start:].decode(errors="replace").splitlines() if log.exists() else []
+    # A crash lists all compiled modules in one line of thousands of characters.
+    return "\n".join(line for line in lines if not line.startswith("Extension modules:"))[-REPORTED_CHARACTERS:]
 
 
 def memory_of(pid: int) -> int:
