@@ -175,7 +175,7 @@ class Director:
                     self._run(experiment)
                 busy.update(members)
         for name, entry in self.envoys.items():
-            if name not in busy:
+            if name not in busy and self.is_online(name):
                 self._let_join(name, entry)
         self._changes.notify()
 

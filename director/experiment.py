@@ -56,6 +56,8 @@ class Experiment:
     async def _run_rounds(self, tensorboard: TensorBoard) -> None:
         name, members = self.plan.name, ", ".join(self.state.members)
         logger.info("experiment '%s' runs from round %d on %s", name, self.rounds.round_number, members)
+        if self.ended:
+            return  # stopped before it began
         self.state.status = Status.IN_PROGRESS
         while not self.ended and not self.rounds.finished:
             self._open_round()
@@ -128,7 +130,7 @@ class Experiment:
         self.state.left[envoy] = reason
         self.state.members = [member for member in self.state.members if member != envoy]
         if self.rounds.tasks_for(envoy):
-            self.rounds.refuse(envoy, reason.splitlines()[0])
+            self.rounds.refuse(envoy, reason.partition("\n")[0])
         participation = self.plan.participation
         if participation.deadline_seconds is None or len(self.state.members) < participation.quorum:
             self.fail(f"envoy '{envoy}': {reason}")
@@ -187,12 +189,15 @@ class Experiment:
                 path.unlink()
 
     def _open_round(self) -> None:
-        members = set(self.state.members)
+        members, participation = set(self.state.members), self.plan.participation
         resumed = self.state.asked
-        if resumed is None and self.plan.participation.deadline_seconds is not None:
+        if resumed is not None:
+            resumed = [envoy for envoy in resumed if envoy in members]
+        elif participation.deadline_seconds is not None:
             # Whoever is away now would only be waited for. Without a deadline they are, so that every run is the same.
-            members = {envoy for envoy in members if self._is_online(envoy)} or members
-        self.rounds.open(members | set(resumed or ()), resumed)
+            online = {envoy for envoy in members if self._is_online(envoy)}
+            members = online if len(online) >= participation.quorum else members
+        self.rounds.open(members, resumed)
         self.state.asked = list(self.rounds.asked)
         self.folder.save_state()
         if resumed is not None:
@@ -239,9 +244,12 @@ class Experiment:
     def _require_quorum(self) -> None:
         """Raises TooFewUpdatesError if everybody has answered, and too few answers count."""
         counted = len(self.rounds.trained) if self.rounds.trains else len(self.rounds.results)
-        if counted < self.plan.participation.quorum:
-            reasons = "; ".join(self.rounds.refused.values())
-            raise TooFewUpdatesError(f"round {self.rounds.round_number}: no update counted: {reasons}")
+        quorum = self.plan.participation.quorum
+        if counted < quorum:
+            reasons = "; ".join(self.rounds.refused.values()) or "nobody else was asked"
+            raise TooFewUpdatesError(
+                f"round {self.rounds.round_number}: {counted} updates counted of a quorum of {quorum}: {reasons}"
+            )
 
     def _fold(self, aggregations: int) -> None:
         folder, before = self.folder, aggregations - 1

@@ -61,14 +61,15 @@ class Rounds:
 
     def open(self, members: Collection[str], asked: Collection[str] | None = None) -> None:
         """Ask those whose turn it is; after a restart, the same ones (`asked`) as before."""
-        trainers = self.plan.participation.trainers(self.round_number, members)
-        evaluators = [name for name in self.plan.participation.evaluators if name in members]
+        evaluators = set(self.plan.participation.evaluators)
+        if asked is None:
+            trainers = self.plan.participation.trainers(self.round_number, members)
+            asked = {*trainers, *evaluators.intersection(members)}
         tasks = {
-            envoy: self.plan.tasks_for_round(self.round_number, trains=envoy in trainers)
-            for envoy in (*trainers, *evaluators)
-            if asked is None or envoy in asked
+            envoy: self.plan.tasks_for_round(self.round_number, trains=envoy not in evaluators)
+            for envoy in sorted(asked)
         }
-        self.asked = {envoy: tasks[envoy] for envoy in sorted(tasks) if tasks[envoy]}
+        self.asked = {envoy: tasks[envoy] for envoy in tasks if tasks[envoy]}
         self._forget_answers()
 
     def tasks_for(self, envoy: str) -> list[Task]:

@@ -13,6 +13,7 @@ Every file is written under another name, then renamed.
 """
 
 import json
+import logging
 import os
 import shutil
 import time
@@ -30,6 +31,8 @@ from federation.archive import ArchiveError, check_archive, extract_file
 from federation.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL, ExperimentPlan
 from federation.tensors import TensorFile, TensorFormatError
 from federation.wire import WireError, describe_faults
+
+logger = logging.getLogger(__name__)
 
 MAX_PLAN_BYTES = 16 << 20
 MAX_ARCHIVE_BYTES = 1 << 30
@@ -114,6 +117,7 @@ class RunFolder:
             leftover.unlink(missing_ok=True)
         if not folder.model.exists():
             raise RunFolderError(f"{folder.model} is missing")
+        folder.link_model("last")
         return folder
 
     @property
@@ -146,6 +150,7 @@ class RunFolder:
         temporary.unlink(missing_ok=True)
         os.link(self.model, temporary)
         temporary.rename(self.path / f"{name}.safetensors")
+        temporary.unlink(missing_ok=True)  # renaming a link to another one of the same file does nothing
 
     def keep_round(self, round_number: int) -> None:
         """Keep the current model as that of `round_number`, and forget those before the last `keep` ones."""
@@ -183,15 +188,21 @@ class RunFolder:
     def append_history(self, record: dict[str, Any]) -> None:
         with (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         self.history.append(record)
 
     def _load_history(self) -> None:
         """Records of rounds that count. One may be there whose round has to be done again, or half a line."""
         path = self.path / "history.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
         self.history = []
         for line in lines[: self.state.progress.round_number]:
-            self.history.append(json.loads(line))
+            try:
+                self.history.append(json.loads(line))
+            except ValueError:
+                logger.error("%s: line %d is no record; it and what follows is left out", path, len(self.history) + 1)
+                break
         if len(lines) > len(self.history):
             temporary = self.path / ".history.jsonl.partial"
             temporary.write_text("".join(json.dumps(record) + "\n" for record in self.history), encoding="utf-8")

@@ -14,6 +14,7 @@ from openfl.federated.task.task_runner import CoreTaskRunner
 from openfl.protocols.aggregator_pb2 import Task
 
 from envoys.transport import DirectorRefusedError
+from federation.adapter import remember_weights
 from federation.tensors import TensorFile, Tensors, write_tensors
 from federation.wire import TaskResult
 
@@ -30,21 +31,20 @@ class TaskRunner(CoreTaskRunner):
         """Write the tensors into the model, and treat the optimizer as the experiment says."""
         if self.opt_treatment == "RESET":
             self.reset_opt_vars()
-        self.set_tensor_dict(input_tensor_dict, with_opt_vars=self._optimizer_travels, device=device)
+        self.set_tensor_dict(input_tensor_dict, with_opt_vars=self.optimizer_travels, device=device)
         if hasattr(self.optimizer, "set_old_weights"):
             # FedProx (OpenFL's optimizers) pulls towards the weights that the round began with.
-            parameters = self.optimizer.param_groups[0]["params"]
-            self.optimizer.set_old_weights([parameter.detach().clone() for parameter in parameters])
+            remember_weights(self.optimizer)
 
     @property
-    def _optimizer_travels(self) -> bool:
+    def optimizer_travels(self) -> bool:
         return self.opt_treatment == "CONTINUE_GLOBAL"
 
     def _prepare_tensorkeys_for_agggregation(
         self, metric_dict: dict[str, Any], validation_flag: str | bool, col_name: str, round_num: int
     ) -> tuple[dict[str, float], Tensors]:
         """What a task gives: its metrics, and the tensors it leaves behind if it trains."""
-        tensors = {} if validation_flag else self.get_tensor_dict(with_opt_vars=self._optimizer_travels)
+        tensors = {} if validation_flag else self.get_tensor_dict(with_opt_vars=self.optimizer_travels)
         return {name: float(value) for name, value in metric_dict.items()}, tensors
 
 
@@ -116,7 +116,7 @@ class RoundCollaborator(Collaborator):
         """Values that stay on this node: those of an earlier process of this experiment, or of the fresh model."""
         if not self.local_tensors:
             return {}
-        own = self.task_runner.get_tensor_dict()
+        own = self.task_runner.get_tensor_dict(with_opt_vars=self.task_runner.optimizer_travels)
         local = {name: own[name] for name in own if any(fnmatchcase(name, p) for p in self.local_tensors)}
         if local and self.local_path.exists():
             with TensorFile(self.local_path) as file:

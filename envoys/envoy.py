@@ -32,6 +32,8 @@ RETRY_SECONDS = 1.0
 # How much of a failed worker's output goes to the notebook: a traceback, not a novel.
 REPORTED_CHARACTERS = 6000
 STOP_SECONDS = 10.0
+# A worker between two tasks hears of the end as soon as the envoy; one in the middle of a task does not.
+GRACE_SECONDS = 2.0
 # Between two looks at how much memory a worker holds.
 WATCH_SECONDS = 0.2
 MAX_ARCHIVE_BYTES = 1 << 30
@@ -91,7 +93,7 @@ class Envoy:
     def _turn_to(self, experiment: str) -> None:
         """Run `experiment`, or none if that is empty; a worker that is at it goes on undisturbed."""
         if self._running and self._running.experiment != experiment:
-            self._running.stop(grace=STOP_SECONDS / 2)
+            self._running.stop(grace=GRACE_SECONDS)
             self._running = None
         if experiment and self._running is None:
             worker, self._spare = self._spare, None

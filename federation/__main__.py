@@ -54,7 +54,9 @@ def print_status(status: dict[str, Any], console: Console) -> None:
 
 
 def _table(title: str, columns: Iterable[str], rows: Iterable[list[str]]) -> Table:
-    table = Table(*columns, title=title, title_justify="left", box=SIMPLE)
+    table = Table(title=title, title_justify="left", box=SIMPLE)
+    for column in columns:
+        table.add_column(column, overflow="fold")  # nothing is cut off where the terminal is narrow
     for row in rows:
         table.add_row(*(_printable(cell) or "-" for cell in row))
     return table

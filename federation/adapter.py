@@ -6,9 +6,24 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from openfl.plugins.frameworks_adapters.framework_adapter_interface import FrameworkAdapterPluginInterface
+from openfl.utilities.optimizers.torch import FedProxAdam, FedProxOptimizer
 
 # It warns at every task that there is no optimizer state to hold back; with this adapter there never is.
 logging.getLogger("openfl.federated.task.task_runner").setLevel(logging.ERROR)
+
+
+# Optimizers whose state is all zeros before the first step; NAdam's, Rprop's and ASGD's is not.
+START_AT_ZERO = (
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.RAdam,
+    torch.optim.Adamax,
+    torch.optim.RMSprop,
+    torch.optim.Adadelta,
+    FedProxOptimizer,
+    FedProxAdam,
+)
 
 
 class FrameworkAdapterPlugin(FrameworkAdapterPluginInterface):
@@ -57,6 +72,13 @@ class FrameworkAdapterPlugin(FrameworkAdapterPluginInterface):
                     state[key] = type(state[key])(round(float(tensor_dict[name])))
 
 
+def remember_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Tell one of OpenFL's FedProx optimizers the weights that it pulls towards: those of now."""
+    for group in optimizer.param_groups:
+        # OpenFL's `set_old_weights` would give every group the same ones.
+        group["w_old"] = [parameter.detach().clone() for parameter in group["params"]]
+
+
 def _travelling(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     # state_dict leaves out non-persistent buffers and names a shared parameter under each of its names;
     # the values alias the model's memory, so they can be read and written in place.
@@ -80,6 +102,11 @@ def _create_missing_state(optimizer: torch.optim.Optimizer) -> None:
     without = [parameter for parameter in _parameters(optimizer) if not optimizer.state.get(parameter)]
     if not without:
         return
+    if not isinstance(optimizer, START_AT_ZERO):
+        raise ValueError(
+            f"the state of {type(optimizer).__name__} does not start at zero, so it cannot travel: use another "
+            f"optimizer ({', '.join(each.__name__ for each in START_AT_ZERO)}) or another opt_treatment"
+        )
     gradients = {parameter: parameter.grad for parameter in _parameters(optimizer)}
     values = {parameter: parameter.detach().clone() for parameter in without}
     for parameter in gradients:

@@ -1,12 +1,16 @@
 """The zip archives that an experiment travels in: checked before anything is unpacked."""
 
+import lzma
 import shutil
 import stat
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 MAX_UNPACKED_BYTES = 1 << 30
 MAX_FILES = 10_000
+# What zipfile raises for archives that are damaged, encrypted, or compressed in a way it does not know.
+UNREADABLE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError)
 
 
 class ArchiveError(ValueError):
@@ -44,7 +48,7 @@ def unpack_archive(archive: Path, folder: Path) -> None:
         with zipfile.ZipFile(archive) as zipped:
             # zipfile stops reading an entry at the size it declares, and checks its checksum.
             zipped.extractall(folder)
-    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
+    except (*UNREADABLE, OSError) as error:
         raise ArchiveError(f"{archive.name} cannot be unpacked: {error}") from error
 
 
@@ -56,5 +60,8 @@ def extract_file(zipped: zipfile.ZipFile, name: str, target: Path, limit: int) -
         raise ArchiveError(f"'{name}' is missing") from None
     if entry.file_size > limit:
         raise ArchiveError(f"'{name}' has {entry.file_size} bytes, more than {limit}")
-    with zipped.open(entry) as source, target.open("wb") as file:
-        shutil.copyfileobj(source, file, 1 << 20)
+    try:
+        with zipped.open(entry) as source, target.open("wb") as file:
+            shutil.copyfileobj(source, file, 1 << 20)
+    except UNREADABLE as error:
+        raise ArchiveError(f"'{name}' cannot be unpacked: {error}") from error

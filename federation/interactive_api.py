@@ -27,6 +27,7 @@ from openfl.interface.interactive_api import experiment as openfl_experiment
 from openfl.interface.interactive_api import federation as openfl_federation
 from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
 
+from federation.adapter import remember_weights
 from federation.aggregation import Aggregation
 from federation.certificates import read_credentials
 from federation.director_client import DirectorClient, DirectorError, ExperimentFailedError
@@ -141,7 +142,7 @@ class ModelInterface(openfl_experiment.ModelInterface):
         optimizer = self.optimizer(parameters)
         if hasattr(optimizer, "set_old_weights"):
             # OpenFL's FedProx takes no step before it knows where it started.
-            optimizer.set_old_weights([parameter.detach().clone() for parameter in parameters])
+            remember_weights(optimizer)
         return optimizer
 
     def initial_tensors(self, with_optimizer: bool) -> Tensors:

@@ -32,6 +32,8 @@ class Participation(BaseModel):
             raise ValueError(
                 f"fraction {self.fraction} and count {self.count} both say how many train: give one of them"
             )
+        if self.count is not None and self.count < self.quorum:
+            raise ValueError(f"count {self.count} asks fewer than the quorum of {self.quorum}")
         if self.quorum > 1 and self.deadline_seconds is None:
             raise ValueError(
                 f"quorum {self.quorum} needs deadline_seconds: without a deadline a round waits for everybody it asked"

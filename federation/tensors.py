@@ -140,9 +140,9 @@ class Header:
 
 
 def _decode_entry(described: dict[str, Any]) -> Entry:
-    shape, (start, _) = described["shape"], described["data_offsets"]
-    if not all(type(length) is int and length >= 0 for length in (*shape, start)):
-        raise ValueError(f"shape {shape}, start {start}")
+    shape, (start, end) = described["shape"], described["data_offsets"]
+    if type(shape) is not list or not all(type(n) is int and n >= 0 for n in (*shape, start, end)):
+        raise ValueError(f"shape {shape}, offsets {start} and {end}")
     return Entry(np.dtype(DTYPES[described["dtype"]]), tuple(shape), start)
 
 

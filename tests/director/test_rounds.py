@@ -1,157 +1,347 @@
+from collections.abc import Collection
+from typing import Any
+
 import numpy as np
 import pytest
 
-from director.rounds import Rounds, TaskResult, Update, UpdateRefusedError
+from director.rounds import Progress, Rounds, UpdateRefusedError
+from federation.participation import Participation
 from federation.plan import BestModel, ExperimentPlan, Task
+from federation.wire import TaskResult, UpdateMessage
 
 VALIDATE = Task(name="aggregated_model_validate", function_name="validate", task_type="validate")
 TRAIN = Task(name="train", function_name="fit", task_type="train")
 
 
-def make_rounds(n_rounds: int = 2, direction: str = "max", envoys: str = "ab") -> Rounds:
+def make_rounds(
+    n_rounds: int = 2,
+    envoys: str = "ab",
+    direction: str = "max",
+    patience: int | None = None,
+    tasks: Collection[Task] = (VALIDATE, TRAIN),
+    **participation: Any,
+) -> Rounds:
     plan = ExperimentPlan(
         name="experiment",
         federation_uuid="uuid",
-        envoys=list(envoys),
         rounds=n_rounds,
-        tasks=[VALIDATE, TRAIN],
-        best=BestModel(metric="score", direction=direction),
+        tasks=list(tasks),
+        best=BestModel(metric="score", direction=direction, patience=patience),
+        participation=Participation(**participation),
     )
-    return Rounds(plan, {"weight": np.zeros(2, np.float32), "steps": np.array(0)})
+    rounds = Rounds(plan, Progress())
+    rounds.open(envoys)
+    return rounds
 
 
-def make_update(
-    envoy="a", round_number=0, weight=(1.0, 2.0), steps=1, size=1, score=0.5, valid_size=1, **changes
-) -> Update:
+def make_update(envoy="a", round_number=0, size=1, score=0.5, valid_size=1, **changes: Any) -> UpdateMessage:
     results = {
-        "train": TaskResult(size, {"loss": 1.0}),
-        "aggregated_model_validate": TaskResult(valid_size, {"score": score} if valid_size else {}),
+        "train": TaskResult(size=size, metrics={"loss": 1.0}),
+        "aggregated_model_validate": TaskResult(size=valid_size, metrics={"score": score} if valid_size else {}),
     }
-    tensors = {"weight": np.array(weight, np.float32), "steps": np.array(steps)}
-    return Update(**({"envoy": envoy, "round_number": round_number, "results": results, "tensors": tensors} | changes))
+    content = {"experiment": "experiment", "envoy": envoy, "round": round_number, "results": results} | changes
+    return UpdateMessage(**content)
 
 
-def test_next_model_is_the_mean_weighted_by_clips():
-    rounds = make_rounds()
-    rounds.add(make_update("a", weight=(1.0, 2.0), size=1))
-    rounds.add(make_update("b", weight=(5.0, -2.0), size=3))
-    rounds.close()
-    np.testing.assert_allclose(rounds.model["weight"], np.average([(1, 2), (5, -2)], axis=0, weights=(1, 3)))
-    assert rounds.model["weight"].dtype == np.float32
+def answer(rounds: Rounds, envoy: str, **content: Any) -> None:
+    """What the tasks of `envoy` ask for, checked and counted."""
+    update = make_update(envoy, rounds.round_number, **content)
+    wanted = {task.name for task in rounds.tasks_for(envoy)}
+    update = update.model_copy(update={"results": {name: update.results[name] for name in wanted}})
+    rounds.check(update)
+    rounds.count(update)
 
 
-def test_counters_take_the_maximum():
-    rounds = make_rounds()
-    rounds.add(make_update("a", steps=7, size=100))
-    rounds.add(make_update("b", steps=9, size=1))
-    rounds.close()
-    assert rounds.model["steps"] == 9
+def next_round(rounds: Rounds, envoys: str = "ab") -> None:
+    rounds.progress = rounds.next_progress()
+    rounds.open(envoys)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_order_of_arrival_does_not_change_a_bit(seed):
-    generator = np.random.default_rng(seed)
-    updates = [
-        make_update(envoy, weight=generator.normal(size=2), size=int(generator.integers(1, 99))) for envoy in "abcde"
-    ]
-    models = []
-    for order in (updates, updates[::-1]):
-        rounds = make_rounds(envoys="abcde")
-        for update in order:
-            rounds.add(update)
-        rounds.close()
-        models.append(rounds.model["weight"])
-    np.testing.assert_array_equal(*models)
+def names_of(tasks: list[Task]) -> list[str]:
+    return [task.name for task in tasks]
 
 
-def test_metrics_are_means_over_clips_and_nodes_without_clips_have_no_say():
-    rounds = make_rounds()
-    rounds.add(make_update("a", score=1.0, valid_size=30))
-    rounds.add(make_update("b", score=0.0, valid_size=10))
-    assert rounds.record()["metrics"]["aggregated_model_validate"] == {"score": 0.75}
-
-    rounds = make_rounds()
-    rounds.add(make_update("a", score=1.0, valid_size=30))
-    rounds.add(make_update("b", valid_size=0))
-    assert rounds.record()["metrics"]["aggregated_model_validate"] == {"score": 1.0}
-
-
-def test_a_metric_that_one_envoy_leaves_out_is_the_mean_of_the_others_and_the_round_closes():
-    rounds = make_rounds()
-    rounds.add(make_update("a", score=0.25, valid_size=10))
-    results = {"train": TaskResult(1, {"loss": 1.0}), "aggregated_model_validate": TaskResult(30, {"other": 0.5})}
-    rounds.add(make_update("b", results=results))
-    assert rounds.record()["metrics"]["aggregated_model_validate"] == {"other": 0.5, "score": 0.25}
-    rounds.close()
-    assert rounds.round_number == 1
-
-
-@pytest.mark.parametrize(("direction", "expected"), [("max", [True, True, False]), ("min", [True, False, True])])
-def test_best_follows_the_metric_and_its_direction(direction, expected):
-    rounds = make_rounds(n_rounds=3, direction=direction)
-    flags = []
-    for round_number, score in enumerate((0.5, 0.7, 0.2)):
-        for envoy in "ab":
-            rounds.add(make_update(envoy, round_number=round_number, score=score))
-        flags.append(rounds.record()["best"])
-        rounds.close()
-    assert flags == expected
-
-
-def test_a_last_round_only_validates_and_leaves_the_model_alone():
+def test_everybody_validates_the_global_model_then_trains_and_the_last_round_only_validates():
     rounds = make_rounds(n_rounds=1)
     for envoy in "ab":
-        rounds.add(make_update(envoy))
-    rounds.close()
-    model = rounds.model
-    assert [task.name for task in rounds.tasks_for("a")] == ["aggregated_model_validate"]
+        assert names_of(rounds.tasks_for(envoy)) == ["aggregated_model_validate", "train"]
+        answer(rounds, envoy)
+    next_round(rounds)
+    assert not rounds.finished
     for envoy in "ab":
-        results = {"aggregated_model_validate": TaskResult(1, {"score": 1.0})}
-        rounds.add(Update(envoy, 1, results, {}))
-    assert rounds.complete
-    rounds.close()
+        assert names_of(rounds.tasks_for(envoy)) == ["aggregated_model_validate"]
+        answer(rounds, envoy)
+    assert not rounds.trains
+    assert rounds.is_complete(0)
+    next_round(rounds)
     assert rounds.finished
-    assert rounds.model is model
 
 
-def test_an_envoy_that_has_answered_has_nothing_to_do_and_a_repeated_update_counts_once():
+def test_without_a_validation_task_the_last_training_is_the_end():
+    rounds = make_rounds(n_rounds=2, tasks=[TRAIN])
+    ends = []
+    for _ in range(2):
+        for envoy in "ab":
+            answer(rounds, envoy)
+        assert rounds.record()["best"] is False
+        next_round(rounds)
+        ends.append(rounds.finished)
+    assert ends == [False, True]
+    assert rounds.progress == Progress(round_number=2, aggregations=2)
+
+
+def test_metrics_are_means_over_clips_and_envoys_without_clips_have_no_say():
+    rounds = make_rounds(envoys="abc")
+    answer(rounds, "a", score=1.0, valid_size=30)
+    answer(rounds, "b", score=0.0, valid_size=10)
+    answer(rounds, "c", valid_size=0)
+    record = rounds.record()
+    assert record["metrics"]["aggregated_model_validate"] == {"score": 0.75}
+    assert record["envoys"]["a"] == {
+        "aggregated_model_validate": {"size": 30, "score": 1.0},
+        "train": {"size": 1, "loss": 1.0},
+    }
+    assert record["envoys"]["c"]["aggregated_model_validate"] == {"size": 0}
+
+
+def test_a_metric_that_one_envoy_leaves_out_is_the_mean_of_the_others():
     rounds = make_rounds()
-    rounds.add(make_update("a", weight=(1.0, 1.0)))
+    answer(rounds, "a", score=0.25, valid_size=10)
+    other = TaskResult(size=30, metrics={"other": 0.5})
+    answer(rounds, "b", results=make_update().results | {"aggregated_model_validate": other})
+    assert rounds.record()["metrics"]["aggregated_model_validate"] == {"other": 0.5, "score": 0.25}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_order_of_arrival_changes_no_bit_of_a_mean_nor_the_order_of_contributions(seed):
+    generator = np.random.default_rng(seed)
+    said = {envoy: (generator.normal() * 10.0 ** (seed % 4), int(generator.integers(1, 99))) for envoy in "abcdefg"}
+    outcomes = []
+    for order in ("abcdefg", "gfedcba"):
+        rounds = make_rounds(envoys="abcdefg")
+        for envoy in order:
+            answer(rounds, envoy, score=said[envoy][0], valid_size=said[envoy][1], size=said[envoy][1])
+        outcomes.append((rounds.record(), list(rounds.trained.items())))
+    assert outcomes[0] == outcomes[1]
+    scores, clips = zip(*said.values(), strict=True)
+    mean = outcomes[0][0]["metrics"]["aggregated_model_validate"]["score"]
+    assert mean == pytest.approx(np.average(scores, weights=clips), rel=1e-9)
+    assert outcomes[0][1] == [(envoy, said[envoy][1]) for envoy in "abcdefg"]
+
+
+@pytest.mark.parametrize(
+    ("direction", "expected", "last"), [("max", [True, True, False], 0.7), ("min", [True, False, True], 0.2)]
+)
+def test_the_best_model_follows_the_metric_and_its_direction(direction, expected, last):
+    rounds = make_rounds(n_rounds=3, direction=direction)
+    flags = []
+    for score in (0.5, 0.7, 0.2):
+        for envoy in "ab":
+            answer(rounds, envoy, score=score)
+        flags.append(rounds.record()["best"])
+        next_round(rounds)
+    assert flags == expected
+    assert rounds.progress.best_score == last
+
+
+def test_a_score_that_is_equal_is_no_better():
+    rounds = make_rounds()
+    flags = []
+    for _ in range(2):
+        for envoy in "ab":
+            answer(rounds, envoy, score=0.5)
+        flags.append(rounds.is_best())
+        next_round(rounds)
+    assert flags == [True, False]
+
+
+def test_patience_counts_validations_since_the_best_one():
+    rounds = make_rounds(n_rounds=9, patience=2)
+    finished = []
+    for score in (0.5, 0.4, 0.6, 0.6, 0.1):
+        for envoy in "ab":
+            answer(rounds, envoy, score=score)
+        next_round(rounds)
+        finished.append(rounds.finished)
+    assert finished == [False, False, False, False, True]
+
+
+def test_a_round_that_does_not_validate_costs_no_patience():
+    rounds = make_rounds(n_rounds=9, patience=2, validate_every=3)
+    waited = []
+    for _ in range(7):
+        for envoy in "ab":
+            answer(rounds, envoy)
+        next_round(rounds)
+        waited.append(rounds.progress.validations_since_best)
+    assert waited == [0, 0, 0, 1, 1, 1, 2]
+    assert rounds.finished
+
+
+def test_validation_takes_place_in_every_nth_round_and_in_the_last():
+    rounds = make_rounds(n_rounds=3, validate_every=2)
+    asked = []
+    while not rounds.finished:
+        asked.append(names_of(rounds.tasks_for("a")))
+        for envoy in "ab":
+            answer(rounds, envoy)
+        next_round(rounds)
+    validate, train = "aggregated_model_validate", "train"
+    assert asked == [[validate, train], [train], [validate, train], [validate]]
+
+
+def test_evaluators_only_validate_and_are_left_alone_where_there_is_no_validation():
+    rounds = make_rounds(n_rounds=2, envoys="abc", evaluators=["c"], validate_every=2)
+    assert names_of(rounds.tasks_for("c")) == ["aggregated_model_validate"]
+    assert names_of(rounds.tasks_for("a")) == ["aggregated_model_validate", "train"]
+    answer(rounds, "c", score=0.0, valid_size=3)
+    assert rounds.trained == {}
+    for envoy in "ab":
+        answer(rounds, envoy, score=1.0)
+    assert rounds.record()["metrics"]["aggregated_model_validate"] == {"score": 0.4}
+    assert rounds.trained == {"a": 1, "b": 1}
+    next_round(rounds, "abc")
+    assert list(rounds.asked) == ["a", "b"]
+    assert rounds.tasks_for("c") == []
+
+
+def test_an_evaluator_that_is_no_member_now_is_not_asked():
+    assert list(make_rounds(envoys="ab", evaluators=["z"]).asked) == ["a", "b"]
+
+
+def test_a_fraction_of_the_members_is_asked_and_the_others_have_nothing_to_do():
+    rounds = make_rounds(envoys="abcd", count=2)
+    assert list(rounds.asked) == rounds.plan.participation.trainers(0, "abcd")
+    idle = set("abcd") - rounds.asked.keys()
+    assert len(idle) == 2
+    assert all(rounds.tasks_for(envoy) == [] for envoy in idle)
+
+
+def test_after_a_restart_those_are_asked_who_were_asked_before_even_if_somebody_joined_meanwhile():
+    plan = make_rounds(count=2).plan
+    for members in ("abcd", "abcde", "cdefgh"):
+        before = Rounds(plan, Progress(round_number=1))
+        before.open(members)
+        after = Rounds(plan, Progress(round_number=1))
+        after.open(set("abcdefghij"), asked=list(before.asked))
+        assert after.asked == before.asked
+
+
+def test_an_envoy_that_has_answered_has_nothing_to_do_and_its_answer_is_a_repeated_one():
+    rounds = make_rounds()
+    assert not rounds.is_late_or_repeated("a", 0)
+    answer(rounds, "a")
     assert rounds.tasks_for("a") == []
     assert rounds.tasks_for("b") != []
-    rounds.add(make_update("a", weight=(100.0, 100.0)))
-    assert not rounds.complete
-    rounds.add(make_update("b", weight=(3.0, 3.0)))
-    rounds.close()
-    np.testing.assert_array_equal(rounds.model["weight"], [2, 2])
+    assert rounds.is_late_or_repeated("a", 0)
+    assert not rounds.is_late_or_repeated("b", 0)
+    assert not rounds.is_complete(0)
 
 
+def test_an_answer_to_an_earlier_round_is_a_late_one_and_one_to_a_later_round_is_not():
+    rounds = make_rounds()
+    for envoy in "ab":
+        answer(rounds, envoy)
+    next_round(rounds)
+    assert rounds.is_late_or_repeated("a", 0)
+    assert rounds.is_late_or_repeated("mallory", 0)
+    assert not rounds.is_late_or_repeated("a", 1)
+    assert not rounds.is_late_or_repeated("a", 2)
+
+
+TRAINED = TaskResult(size=1, metrics={"loss": 1.0})
+VALIDATED = TaskResult(size=1, metrics={"score": 0.5})
 BAD_UPDATES = {
-    "a tensor is missing": ({"tensors": {"steps": np.array(1)}}, r"'a'.*missing \['weight'\]"),
-    "a tensor is unknown": (
-        {"tensors": {"weight": np.zeros(2, np.float32), "steps": np.array(1), "extra": np.zeros(1)}},
-        r"unknown \['extra'\]",
+    "no clips": ({"size": 0}, r"envoy 'a' for round 0: trained on 0 clips"),
+    "a metric that is NaN": ({"score": np.nan}, r"'aggregated_model_validate' reports {'score': nan}"),
+    "a metric that is infinite": ({"score": -np.inf}, r"reports {'score': -inf}"),
+    "a later round": ({"round_number": 1}, r"for round 1: round 0 asks for \['aggregated_model_validate', 'train'\]"),
+    "an envoy that nobody asked": ({"envoy": "mallory"}, "'mallory' for round 0: round 0 asks for nothing from it"),
+    "a task is missing": ({"results": {"train": TRAINED}}, r"has results of \['train'\], asked for"),
+    "a task too many": (
+        {"results": {"train": TRAINED, "aggregated_model_validate": VALIDATED, "other": VALIDATED}},
+        r"has results of \['aggregated_model_validate', 'other', 'train'\]",
     ),
-    "a wrong shape": ({"weight": (1.0, 2.0, 3.0)}, r"'weight' is float32\(3,\), not float32\(2,\)"),
-    "a wrong type": ({"tensors": {"weight": np.zeros(2), "steps": np.array(1)}}, "float64"),
-    "NaN": ({"weight": (np.nan, 0.0)}, "'weight' holds NaN"),
-    "infinity": ({"weight": (np.inf, 0.0)}, "'weight' holds NaN or infinity"),
-    "no clips": ({"size": 0}, "trained on 0 clips"),
-    "a negative size": ({"size": -5}, "reports size -5"),
-    "a metric that is NaN": ({"score": np.nan}, "aggregated_model_validate"),
-    "a later round": ({"round_number": 1}, "round 0 asks for"),
-    "an envoy that nobody asked": ({"envoy": "mallory"}, "'mallory'"),
-    "a task is missing": ({"results": {"train": TaskResult(1, {})}}, r"has results of \['train'\]"),
+    "no result at all": ({"results": {}}, r"has results of \[\]"),
 }
 
 
 @pytest.mark.parametrize("fault", BAD_UPDATES)
-def test_a_bad_update_is_refused_and_the_round_goes_on_without_a_trace_of_it(fault):
+def test_bad_results_are_refused_and_leave_no_trace(fault):
     changes, sentence = BAD_UPDATES[fault]
     rounds = make_rounds()
     with pytest.raises(UpdateRefusedError, match=sentence):
-        rounds.add(make_update(**changes))
-    rounds.add(make_update("a", weight=(1.0, 1.0)))
-    rounds.add(make_update("b", weight=(3.0, 3.0)))
-    rounds.close()
-    np.testing.assert_array_equal(rounds.model["weight"], [2, 2])
+        rounds.check(make_update(**changes))
+    assert rounds.results == {}
+    assert names_of(rounds.tasks_for("a")) == ["aggregated_model_validate", "train"]
+
+
+def test_an_envoy_that_was_refused_has_answered_without_a_contribution():
+    rounds = make_rounds()
+    rounds.refuse("b", "update of envoy 'b': no good")
+    assert rounds.tasks_for("b") == []
+    assert rounds.is_late_or_repeated("b", 0)
+    answer(rounds, "a", size=7)
+    assert rounds.is_complete(0)
+    assert rounds.trained == {"a": 7}
+    assert rounds.record()["refused"] == {"b": "update of envoy 'b': no good"}
+    assert rounds.record()["missing"] == []
+
+
+def test_without_a_deadline_a_round_waits_for_everybody():
+    rounds = make_rounds()
+    answer(rounds, "a")
+    assert not rounds.is_complete(1e9)
+    assert rounds.record()["missing"] == ["b"]
+    answer(rounds, "b")
+    assert rounds.is_complete(0)
+
+
+def test_after_the_deadline_a_quorum_of_updates_that_count_is_enough():
+    rounds = make_rounds(envoys="abcd", deadline_seconds=10, quorum=2)
+    answer(rounds, "a")
+    rounds.refuse("b", "no good")
+    assert not rounds.is_complete(10), "one update counts, two are a quorum"
+    answer(rounds, "c")
+    assert not rounds.is_complete(9.9)
+    assert rounds.is_complete(10)
+    assert rounds.record()["missing"] == ["d"]
+
+
+def test_an_evaluator_does_not_make_up_a_quorum_of_trained_updates():
+    rounds = make_rounds(envoys="abc", evaluators=["c"], deadline_seconds=10)
+    answer(rounds, "c")
+    assert not rounds.is_complete(11)
+    answer(rounds, "a")
+    assert rounds.is_complete(11)
+
+
+def test_in_a_round_that_only_validates_the_quorum_is_of_validations():
+    rounds = make_rounds(n_rounds=1, deadline_seconds=10)
+    for envoy in "ab":
+        answer(rounds, envoy)
+    next_round(rounds)
+    assert not rounds.is_complete(11)
+    answer(rounds, "a")
+    assert rounds.is_complete(11)
+
+
+def test_progress_counts_rounds_and_those_of_them_that_made_a_model():
+    rounds = make_rounds(n_rounds=1)
+    answer(rounds, "a", score=0.25)
+    answer(rounds, "b", score=0.75)
+    assert rounds.next_progress() == Progress(round_number=1, best_score=0.5, aggregations=1)
+    next_round(rounds)
+    answer(rounds, "a", score=0.25)
+    answer(rounds, "b", score=0.25)
+    expected = Progress(round_number=2, best_score=0.5, validations_since_best=1, aggregations=1)
+    assert rounds.next_progress() == expected
+
+
+def test_a_new_round_has_forgotten_the_answers_of_the_one_before():
+    rounds = make_rounds()
+    answer(rounds, "a")
+    rounds.refuse("b", "no good")
+    next_round(rounds)
+    record = rounds.record()
+    assert (record["envoys"], record["refused"], record["missing"]) == ({}, {}, ["a", "b"])

@@ -1,0 +1,359 @@
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
+from openfl.protocols.aggregator_pb2 import Task
+from openfl.utilities.optimizers.torch import FedProxOptimizer
+
+from envoys.collaborator import RoundCollaborator, TaskRunner
+from envoys.transport import DirectorRefusedError
+from federation.adapter import FrameworkAdapterPlugin
+from federation.interactive_api import ModelInterface
+from federation.tensors import TensorFile, Tensors
+from federation.wire import TaskResult
+
+VALIDATE = Task(name="aggregated_model_validate", function_name="score", task_type="validate")
+TRAIN = Task(name="train", function_name="fit", task_type="train")
+LOCAL = Task(name="locally_tuned_model_validate", function_name="score", task_type="validate", apply_local=True)
+STEPS = 3
+PLAIN = partial(torch.optim.SGD, lr=0.1)
+
+
+def create_model() -> torch.nn.Module:
+    """y = last(body(x)), all weights 0.5 at the start; the last one's bias is frozen."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(0.5)
+    model[1].bias.requires_grad_(False)
+    return model
+
+
+X, Y = torch.tensor([[1.0, 2.0], [-1.0, 0.5]]), torch.tensor([[1.0], [-2.0]])
+
+
+def backward(model: torch.nn.Module) -> float:
+    loss = ((model(X) - Y) ** 2).mean()
+    loss.backward()
+    return loss.item()
+
+
+class Data(DataInterface):
+    def __init__(self, n_train: int = 5, n_valid: int = 4) -> None:
+        super().__init__()
+        self.n_train, self.n_valid = n_train, n_valid
+
+    def get_train_loader(self, **kwargs: Any) -> str:
+        return "train loader"
+
+    def get_valid_loader(self, **kwargs: Any) -> str:
+        return "valid loader"
+
+    def get_train_data_size(self) -> int:
+        return self.n_train
+
+    def get_valid_data_size(self) -> int:
+        return self.n_valid
+
+
+class FakeClient:
+    """A director with one envoy: what that sends is the next global model."""
+
+    def __init__(self, model: Tensors, rounds: int, tasks: Sequence[Task] = (VALIDATE, TRAIN)) -> None:
+        self.models, self.rounds, self.tasks = [model], rounds, tasks
+        self.updates: list[tuple[int, dict[str, TaskResult], Tensors]] = []
+        self.calls: list[str] = []
+
+    def get_tasks(self, collaborator_name: str) -> tuple[Sequence[Task], int, int, bool]:
+        self.calls.append("tasks")
+        round_number = len(self.updates)
+        done = round_number >= self.rounds
+        return ([] if done else self.tasks), round_number, 0, done
+
+    def get_model(self) -> tuple[Tensors, int]:
+        self.calls.append("model")
+        return {name: tensor.copy() for name, tensor in self.models[-1].items()}, len(self.updates)
+
+    def send_update(self, round_number: int, results: dict[str, TaskResult], tensors: Tensors) -> None:
+        self.calls.append("update")
+        self.updates.append((round_number, results, tensors))
+        self.models.append({name: tensor.copy() for name, tensor in tensors.items()} or self.models[-1])
+
+
+def make_collaborator(
+    client: FakeClient | None = None,
+    rounds: int = 2,
+    treatment: str = "RESET",
+    optimizer: Callable = PLAIN,
+    local_tensors: Sequence[str] = (),
+    local_path: Path | None = None,
+    data: Data | None = None,
+    tasks: Sequence[Task] = (VALIDATE, TRAIN),
+    federation_uuid: str = "uuid",
+    fit: Callable | None = None,
+) -> RoundCollaborator:
+    """As a worker makes it, with `client` in place of the connection to a director."""
+    registered = TaskInterface()
+
+    def plain_fit(model, loader, device, optimizer):
+        assert loader == "train loader"
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            loss = backward(model)
+            optimizer.step()
+        return {"loss": loss}
+
+    def score(model, loader, device):
+        assert loader == "valid loader"
+        with torch.no_grad():
+            return {"output": model(X).sum().item()}
+
+    train = fit or plain_fit
+    train.__name__ = "fit"
+    registered.register_fl_task(model="model", data_loader="loader", device="device", optimizer="optimizer")(train)
+    registered.register_fl_task(model="model", data_loader="loader", device="device")(score)
+    provider = ModelInterface(create_model, optimizer, local_tensors=local_tensors)
+    if client is None:
+        client = FakeClient(provider.initial_tensors(treatment == "CONTINUE_GLOBAL"), rounds, tasks)
+    # A worker unpickles the interface: the model is built anew.
+    provider = ModelInterface(create_model, optimizer, local_tensors=local_tensors)
+    runner = TaskRunner()
+    runner.set_optimizer_treatment(treatment)
+    runner.set_data_loader(data or Data())
+    runner.set_model_provider(provider)
+    runner.set_framework_adapter(FrameworkAdapterPlugin())
+    runner.set_task_provider(registered)
+    collaborator = RoundCollaborator(
+        "a", "aggregator", federation_uuid, client, runner, {}, treatment, device_assignment_policy="CPU_ONLY"
+    )
+    collaborator.local_tensors = local_tensors
+    if local_path is not None:
+        collaborator.local_path = local_path
+    return collaborator
+
+
+def trained_plainly(make_optimizer: Callable, rounds: int, reset: bool) -> dict[str, np.ndarray]:
+    """The same steps in a plain loop, with one optimizer or a new one each round."""
+    model = create_model()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = make_optimizer(parameters)
+    for _ in range(rounds):
+        if reset:
+            optimizer = make_optimizer(parameters)
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            backward(model)
+            optimizer.step()
+    return {name: parameter.detach().numpy() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def assert_close(found: Tensors, expected: Tensors) -> None:
+    assert expected.keys() <= found.keys()
+    for name, tensor in expected.items():
+        np.testing.assert_allclose(found[name], tensor, rtol=1e-6, atol=1e-7, err_msg=name)
+
+
+def test_one_round_is_one_model_and_one_update_with_the_results_of_both_tasks():
+    collaborator = make_collaborator(rounds=1)
+    collaborator.run()
+    client = collaborator.client
+    assert client.calls == ["tasks", "model", "update", "tasks"]
+    ((round_number, results, tensors),) = client.updates
+    assert round_number == 0
+    assert list(results) == ["aggregated_model_validate", "train"]
+    with torch.no_grad():
+        output = create_model()(X).sum().item()
+    assert results["aggregated_model_validate"] == TaskResult(size=4, metrics={"output": output})
+    assert results["train"].size == 5
+    assert tensors.keys() == {"0.weight", "0.bias", "1.weight"}
+    assert_close(tensors, trained_plainly(PLAIN, 1, reset=True))
+
+
+OPTIMIZERS = {
+    "adam": partial(torch.optim.Adam, lr=0.05),
+    "momentum": partial(torch.optim.SGD, lr=0.02, momentum=0.9),
+    "adagrad": partial(torch.optim.Adagrad, lr=0.1),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("treatment", ["RESET", "CONTINUE_LOCAL", "CONTINUE_GLOBAL"])
+def test_the_optimizer_begins_anew_or_goes_on_as_the_experiment_says(name, treatment):
+    collaborator = make_collaborator(rounds=3, treatment=treatment, optimizer=OPTIMIZERS[name])
+    collaborator.run()
+    expected = trained_plainly(OPTIMIZERS[name], 3, reset=treatment == "RESET")
+    assert_close(collaborator.client.models[-1], expected)
+    other = trained_plainly(OPTIMIZERS[name], 3, reset=treatment != "RESET")
+    assert np.abs(other["0.weight"] - expected["0.weight"]).max() > 1e-3, "one could not tell"
+
+
+def test_a_global_optimizer_goes_on_from_what_the_director_sends_not_from_what_is_here():
+    first = make_collaborator(rounds=1, treatment="CONTINUE_GLOBAL", optimizer=OPTIMIZERS["adam"])
+    first.run()
+    sent = first.client.models[-1]
+    assert "optimizer.exp_avg.0.weight" in sent
+    second = make_collaborator(FakeClient(sent, 1), treatment="CONTINUE_GLOBAL", optimizer=OPTIMIZERS["adam"])
+    second.run()
+    assert_close(second.client.models[-1], trained_plainly(OPTIMIZERS["adam"], 2, reset=False))
+
+
+def test_only_a_global_optimizer_travels():
+    for treatment in ("RESET", "CONTINUE_LOCAL"):
+        collaborator = make_collaborator(rounds=1, treatment=treatment, optimizer=OPTIMIZERS["adam"])
+        collaborator.run()
+        assert not [name for name in collaborator.client.models[-1] if name.startswith("optimizer.")]
+
+
+def test_a_validation_of_the_trained_model_sees_what_training_left():
+    collaborator = make_collaborator(rounds=1, tasks=[VALIDATE, TRAIN, LOCAL])
+    collaborator.run()
+    _, results, tensors = collaborator.client.updates[0]
+    before, after = results["aggregated_model_validate"].metrics, results["locally_tuned_model_validate"].metrics
+    model = create_model()
+    model.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, strict=False)
+    with torch.no_grad():
+        assert after["output"] == pytest.approx(model(X).sum().item())
+    assert before["output"] != pytest.approx(after["output"])
+
+
+def test_a_round_that_only_validates_sends_no_tensor():
+    collaborator = make_collaborator(rounds=1, tasks=[VALIDATE])
+    collaborator.run()
+    assert collaborator.client.updates[0][2] == {}
+
+
+def test_an_envoy_without_validation_clips_has_no_say():
+    collaborator = make_collaborator(rounds=1, data=Data(n_valid=0))
+    collaborator.run()
+    _, results, _ = collaborator.client.updates[0]
+    assert results["aggregated_model_validate"] == TaskResult(size=0, metrics={})
+    assert results["train"].size == 5
+
+
+def test_a_round_that_ended_meanwhile_is_left_alone():
+    class Overtaken(FakeClient):
+        def get_model(self) -> tuple[Tensors, int]:
+            model, round_number = super().get_model()
+            if self.calls.count("model") == 1:
+                self.updates.append((round_number, {}, {}))  # it closed without this envoy
+                return model, round_number + 1
+            return model, round_number
+
+    client = Overtaken(make_collaborator(rounds=1).client.models[0], rounds=2)
+    make_collaborator(client).run()
+    assert client.calls == ["tasks", "model", "tasks", "model", "update", "tasks"]
+    assert [round_number for round_number, _, _ in client.updates] == [0, 1]
+
+
+def test_an_update_that_is_refused_does_not_end_the_envoy(caplog):
+    class Refusing(FakeClient):
+        def send_update(self, round_number: int, results: dict[str, TaskResult], tensors: Tensors) -> None:
+            super().send_update(round_number, results, tensors)
+            if round_number == 0:
+                raise DirectorRefusedError("the director refused: tensor 'x' holds NaN")
+
+    client = Refusing(make_collaborator(rounds=1).client.models[0], rounds=2)
+    make_collaborator(client).run()
+    assert len(client.updates) == 2
+    assert "round 0: the director refused: tensor 'x' holds NaN" in caplog.text
+
+
+def test_an_exception_of_a_task_ends_the_envoys_experiment():
+    def fit(model, loader, device, optimizer):
+        raise ValueError("no such clip")
+
+    with pytest.raises(ValueError, match="no such clip"):
+        make_collaborator(rounds=1, fit=fit).run()
+
+
+def add_one(model, loader, device, optimizer):
+    """Training whose result can be told without a computer."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    return {"loss": 0.0}
+
+
+def test_tensors_that_match_a_pattern_never_leave_and_go_on_from_round_to_round(tmp_path):
+    path = tmp_path / "local.safetensors"
+    collaborator = make_collaborator(rounds=3, local_tensors=["1.*"], local_path=path, fit=add_one)
+    client = collaborator.client
+    assert client.models[0].keys() == {"0.weight", "0.bias"}
+    client.models[0] = {name: tensor * 0 + 10 for name, tensor in client.models[0].items()}
+    collaborator.run()
+    for _, _, tensors in client.updates:
+        assert tensors.keys() == {"0.weight", "0.bias"}
+    # The global part began at 10, the local one at 0.5, where the model does.
+    assert (client.models[-1]["0.weight"] == 13).all()
+    with TensorFile(path) as file:
+        assert file.header.metadata == {"federation_uuid": "uuid"}
+        np.testing.assert_array_equal(file.load()["1.weight"], [[3.5, 3.5]])
+
+
+def test_local_tensors_outlive_the_process_and_are_those_of_their_experiment(tmp_path):
+    path = tmp_path / "local.safetensors"
+    settings = {"rounds": 2, "local_tensors": ["1.weight"], "local_path": path, "fit": add_one}
+    make_collaborator(**settings).run()
+    for uuid, expected in (("uuid", 4.5), ("other", 2.5)):
+        make_collaborator(**settings, federation_uuid=uuid).run()
+        with TensorFile(path) as file:
+            np.testing.assert_array_equal(file.load()["1.weight"], [[expected, expected]])
+
+
+def test_a_validation_sees_the_global_and_the_local_tensors_together(tmp_path):
+    collaborator = make_collaborator(
+        rounds=2, local_tensors=["0.*"], local_path=tmp_path / "local.safetensors", fit=add_one
+    )
+    collaborator.run()
+    model = create_model()
+    with torch.no_grad():
+        for parameter in model[0].parameters():
+            parameter.fill_(1.5)
+        model[1].weight.fill_(1.5)
+        model[1].bias.fill_(1.5)  # frozen: it stays here anyway, as it is in this model
+        expected = model(X).sum().item()
+    assert collaborator.client.updates[1][1]["aggregated_model_validate"].metrics["output"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("pattern", ["1.*", "*bias", "*weight"])
+def test_local_tensors_go_together_with_a_global_optimizer(tmp_path, pattern):
+    collaborator = make_collaborator(
+        rounds=2,
+        treatment="CONTINUE_GLOBAL",
+        optimizer=OPTIMIZERS["adam"],
+        local_tensors=[pattern],
+        local_path=tmp_path / "local.safetensors",
+    )
+    collaborator.run()
+    with TensorFile(tmp_path / "local.safetensors") as file:
+        found = collaborator.client.models[-1] | file.load()
+    assert_close(found, trained_plainly(OPTIMIZERS["adam"], 2, reset=False))
+
+
+@pytest.mark.parametrize("treatment", ["RESET", "CONTINUE_LOCAL"])
+def test_fedprox_of_openfl_pulls_towards_the_weights_that_the_round_began_with(treatment):
+    rate, mu, rounds = 0.05, 2.0, 2
+    optimizer = partial(FedProxOptimizer, lr=rate, mu=mu)
+    collaborator = make_collaborator(rounds=rounds, treatment=treatment, optimizer=optimizer)
+    start = {name: tensor + 0.25 for name, tensor in collaborator.client.models[0].items()}
+    collaborator.client.models[0] = start
+    collaborator.run()
+
+    model = create_model()
+    model.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in start.items()}, strict=False)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for _ in range(rounds):
+        began = [parameter.detach().clone() for parameter in trained]
+        for _ in range(STEPS):
+            model.zero_grad()
+            backward(model)
+            with torch.no_grad():
+                for parameter, old in zip(trained, began, strict=True):
+                    parameter -= rate * (parameter.grad + mu * (parameter - old))
+    expected = {name: p.detach().numpy() for name, p in model.named_parameters() if p.requires_grad}
+    assert_close(collaborator.client.models[-1], expected)
