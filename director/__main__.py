@@ -12,7 +12,9 @@ from grpc import aio
 from openfl.protocols import aggregator_pb2_grpc, director_pb2_grpc
 
 from director.director import Director
-from director.service import AggregatorService, DirectorService, Gate, RoundsService
+from director.gate import Gate
+from director.interceptor import RefusingInterceptor
+from director.service import AggregatorService, DirectorService, RoundsService
 from federation.certificates import CertificateError, Credentials, load_credentials
 from federation.settings import Settings, SettingsError, load_settings
 from federation.wire import CHANNEL_OPTIONS
@@ -36,7 +38,7 @@ class DirectorFile(Settings):
 
 async def serve(settings: DirectorSettings, credentials: Credentials | None) -> None:
     """Serve until SIGINT or SIGTERM. Raises OSError if the port cannot be had."""
-    server = aio.server(options=CHANNEL_OPTIONS)
+    server = aio.server(options=CHANNEL_OPTIONS, interceptors=[RefusingInterceptor()])
     director = Director(settings.runs, settings.envoy_health_check_period)
     gate = Gate(tls=credentials is not None)
     await director.recover()

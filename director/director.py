@@ -212,6 +212,8 @@ class Director:
     def _members(self, folder: RunFolder) -> list[str]:
         """The envoys of a new experiment. Raises SubmissionError."""
         plan = folder.plan
+        if any(each.plan.federation_uuid == plan.federation_uuid for each in self.experiments.values()):
+            raise SubmissionError(f"federation_uuid '{plan.federation_uuid[:80]}' is that of another experiment")
         online = {name: entry.corpus for name, entry in sorted(self.envoys.items()) if self.is_online(name)}
         if plan.envoys is not None:
             absent = [name for name in plan.envoys if name not in online]

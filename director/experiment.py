@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from director.changes import Changes
 from director.fold import Contribution, check_finite, check_layout, fold
 from director.rounds import Rounds, UpdateRefusedError
@@ -14,7 +16,7 @@ from director.run_folder import RunFolder, Status
 from director.tensorboard import TensorBoard
 from federation.plan import ExperimentPlan, Task
 from federation.tensors import Header, TensorFile, TensorFormatError
-from federation.wire import UpdateMessage, WireError
+from federation.wire import UpdateEnvelope, UpdateMessage, describe_faults
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,8 @@ class Experiment:
         self.rounds = Rounds(self.plan, self.state.progress)
         self._is_online = is_online
         self._changes = Changes()
+        self._headers: dict[str, Header] = {}  # of the updates that count
+        self._model_header = self._read_model_header()
         self._accepts_updates = False
         self._opened = time.monotonic()
         self.bytes_up = self.bytes_down = 0
@@ -81,46 +85,48 @@ class Experiment:
 
     def global_model(self) -> Iterator[bytes]:
         """Pieces of this round's global model, as `federation.tensors.receive` takes them."""
-        with TensorFile(self.folder.model) as model:
-            model.header.metadata["round"] = self.rounds.round_number
+        header = self._model_header.with_metadata({"round": self.rounds.round_number})
+        with TensorFile(self.folder.model, header) as model:
             half = self.plan.precision == "float16"
             for piece in model.pieces_with_floats_as("<f2") if half else model.pieces():
                 self.bytes_down += len(piece)
                 yield piece
 
-    async def receive_update(self, update: UpdateMessage, header: Header, pieces: AsyncIterator[bytes]) -> bool:
+    async def receive_update(self, sender: UpdateEnvelope, header: Header, pieces: AsyncIterator[bytes]) -> bool:
         """Take in one envoy's update. False: it came too late, or once more, and was dropped.
 
-        Raises UpdateRefusedError for one that must not count; then the round goes on without this envoy.
+        Raises UpdateRefusedError for one that must not count; then the round goes on without this envoy. One that
+        breaks off (BrokenUploadError) may come again.
         """
-        if self._is_dropped(update):
+        if self._is_dropped(sender):
             return False
-        path = self.folder.incoming_update(update.envoy)
+        path = self.folder.incoming_update(sender.envoy)
         try:
+            update = read_update(header)
             self.check(update, header)
-            await self._write(path, header, pieces, f"update of envoy '{update.envoy}' for round {update.round}")
-            return await self.accept(update, path)
+            await self._write(path, header, pieces, str(sender))
+            return await self.accept(update, header, path)
         except UpdateRefusedError as error:
-            self.refuse(update, str(error))
+            self.refuse(sender, str(error))
             raise
         finally:
             path.unlink(missing_ok=True)
 
-    async def accept(self, update: UpdateMessage, path: Path) -> bool:
+    async def accept(self, update: UpdateMessage, header: Header, path: Path) -> bool:
         """Count the update in the file `path`, which is moved. Raises UpdateRefusedError."""
-        if self.rounds.trains:
-            await asyncio.to_thread(check_finite, path, f"update of envoy '{update.envoy}' for round {update.round}")
+        if header.entries:
+            await asyncio.to_thread(check_finite, path, str(update), header)
         if self._is_dropped(update):
             return False
         path.rename(self.folder.update(update.envoy))
-        self.rounds.count(update)
+        self._count(update, header)
         self._changes.notify()
         return True
 
-    def refuse(self, update: UpdateMessage, reason: str) -> None:
+    def refuse(self, sender: UpdateEnvelope, reason: str) -> None:
         """The answer of an envoy that was asked does not count, and none other of it will in this round."""
-        if update.round == self.rounds.round_number and self.rounds.tasks_for(update.envoy):
-            self.rounds.refuse(update.envoy, reason)
+        if sender.round == self.rounds.round_number and self.rounds.tasks_for(sender.envoy):
+            self.rounds.refuse(sender.envoy, reason)
             self._changes.notify()
 
     def leave(self, envoy: str, reason: str) -> None:
@@ -181,10 +187,10 @@ class Experiment:
         for path in (self.folder.path / "updates").glob("*.safetensors"):
             try:
                 with TensorFile(path) as file:
-                    update = UpdateMessage.model_validate(file.header.metadata)
+                    update = read_update(file.header)
                     self.check(update, file.header)
-                self.rounds.count(update)
-            except (TensorFormatError, WireError, UpdateRefusedError, ValueError) as error:
+                    self._count(update, file.header)
+            except (TensorFormatError, UpdateRefusedError) as error:
                 logger.warning("%s is left out: %s", path, error)
                 path.unlink()
 
@@ -200,6 +206,7 @@ class Experiment:
         self.rounds.open(members, resumed)
         self.state.asked = list(self.rounds.asked)
         self.folder.save_state()
+        self.folder.delete_old_models()
         if resumed is not None:
             self.recount_updates()
         self._opened = time.monotonic()
@@ -216,7 +223,7 @@ class Experiment:
         self._accepts_updates = False
 
     async def _close_round(self) -> dict[str, Any]:
-        """Make the next global model, and let the round count."""
+        """Make the next global model. The round counts as soon as the state is saved, with the next one or the end."""
         record = self.rounds.record()
         self._require_quorum()
         progress = self.rounds.next_progress()
@@ -232,12 +239,8 @@ class Experiment:
         self.folder.append_history(record)
         self.state.progress = self.rounds.progress = progress
         self.state.asked = None
-        self.folder.save_state()
-        self.folder.link_model("last")
+        self._headers = {}
         self.folder.keep_round(record["round"])
-        self.folder.delete_updates()
-        self.folder.delete_old_models()
-        self._changes.notify()
         logger.info("experiment '%s' round %d: %s", self.plan.name, record["round"], record["metrics"])
         return record
 
@@ -254,7 +257,8 @@ class Experiment:
     def _fold(self, aggregations: int) -> None:
         folder, before = self.folder, aggregations - 1
         target, target_state = folder.model_after(aggregations), folder.optimizer_after(aggregations)
-        contributions = [Contribution(folder.update(e), clips) for e, clips in self.rounds.trained.items()]
+        trained = self.rounds.trained.items()
+        contributions = [Contribution(folder.update(e), clips, self._headers[e]) for e, clips in trained]
         state = folder.optimizer_after(before)
         fold(
             folder.model,
@@ -271,19 +275,26 @@ class Experiment:
     def _seconds_open(self) -> float:
         return time.monotonic() - self._opened
 
-    def _is_dropped(self, update: UpdateMessage) -> bool:
-        is_old = self.rounds.is_late_or_repeated(update.envoy, update.round)
-        return self.ended or is_old or (update.round == self.rounds.round_number and not self._accepts_updates)
+    def _count(self, update: UpdateMessage, header: Header) -> None:
+        self.rounds.count(update)
+        self._headers[update.envoy] = header
+
+    def _read_model_header(self) -> Header:
+        with TensorFile(self.folder.model) as model:
+            return model.header
+
+    def _is_dropped(self, sender: UpdateEnvelope) -> bool:
+        is_old = self.rounds.is_late_or_repeated(sender.envoy, sender.round)
+        return self.ended or is_old or (sender.round == self.rounds.round_number and not self._accepts_updates)
 
     def check(self, update: UpdateMessage, header: Header) -> None:
         """Raises UpdateRefusedError unless results and tensors are those that were asked for."""
         self.rounds.check(update)
         trains = any(task.task_type == "train" for task in self.rounds.asked[update.envoy])
-        with TensorFile(self.folder.model) as model:
-            expected = model.header if trains else Header({}, {})
+        expected = self._model_header if trains else Header({}, {})
         if self.plan.precision == "float16":
             expected = expected.with_floats_as("<f2")
-        check_layout(header, expected, f"update of envoy '{update.envoy}' for round {update.round}")
+        check_layout(header, expected, str(update))
 
     async def _write(self, path: Path, header: Header, pieces: AsyncIterator[bytes], refused: str) -> None:
         expected, received = header.data_bytes, 0
@@ -295,18 +306,34 @@ class Experiment:
                     raise UpdateRefusedError(f"{refused}: larger than the {expected} bytes of its tensors")
                 file.write(piece)
         if received < expected:
-            raise UpdateRefusedError(f"{refused}: ends after {received} of {expected} bytes")
-        self.bytes_up += len(header.pack()) + received
+            # A connection that broke looks like this too: the envoy will send it again.
+            raise BrokenUploadError(f"{refused}: ends after {received} of {expected} bytes")
+        self.bytes_up += received
 
     def _end(self, status: Status, error: str = "") -> None:
         if self.ended:
             return
         self.state.status, self.state.error = status, error
         self.folder.save_state()
+        self.folder.link_model("last")
         self.folder.delete_updates()
         self._changes.notify()
         level = logging.ERROR if error else logging.INFO
         logger.log(level, "experiment '%s' is %s%s", self.plan.name, status.value, f": {error}" if error else "")
+
+
+def read_update(header: Header) -> UpdateMessage:
+    """What an envoy says with its tensors. Raises UpdateRefusedError."""
+    try:
+        return UpdateMessage.model_validate(header.metadata)
+    except ValidationError as error:
+        envoy, round_number = header.metadata.get("envoy"), header.metadata.get("round")
+        refused = f"update of envoy '{envoy}' for round {round_number}"
+        raise UpdateRefusedError(f"{refused}: {describe_faults(error)}") from None
+
+
+class BrokenUploadError(RuntimeError):
+    """An update that did not arrive whole."""
 
 
 class TooFewUpdatesError(RuntimeError):

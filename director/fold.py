@@ -1,13 +1,13 @@
 """Checking updates and folding them into the next global model, from files into a file.
 
-Tensor by tensor and slice by slice: what is in memory does not depend on the model's size, nor on the number of envoys.
+Slice by slice: what is in memory does not depend on the model's size, nor on the number of envoys.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from federation.aggregation import Aggregation, ServerOptimizer, clipped
 from federation.tensors import Entry, Header, TensorFile, bytes_of
 
 SLICE_ITEMS = 1 << 18
+Entries = Mapping[str, Entry]
 # NumPy leaves the interpreter's lock while it works; more threads than this only wait for memory.
 THREADS = min(4, os.cpu_count() or 1)
 
@@ -32,12 +33,14 @@ def check_layout(update: Header, expected: Header, refused: str) -> None:
             raise UpdateRefusedError(f"{refused}: tensor '{name}' is {entry}, not {wanted}")
 
 
-def check_finite(path: Path, refused: str) -> None:
+def check_finite(path: Path, refused: str, header: Header | None = None) -> None:
     """Raises UpdateRefusedError, naming the tensor, if one of the file's tensors holds NaN or infinity."""
-    with TensorFile(path) as update:
-        for name, entry in update.header.entries.items():
-            if entry.is_float and not all(_is_finite(update.read(name, *ends)) for ends in _slices(entry)):
-                raise UpdateRefusedError(f"{refused}: tensor '{name}' holds NaN or infinity")
+    with TensorFile(path, header) as update:
+        entries = {name: entry for name, entry in update.header.entries.items() if entry.is_float}
+        for run in _runs(entries, [entries]):
+            if not all(_is_finite(update.read(run.name, *ends)) for ends in _slices(run.count)):
+                faulty = (name for name in entries if not np.isfinite(update.read(name)).all())
+                raise UpdateRefusedError(f"{refused}: tensor '{next(faulty)}' holds NaN or infinity")
 
 
 def _is_finite(values: np.ndarray) -> bool:
@@ -48,11 +51,43 @@ def _is_finite(values: np.ndarray) -> bool:
 
 
 @dataclass(frozen=True)
+class Run:
+    """Tensors of one type that lie one behind the other in all files, and so can be folded as if they were one."""
+
+    name: str
+    entry: Entry
+    count: int
+    trained: bool
+
+
+def _runs(entries: Entries, files: Sequence[Entries], trained: Container[str] = ()) -> list[Run]:
+    """Runs of `entries`, which are in the order of their bytes; `files` have all files' entries by the same names."""
+    runs: list[Run] = []
+    before = ""
+    for name, entry in entries.items():
+        last = runs[-1] if runs else None
+        if last and last.trained == (name in trained) and all(_follows(file, before, name) for file in files):
+            runs[-1] = replace(last, count=last.count + entry.count)
+        else:
+            runs.append(Run(name, entry, entry.count, name in trained))
+        before = name
+    return runs
+
+
+def _follows(entries: Entries, before: str, name: str) -> bool:
+    if name not in entries:
+        return True
+    first, second = entries[before], entries[name]
+    return first.dtype == second.dtype and first.start + first.n_bytes == second.start
+
+
+@dataclass(frozen=True)
 class Contribution:
-    """One envoy's update file and the clips it trained on."""
+    """One envoy's update file, the clips it trained on, and the file's header where that is known."""
 
     path: Path
     clips: int
+    header: Header | None = None
 
 
 def fold(
@@ -74,7 +109,7 @@ def fold(
     """
     with ExitStack() as stack:
         model = stack.enter_context(TensorFile(current))
-        updates = [stack.enter_context(TensorFile(contribution.path)) for contribution in contributions]
+        updates = [stack.enter_context(TensorFile(each.path, each.header)) for each in contributions]
         moments = stack.enter_context(TensorFile(state)) if state else None
         clips = [contribution.clips for contribution in contributions]
         folding = _Folding(model, updates, clips, aggregation, aggregations, set(untrained), moments)
@@ -96,6 +131,7 @@ class _Folding:
         self.aggregation, self.aggregations = aggregation, aggregations
         self.optimizer = aggregation.server_optimizer
         self.parameters = {n: e for n, e in model.header.entries.items() if e.is_float and n not in untrained}
+        self.state_header = self._lay_out_state()
         self.scales = [1.0] * len(updates)
         if aggregation.clip_norm is not None:
             self.scales = aggregation.clip_scales([self._distance(update) for update in updates])
@@ -103,62 +139,68 @@ class _Folding:
     def write(self, target: Path, target_state: Path, metadata: dict) -> None:
         with ExitStack() as stack:
             model = stack.enter_context(_Target(target, self.model.header.with_metadata(metadata)))
-            state = None
-            if self.optimizer:
-                state = stack.enter_context(_Target(target_state, self._state_header(self.optimizer)))
+            state = stack.enter_context(_Target(target_state, self.state_header)) if self.optimizer else None
             pool = stack.enter_context(ThreadPoolExecutor(THREADS))
-            names = self.model.header.entries
-            for _ in pool.map(lambda name: self._fold_tensor(name, model, state), names):
+            for _ in pool.map(lambda piece: self._fold_slice(piece, model, state), self._pieces()):
                 continue
 
-    def _fold_tensor(self, name: str, model: "_Target", state: "_Target | None") -> None:
-        entry = self.model.header.entries[name]
-        for first, last in _slices(entry, whole=self.aggregation.rule.whole_tensors):
-            current = self.model.read(name, first, last)
-            if not entry.is_float:
-                values = np.maximum.reduce([update.read(name, first, last) for update in self.updates])
-            else:
-                values = self.aggregation.rule.combine(self._slices_of_updates(name, first, last, current), self.clips)
-                if self.optimizer and state and name in self.parameters:
-                    values = self._step(self.optimizer, name, first, current, values, state)
-            model.write(name, first, values)
+    def _pieces(self) -> Iterator[tuple[Run, int, int]]:
+        """Runs and the items of them that are folded at a time."""
+        entries = self.model.header.entries
+        files = [entries, *(update.header.entries for update in self.updates)]
+        for slot in self.optimizer.slots if self.optimizer else ():
+            files.append({name: self.state_header.entries[f"{slot}.{name}"] for name in self.parameters})
+        if self.aggregation.rule.whole_tensors:
+            for name, entry in entries.items():
+                yield Run(name, entry, entry.count, name in self.parameters), 0, entry.count
+        else:
+            for run in _runs(entries, files, self.parameters):
+                for first, last in _slices(run.count):
+                    yield run, first, last
 
-    def _slices_of_updates(self, name: str, first: int, last: int, current: np.ndarray) -> Iterator[np.ndarray]:
+    def _fold_slice(self, piece: tuple[Run, int, int], model: "_Target", state: "_Target | None") -> None:
+        run, first, last = piece
+        if not run.entry.is_float:
+            values = np.maximum.reduce([update.read(run.name, first, last) for update in self.updates])
+        else:
+            values = self.aggregation.rule.combine(self._slices_of_updates(run, first, last), self.clips)
+            if self.optimizer and state and run.trained:
+                values = self._step(self.optimizer, run, first, last, values, state)
+        model.write(run.name, first, values)
+
+    def _slices_of_updates(self, run: Run, first: int, last: int) -> Iterator[np.ndarray]:
         for update, scale in zip(self.updates, self.scales, strict=True):
-            values = update.read(name, first, last)
-            yield clipped(current, values, scale) if scale < 1 and name in self.parameters else values
+            values = update.read(run.name, first, last)
+            if scale < 1 and run.trained:
+                values = clipped(self.model.read(run.name, first, last), values, scale)
+            yield values
 
     def _step(
-        self,
-        optimizer: ServerOptimizer,
-        name: str,
-        first: int,
-        current: np.ndarray,
-        combined: np.ndarray,
-        state: "_Target",
+        self, optimizer: ServerOptimizer, run: Run, first: int, last: int, combined: np.ndarray, state: "_Target"
     ) -> np.ndarray:
         slots = {}
         for slot in optimizer.slots:
             if self.moments:
-                slots[slot] = self.moments.read(f"{slot}.{name}", first, first + len(current))
+                slots[slot] = self.moments.read(f"{slot}.{run.name}", first, last)
             else:
-                slots[slot] = np.full(len(current), optimizer.initial_value, np.float32)
+                slots[slot] = np.full(last - first, optimizer.initial_value, np.float32)
+        current = self.model.read(run.name, first, last)
         values, slots = optimizer.step(current, combined, slots, self.aggregations)
         for slot, moment in slots.items():
-            state.write(f"{slot}.{name}", first, moment)
+            state.write(f"{slot}.{run.name}", first, moment)
         return values
 
-    def _state_header(self, optimizer: ServerOptimizer) -> Header:
-        names = {f"{slot}.{name}": entry for slot in optimizer.slots for name, entry in self.parameters.items()}
-        shapes = {name: (np.dtype(np.float32), entry.shape) for name, entry in names.items()}
-        return Header.lay_out(shapes, {})
+    def _lay_out_state(self) -> Header:
+        slots = self.optimizer.slots if self.optimizer else ()
+        names = {f"{slot}.{name}": entry for slot in slots for name, entry in self.parameters.items()}
+        return Header.lay_out({name: (np.dtype(np.float32), entry.shape) for name, entry in names.items()}, {})
 
     def _distance(self, update: TensorFile) -> float:
         """Euclidean norm of what the envoy changed, over all parameters."""
         total = 0.0
         for name, entry in self.parameters.items():
-            for first, last in _slices(entry):
-                change = update.read(name, first, last).astype(np.float64) - self.model.read(name, first, last)
+            for ends in _slices(entry.count):
+                change = update.read(name, *ends).astype(np.float64) - self.model.read(name, *ends)
                 total += float(np.dot(change, change))
         return total**0.5
 
@@ -186,7 +228,7 @@ class _Target:
             self._partial.rename(self._path)
 
     def write(self, name: str, first: int, values: np.ndarray) -> None:
-        """`values` are flat, and begin at item `first` of the tensor."""
+        """`values` are flat, and begin at item `first` of the tensor; they may reach into those behind it."""
         entry = self._header.entries[name]
         view = bytes_of(values.astype(entry.dtype, copy=False))
         offset = self._data_start + entry.start + first * entry.dtype.itemsize
@@ -195,7 +237,6 @@ class _Target:
             view, offset = view[written:], offset + written
 
 
-def _slices(entry: Entry, whole: bool = False) -> Iterator[tuple[int, int]]:
-    step = max(1, entry.count) if whole else SLICE_ITEMS
-    for first in range(0, entry.count, step):
-        yield first, min(first + step, entry.count)
+def _slices(count: int) -> Iterator[tuple[int, int]]:
+    for first in range(0, count, SLICE_ITEMS):
+        yield first, min(first + SLICE_ITEMS, count)

@@ -88,7 +88,7 @@ class Rounds:
     def check(self, update: UpdateMessage) -> None:
         """Raises UpdateRefusedError for results that are not those of this round's tasks."""
         tasks = {task.name: task for task in self.tasks_for(update.envoy)}
-        refused = f"update of envoy '{update.envoy}' for round {update.round}"
+        refused = str(update)
         if update.round != self.round_number or not tasks:
             wanted = sorted(tasks) or "nothing"
             raise UpdateRefusedError(f"{refused}: round {self.round_number} asks for {wanted} from it")
@@ -161,7 +161,8 @@ class Rounds:
         means = {}
         for name in sorted({name for result in results for name in result.metrics}):
             reported = [(result.metrics[name], result.size) for result in results if name in result.metrics]
-            means[name] = sum(value * size for value, size in reported) / sum(size for _, size in reported)
+            total = sum(size for _, size in reported)
+            means[name] = sum(value * (size / total) for value, size in reported)
         return means
 
     def _score(self) -> float | None:

@@ -34,7 +34,8 @@ from federation.wire import WireError, describe_faults
 
 logger = logging.getLogger(__name__)
 
-MAX_PLAN_BYTES = 16 << 20
+# A fault in it is described in hundreds of bytes.
+MAX_PLAN_BYTES = 256 << 10
 MAX_ARCHIVE_BYTES = 1 << 30
 MAX_MODEL_BYTES = 64 << 30
 # Folders that are not finished: a submission on its way.
@@ -137,7 +138,7 @@ class RunFolder:
 
     def named_model(self, which: str) -> Path:
         """File of model 'initial', 'last' or 'best'. Raises WireError if there is none yet."""
-        path = self.path / f"{which}.safetensors"
+        path = self.model if which == "last" else self.path / f"{which}.safetensors"
         if which not in ("initial", "last", "best"):
             raise WireError(f"there is no model {which[:80]!r}: ask for 'initial', 'last' or 'best'")
         if not path.exists():

@@ -5,19 +5,18 @@ import logging
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
-from typing import NoReturn, TypeAlias, TypeVar
+from typing import TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
-from grpc import aio
 from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc, director_pb2, director_pb2_grpc
 
 from director.director import SUBMISSION, Director, EnvoyRefusedError
-from director.experiment import Experiment
+from director.experiment import BrokenUploadError, Experiment
+from director.gate import Context, Gate, header_of, refuse
 from director.rounds import UpdateRefusedError
 from director.run_folder import SubmissionError
 from director.stock import StockUpdates, named_tensor
-from federation.certificates import CertificateError, role_of
 from federation.plan import NAME
 from federation.tensors import PIECE_BYTES, Header, TensorFile, TensorFormatError
 from federation.wire import (
@@ -27,7 +26,7 @@ from federation.wire import (
     Kind,
     ModelRequest,
     StatusRequest,
-    UpdateMessage,
+    UpdateEnvelope,
     WireError,
     decode,
     encode,
@@ -35,20 +34,11 @@ from federation.wire import (
 
 logger = logging.getLogger(__name__)
 
-Context: TypeAlias = aio.ServicerContext
 Item = TypeVar("Item")
 MAX_SUBMISSION_BYTES = 64 << 30
 # Results of one task of an OpenFL envoy are put together in memory.
 MAX_STOCK_RESULTS_BYTES = 2 << 30
 MAX_REASON_CHARACTERS = 10_000
-
-
-async def refuse(context: Context, code: grpc.StatusCode, sentence: str) -> NoReturn:
-    # Headers hold a few kilobytes, and the sentence may quote what somebody sent.
-    sentence = sentence[:2000]
-    logger.warning("refused a call of %s: %s", context.peer(), sentence)
-    await context.abort(code, sentence)
-    raise RuntimeError("abort always raises")
 
 
 async def parse(context: Context, request: bytes, kind: type[Kind]) -> Kind:
@@ -64,46 +54,6 @@ async def without_blocking(items: Iterable[Item]) -> AsyncIterator[Item]:
     for item in items:
         yield item
         await asyncio.sleep(0)
-
-
-class Gate:
-    """Who is calling, and may they? With TLS the certificate says so, without it everybody is who they say."""
-
-    def __init__(self, tls: bool) -> None:
-        self.tls = tls
-
-    async def envoy(self, context: Context, claimed: str) -> str:
-        """The calling envoy's name; ends the call if the certificate is not that envoy's."""
-        if self.tls:
-            name, role = await self._certificate(context)
-            if role != "envoy" or name != claimed:
-                sentence = f"the certificate is that of {role} '{name}', the call is made as envoy '{claimed}'"
-                await refuse(context, grpc.StatusCode.PERMISSION_DENIED, sentence)
-        return claimed
-
-    async def user(self, context: Context) -> str:
-        """The calling user's name; ends the call if the certificate is not a user's."""
-        if not self.tls:
-            return _header(context, "client_id") or "anonymous"
-        name, role = await self._certificate(context)
-        if role != "user":
-            sentence = f"the certificate is that of {role} '{name}', this call is for notebook users"
-            await refuse(context, grpc.StatusCode.PERMISSION_DENIED, sentence)
-        return name
-
-    @staticmethod
-    async def _certificate(context: Context) -> tuple[str, str]:
-        try:
-            return role_of(context.auth_context()["x509_pem_cert"][0])
-        except CertificateError as error:
-            return await refuse(context, grpc.StatusCode.PERMISSION_DENIED, str(error))
-
-
-def _header(context: Context, key: str) -> str:
-    for name, value in context.invocation_metadata() or ():
-        if name == key:
-            return str(value)
-    return ""
 
 
 class DirectorService(director_pb2_grpc.DirectorServicer):
@@ -122,7 +72,7 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
                 f"envoy name {name[:80]!r}: use 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first"
             )
             await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, sentence)
-        corpus, instance = _header(context, "corpus"), _header(context, "instance") or name
+        corpus, instance = header_of(context, "corpus"), header_of(context, "instance") or name
         try:
             self.director.register(request.shard_info, corpus, instance, context.peer())
         except EnvoyRefusedError as error:
@@ -254,6 +204,8 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServicer):
         )
 
     async def SendLocalTaskResults(self, request_iterator, context: Context):  # noqa: N802
+        # Who it is comes with the message; that it is an envoy must be known before one is put together.
+        await self.gate.any_envoy(context)
         buffer = bytearray()
         async for piece in request_iterator:
             buffer += piece.npbytes
@@ -345,13 +297,17 @@ class RoundsService:
         """Tensors as `federation.tensors.stream` gives them, with an UpdateMessage as metadata."""
         pieces = aiter(request_iterator)
         try:
-            header = Header.unpack(await anext(pieces, b""))
-            update = decode(encode(header.metadata), UpdateMessage)
-            name = await self.gate.envoy(context, update.envoy)
-            experiment = await find_envoys_experiment(self.director, context, update.experiment, name)
-            counted = await experiment.receive_update(update, header, pieces)
+            packed = await anext(pieces, b"")
+            header = Header.unpack(packed)
+            sender = decode(encode(header.metadata), UpdateEnvelope)
+            name = await self.gate.envoy(context, sender.envoy)
+            experiment = await find_envoys_experiment(self.director, context, sender.experiment, name)
+            experiment.bytes_up += len(packed)
+            counted = await experiment.receive_update(sender, header, pieces)
         except (WireError, TensorFormatError, UpdateRefusedError) as error:
             await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except BrokenUploadError as error:
+            await refuse(context, grpc.StatusCode.ABORTED, str(error))
         return encode({"counted": counted})
 
     # Calls of notebooks

@@ -9,7 +9,7 @@ from openfl.protocols.aggregator_pb2 import TaskResults
 from director.experiment import Experiment
 from director.rounds import UpdateRefusedError
 from federation.tensors import TensorFile, Tensors, write_tensors
-from federation.wire import TaskResult, UpdateMessage
+from federation.wire import TaskResult, UpdateEnvelope, UpdateMessage
 
 
 def named_tensor(experiment: Experiment, name: str, round_number: int, tags: list[str]) -> base_pb2.NamedTensor:
@@ -44,6 +44,15 @@ class StockUpdates:
 
     async def add(self, experiment: Experiment, envoy: str, message: TaskResults) -> None:
         """Raises UpdateRefusedError; an update that is not complete yet is only kept."""
+        sender = UpdateEnvelope(experiment=experiment.plan.name, envoy=envoy, round=message.round_number, results=None)
+        try:
+            await self._add(experiment, sender, message)
+        except UpdateRefusedError as error:
+            experiment.refuse(sender, str(error))
+            raise
+
+    async def _add(self, experiment: Experiment, sender: UpdateEnvelope, message: TaskResults) -> None:
+        envoy = sender.envoy
         key = (experiment.plan.name, envoy)
         round_number, pending = self._pending.get(key, (-1, _Pending()))
         if round_number != message.round_number:
@@ -53,7 +62,7 @@ class StockUpdates:
             entries = model.header.entries
         metrics = {}
         for tensor in message.tensors:
-            values = _values(tensor, f"update of envoy '{envoy}' for round {message.round_number}")
+            values = _values(tensor, str(sender))
             if "metric" in tensor.tags:
                 metrics[tensor.name] = float(values.reshape(-1)[0])
             elif "trained" in tensor.tags and tensor.name in entries:
@@ -75,11 +84,9 @@ class StockUpdates:
         try:
             write_tensors(path, pending.tensors, update.model_dump())
             with TensorFile(path) as file:
-                experiment.check(update, file.header)
-            await experiment.accept(update, path)
-        except UpdateRefusedError as error:
-            experiment.refuse(update, str(error))
-            raise
+                header = file.header
+            experiment.check(update, header)
+            await experiment.accept(update, header, path)
         finally:
             path.unlink(missing_ok=True)
 

@@ -63,7 +63,7 @@ class ExperimentPlan(Part):
     name: str
     federation_uuid: str
     corpus: str | None = None
-    envoys: list[str] | None = Field(default=None, min_length=1)
+    envoys: list[str] | None = Field(default=None, min_length=1, fail_fast=True)
     rounds: int = Field(ge=1)
     tasks: list[Task] = Field(min_length=1)
     participation: Participation = Participation()
@@ -71,7 +71,7 @@ class ExperimentPlan(Part):
     best: BestModel
     keep: int = Field(default=0, ge=0)
     precision: Literal["float32", "float16"] = "float32"
-    untrained: list[str] = []
+    untrained: list[str] = Field(default=[], fail_fast=True)
 
     @field_validator("name")
     @classmethod

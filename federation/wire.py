@@ -17,6 +17,8 @@ SERVICE = "openfl_audio.Rounds"
 
 # Our pieces are small. OpenFL's own envoys get a tensor in one message.
 MAX_MESSAGE_BYTES = 256 << 20
+# Requests are names and numbers.
+MAX_REQUEST_BYTES = 64 << 10
 # A dead peer is noticed by keep-alive; two directors on one port must not share it silently.
 CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -74,13 +76,22 @@ class TaskResult(Message):
     metrics: dict[str, float] = Field(max_length=1000)
 
 
-class UpdateMessage(Message):
-    """Metadata of one envoy's answer to one round."""
+class UpdateEnvelope(Message):
+    """Whose update of which round it is: all that must be known to refuse it."""
 
     experiment: str
     envoy: str
     round: int
-    results: dict[str, TaskResult]
+    results: Any
+
+    def __str__(self) -> str:
+        return f"update of envoy '{self.envoy}' for round {self.round}"
+
+
+class UpdateMessage(UpdateEnvelope):
+    """Metadata of one envoy's answer to one round."""
+
+    results: dict[str, TaskResult] = Field(max_length=100)
 
 
 Kind = TypeVar("Kind", bound=Message)
@@ -92,6 +103,9 @@ def encode(message: dict[str, Any] | Message) -> bytes:
 
 def decode(data: bytes, kind: type[Kind]) -> Kind:
     """Raises WireError, naming the field, for bytes that are no `kind`."""
+    if len(data) > MAX_REQUEST_BYTES:
+        # A fault is described in hundreds of bytes, and a request could have one in every other byte.
+        raise WireError(f"not a {kind.__name__}: {len(data)} bytes are more than {MAX_REQUEST_BYTES}")
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
