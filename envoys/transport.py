@@ -8,7 +8,7 @@ import grpc
 import numpy as np
 from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc
 
-from federation.tensors import Tensors, receive, stream
+from federation.tensors import Receiver, Tensors, stream
 from federation.wire import ModelRequest, RoundsStub, TaskResult, UpdateMessage, encode, wait_for_connection
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ class RoundsClient:
         self.experiment = experiment
         self.precision = np.dtype(precision)
         self._channel = channel
+        self._receiver = Receiver()
         self._aggregator = aggregator_pb2_grpc.AggregatorStub(channel)
         self._rounds = RoundsStub(channel)
         self._header = aggregator_pb2.MessageHeader(
@@ -61,9 +62,9 @@ class RoundsClient:
         return answer.tasks, answer.round_number, answer.sleep_time, answer.quit
 
     def get_model(self) -> tuple[Tensors, int]:
-        """The global model, and the round that begins with it. The arrays may be written to."""
+        """The global model, and the round that begins with it. The next call overwrites the arrays."""
         request = encode(ModelRequest(experiment=self.experiment, envoy=self.envoy))
-        tensors, metadata = self._insist(lambda: receive(self._rounds.get_model(request)))
+        tensors, metadata = self._insist(lambda: self._receiver.receive(self._rounds.get_model(request)))
         return tensors, metadata["round"]
 
     def send_update(self, round_number: int, results: dict[str, TaskResult], tensors: Tensors) -> None:

@@ -33,7 +33,8 @@ class FrameworkAdapterPlugin(FrameworkAdapterPluginInterface):
     def get_tensor_dict(
         model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None
     ) -> dict[str, np.ndarray]:
-        """Trained tensors of `model` by name, as arrays that share no memory with it.
+        """Trained tensors of `model` by name. On the CPU the arrays are the model's own memory: send or copy them
+        before it changes.
 
         With `optimizer`, its state too, as "optimizer.KEY.PARAMETER" (a state that does not exist yet is zero).
         """
@@ -136,7 +137,7 @@ def _to_array(value: torch.Tensor | float) -> np.ndarray:
         return np.array(value, np.float32)
     # NumPy has no bfloat16.
     value = value.float() if value.dtype == torch.bfloat16 else value
-    return value.detach().cpu().numpy().copy()
+    return value.detach().cpu().numpy()
 
 
 def _copy_into(name: str, tensor: torch.Tensor, value: np.ndarray) -> None:

@@ -1,5 +1,6 @@
 """The zip archives that an experiment travels in: checked before anything is unpacked."""
 
+import errno
 import lzma
 import shutil
 import stat
@@ -65,3 +66,7 @@ def extract_file(zipped: zipfile.ZipFile, name: str, target: Path, limit: int) -
             shutil.copyfileobj(source, file, 1 << 20)
     except UNREADABLE as error:
         raise ArchiveError(f"'{name}' cannot be unpacked: {error}") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise ArchiveError(f"'{name}' lies outside of its archive") from error

@@ -98,7 +98,6 @@ def test_slices_of_a_tensor_are_read_flat(tmp_path):
     with TensorFile(tmp_path / "file") as file:
         np.testing.assert_array_equal(file.read("transposed"), [0, 3, 1, 4, 2, 5])
         np.testing.assert_array_equal(file.read("transposed", 1, 3), [3, 1])
-        np.testing.assert_array_equal(file.read("transposed", 4, 99), [2, 5])
         np.testing.assert_array_equal(file.read("scalar"), [3])
         assert file.read("empty").size == 0
 
@@ -265,7 +264,7 @@ def test_a_file_that_shrinks_while_it_is_open_raises(tmp_path):
     with TensorFile(tmp_path / "file") as file:
         with (tmp_path / "file").open("r+b") as other:
             other.truncate(200)
-        with pytest.raises(TensorFormatError, match="ends within tensor 'a'"):
+        with pytest.raises(TensorFormatError, match="ends at byte 200"):
             file.read("a")
 
 

@@ -1,13 +1,26 @@
 """A federation of real processes on this machine, over TLS, with the toy experiment beside it."""
 
+import contextlib
+import io
+import json
 import sys
+import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import grpc
+import numpy as np
 import pytest
+from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc, director_pb2, director_pb2_grpc
+from safetensors.numpy import save
 
-from federation.certificates import write_certificates
+from federation.certificates import load_credentials, write_certificates
+from federation.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL
+from federation.tensors import Tensors, receive
+from federation.wire import AttendRequest, ModelRequest, RoundsStub, StatusRequest, encode, open_channel
 from scripts.local_federation import LocalFederation
 
 HERE = str(Path(__file__).parent)
@@ -16,13 +29,13 @@ USER = "scientist"
 READY_SECONDS = 60
 
 
-def wait_for(condition: Callable, seconds: float = 60):
-    """What `condition` gives as soon as that is true; fails after `seconds`."""
+def wait_for(condition: Callable, seconds: float = 60, interval: float = 0.05):
+    """What `condition` gives as soon as that is true, asked every `interval`; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {seconds:.0f} s in vain")
-        time.sleep(0.05)
+        time.sleep(interval)
     return value
 
 
@@ -69,3 +82,97 @@ def connect(certificates: Path) -> Callable:
         return Federation(user, "127.0.0.1", processes.port, tls=True, **paths)
 
     return connect
+
+
+def open_as(processes: LocalFederation, name: str, **headers: str) -> grpc.Channel:
+    """A channel to the director with the certificate of `name`; without TLS, a plain one."""
+    credentials = None
+    if processes.certificates:
+        own = load_credentials(processes.certificates, name)
+        credentials = grpc.ssl_channel_credentials(own.root, own.private_key, own.certificate)
+    return open_channel(f"127.0.0.1:{processes.port}", credentials, **headers)
+
+
+def status_of(processes: LocalFederation) -> dict[str, Any]:
+    """What the director says of all envoys and experiments."""
+    with open_as(processes, USER, client_id=USER) as channel:
+        return json.loads(RoundsStub(channel).get_status(encode(StatusRequest()), timeout=10, wait_for_ready=True))
+
+
+def plan_of(name: str, **changes: Any) -> dict[str, Any]:
+    """The plan of an experiment that trains for one round, on envoy 'b' unless `changes` say otherwise."""
+    task = {"name": "train", "function_name": "train", "task_type": "train"}
+    best = {"metric": "accuracy", "direction": "max"}
+    plan = {
+        "name": name,
+        "federation_uuid": f"uuid-{name}",
+        "envoys": ["b"],
+        "rounds": 1,
+        "tasks": [task],
+        "best": best,
+    }
+    return plan | changes
+
+
+def workspace_with(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as zipped:
+        for name, content in files.items():
+            zipped.writestr(name, content)
+    return buffer.getvalue()
+
+
+def submission_of(plan: Any, workspace: bytes | None = None, model: bytes | None = None) -> bytes:
+    """What a notebook submits. `plan` that is bytes goes in as it is; `model` is a safetensors file."""
+    files = {
+        EXPERIMENT_PLAN: plan if isinstance(plan, bytes) else json.dumps(plan).encode(),
+        ARCHIVE: workspace_with({"plan/plan.yaml": b"{}"}) if workspace is None else workspace,
+        INITIAL_MODEL: save({"weight": np.zeros(3, np.float32)}) if model is None else model,
+    }
+    return workspace_with(files)
+
+
+def submit(channel: grpc.Channel, submission: bytes, piece_bytes: int = 1 << 20) -> None:
+    """Past all checks of a notebook. Raises grpc.RpcError."""
+    pieces = (submission[at : at + piece_bytes] for at in range(0, len(submission), piece_bytes))
+    data = (director_pb2.ExperimentData(size=len(piece), npbytes=piece) for piece in pieces)
+    messages = (director_pb2.ExperimentInfo(name="any", experiment_data=each) for each in data)
+    director_pb2_grpc.DirectorStub(channel).SetNewExperiment(messages, timeout=60)
+
+
+class FakeEnvoy:
+    """An envoy that says what a test makes it say: registered and attending for as long as the block lasts."""
+
+    def __init__(self, processes: LocalFederation, name: str) -> None:
+        self.name = name
+        self._channel = open_as(processes, name, instance=f"fake-{name}", corpus="points")
+        self.director = director_pb2_grpc.DirectorStub(self._channel)
+        self.aggregator = aggregator_pb2_grpc.AggregatorStub(self._channel)
+        self.rounds = RoundsStub(self._channel)
+
+    def __enter__(self) -> "FakeEnvoy":
+        info = director_pb2.ShardInfo(node_info=director_pb2.NodeInfo(name=self.name), shard_description="none")
+        self.director.UpdateShardInfo(director_pb2.UpdateShardInfoRequest(shard_info=info), timeout=10)
+        self._attending = self.rounds.attend(encode(AttendRequest(envoy=self.name, instance=f"fake-{self.name}")))
+        next(self._attending)
+        self._thread = threading.Thread(target=self._attend)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._attending.cancel()
+        self._thread.join()
+        self._channel.close()
+
+    def get_tasks(self, federation_uuid: str) -> aggregator_pb2.GetTasksResponse:
+        header = aggregator_pb2.MessageHeader(sender=self.name, federation_uuid=federation_uuid)
+        return self.aggregator.GetTasks(aggregator_pb2.GetTasksRequest(header=header), timeout=30)
+
+    def get_model(self, experiment: str) -> tuple[Tensors, dict[str, Any]]:
+        request = encode(ModelRequest(experiment=experiment, envoy=self.name))
+        return receive(self.rounds.get_model(request, timeout=30))
+
+    def _attend(self) -> None:
+        with contextlib.suppress(grpc.RpcError):
+            for _ in self._attending:
+                continue

@@ -9,7 +9,7 @@ import pytest
 
 from federation.certificates import create_authority, issue, load_authority, write_certificates
 from scripts.local_federation import LocalFederation, StartError
-from tests.integration.conftest import ENVOYS, READY_SECONDS, USER, points
+from tests.integration.conftest import ENVOYS, READY_SECONDS, USER, open_as, points
 
 pytestmark = pytest.mark.integration
 
@@ -109,7 +109,7 @@ def test_the_director_refuses_an_envoy_that_says_it_is_another(director, certifi
     import grpc
     from openfl.protocols import director_pb2, director_pb2_grpc
 
-    with open_as(director, certificates, "b") as channel:
+    with open_as(director, "b") as channel:
         stub = director_pb2_grpc.DirectorStub(channel)
         info = director_pb2.ShardInfo(node_info=director_pb2.NodeInfo(name="c"))
         calls = [
@@ -132,7 +132,7 @@ def test_an_envoys_certificate_cannot_submit(director, certificates):
     from openfl.protocols import director_pb2, director_pb2_grpc
 
     messages = iter([director_pb2.ExperimentInfo(name="x", collaborator_names=["a"])])
-    with open_as(director, certificates, "b") as channel:
+    with open_as(director, "b") as channel:
         stub = director_pb2_grpc.DirectorStub(channel)
         with pytest.raises(grpc.RpcError) as caught:
             stub.SetNewExperiment(messages, timeout=10)
@@ -204,14 +204,3 @@ def test_processes_that_end_early_are_reported_with_their_log(tmp_path, certific
         processes.start_envoy("a", points(1), work_dir=[1])
         with pytest.raises(StartError, match="(?s)a ended with exit code 1.*'params.work_dir'"):
             processes.wait_until_ready(ENVOYS, READY_SECONDS)
-
-
-def open_as(director: LocalFederation, certificates: Path, name: str):
-    import grpc
-
-    from federation.certificates import load_credentials
-    from federation.wire import open_channel
-
-    own = load_credentials(certificates, name)
-    credentials = grpc.ssl_channel_credentials(own.root, own.private_key, own.certificate)
-    return open_channel(f"127.0.0.1:{director.port}", credentials)

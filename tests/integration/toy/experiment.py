@@ -1,5 +1,6 @@
 """Model, data interface and tasks of the toy experiment."""
 
+import time
 from functools import partial
 
 import torch
@@ -63,3 +64,20 @@ def task_interface(train=add_points, validate=distance) -> TaskInterface:
     tasks.register_fl_task(model="model", data_loader="points", device="device", optimizer="optimizer")(train)
     tasks.register_fl_task(model="model", data_loader="points", device="device")(validate)
     return tasks
+
+
+def add_points_slowly(model, points, device, optimizer):
+    """Long enough for something to happen meanwhile."""
+    time.sleep(0.3)
+    return add_points(model, points, device, optimizer)
+
+
+def create_large_model() -> torch.nn.Module:
+    """36 MB, all zeros: long enough on its way to be caught there."""
+    model = torch.nn.Linear(3000, 3000, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    return model
+
+
+def first_weight(model, points, device):
+    return {"accuracy": 0.0, "slope": next(model.parameters()).flatten()[0].item()}

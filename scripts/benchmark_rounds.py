@@ -1,0 +1,129 @@
+#!/usr/bin/env python3
+"""What a round costs when training costs nothing: seconds, bytes and memory of a federation on this machine.
+
+    python scripts/benchmark_rounds.py --workload head                     # this project, a table
+    python scripts/benchmark_rounds.py --workload many --engine stock      # OpenFL 1.7.1 as it comes
+    python scripts/benchmark_rounds.py --workload base --peer flower       # Flower, in an environment of its own
+    python scripts/benchmark_rounds.py --workload base --tls --json        # one JSON object on standard output
+
+Director and envoys are real processes. Each envoy adds 1e-3 to every weight in its train task, nothing is validated,
+and the run fails unless the final model has grown by as much. The first round is left out of the seconds per round:
+engines start up in it. `submit_to_first_round` has the whole of it, from the call that submits until the first round's
+weights are aggregated. Bytes are those of one envoy in one round (null where an engine does not tell), memory is the
+peak of the resident set: in stock OpenFL the envoy is its own worker, in Flower the superlink with its serverapp counts
+as director, the supernode as envoy and the clientapp as worker.
+"""
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `scripts` is no installed package
+
+from scripts.local_federation import REPOSITORY, StartError
+from scripts.rounds_benchmark.measure import BenchmarkError, Job, Measured
+from scripts.rounds_benchmark.workloads import MODELS, WrongResultError, create_model
+
+ROUNDS = {"many": 10, "head": 10, "base": 5, "adam": 4}
+# Stock OpenFL sleeps for 10 s here and there, and takes 100 s for a round of the many small layers.
+ROUNDS_OF_STOCK = {"many": 3, "head": 6, "base": 3}
+
+
+def benchmark(engine: str, job: Job) -> dict:
+    """Run the workload and return what is reported of it. Raises BenchmarkError."""
+    module = importlib.import_module(f"scripts.rounds_benchmark.{engine}")
+    with tempfile.TemporaryDirectory(prefix="rounds-") as folder:
+        try:
+            measured = module.measure(job, Path(folder))
+        except (BenchmarkError, StartError, WrongResultError) as error:
+            raise BenchmarkError(f"{error}\n{ends_of_logs(Path(folder))}") from error
+    return report(engine, job, measured)
+
+
+def report(engine: str, job: Job, measured: Measured) -> dict:
+    trained = [parameter.numel() for parameter in create_model(job.workload).parameters()]
+    return {
+        "engine": engine,
+        "workload": job.workload,
+        "envoys": job.envoys,
+        "tls": job.tls,
+        "float16": job.float16,
+        "rounds": job.rounds,
+        "parameters": sum(trained),
+        "tensors": len(trained),
+        "seconds_per_round": measured.seconds_per_round(),
+        "submit_to_first_round": round(measured.submit_to_first_round, 3),
+        "first_round": {name: round(value, 3) for name, value in measured.first_round.items()},
+        "bytes_up": measured.bytes_up,
+        "bytes_down": measured.bytes_down,
+        "rss_mb": measured.rss_mb,
+    }
+
+
+def ends_of_logs(folder: Path) -> str:
+    """What the processes said last: their folder is about to be removed."""
+    logs = sorted(path for path in folder.rglob("*.log") if path.stat().st_size)
+    return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-1500:]}" for path in logs)
+
+
+def show(result: dict) -> None:
+    """The same as a table."""
+    for name, value in result.items():
+        text = ", ".join(f"{key} {number}" for key, number in value.items()) if isinstance(value, dict) else str(value)
+        print(f"{name:<22}{text}")
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workload", choices=sorted(MODELS), required=True)
+    parser.add_argument("--envoys", type=int, default=2, metavar="N")
+    parser.add_argument("--rounds", type=int, metavar="R", help="two at least, as the first is not counted")
+    parser.add_argument("--tls", action="store_true", help="mutual TLS")
+    parser.add_argument("--float16", action="store_true", help="weights travel as float16")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--engine", choices=("ours", "stock"), default="ours")
+    what.add_argument("--peer", choices=("flower",), help="another framework")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(arguments)
+    if options.envoys < 1 or (options.rounds is not None and options.rounds < 2):
+        parser.error("at least one envoy and two rounds are needed")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    engine = options.peer or options.engine
+    rounds = options.rounds or (ROUNDS | (ROUNDS_OF_STOCK if engine == "stock" else {}))[options.workload]
+    job = Job(options.workload, options.envoys, rounds, options.tls, options.float16)
+    # A terminated benchmark must stop what it started, as one that is interrupted does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("benchmark_rounds: terminated"))
+    # The nodes import the workload's package from here.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+    # All share one machine: threads beyond the cores would only wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    try:
+        # OpenFL logs to standard output, which is for the result.
+        with contextlib.redirect_stdout(sys.stderr):
+            result = benchmark(engine, job)
+    except BenchmarkError as error:
+        print(f"benchmark_rounds: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("benchmark_rounds: interrupted; everything it started is stopped", file=sys.stderr)
+        return 130
+    if options.json:
+        print(json.dumps(result))
+    else:
+        show(result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""The envoys' data: a few items nobody looks at. Apart from the workloads, as an idle envoy must not load torch."""
+
+from openfl.interface.interactive_api.shard_descriptor import ShardDataset, ShardDescriptor
+
+TEMPLATE = f"{__name__}.FewItemsShardDescriptor"
+
+
+class FewItems(ShardDataset):
+    def __init__(self, n_items: int) -> None:
+        self.n_items = n_items
+
+    def __len__(self) -> int:
+        return self.n_items
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        return index, index
+
+
+class FewItemsShardDescriptor(ShardDescriptor):
+    def __init__(self, n_items: int = 4) -> None:
+        self.n_items = n_items
+
+    def get_dataset(self, dataset_type: str) -> FewItems:
+        return FewItems(self.n_items)
+
+    @property
+    def sample_shape(self) -> list[str]:
+        return ["1"]
+
+    @property
+    def target_shape(self) -> list[str]:
+        return ["1"]
+
+    @property
+    def dataset_description(self) -> str:
+        return f"{self.n_items} items"

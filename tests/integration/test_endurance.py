@@ -1,0 +1,67 @@
+"""Many envoys and many rounds: nothing grows, nothing slows down."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from envoys.envoy import memory_of
+from scripts.local_federation import LocalFederation
+from scripts.rounds_benchmark import shard, workloads
+from tests.integration.conftest import READY_SECONDS, wait_for
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+ENVOYS = [f"envoy_{number}" for number in range(12)]
+ROUNDS = 200
+# The history keeps what each envoy said in each round: a few kilobytes.
+MB_PER_ROUND = 0.05
+
+
+@pytest.fixture
+def federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalFederation]:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with LocalFederation(tmp_path, None, "scientist") as processes:
+        processes.start_director()
+        for name in ENVOYS:
+            processes.start_envoy(name, {"template": shard.TEMPLATE})
+        processes.wait_until_ready(ENVOYS, 2 * READY_SECONDS)
+        yield processes
+
+
+def test_twelve_envoys_and_200_rounds_of_a_real_head_run_without_an_error_growth_or_slowing(federation):
+    from federation.interactive_api import Federation, FLExperiment, ModelInterface, TaskInterface
+
+    tasks = TaskInterface()
+    register = tasks.register_fl_task(model="model", data_loader="items", device="device", optimizer="optimizer")
+    register(workloads.add_step)
+    connection = Federation("scientist", "127.0.0.1", federation.port, tls=False)
+    experiment = FLExperiment(connection, "endurance")
+    recipe = ModelInterface(partial(workloads.create_model, "head"), partial(torch.optim.SGD, lr=0.1))
+    experiment.start(
+        model_provider=recipe, task_keeper=tasks, data_loader=workloads.FewItemsData(), rounds_to_train=ROUNDS
+    )
+
+    def rounds_done() -> int:
+        return len(experiment.federation.dir_client.get_experiment("endurance")["history"])
+
+    director = federation.pid("director")
+    wait_for(lambda: rounds_done() >= 50, seconds=300)
+    early_mb, early = memory_of(director) / 1e6, rounds_done()
+    records = list(experiment.federation.dir_client.stream_history("endurance"))
+    late_mb = memory_of(director) / 1e6
+
+    assert len(records) == ROUNDS
+    assert all(list(record["envoys"]) == sorted(ENVOYS) and not record["refused"] for record in records)
+    workloads.check(workloads.create_model("head"), experiment.last_model(), ROUNDS)
+    grown = (late_mb - early_mb) / (ROUNDS - early)
+    assert grown < MB_PER_ROUND, f"the director grew from {early_mb:.0f} to {late_mb:.0f} MB"
+    # The first round has the workers' start in it.
+    seconds = [record["seconds"] for record in records[1:]]
+    assert sum(seconds[-50:]) < 1.5 * sum(seconds[:50])
+    log = federation.log("director").read_text()
+    assert "ERROR" not in log
+    assert "Traceback" not in log
+    print(f"director {late_mb:.0f} MB, {grown:.4f} MB a round; {sum(seconds) / len(seconds):.3f} s a round")

@@ -1,0 +1,297 @@
+"""Who may call what: nobody speaks for another envoy, no envoy for a notebook, no notebook for an envoy."""
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf.message import Message
+from openfl.protocols import aggregator_pb2, base_pb2, director_pb2
+
+from director.service import RoundsService
+from federation.certificates import create_authority, issue, load_authority
+from federation.tensors import stream
+from federation.wire import AttendRequest, ExperimentRequest, ModelRequest, StatusRequest, encode
+from scripts.local_federation import LocalFederation
+from tests.integration.conftest import (
+    READY_SECONDS,
+    USER,
+    FakeEnvoy,
+    open_as,
+    plan_of,
+    points,
+    status_of,
+    submission_of,
+    submit,
+    wait_for,
+)
+
+pytestmark = pytest.mark.integration
+
+EXPERIMENT = "of-b"
+HEADER = aggregator_pb2.MessageHeader(sender="b", federation_uuid=f"uuid-{EXPERIMENT}")
+NODE_B = director_pb2.ShardInfo(node_info=director_pb2.NodeInfo(name="b"))
+RESULTS = aggregator_pb2.TaskResults(header=HEADER, round_number=0, task_name="train", data_size=1)
+UPDATE = {
+    "experiment": EXPERIMENT,
+    "envoy": "b",
+    "round": 0,
+    "results": {"train": {"size": 1, "metrics": {}}},
+}
+
+DIRECTOR, AGGREGATOR, ROUNDS = "/openfl.director.Director/", "/openfl.aggregator.Aggregator/", "/openfl_audio.Rounds/"
+# Each call as envoy 'b' would make it: what it sends, in pieces.
+CALLS_OF_ENVOYS: dict[str, list[bytes | Message]] = {
+    DIRECTOR + "UpdateShardInfo": [director_pb2.UpdateShardInfoRequest(shard_info=NODE_B)],
+    DIRECTOR + "WaitExperiment": [director_pb2.WaitExperimentRequest(collaborator_name="b")],
+    DIRECTOR + "GetExperimentData": [
+        director_pb2.GetExperimentDataRequest(experiment_name=EXPERIMENT, collaborator_name="b")
+    ],
+    DIRECTOR + "UpdateEnvoyStatus": [director_pb2.UpdateEnvoyStatusRequest(name="b")],
+    DIRECTOR + "SetExperimentFailed": [
+        director_pb2.SetExperimentFailedRequest(experiment_name=EXPERIMENT, collaborator_name="b", error_code=1)
+    ],
+    AGGREGATOR + "GetTasks": [aggregator_pb2.GetTasksRequest(header=HEADER)],
+    AGGREGATOR + "GetAggregatedTensor": [
+        aggregator_pb2.GetAggregatedTensorRequest(header=HEADER, tensor_name="weight", round_number=0)
+    ],
+    AGGREGATOR + "SendLocalTaskResults": [base_pb2.DataStream(npbytes=RESULTS.SerializeToString())],
+    ROUNDS + "Attend": [encode(AttendRequest(envoy="b", instance="fake-b"))],
+    ROUNDS + "GetModel": [encode(ModelRequest(experiment=EXPERIMENT, envoy="b"))],
+    ROUNDS + "SendUpdate": list(stream({"weight": np.ones(3, np.float32)}, UPDATE)),
+}
+# Each call as the experiment's owner would make it.
+CALLS_OF_NOTEBOOKS: dict[str, list[bytes | Message]] = {
+    DIRECTOR + "SetNewExperiment": [
+        director_pb2.ExperimentInfo(
+            name="new", experiment_data=director_pb2.ExperimentData(npbytes=submission_of(plan_of("new")))
+        )
+    ],
+    DIRECTOR + "GetExperimentStatus": [director_pb2.GetExperimentStatusRequest(experiment_name=EXPERIMENT)],
+    DIRECTOR + "GetDatasetInfo": [director_pb2.GetDatasetInfoRequest()],
+    DIRECTOR + "GetMetricStream": [director_pb2.GetMetricStreamRequest(experiment_name=EXPERIMENT)],
+    DIRECTOR + "GetEnvoys": [director_pb2.GetEnvoysRequest()],
+    ROUNDS + "GetModel": [encode(ModelRequest(experiment=EXPERIMENT, which="initial"))],
+    ROUNDS + "GetHistory": [encode(ExperimentRequest(experiment=EXPERIMENT))],
+    ROUNDS + "GetExperiment": [encode(ExperimentRequest(experiment=EXPERIMENT))],
+    ROUNDS + "StopExperiment": [encode(ExperimentRequest(experiment=EXPERIMENT))],
+    ROUNDS + "GetStatus": [encode(StatusRequest())],
+}
+NOT_SERVED: dict[str, list[bytes | Message]] = {
+    DIRECTOR + "GetExperimentDescription": [director_pb2.GetExperimentDescriptionRequest(name=EXPERIMENT)],
+    DIRECTOR + "GetExperimentsList": [director_pb2.GetExperimentsListRequest()],
+    DIRECTOR + "GetTrainedModel": [director_pb2.GetTrainedModelRequest(experiment_name=EXPERIMENT)],
+    DIRECTOR + "RemoveExperimentData": [director_pb2.RemoveExperimentRequest(experiment_name=EXPERIMENT)],
+    AGGREGATOR + "GetMetricStream": [aggregator_pb2.GetMetricStreamRequest(experiment_name=EXPERIMENT)],
+    AGGREGATOR + "GetTrainedModel": [aggregator_pb2.GetTrainedModelRequest(experiment_name=EXPERIMENT)],
+    AGGREGATOR + "GetExperimentDescription": [aggregator_pb2.GetExperimentDescriptionRequest(name=EXPERIMENT)],
+}
+
+
+def all_methods() -> dict[str, tuple[bool, bool]]:
+    """Every call that a director has, and whether its requests and its answers are streams."""
+    methods = {}
+    for module in (director_pb2, aggregator_pb2):
+        for service in module.DESCRIPTOR.services_by_name.values():
+            for method in service.methods:
+                methods[f"/{service.full_name}/{method.name}"] = method.client_streaming, method.server_streaming
+    for path, handler in RoundsService(None, None).handler()._method_handlers.items():
+        methods[path] = handler.request_streaming, handler.response_streaming
+    return methods
+
+
+METHODS = all_methods()
+
+
+def call(channel: grpc.Channel, path: str, requests: list[bytes | Message]) -> None:
+    """Make the call and take all its answers. Raises grpc.RpcError."""
+    pieces = [each if isinstance(each, bytes) else each.SerializeToString() for each in requests]
+    streams_requests, streams_answers = METHODS[path]
+    kind = f"{'stream' if streams_requests else 'unary'}_{'stream' if streams_answers else 'unary'}"
+    answer = getattr(channel, kind)(path)(iter(pieces) if streams_requests else pieces[0], timeout=10)
+    if streams_answers:
+        for _ in answer:
+            continue
+
+
+@pytest.fixture(scope="module")
+def director(tmp_path_factory, certificates) -> Iterator[LocalFederation]:
+    """A director with an experiment in progress that waits for its envoy 'b'."""
+    with LocalFederation(tmp_path_factory.mktemp("identities"), certificates, USER) as processes:
+        processes.start_director()
+        wait_for(lambda: is_up(processes))
+        with FakeEnvoy(processes, "b"), open_as(processes, USER) as channel:
+            submit(channel, submission_of(plan_of(EXPERIMENT)))
+            yield processes
+
+
+def is_up(processes: LocalFederation) -> bool:
+    with contextlib.suppress(grpc.RpcError):
+        return bool(status_of(processes))
+    return False
+
+
+@pytest.fixture
+def unchanged(director) -> Iterator[None]:
+    """Nothing that the director says or keeps is different afterwards, and its log has no traceback."""
+    before, log = state_of(director), director.log("director")
+    logged = len(log.read_text())
+    assert [(e["status"], e["waiting_for"]) for e in before[0]["experiments"]] == [("in_progress", ["b"])]
+    yield
+    assert state_of(director) == before
+    assert "Traceback" not in log.read_text()[logged:]
+
+
+def state_of(director: LocalFederation) -> tuple[dict[str, Any], dict[str, str]]:
+    files = (path for path in (director.folder / "director").rglob("*") if path.is_file())
+    return status_of(director), {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def refusal(make_call: Callable[[], object]) -> grpc.RpcError:
+    with pytest.raises(grpc.RpcError) as caught:
+        make_call()
+    return caught.value
+
+
+def test_every_call_of_every_service_is_tried_here():
+    assert CALLS_OF_ENVOYS.keys() | CALLS_OF_NOTEBOOKS.keys() | NOT_SERVED.keys() == METHODS.keys()
+
+
+def test_the_calls_are_good_ones_when_the_right_certificate_makes_them(director, unchanged):
+    """Otherwise their refusals below would say nothing. Only calls that change nothing."""
+    for name, table, harmless in (
+        ("b", CALLS_OF_ENVOYS, ("GetTasks", "GetExperimentData", "GetAggregatedTensor", "GetModel", "WaitExperiment")),
+        (USER, CALLS_OF_NOTEBOOKS, ("GetExperimentStatus", "GetEnvoys", "GetModel", "GetExperiment", "GetStatus")),
+    ):
+        with open_as(director, name) as channel:
+            for path in table:
+                if path.rpartition("/")[2] in harmless:
+                    call(channel, path, table[path])
+
+
+def refusals_of(role: str, name: str) -> list[str]:
+    """The second is that of a call whose sender is known only when all of it has arrived."""
+    certificate = f"the certificate is that of {role} '{name}'"
+    return [f"{certificate}, the call is made as envoy 'b'", f"{certificate}, this call is for envoys"]
+
+
+@pytest.mark.parametrize("path", CALLS_OF_ENVOYS)
+@pytest.mark.parametrize(("name", "role"), [("a", "envoy"), (USER, "user")])
+@pytest.mark.usefixtures("unchanged")
+def test_nobody_calls_in_the_name_of_another_envoy(director, path, name, role):
+    with open_as(director, name) as channel:
+        error = refusal(lambda: call(channel, path, CALLS_OF_ENVOYS[path]))
+    assert error.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert error.details() in refusals_of(role, name)
+    assert director.log("director").read_text().splitlines()[-1].endswith(error.details())
+
+
+@pytest.mark.parametrize("path", CALLS_OF_NOTEBOOKS)
+@pytest.mark.usefixtures("unchanged")
+def test_no_envoy_makes_a_notebooks_call(director, path):
+    with open_as(director, "b", client_id=USER) as channel:
+        error = refusal(lambda: call(channel, path, CALLS_OF_NOTEBOOKS[path]))
+    assert error.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert error.details() == "the certificate is that of envoy 'b', this call is for notebook users"
+
+
+@pytest.mark.parametrize("path", [path for path, call in CALLS_OF_NOTEBOOKS.items() if EXPERIMENT in str(call)])
+@pytest.mark.usefixtures("unchanged")
+def test_no_user_calls_for_the_experiment_of_another(director, path):
+    with open_as(director, "colleague", client_id=USER) as channel:
+        error = refusal(lambda: call(channel, path, CALLS_OF_NOTEBOOKS[path]))
+    assert error.code() is grpc.StatusCode.NOT_FOUND
+    assert error.details() == f"user 'colleague' has no experiment '{EXPERIMENT}'"
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_a_user_who_has_an_envoys_name_is_no_envoy(director, tmp_path, certificates):
+    """The role counts, not the name alone."""
+    pair = issue(load_authority(certificates), "b", "user")
+    with open_with(director, certificates, pair) as channel:
+        for path, requests in CALLS_OF_ENVOYS.items():
+            error = refusal(lambda path=path, requests=requests: call(channel, path, requests))
+            assert error.details() in refusals_of("user", "b")
+
+
+@pytest.mark.parametrize("path", NOT_SERVED)
+@pytest.mark.usefixtures("unchanged")
+def test_a_call_that_is_not_served_says_so(director, path):
+    with open_as(director, USER) as channel:
+        error = refusal(lambda: call(channel, path, NOT_SERVED[path]))
+    assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert "<class" not in error.details()
+
+
+def test_a_call_that_no_service_has_is_refused(director, unchanged):
+    with open_as(director, USER) as channel:
+        error = refusal(lambda: channel.unary_unary(ROUNDS + "DeleteEverything")(b"", timeout=10))
+    assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def no_certificate(certificates: Path) -> tuple[None, None]:
+    return None, None
+
+
+def of_a_foreign_authority(certificates: Path) -> tuple[bytes, bytes]:
+    return issue(create_authority(), "b", "envoy")
+
+
+def expired(certificates: Path) -> tuple[bytes, bytes]:
+    past = datetime.now(timezone.utc) - timedelta(days=40)
+    return issue(load_authority(certificates), "b", "envoy", days=30, now=past)
+
+
+def of_the_director(certificates: Path) -> tuple[bytes, bytes]:
+    """Good for a server only."""
+    return (certificates / "director.crt").read_bytes(), (certificates / "director.key").read_bytes()
+
+
+@pytest.mark.parametrize("certificate", [no_certificate, of_a_foreign_authority, expired, of_the_director])
+@pytest.mark.usefixtures("unchanged")
+def test_no_call_goes_through_with_a_certificate_that_is_not_good(director, certificates, certificate):
+    with open_with(director, certificates, certificate(certificates)) as channel:
+        for path in METHODS:
+            requests = (CALLS_OF_ENVOYS | CALLS_OF_NOTEBOOKS | NOT_SERVED)[path]
+            error = refusal(lambda path=path, requests=requests: call(channel, path, requests))
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_no_call_goes_through_without_tls(director):
+    with grpc.insecure_channel(f"127.0.0.1:{director.port}") as channel:
+        for path in METHODS:
+            requests = (CALLS_OF_ENVOYS | CALLS_OF_NOTEBOOKS | NOT_SERVED)[path]
+            error = refusal(lambda path=path, requests=requests: call(channel, path, requests))
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def open_with(director: LocalFederation, certificates: Path, pair: tuple[bytes | None, bytes | None]) -> grpc.Channel:
+    certificate, key = pair
+    root = (certificates / "ca.crt").read_bytes()
+    return grpc.secure_channel(f"127.0.0.1:{director.port}", grpc.ssl_channel_credentials(root, key, certificate))
+
+
+def test_an_envoy_with_tls_cannot_join_a_director_without_it(tmp_path, certificates):
+    with (
+        LocalFederation(tmp_path / "plain", None, USER) as plain,
+        LocalFederation(tmp_path / "beside", certificates, USER) as beside,
+    ):
+        plain.start_director()
+        wait_for(lambda: is_up(plain))
+        before = state_of(plain)
+        beside.port = plain.port
+        beside.start_envoy("a", points(1), connect_timeout=1.0)
+        assert beside.wait_for_exit("a", READY_SECONDS) == 1
+        *_, sentence = beside.log("a").read_text().splitlines()
+        assert sentence.startswith(f"envoy 'a': cannot reach the director at 127.0.0.1:{plain.port}")
+        assert sentence.endswith("with TLS on like this envoy?")
+        assert state_of(plain) == before
+        log = plain.log("director").read_text()
+        assert "without TLS: anybody may connect" in log
+        assert "Traceback" not in log

@@ -1,0 +1,85 @@
+"""Task code that crashes, hangs or takes all memory: the notebook is told why, and the envoy takes the next experiment."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts.local_federation import LocalFederation
+from tests.integration.conftest import READY_SECONDS, USER, points
+
+pytestmark = pytest.mark.integration
+
+MEMORY_LIMIT_GB = 2.5
+TASK_TIMEOUT_SECONDS = 5.0
+numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory, certificates: Path) -> Iterator[LocalFederation]:
+    """A director and one envoy that limits its workers."""
+    with LocalFederation(tmp_path_factory.mktemp("faults"), certificates, USER) as processes:
+        processes.start_director()
+        limits = {"memory_limit_gb": MEMORY_LIMIT_GB, "task_timeout_seconds": TASK_TIMEOUT_SECONDS}
+        processes.start_envoy("a", points(1), **limits)
+        processes.wait_until_ready("a", READY_SECONDS)
+        yield processes
+
+
+@pytest.fixture
+def run(federation: LocalFederation, connect: Callable) -> Callable:
+    import toy
+    from toy.experiment import PointsData, model_interface, task_interface
+
+    from federation.interactive_api import FLExperiment
+
+    def run(**tasks):
+        experiment = FLExperiment(connect(federation), f"fault-{next(numbers)}", toy)
+        experiment.start(
+            model_provider=model_interface(),
+            task_keeper=task_interface(**tasks),
+            data_loader=PointsData(),
+            rounds_to_train=1,
+        )
+        return experiment.watch()
+
+    return run
+
+
+def read_address_zero(model, points, device, optimizer):
+    import ctypes
+
+    ctypes.string_at(0)
+
+
+def take_all_memory(model, points, device, optimizer):
+    import numpy as np
+
+    taken = []
+    while True:
+        taken.append(np.ones(25_000_000))
+
+
+def hang_in_a_loop(model, points, device, optimizer):
+    while True:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("train", "reasons"),
+    [
+        (read_address_zero, ["killed by SIGSEGV", "in read_address_zero"]),
+        (take_all_memory, [f"more than memory_limit_gb: {MEMORY_LIMIT_GB}"]),
+        (hang_in_a_loop, ["Timeout (0:00:05)!", "in hang_in_a_loop"]),
+    ],
+)
+def test_the_notebook_is_told_why_and_the_envoy_takes_the_next_experiment(federation, run, train, reasons):
+    from federation.interactive_api import ExperimentFailedError
+
+    with pytest.raises(ExperimentFailedError, match="envoy 'a'") as caught:
+        run(train=train)
+    for reason in reasons:
+        assert reason in str(caught.value)
+    assert federation.is_alive("a")
+    assert run()["slope"].tolist() == [0, 1]
