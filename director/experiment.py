@@ -33,7 +33,7 @@ class Experiment:
         self.rounds = Rounds(self.plan, self.state.progress)
         self._is_online = is_online
         self._changes = Changes()
-        self._headers: dict[str, Header] = {}  # of the updates that count
+        self._updates: dict[str, tuple[Path, Header]] = {}  # those that count
         self._model_header = self._read_model_header()
         self._accepts_updates = False
         self._opened = time.monotonic()
@@ -41,7 +41,7 @@ class Experiment:
 
     @property
     def ended(self) -> bool:
-        return self.state.status in (Status.FINISHED, Status.FAILED, Status.STOPPED)
+        return self.state.ended
 
     async def run(self, ended: Callable[[], Any]) -> None:
         """All rounds that are still to come; `ended` is called at the end, however that came about."""
@@ -63,14 +63,18 @@ class Experiment:
         if self.ended:
             return  # stopped before it began
         self.state.status = Status.IN_PROGRESS
-        while not self.ended and not self.rounds.finished:
+        while not self.rounds.finished:
             self._open_round()
             await self._wait_until_complete()
-            if not self.ended:
-                record = await self._close_round()
-                tensorboard.add(record)
-        if not self.ended:
-            self._end(Status.FINISHED)
+            if self.ended:
+                return
+            self._require_quorum()
+            if self.rounds.trained:
+                await asyncio.to_thread(self._fold, self.rounds.progress.aggregations + 1)
+            if self.ended:
+                return  # stopped meanwhile: the round does not count
+            tensorboard.add(self._close_round())
+        self._end(Status.FINISHED)
 
     async def wait_for_tasks(self, envoy: str) -> tuple[list[Task], int]:
         """Tasks of `envoy` and their round: waits until there are some, the experiment ends, or a long poll is over."""
@@ -100,28 +104,25 @@ class Experiment:
         """
         if self._is_dropped(sender):
             return False
-        path = self.folder.incoming_update(sender.envoy)
+        path = self.folder.take_update_file()
+        counted = False
         try:
             update = read_update(header)
             self.check(update, header)
             await self._write(path, header, pieces, str(sender))
-            return await self.accept(update, header, path)
+            if header.entries:
+                await asyncio.to_thread(check_finite, path, str(update), header)
+            counted = not self._is_dropped(sender)
+            if counted:
+                self._count(update, header, path)
+                self._changes.notify()
         except UpdateRefusedError as error:
             self.refuse(sender, str(error))
             raise
         finally:
-            path.unlink(missing_ok=True)
-
-    async def accept(self, update: UpdateMessage, header: Header, path: Path) -> bool:
-        """Count the update in the file `path`, which is moved. Raises UpdateRefusedError."""
-        if header.entries:
-            await asyncio.to_thread(check_finite, path, str(update), header)
-        if self._is_dropped(update):
-            return False
-        path.rename(self.folder.update(update.envoy))
-        self._count(update, header)
-        self._changes.notify()
-        return True
+            if not counted:
+                self.folder.free_update_file(path)
+        return counted
 
     def refuse(self, sender: UpdateEnvelope, reason: str) -> None:
         """The answer of an envoy that was asked does not count, and none other of it will in this round."""
@@ -184,17 +185,20 @@ class Experiment:
 
     def recount_updates(self) -> None:
         """After a restart: count the updates that had arrived for the round that was open."""
-        for path in (self.folder.path / "updates").glob("*.safetensors"):
+        for path in self.folder.updates():
             try:
                 with TensorFile(path) as file:
-                    update = read_update(file.header)
-                    self.check(update, file.header)
-                    self._count(update, file.header)
+                    header = file.header
+                update = read_update(header)
+                self.check(update, header)
+                check_finite(path, str(update), header)
+                self._count(update, header, path)
             except (TensorFormatError, UpdateRefusedError) as error:
-                logger.warning("%s is left out: %s", path, error)
-                path.unlink()
+                logger.info("%s is no update of this round: %s", path.name, error)
+                self.folder.free_update_file(path)
 
     def _open_round(self) -> None:
+        self._opened = time.monotonic()
         members, participation = set(self.state.members), self.plan.participation
         resumed = self.state.asked
         if resumed is not None:
@@ -209,7 +213,6 @@ class Experiment:
         self.folder.delete_old_models()
         if resumed is not None:
             self.recount_updates()
-        self._opened = time.monotonic()
         self.bytes_up = self.bytes_down = 0
         self._accepts_updates = True
         self._changes.notify()
@@ -222,24 +225,20 @@ class Experiment:
             await self._changes.wait(left if left is None or left > 0 else None)
         self._accepts_updates = False
 
-    async def _close_round(self) -> dict[str, Any]:
-        """Make the next global model. The round counts as soon as the state is saved, with the next one or the end."""
+    def _close_round(self) -> dict[str, Any]:
+        """Go on to the next model. The round counts as soon as the state is saved, with the next round or the end."""
         record = self.rounds.record()
-        self._require_quorum()
-        progress = self.rounds.next_progress()
         if record["best"]:
             self.folder.link_model("best")
-        if self.rounds.trained:
-            await asyncio.to_thread(self._fold, progress.aggregations)
         record |= {
             "seconds": round(self._seconds_open(), 4),
             "bytes_up": self.bytes_up,
             "bytes_down": self.bytes_down,
         }
         self.folder.append_history(record)
-        self.state.progress = self.rounds.progress = progress
+        self.state.progress = self.rounds.progress = self.rounds.next_progress()
         self.state.asked = None
-        self._headers = {}
+        self._free_updates()
         self.folder.keep_round(record["round"])
         logger.info("experiment '%s' round %d: %s", self.plan.name, record["round"], record["metrics"])
         return record
@@ -257,8 +256,10 @@ class Experiment:
     def _fold(self, aggregations: int) -> None:
         folder, before = self.folder, aggregations - 1
         target, target_state = folder.model_after(aggregations), folder.optimizer_after(aggregations)
-        trained = self.rounds.trained.items()
-        contributions = [Contribution(folder.update(e), clips, self._headers[e]) for e, clips in trained]
+        contributions = []
+        for envoy, clips in self.rounds.trained.items():
+            path, header = self._updates[envoy]
+            contributions.append(Contribution(path, clips, header))
         state = folder.optimizer_after(before)
         fold(
             folder.model,
@@ -270,14 +271,20 @@ class Experiment:
             target,
             target_state,
             {"aggregations": aggregations},
+            outdated=folder.model_after(before - 1),
         )
 
     def _seconds_open(self) -> float:
         return time.monotonic() - self._opened
 
-    def _count(self, update: UpdateMessage, header: Header) -> None:
+    def _count(self, update: UpdateMessage, header: Header, path: Path) -> None:
         self.rounds.count(update)
-        self._headers[update.envoy] = header
+        self._updates[update.envoy] = path, header
+
+    def _free_updates(self) -> None:
+        for path, _ in self._updates.values():
+            self.folder.free_update_file(path)
+        self._updates = {}
 
     def _read_model_header(self) -> Header:
         with TensorFile(self.folder.model) as model:
@@ -297,17 +304,21 @@ class Experiment:
         check_layout(header, expected, str(update))
 
     async def _write(self, path: Path, header: Header, pieces: AsyncIterator[bytes], refused: str) -> None:
-        expected, received = header.data_bytes, 0
-        with path.open("wb") as file:
-            file.write(header.encode())
+        encoded, expected, received = header.encode(), header.data_bytes, 0
+        with path.open("r+b") as file:
+            # Without its length at the front it is no safetensors file, and so no update, until it is whole.
+            file.write(bytes(8) + encoded[8:])
             async for piece in pieces:
                 received += len(piece)
                 if received > expected:
                     raise UpdateRefusedError(f"{refused}: larger than the {expected} bytes of its tensors")
                 file.write(piece)
-        if received < expected:
-            # A connection that broke looks like this too: the envoy will send it again.
-            raise BrokenUploadError(f"{refused}: ends after {received} of {expected} bytes")
+            if received < expected:
+                # A connection that broke looks like this too: the envoy will send it again.
+                raise BrokenUploadError(f"{refused}: ends after {received} of {expected} bytes")
+            file.truncate()
+            file.seek(0)
+            file.write(encoded[:8])
         self.bytes_up += received
 
     def _end(self, status: Status, error: str = "") -> None:
@@ -316,7 +327,8 @@ class Experiment:
         self.state.status, self.state.error = status, error
         self.folder.save_state()
         self.folder.link_model("last")
-        self.folder.delete_updates()
+        self._free_updates()
+        self.folder.delete_free_update_files()
         self._changes.notify()
         level = logging.ERROR if error else logging.INFO
         logger.log(level, "experiment '%s' is %s%s", self.plan.name, status.value, f": {error}" if error else "")

@@ -101,8 +101,9 @@ def fold(
     target: Path,
     target_state: Path,
     metadata: dict,
+    outdated: Path | None = None,
 ) -> None:
-    """Write the model that follows from `current` and the updates to `target`.
+    """Write the model that follows from `current` and the updates to `target`; the file `outdated` is used up for it.
 
     The result does not depend on the order in which updates arrived, only on the order of `contributions`. Integer
     tensors (counters, such as a batch norm's number of batches) take the maximum. With a server optimizer, its moments
@@ -114,7 +115,7 @@ def fold(
         moments = stack.enter_context(TensorFile(state)) if state else None
         clips = [contribution.clips for contribution in contributions]
         folding = _Folding(model, updates, clips, aggregation, aggregations, set(untrained), moments)
-        folding.write(target, target_state, metadata)
+        folding.write(target, target_state, metadata, outdated)
 
 
 class _Folding:
@@ -137,9 +138,9 @@ class _Folding:
         if aggregation.clip_norm is not None:
             self.scales = aggregation.clip_scales([self._distance(update) for update in updates])
 
-    def write(self, target: Path, target_state: Path, metadata: dict) -> None:
+    def write(self, target: Path, target_state: Path, metadata: dict, outdated: Path | None) -> None:
         with ExitStack() as stack:
-            model = stack.enter_context(_Target(target, self.model.header.with_metadata(metadata)))
+            model = stack.enter_context(_Target(target, self.model.header.with_metadata(metadata), outdated))
             state = stack.enter_context(_Target(target_state, self.state_header)) if self.optimizer else None
             pool = stack.enter_context(ThreadPoolExecutor(THREADS))
             for _ in pool.map(lambda piece: self._fold_slice(piece, model, state), self._pieces()):
@@ -209,12 +210,16 @@ class _Folding:
 class _Target:
     """A safetensors file whose tensors are written in any order; there, whole and on disk, when the block ends."""
 
-    def __init__(self, path: Path, header: Header) -> None:
+    def __init__(self, path: Path, header: Header, outdated: Path | None = None) -> None:
+        """`outdated` is a file that nobody needs any more: its memory and disk blocks are used again."""
         self._path, self._header = path, header
         self._partial = path.with_name(f".{path.name}.partial")
+        # What has another name as well, such as the best model, must stay as it is.
+        if outdated and outdated.exists() and outdated.stat().st_nlink == 1:
+            outdated.rename(self._partial)
 
     def __enter__(self) -> "_Target":
-        self._file = self._partial.open("wb")
+        self._file = self._partial.open("r+b" if self._partial.exists() else "wb")
         encoded = self._header.encode()
         self._data_start = len(encoded)
         self._file.write(encoded)

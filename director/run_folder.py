@@ -5,7 +5,7 @@
     workspace.zip        what the envoys get
     history.jsonl        one record a round
     models/N.safetensors the global model after N aggregations, and `N.optimizer.safetensors` with a server optimizer
-    updates/             the current round's updates, one file an envoy
+    updates/             the current round's updates, one file each; the files are used again in the next round
     initial, last, best, round-R .safetensors   links to models, for people
     tensorboard/         the history once more
 
@@ -72,13 +72,19 @@ class State(BaseModel):
     members: list[str] = []
     left: dict[str, str] = {}
     asked: list[str] | None = None
+    boot: str = ""
     progress: Progress = Progress()
+
+    @property
+    def ended(self) -> bool:
+        return self.status in (Status.FINISHED, Status.FAILED, Status.STOPPED)
 
 
 class RunFolder:
     def __init__(self, path: Path, plan: ExperimentPlan, state: State) -> None:
         self.path, self.plan, self.state = path, plan, state
         self.history: list[dict[str, Any]] = []
+        self._free_updates: list[Path] = []
 
     @classmethod
     def create(cls, runs: Path, submission: Path, owner: str) -> "RunFolder":
@@ -114,8 +120,12 @@ class RunFolder:
             raise RunFolderError(f"{path} cannot be read: {error}") from error
         folder = cls(path, plan, state)
         folder._load_history()
-        for leftover in (*path.rglob(".*.partial"), *(path / "updates").glob(".*")):
-            leftover.unlink(missing_ok=True)
+        for leftover in path.rglob(".*.partial"):
+            leftover.unlink()
+        if state.ended or state.boot != boot_id():
+            # What a killed process wrote is there. What was under way when the machine went down may be so in part.
+            for path_of_update in folder.updates():
+                path_of_update.unlink()
         if not folder.model.exists():
             raise RunFolderError(f"{folder.model} is missing")
         folder.link_model("last")
@@ -167,18 +177,29 @@ class RunFolder:
             if path not in kept:
                 path.unlink()
 
-    def update(self, envoy: str) -> Path:
-        return self.path / "updates" / f"{envoy}.safetensors"
+    def updates(self) -> list[Path]:
+        return sorted((self.path / "updates").iterdir())
 
-    def incoming_update(self, envoy: str) -> Path:
-        """A new path for an update on its way."""
-        return self.path / "updates" / f".{envoy}.{uuid.uuid4().hex}"
+    def take_update_file(self) -> Path:
+        """A file for an update on its way: one that is free, as its memory and disk blocks are there, or a new one."""
+        if self._free_updates:
+            return self._free_updates.pop()
+        path = self.path / "updates" / f"{uuid.uuid4().hex}.safetensors"
+        path.touch()
+        return path
 
-    def delete_updates(self) -> None:
-        for path in (self.path / "updates").glob("*.safetensors"):
-            path.unlink()
+    def free_update_file(self, path: Path) -> None:
+        if self.state.ended:
+            path.unlink(missing_ok=True)
+        else:
+            self._free_updates.append(path)
+
+    def delete_free_update_files(self) -> None:
+        while self._free_updates:
+            self._free_updates.pop().unlink()
 
     def save_state(self) -> None:
+        self.state.boot = boot_id()
         temporary = self.path / ".state.json.partial"
         with temporary.open("wb") as file:
             file.write(self.state.model_dump_json(indent=2).encode())
@@ -208,6 +229,12 @@ class RunFolder:
             temporary = self.path / ".history.jsonl.partial"
             temporary.write_text("".join(json.dumps(record) + "\n" for record in self.history), encoding="utf-8")
             temporary.rename(path)
+
+
+def boot_id() -> str:
+    """Names the time since the machine was started; empty where the system does not tell."""
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else ""
 
 
 def _extract(submission: Path, folder: Path) -> ExperimentPlan:

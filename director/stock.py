@@ -1,5 +1,6 @@
 """Envoys of OpenFL itself (`fx envoy`): they fetch each tensor by a call of its own, and send each task's results."""
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -8,7 +9,7 @@ from openfl.protocols.aggregator_pb2 import TaskResults
 
 from director.experiment import Experiment
 from director.rounds import UpdateRefusedError
-from federation.tensors import TensorFile, Tensors, write_tensors
+from federation.tensors import TensorFile, Tensors, describe, stream
 from federation.wire import TaskResult, UpdateEnvelope, UpdateMessage
 
 
@@ -80,15 +81,13 @@ class StockUpdates:
         update = UpdateMessage(
             experiment=experiment.plan.name, envoy=envoy, round=round_number, results=pending.results
         )
-        path = experiment.folder.incoming_update(envoy)
-        try:
-            write_tensors(path, pending.tensors, update.model_dump())
-            with TensorFile(path) as file:
-                header = file.header
-            experiment.check(update, header)
-            await experiment.accept(update, header, path)
-        finally:
-            path.unlink(missing_ok=True)
+        await experiment.receive_update(update, describe(pending.tensors, update.model_dump()), _data(pending.tensors))
+
+
+async def _data(tensors: Tensors) -> AsyncIterator[bytes]:
+    _, *pieces = stream(tensors, {})
+    for piece in pieces:
+        yield piece
 
 
 def _values(tensor: base_pb2.NamedTensor, refused: str) -> np.ndarray:

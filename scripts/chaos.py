@@ -23,6 +23,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
@@ -75,7 +76,7 @@ class DisturbedFederation:
         self.generator = generator
         self.faults: Counter[str] = Counter()
         self.certificates = folder / "certificates"
-        write_certificates(self.certificates, director_hosts=["127.0.0.1"], envoys=ENVOYS, users=[USER])
+        write_certificates(self.certificates, director_hosts=["127.0.0.1"], envoys=list(ENVOYS), users=[USER])
 
     def __enter__(self) -> "DisturbedFederation":
         with ExitStack() as stack:
@@ -127,7 +128,8 @@ class DisturbedFederation:
         return "notebook killed"
 
     def _break_connection(self) -> str:
-        kind = self.generator.choice(["cut", "stall", "reset"])
+        kinds: list[Literal["cut", "stall", "reset"]] = ["cut", "stall", "reset"]
+        kind = self.generator.choice(kinds)
         after = self.generator.randrange(10_000, 20_000_000)
         fault = Fault(kind, self.generator.choice(["up", "down"]), after)
         proxy = self.proxies[self.generator.choice(list(ENVOYS))]
@@ -143,7 +145,7 @@ class DisturbedFederation:
 
 def start_experiment(processes: LocalFederation, rounds: int, seconds: float) -> FLExperiment:
     files = {"cert_chain": "ca.crt", "api_cert": f"{USER}.crt", "api_private_key": f"{USER}.key"}
-    paths = {key: str(processes.certificates / file) for key, file in files.items()}
+    paths = {key: str(processes.folder / "certificates" / file) for key, file in files.items()}
     experiment = FLExperiment(Federation(USER, "127.0.0.1", processes.port, tls=True, **paths), "chaos")
     tasks = TaskInterface()
     tasks.add_kwargs(seconds=seconds)(train)

@@ -84,7 +84,7 @@ def close_round(folder: RunFolder) -> None:
     folder.save_state()
     folder.link_model("last")
     folder.keep_round(round_number)
-    folder.delete_updates()
+    folder.delete_free_update_files()
     folder.delete_old_models()
 
 
@@ -186,19 +186,29 @@ def test_an_experiment_comes_back_as_it_was(folder):
     assert weight(loaded.model) == 3
 
 
-def test_what_was_on_its_way_is_removed_and_what_had_arrived_stays(folder):
-    write_tensors(folder.update("a"), MODEL, {})
-    folder.incoming_update("b").write_bytes(b"half of an upd")
-    for name in (".state.json.partial", ".last.partial", ".history.jsonl.partial"):
+def test_after_a_restart_updates_are_there_and_what_was_half_written_of_the_rest_is_gone(folder):
+    write_tensors(folder.take_update_file(), MODEL, {})
+    folder.save_state()
+    for name in (".state.json.partial", ".last.partial", ".history.jsonl.partial", "models/.4.safetensors.partial"):
         (folder.path / name).write_bytes(b"half")
     loaded = RunFolder.load(folder.path)
-    assert names_in(loaded.path / "updates") == {"a.safetensors"}
-    assert not [name for name in names_in(loaded.path) if name.startswith(".")]
+    assert len(loaded.updates()) == 1
+    assert not list(loaded.path.rglob(".*"))
 
 
-def test_each_update_on_its_way_has_a_path_of_its_own(folder):
-    assert folder.incoming_update("a") != folder.incoming_update("a")
-    assert folder.incoming_update("a").parent == folder.update("a").parent
+def test_updates_from_before_the_machine_went_down_do_not_count(folder):
+    write_tensors(folder.take_update_file(), MODEL, {})
+    folder.save_state()
+    state = json.loads((folder.path / "state.json").read_text())
+    (folder.path / "state.json").write_text(json.dumps(state | {"boot": "another one"}))
+    assert RunFolder.load(folder.path).updates() == []
+
+
+def test_each_update_on_its_way_has_a_file_of_its_own_until_that_is_free(folder):
+    first, second = folder.take_update_file(), folder.take_update_file()
+    assert first != second
+    folder.free_update_file(first)
+    assert folder.take_update_file() == first
 
 
 def test_a_line_of_history_whose_round_does_not_count_is_done_again(folder):
@@ -323,12 +333,13 @@ def test_old_models_and_moments_go_but_the_current_ones_and_those_before(folder)
     }  # fmt: skip
 
 
-def test_updates_that_are_counted_are_deleted_and_those_on_their_way_are_not(folder):
-    incoming = folder.incoming_update("late")
-    incoming.write_bytes(b"half")
-    write_tensors(folder.update("a"), MODEL, {})
-    folder.delete_updates()
-    assert names_in(folder.path / "updates") == {incoming.name}
+def test_an_ended_experiment_keeps_no_update_also_not_one_that_was_on_its_way(folder):
+    on_its_way = folder.take_update_file()
+    folder.free_update_file(folder.take_update_file())
+    folder.state.status = Status.FINISHED
+    folder.delete_free_update_files()
+    folder.free_update_file(on_its_way)
+    assert folder.updates() == []
 
 
 def test_a_model_that_is_not_there_or_not_for_users_is_refused(folder):

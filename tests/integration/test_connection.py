@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from scripts.local_federation import LocalFederation
-from tests.integration.conftest import ENVOYS, READY_SECONDS, USER, points, wait_for
 from scripts.proxy import Fault, Proxy
+from tests.integration.conftest import ENVOYS, READY_SECONDS, USER, points, wait_for
 
 pytestmark = pytest.mark.integration
 

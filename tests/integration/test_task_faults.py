@@ -1,4 +1,4 @@
-"""Task code that crashes, hangs or takes all memory: the notebook is told why, and the envoy takes the next experiment."""
+"""Task code that crashes, hangs or takes all memory: the notebook is told why, and the envoy goes on."""
 
 import itertools
 from collections.abc import Callable, Iterator
