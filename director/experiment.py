@@ -45,6 +45,8 @@ class Experiment:
 
     async def run(self, ended: Callable[[], Any]) -> None:
         """All rounds that are still to come; `ended` is called at the end, however that came about."""
+        if self.ended:
+            return  # stopped before it began
         try:
             with TensorBoard(self.folder.path / "tensorboard", self.rounds.round_number) as tensorboard:
                 await self._run_rounds(tensorboard)
@@ -60,21 +62,19 @@ class Experiment:
     async def _run_rounds(self, tensorboard: TensorBoard) -> None:
         name, members = self.plan.name, ", ".join(self.state.members)
         logger.info("experiment '%s' runs from round %d on %s", name, self.rounds.round_number, members)
-        if self.ended:
-            return  # stopped before it began
         self.state.status = Status.IN_PROGRESS
-        while not self.rounds.finished:
+        while not self.ended and not self.rounds.finished:
             self._open_round()
             await self._wait_until_complete()
-            if self.ended:
-                return
-            self._require_quorum()
-            if self.rounds.trained:
-                await asyncio.to_thread(self._fold, self.rounds.progress.aggregations + 1)
-            if self.ended:
-                return  # stopped meanwhile: the round does not count
-            tensorboard.add(self._close_round())
-        self._end(Status.FINISHED)
+            if not self.ended:
+                self._require_quorum()
+                if self.rounds.trained:
+                    await asyncio.to_thread(self._fold, self.rounds.progress.aggregations + 1)
+            # It may have been stopped meanwhile. Then the round does not count.
+            if not self.ended:
+                tensorboard.add(self._close_round())
+        if not self.ended:
+            self._end(Status.FINISHED)
 
     async def wait_for_tasks(self, envoy: str) -> tuple[list[Task], int]:
         """Tasks of `envoy` and their round: waits until there are some, the experiment ends, or a long poll is over."""

@@ -50,10 +50,10 @@ def test_twelve_envoys_and_200_rounds_of_a_real_head_run_without_an_error_growth
     director = federation.pid("director")
     wait_for(lambda: rounds_done() >= 50, seconds=300)
     early_mb, early = memory_of(director) / 1e6, rounds_done()
-    records = list(experiment.federation.dir_client.stream_history("endurance"))
+    *records, end = experiment.federation.dir_client.stream_history("endurance")
     late_mb = memory_of(director) / 1e6
 
-    assert len(records) == ROUNDS
+    assert (len(records), end["status"]) == (ROUNDS, "finished")
     assert all(list(record["envoys"]) == sorted(ENVOYS) and not record["refused"] for record in records)
     workloads.check(workloads.create_model("head"), experiment.last_model(), ROUNDS)
     grown = (late_mb - early_mb) / (ROUNDS - early)
