@@ -33,10 +33,8 @@ check: install ## lint, format, types, notebooks: only looks, changes nothing
 	@$(RUN) -m mypy
 	@$(RUN) scripts/check_notebooks.py
 
-BENCHMARKS := $(sort $(wildcard scripts/benchmark_*.py))
-
-bench: install ## run scripts/benchmark_*.py
-	@$(if $(BENCHMARKS),set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(RUN) $$script; done,echo "There is no benchmark yet: scripts/benchmark_*.py would run here.")
+bench: install ## what a round costs, for three sizes of model
+	@set -e; for workload in many head base; do echo "== $$workload"; $(RUN) scripts/benchmark_rounds.py --workload $$workload; done
 
 clean: ## remove caches and runs/, keep .venv and certificates/
 	@echo "Removing runs/, the caches of pytest, mypy and ruff, and __pycache__ (.venv and certificates/ stay)"

@@ -90,11 +90,21 @@ class Experiment:
     def global_model(self) -> Iterator[bytes]:
         """Pieces of this round's global model, as `federation.tensors.receive` takes them."""
         header = self._model_header.with_metadata({"round": self.rounds.round_number})
-        with TensorFile(self.folder.model, header) as model:
+        with self.folder.open_model(self.folder.model, header) as model:
             half = self.plan.precision == "float16"
             for piece in model.pieces_with_floats_as("<f2") if half else model.pieces():
                 self.bytes_down += len(piece)
                 yield piece
+
+    def kept_model(self, which: str) -> Iterator[bytes]:
+        """Pieces of model 'initial', 'last' or 'best'. Raises WireError if there is none yet."""
+        path = self.folder.named_model(which)
+
+        def pieces() -> Iterator[bytes]:
+            with self.folder.open_model(path) as model:
+                yield from model.pieces()
+
+        return pieces()
 
     async def receive_update(self, sender: UpdateEnvelope, header: Header, pieces: AsyncIterator[bytes]) -> bool:
         """Take in one envoy's update. False: it came too late, or once more, and was dropped.
@@ -271,7 +281,7 @@ class Experiment:
             target,
             target_state,
             {"aggregations": aggregations},
-            outdated=folder.model_after(before - 1),
+            outdated=folder.outdated_model(),
         )
 
     def _seconds_open(self) -> float:
@@ -325,11 +335,15 @@ class Experiment:
         if self.ended:
             return
         self.state.status, self.state.error = status, error
-        self.folder.save_state()
-        self.folder.link_model("last")
-        self._free_updates()
-        self.folder.delete_free_update_files()
         self._changes.notify()
+        try:
+            self.folder.save_state()
+            self.folder.link_model("last")
+            self._free_updates()
+            self.folder.delete_free_update_files()
+        except OSError as fault:
+            # A full disk may be what ended it.
+            logger.error("the end of experiment '%s' cannot be written down: %s", self.plan.name, fault)
         level = logging.ERROR if error else logging.INFO
         logger.log(level, "experiment '%s' is %s%s", self.plan.name, status.value, f": {error}" if error else "")
 

@@ -19,6 +19,9 @@ import shutil
 import time
 import uuid
 import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,7 @@ from director.fold import check_finite
 from director.rounds import Progress, UpdateRefusedError
 from federation.archive import ArchiveError, check_archive, extract_file
 from federation.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL, ExperimentPlan
-from federation.tensors import TensorFile, TensorFormatError
+from federation.tensors import Header, TensorFile, TensorFormatError
 from federation.wire import WireError, describe_faults
 
 logger = logging.getLogger(__name__)
@@ -85,6 +88,7 @@ class RunFolder:
         self.path, self.plan, self.state = path, plan, state
         self.history: list[dict[str, Any]] = []
         self._free_updates: list[Path] = []
+        self._readers: Counter[int] = Counter()
 
     @classmethod
     def create(cls, runs: Path, submission: Path, owner: str) -> "RunFolder":
@@ -154,6 +158,21 @@ class RunFolder:
         if not path.exists():
             raise WireError(f"experiment '{self.plan.name}' has no {which} model yet")
         return path
+
+    @contextmanager
+    def open_model(self, path: Path, header: Header | None = None) -> Iterator[TensorFile]:
+        """A model that is read piece by piece, as slowly as its reader may be: until then nobody writes over it."""
+        with TensorFile(path, header) as model:
+            self._readers[model.inode] += 1
+            try:
+                yield model
+            finally:
+                self._readers[model.inode] -= 1
+
+    def outdated_model(self) -> Path | None:
+        """The model before the current one, if nobody reads it under any of its names."""
+        path = self.model_after(self.state.progress.aggregations - 1)
+        return path if path.exists() and not self._readers[path.stat().st_ino] else None
 
     def link_model(self, name: str) -> None:
         """Keep the current model under `name` too. A link costs nothing, however large the model is."""

@@ -18,7 +18,7 @@ from director.rounds import UpdateRefusedError
 from director.run_folder import SubmissionError
 from director.stock import StockUpdates, named_tensor
 from federation.plan import NAME
-from federation.tensors import PIECE_BYTES, Header, TensorFile, TensorFormatError
+from federation.tensors import PIECE_BYTES, Header, TensorFormatError
 from federation.wire import (
     SERVICE,
     AttendRequest,
@@ -287,7 +287,7 @@ class RoundsService:
         else:
             experiment = await find_users_experiment(self.director, self.gate, context, message.experiment)
             try:
-                pieces = TensorFile(experiment.folder.named_model(message.which)).pieces()
+                pieces = experiment.kept_model(message.which)
             except WireError as error:
                 await refuse(context, grpc.StatusCode.NOT_FOUND, str(error))
         async for piece in without_blocking(pieces):

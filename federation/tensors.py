@@ -239,6 +239,11 @@ class TensorFile:
             self._file.close()
             raise
 
+    @property
+    def inode(self) -> int:
+        """The file itself, whatever names it has."""
+        return os.fstat(self._file.fileno()).st_ino
+
     def __enter__(self) -> "TensorFile":
         return self
 

@@ -357,3 +357,14 @@ def test_the_state_on_disk_is_never_half_written(folder):
     assert (folder.path / "state.json").stat().st_ino != before, "it is replaced, not written over"
     assert State.model_validate_json((folder.path / "state.json").read_bytes()).status is Status.FAILED
     assert ".state.json.partial" not in names_in(folder.path)
+
+
+def test_a_model_that_somebody_reads_under_any_of_its_names_is_not_written_over(folder):
+    folder.state.progress = folder.state.progress.model_copy(update={"aggregations": 0})
+    folder.link_model("best")
+    folder.state.progress = folder.state.progress.model_copy(update={"aggregations": 1})
+    before = folder.model_after(0)
+    assert folder.outdated_model() == before
+    with folder.open_model(folder.named_model("best")):
+        assert folder.outdated_model() is None
+    assert folder.outdated_model() == before

@@ -54,6 +54,9 @@ def test_certificates_director_and_envoy_start_as_the_readme_says(copy, tmp_path
         for name, beginning in (("director", "start_director.sh"), ("envoy_1", "start_envoy.sh")):
             federation.run(name, ["sh", "-c", f"exec env {command(beginning)}"], cwd=copy, env=environment)
         federation.wait_until_ready(["envoy_1"], READY_SECONDS)
+        status = command("federation status").replace("50051", str(federation.port))
+        shown = subprocess.check_output(status, shell=True, cwd=copy, env=environment, text=True)
+        assert "envoy_1" in shown
         assert b"CUDA_VISIBLE_DEVICES=0" in Path(f"/proc/{federation.pid('envoy_1')}/environ").read_bytes().split(b"\0")
 
 

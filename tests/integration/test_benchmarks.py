@@ -1,0 +1,41 @@
+"""The README's benchmark and its chaos, for a moment: that they run, and what they print."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.local_federation import REPOSITORY
+
+pytestmark = pytest.mark.integration
+
+
+def run(script: str, *arguments: str) -> str:
+    command = [sys.executable, str(REPOSITORY / "scripts" / script), *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    return ended.stdout
+
+
+def test_the_benchmark_prints_one_json_object_of_a_run_whose_result_it_has_checked():
+    result = json.loads(run("benchmark_rounds.py", "--workload", "head", "--rounds", "2", "--json"))
+    assert {key: result[key] for key in ("engine", "workload", "envoys", "tls", "parameters", "tensors")} == {
+        "engine": "ours", "workload": "head", "envoys": 2, "tls": False, "parameters": 781_964, "tensors": 4,
+    }  # fmt: skip
+    assert result["seconds_per_round"].keys() == {"median", "min", "max"}
+    assert result["rss_mb"].keys() == {"director", "envoy", "worker"}
+    # The trained tensors and at most a hundredth more.
+    assert 1 <= result["bytes_up"] / (4 * 781_964) < 1.01
+    assert 1 <= result["bytes_down"] / (4 * 781_964) < 1.01
+
+
+def test_chaos_ends_with_the_weights_of_an_undisturbed_run(tmp_path: Path):
+    run("chaos.py", "--minutes", "0.05", "--seed", "1", "--out", str(tmp_path))
+    [found] = tmp_path.glob("*/result.json")
+    result = json.loads(found.read_text())
+    assert sum(result["faults"].values()) >= 1
+    assert result["rounds_completed"] >= 4
+    wrong = ("rounds_lost", "rounds_repeated", "largest_difference_of_final_weights")
+    assert [result[key] for key in wrong] == [0, 0, 0]
