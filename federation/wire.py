@@ -29,10 +29,6 @@ CHANNEL_OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-    # How much of a stream may be on its way or waiting to be read: 40 MB/s at 50 ms. By default gRPC lets this grow, until
-    # every envoy that sends costs the director tens of megabytes.
-    ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 2 << 20),
     # Whoever waits for a director looks for it every second or two, not after ever longer pauses.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
