@@ -9,7 +9,8 @@
     initial, last, best, round-R .safetensors   links to models, for people
     tensorboard/         the history once more
 
-Every file is written under another name, then renamed.
+No file counts before it is whole: it is written under another name, then renamed. An update gets the length at its
+front, without which it is none, at its end.
 """
 
 import json
