@@ -60,7 +60,8 @@ def test_twelve_envoys_and_200_rounds_of_a_real_head_run_without_an_error_growth
     assert grown < MB_PER_ROUND, f"the director grew from {early_mb:.0f} to {late_mb:.0f} MB"
     # The first round has the workers' start in it.
     seconds = [record["seconds"] for record in records[1:]]
-    assert sum(seconds[-50:]) < 1.5 * sum(seconds[:50])
+    # Twice, as the machine may have something else to do for a while; what grows with rounds grows more in 150 of them.
+    assert sum(seconds[-50:]) < 2 * sum(seconds[:50])
     log = federation.log("director").read_text()
     assert "ERROR" not in log
     assert "Traceback" not in log
