@@ -182,11 +182,11 @@ def wait_for_rounds(experiment: FLExperiment, number: int) -> None:
 
 def disturb(folder: Path, minutes: float, generator: random.Random) -> tuple[Counter, list[dict], dict]:
     """Faults by kind, the history and the final weights of a federation that is broken for `minutes`."""
-    end = time.monotonic() + 60 * minutes
     with DisturbedFederation(folder, generator) as federation:
         experiment = start_experiment(federation.processes, MOST_ROUNDS, seconds=0.3)
         federation.start_notebook()
         wait_for_rounds(experiment, 2)
+        end = time.monotonic() + 60 * minutes
         while time.monotonic() < end:
             done = len(rounds_done(experiment))
             what = federation.break_something()

@@ -122,7 +122,8 @@ def test_an_interrupted_demo_stops_what_it_started(corpus, tmp_path, signal_numb
         assert demo.wait(DEADLINE_SECONDS) == code
     finally:
         demo.kill()
-    assert processes_of(tmp_path / "run") == []
+    # A worker that is loading its libraries looks only then whether its envoy is still there.
+    wait_for(lambda: not processes_of(tmp_path / "run"), 30)
 
 
 def start_demo(data: Path, out: Path) -> subprocess.Popen:
