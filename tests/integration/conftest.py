@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import signal
 import sys
 import threading
 import time
@@ -41,6 +42,13 @@ def wait_for(condition: Callable, seconds: float = 60, interval: float = 0.05):
 
 def points(n_points: int) -> dict:
     return {"template": "toy.shard.PointsShardDescriptor", "params": {"n_points": n_points}}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def processes_can_be_interrupted() -> None:
+    """A shell that runs the tests in the background ignores Ctrl-C for all that they start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
