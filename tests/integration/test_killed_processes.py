@@ -3,16 +3,15 @@
 import itertools
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 
 from federation.participation import Participation
 from scripts.local_federation import LocalFederation
-from tests.integration.conftest import ENVOYS, READY_SECONDS, USER, points, wait_for
+from tests.integration.conftest import ENVOYS, READY_SECONDS, points, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -22,25 +21,15 @@ numbers = itertools.count()
 GROWTH = {("a",): 1.0, ("b",): 3.0, ("a", "b"): 2.5}
 
 
-@pytest.fixture(scope="module")
-def federation(tmp_path_factory: pytest.TempPathFactory, certificates: Path) -> Iterator[LocalFederation]:
-    with LocalFederation(tmp_path_factory.mktemp("killed"), certificates, USER) as processes:
-        processes.start_director()
-        for name, n_points in ENVOYS.items():
-            processes.start_envoy(name, points(n_points))
-        processes.wait_until_ready(ENVOYS, READY_SECONDS)
-        yield processes
-
-
 @pytest.fixture
-def start(federation: LocalFederation, connect: Callable) -> Callable:
+def start(running: LocalFederation, connect: Callable) -> Callable:
     import toy
     from toy.experiment import PointsData, add_points_slowly, first_weight, model_interface, task_interface
 
     from federation.interactive_api import FLExperiment
 
     def start(model=None, **changes):
-        experiment = FLExperiment(connect(federation), f"killed-{next(numbers)}", toy)
+        experiment = FLExperiment(connect(running), f"killed-{next(numbers)}", toy)
         settings = {
             "model_provider": model or model_interface(),
             "task_keeper": task_interface(train=add_points_slowly, validate=first_weight),
@@ -53,9 +42,9 @@ def start(federation: LocalFederation, connect: Callable) -> Callable:
     return start
 
 
-def kill(federation: LocalFederation, name: str) -> None:
-    os.kill(federation.pid(name), signal.SIGKILL)
-    federation.wait_for_exit(name, READY_SECONDS)
+def kill(running: LocalFederation, name: str) -> None:
+    os.kill(running.pid(name), signal.SIGKILL)
+    running.wait_for_exit(name, READY_SECONDS)
 
 
 def records(experiment) -> list[dict]:
@@ -72,23 +61,23 @@ def weights_follow_from_who_answered(history: list[dict]) -> bool:
     return True
 
 
-def test_a_round_closes_without_a_killed_envoy_and_it_takes_part_again_when_it_is_back(federation, start):
+def test_a_round_closes_without_a_killed_envoy_and_it_takes_part_again_when_it_is_back(running, start):
     experiment = start(participation=Participation(deadline_seconds=4.0), rounds_to_train=1000)
     wait_for(lambda: any(list(record["envoys"]) == ["a", "b"] for record in records(experiment)))
 
-    kill(federation, "b")
+    kill(running, "b")
     without = wait_for(lambda: [record for record in records(experiment) if record["missing"] == ["b"]])[-1]
     assert list(without["envoys"]) == ["a"]
     assert without["seconds"] >= 4.0, "it was waited for until the deadline"
 
-    federation.start_envoy("b", points(ENVOYS["b"]))
+    running.start_envoy("b", points(ENVOYS["b"]))
     wait_for(lambda: list(records(experiment)[-1]["envoys"]) == ["a", "b"])
     experiment.stop()
     assert weights_follow_from_who_answered(records(experiment))
 
 
 @pytest.mark.parametrize("moment", ["in mid-round", "with one update counted", "while writing a checkpoint"])
-def test_a_killed_director_goes_on_with_the_same_round_and_envoys_to_the_same_weights(federation, start, moment):
+def test_a_killed_director_goes_on_with_the_same_round_and_envoys_to_the_same_weights(running, start, moment):
     from toy.experiment import create_large_model
 
     from federation.interactive_api import ModelInterface
@@ -97,17 +86,17 @@ def test_a_killed_director_goes_on_with_the_same_round_and_envoys_to_the_same_we
     # One of the two in most rounds, by lot: a restart must draw the same.
     participation = Participation(count=2 if moment == "with one update counted" else 1, seed=3)
     experiment = start(model, participation=participation)
-    folder = federation.folder / "director" / experiment.experiment_name
+    folder = running.folder / "director" / experiment.experiment_name
     wait_for(lambda: len(records(experiment)) >= 3)
     if moment == "while writing a checkpoint":
         wait_for(lambda: list((folder / "models").glob(".*.partial")), interval=0.0005)
     elif moment == "with one update counted":
         wait_for(lambda: list((folder / "updates").glob("*.safetensors")), interval=0.0005)
-    kill(federation, "director")
+    kill(running, "director")
     if moment == "while writing a checkpoint":
         assert list((folder / "models").glob(".*.partial")), "it was not killed in the middle of it"
-    federation.start_director()
-    federation.wait_until_ready(ENVOYS, READY_SECONDS)
+    running.start_director()
+    running.wait_until_ready(ENVOYS, READY_SECONDS)
 
     history = experiment.watch()
     assert history["round"].tolist() == list(range(ROUNDS + 1))
@@ -120,11 +109,11 @@ def test_a_killed_director_goes_on_with_the_same_round_and_envoys_to_the_same_we
     assert experiment.get_experiment_status() == "finished"
 
 
-def test_an_ended_experiment_is_still_there_after_the_director_was_killed(federation, start):
+def test_an_ended_experiment_is_still_there_after_the_director_was_killed(running, start):
     experiment = start(rounds_to_train=1)
     experiment.watch()
-    kill(federation, "director")
-    federation.start_director()
-    federation.wait_until_ready(ENVOYS, READY_SECONDS)
+    kill(running, "director")
+    running.start_director()
+    running.wait_until_ready(ENVOYS, READY_SECONDS)
     assert experiment.history["slope"].tolist() == [0.0, 2.5]
     assert experiment.last_model()[0].weight.item() == 2.5
