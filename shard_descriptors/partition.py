@@ -64,17 +64,28 @@ def by_speaker(speakers: Iterable[str], world_size: int, seed: int) -> dict[str,
 def by_speaker_groups(speakers: Iterable[str], speakers_per_group: int, world_size: int, seed: int) -> dict[str, int]:
     """Cut the speakers, in an order drawn by the seed, into groups of one size and deal the groups out in turn.
 
-    The last group takes what is left: 8 speakers in groups of 3 are groups of 3, 3 and 2. On two nodes the first and
-    the last go to node 0: 5 speakers and 3. With as many nodes as groups, each node is one group.
+    The last group takes what is left over as well: 8 speakers in groups of 3 are groups of 3 and 5. With as many nodes
+    as groups, each node is one group; on fewer nodes the groups go to nodes 0, 1, ..., 0, 1, ...
 
     >>> assignment = by_speaker_groups("abcdefgh", speakers_per_group=3, world_size=2, seed=0)
     >>> sorted(assignment.values())
-    [0, 0, 0, 0, 0, 1, 1, 1]
+    [0, 0, 0, 1, 1, 1, 1, 1]
     """
     names = _shuffled(set(speakers), seed)
-    groups = -(-len(names) // speakers_per_group)
+    groups = count_groups(len(names), speakers_per_group)
     _check_enough(groups, f"groups of {speakers_per_group} (from {len(names)} speakers)", world_size)
-    return {speaker: (position // speakers_per_group) % world_size for position, speaker in enumerate(names)}
+    return {
+        speaker: min(position // speakers_per_group, groups - 1) % world_size for position, speaker in enumerate(names)
+    }
+
+
+def count_groups(speakers: int, speakers_per_group: int) -> int:
+    """How many groups `by_speaker_groups` makes; fewer speakers than one group has are one group.
+
+    >>> [count_groups(speakers, speakers_per_group=5) for speakers in (2112, 5, 4)]
+    [422, 1, 1]
+    """
+    return speakers // speakers_per_group or min(speakers, 1)
 
 
 def by_clip(clips: int, world_size: int, seed: int) -> np.ndarray:

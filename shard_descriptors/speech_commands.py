@@ -1,18 +1,22 @@
 """Speech Commands as SUPERB's keyword spotting reads it: which clips are in which split, under which of 12 labels.
 
-Here are names only: no audio is opened, so a complete corpus is counted in a second.
+Here are names only: no audio is opened, so a complete corpus is counted in a second or two, once per process.
 """
 
+import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from shard_descriptors.audio import AudioSource
+from shard_descriptors.audio import AudioSource, audio_problem
 from shard_descriptors.errors import CorpusError
+
+logger = logging.getLogger(__name__)
 
 KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 LABELS = (*KEYWORDS, "_silence_", "_unknown_")  # the order of SUPERB's class labels, and so of a model's outputs
@@ -42,7 +46,7 @@ class Counts(NamedTuple):
 PUBLISHED = {64_721: ("v0.01", Counts(51_094, 6_798, 3_081)), 105_829: ("v0.02", Counts(84_849, 9_981, 4_890))}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Clip:
     """One item of a split, not yet opened.
 
@@ -61,15 +65,17 @@ class Clip:
     row: int = -1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # equal is the same: all shards of a process share one, and are kept by it
 class Corpus:
     """The clips of each split, and where their audio is: in a folder, or in a table from the hub."""
 
-    splits: Mapping[str, list[Clip]]
+    splits: Mapping[str, tuple[Clip, ...]]
     version: str | None  # of the complete published corpus; None: this is not a complete one
-    missing: list[str] = field(default_factory=list)  # named in the lists, but not there
-    root: Path = Path()
-    table: Any = None  # datasets.Dataset with the column audio, not decoded; None: the audio lies under root
+    missing: tuple[str, ...] = ()  # named in the lists, but not there
+    name: str = ""  # its folder, or its name on the hub
+    table: Any = None  # datasets.Dataset with the column audio, not decoded; None: the audio lies in the folder
+    _problems: dict[str | int, str | None] = field(default_factory=dict, repr=False)
+    _told: set[str] = field(default_factory=set, repr=False)
 
     @property
     def counts(self) -> Counts:
@@ -78,20 +84,41 @@ class Corpus:
     def source(self, clip: Clip) -> AudioSource:
         """What `audio.py` reads this clip from."""
         if self.table is None:
-            return self.root / clip.file
+            return Path(self.name, clip.file)
         audio = self.table[clip.row]["audio"]
         return audio["path"] if audio["bytes"] is None else audio["bytes"]
 
+    def problem(self, clip: Clip) -> str | None:
+        """What the header shows to be wrong with a clip's file, or None. A file is looked at once per process."""
+        key = clip.file if self.table is None else clip.row
+        if key not in self._problems:
+            self._problems[key] = audio_problem(self.source(clip))
+        return self._problems[key]
+
+    def problems(self, clips: Iterable[Clip]) -> dict[str, str]:
+        """The files of clips that are no usable audio, with the reason. A warning names each once per process."""
+        found = {clip.file: problem for clip in clips if (problem := self.problem(clip)) is not None}
+        reasons = [f"{file} {reason}" for file, reason in found.items() if file not in self._told]
+        if reasons:
+            logger.warning("%s: left out %s: %s", self.name, count_files(len(reasons)), first_names(reasons))
+            self._told.update(found)
+        return found
+
 
 def read_corpus(data_path: str | Path, seed: int) -> Corpus:
-    """Read a Speech Commands folder, a copy of the hub's dataset, or a dataset on the hub."""
+    """Read a Speech Commands folder, a copy of the hub's dataset, or a dataset on the hub.
+
+    It is read once per process: the next call gives the same object, which nobody may change. A folder is read again
+    when files were added, removed or renamed in it or a list was edited, and whoever has the old object keeps it. A
+    recording that is overwritten in place, or a dataset on the hub that changes, is not noticed.
+    """
     root = Path(data_path).expanduser()
     if root.is_dir():
-        return read_hub(str(root)) if any(root.glob(HUB_FILES)) else read_folder(root, seed)
+        return _read_once(str(root.resolve()), seed, _stamp(root.resolve()))
     if root.exists():
         raise CorpusError(f"data_path: {data_path} is a file, not a folder")
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", str(data_path)):
-        return read_hub(str(data_path))
+        return _read_once(str(data_path), seed, stamp=None)
     raise CorpusError(f"data_path: there is no folder {data_path}")
 
 
@@ -122,10 +149,10 @@ def read_folder(root: Path, seed: int) -> Corpus:
     test_set = _find_test_set(root, version)
     test = _make_test(testing, noise, seed) if test_set is None else _read_test_set(root, test_set)
     corpus = Corpus(
-        splits={"train": train, "validation": validation, "test": test},
+        splits={"train": tuple(train), "validation": tuple(validation), "test": tuple(test)},
         version=version,
-        missing=sorted(in_a_list.difference(words)),
-        root=root,
+        missing=tuple(sorted(in_a_list.difference(words))),
+        name=str(root),
     )
     if published is not None and corpus.counts != published:
         raise CorpusError(
@@ -160,7 +187,8 @@ def read_hub(name: str) -> Corpus:
     _check_speakers(splits["train"] + splits["validation"])
     counts = Counts(*(len(table) for table in tables))
     version = next((version for version, published in PUBLISHED.values() if published == counts), None)
-    return Corpus(splits=splits, version=version, table=datasets.concatenate_datasets(tables))
+    shared = {split: tuple(clips) for split, clips in splits.items()}
+    return Corpus(splits=shared, version=version, name=name, table=datasets.concatenate_datasets(tables))
 
 
 def first_names(names: Iterable[str], at_most: int = 3) -> str:
@@ -172,6 +200,36 @@ def first_names(names: Iterable[str], at_most: int = 3) -> str:
     names = list(names)
     more = f" and {len(names) - at_most:,} more" if len(names) > at_most else ""
     return ", ".join(names[:at_most]) + more
+
+
+def count_files(count: int) -> str:
+    return f"{count:,} file{'s' if count > 1 else ''}"
+
+
+# A process has one corpus, or a few; a folder that keeps changing may not fill the memory.
+@lru_cache(maxsize=4)
+def _read_once(name: str, seed: int, stamp: Hashable) -> Corpus:
+    root = Path(name)
+    is_hub = stamp is None or any(root.glob(HUB_FILES))
+    corpus = read_hub(name) if is_hub else read_folder(root, seed)
+    if corpus.missing:
+        missing = f"{count_files(len(corpus.missing))} not there: {first_names(corpus.missing)}"
+        logger.warning("%s: its lists name %s", name, missing)
+    trained = {clip.speaker for split in ("train", "validation") for clip in corpus.splits[split]}
+    shared = sorted(trained.intersection(clip.speaker for clip in corpus.splits["test"]) - {""})
+    if shared:
+        logger.warning(
+            "%s: %d test speakers are in train or validation too: %s", name, len(shared), first_names(shared)
+        )
+    return corpus
+
+
+def _stamp(root: Path) -> Hashable:
+    """The times of the folders and lists that `read_folder` and `read_hub` look at, but not of each recording."""
+    test_sets = [*root.glob(f"{TEST_SET}*"), *root.parent.glob(f"{TEST_SET}*")]
+    folders = [root, *sorted(path for path in (*test_sets, root / Path(HUB_FILES).parent) if path.is_dir())]
+    places = [path for folder in folders for path in (folder, *sorted(folder.iterdir()))]
+    return tuple((str(path), path.stat().st_mtime_ns) for path in places if path.exists())
 
 
 def _scan(root: Path) -> tuple[list[str], list[str]]:

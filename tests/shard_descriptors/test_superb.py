@@ -6,6 +6,8 @@ import pickle
 import shutil
 import subprocess
 import sys
+import time
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import yaml
 from shard_descriptors import speech_commands
 from shard_descriptors.audio import AudioError
 from shard_descriptors.errors import CorpusError
-from shard_descriptors.speech_commands import KEYWORDS, LABELS, SILENCE, UNKNOWN, Counts, read_folder
+from shard_descriptors.speech_commands import KEYWORDS, LABELS, SILENCE, UNKNOWN, Counts, read_corpus, read_folder
 from shard_descriptors.superb import SuperbShardDescriptor
 
 REPOSITORY = Path(__file__).parents[2]
@@ -136,6 +138,95 @@ def test_random_cuts_are_a_function_of_seed_epoch_and_access(corpus):
     assert starts(descriptor(corpus, seed=1).get_dataset("train"), 3) == first
     assert not set(second) & set(first)
     assert not set(starts(descriptor(corpus, seed=2).get_dataset("train"), 3)) & set(first)
+
+
+# Silence as a share of the clips
+
+
+def silence_of(dataset):
+    """(file, place in its five seconds) of each silent item; the ramp's value is its place."""
+    items = np.flatnonzero(dataset.labels == SILENCE)
+    begins = {dataset.files[i]: 0.1 * int(dataset.files[i][-5]) for i in items}
+    return [(dataset.files[i], (float(dataset[i][0][0]) - begins[dataset.files[i]]) / 0.1 * 5) for i in items]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 1])
+def test_every_shard_has_its_share_of_silence_after_its_spoken_clips(corpus, share):
+    for whole, shard in zip(all_shards(corpus, 3), all_shards(corpus, 3, silence_share=share), strict=True):
+        dataset, without = shard.get_dataset("train"), whole.get_dataset("train")
+        spoken = [file for file in without.files if file not in corpus.noise]
+        assert dataset.files[: len(spoken)] == spoken
+        assert set(dataset.files[len(spoken) :]) <= set(corpus.noise)
+        assert len(dataset) - len(spoken) == {0.1: (len(spoken) + 9) // 10, 0.25: (len(spoken) + 3) // 4}.get(
+            share, len(spoken)
+        )
+        assert set(dataset.labels[len(spoken) :]) == {SILENCE}
+        assert set(dataset.speakers[len(spoken) :]) == {""}
+        for split in ("validation", "test"):
+            assert shard.get_dataset(split).files == whole.get_dataset(split).files
+
+
+def test_seconds_of_silence_are_spread_over_all_noise_files_and_within_each(corpus):
+    seconds = silence_of(descriptor(corpus, silence_share=1.0).get_dataset("train"))
+    places = {file: sorted(place for name, place in seconds if name == file) for file in corpus.noise}
+    assert sorted(map(len, places.values())) == [21, 22, 22]  # 65 spoken clips
+    for begins in places.values():
+        # A second may begin in the first four of five: one begins in each of as many equal parts. A cut begins at a
+        # whole sample, so at the edge of a part half a sample counts as the next one.
+        parts = [(begin + 0.5 / 16_000) / 4 * len(begins) for begin in begins]
+        assert all(i - 1e-3 <= part < i + 1 + 1e-3 for i, part in enumerate(parts))
+        assert np.ptp(np.diff(begins)) > 0.01  # drawn, not a grid
+
+
+def test_seconds_of_silence_are_functions_of_seed_and_rank_alone(corpus):
+    def seconds(rank, **params):
+        return silence_of(
+            descriptor(corpus, rank_worldsize=f"{rank},3", silence_share=0.5, **params).get_dataset("train")
+        )
+
+    dataset = descriptor(corpus, rank_worldsize="1,3", silence_share=0.5).get_dataset("train")
+    first = silence_of(dataset)
+    assert silence_of(dataset) == first
+    dataset.set_epoch(1)
+    assert silence_of(dataset) == first
+    assert seconds(1) == first
+    assert not set(seconds(2)) & set(first)
+    assert not set(seconds(1, seed=1)) & set(first)
+
+
+def test_a_share_of_silence_is_in_summary_and_description(corpus):
+    shard = descriptor(corpus, silence_share=0.1)
+    assert "1 of 1 by speaker: 72 train clips (7 of silence) of 6 speakers" in shard.summary
+    description = yaml.safe_load(shard.dataset_description)
+    assert description["silence_share"] == 0.1
+    assert description["train"]["_silence_"] == 7
+    assert "_silence_" not in description["validation"]
+    assert "silence" not in descriptor(corpus).dataset_description.replace("_silence_", "")
+
+
+def test_an_unusable_noise_file_leaves_the_seconds_to_the_others(own_corpus):
+    (own_corpus.root / own_corpus.noise[1]).write_bytes(b"")
+    for shard in all_shards(own_corpus, 3, silence_share=1.0):
+        files = Counter(shard.get_dataset("train").files)
+        assert files[own_corpus.noise[1]] == 0
+        assert 2 * (files[own_corpus.noise[0]] + files[own_corpus.noise[2]]) == sum(files.values())
+        assert shard.left_out == {own_corpus.noise[1]: "is empty (0 bytes)"}
+
+
+def test_a_share_of_silence_without_a_usable_noise_file_raises(own_corpus):
+    for file in own_corpus.noise:
+        (own_corpus.root / file).write_bytes(b"")
+    sentence = r"silence_share: 0.1 is cut out of noise files, and .* has none of them; left out 3 files: _background_n"
+    with pytest.raises(CorpusError, match=sentence):
+        descriptor(own_corpus, silence_share=0.1)
+    assert SILENCE not in descriptor(own_corpus).get_dataset("train").labels
+
+
+def test_silence_alone_is_no_train_split(own_corpus):
+    for file in own_corpus.clips["train"]:
+        (own_corpus.root / file).write_bytes(b"")
+    with pytest.raises(CorpusError, match="no train clip for shard 1 of 1; left out 65 files: bed/aa01_nohash_0"):
+        descriptor(own_corpus, silence_share=0.1)
 
 
 def test_a_dataset_survives_the_way_into_a_worker_process(corpus):
@@ -268,6 +359,141 @@ def test_the_seed_moves_speakers(corpus):
     assert len({tuple(all_shards(corpus, 3, seed=seed)[0].get_dataset("train").files) for seed in range(5)}) > 1
 
 
+# Many shards in one process
+
+
+def test_a_corpus_is_read_once_however_it_is_named(corpus, monkeypatch, tmp_path):
+    once = read_corpus(corpus.root, 0)
+    (tmp_path / "link").symlink_to(corpus.root)
+    monkeypatch.chdir(corpus.root.parent)
+    names = [str(corpus.root), corpus.root.name, f"{corpus.root}/../{corpus.root.name}/", tmp_path / "link"]
+    assert all(read_corpus(name, 0) is once for name in names)
+
+
+def test_a_folder_that_changed_is_read_again_and_open_shards_keep_what_they_had(own_corpus, make_tone):
+    def files(split):
+        return descriptor(own_corpus).get_dataset(split).files
+
+    open_shard = descriptor(own_corpus)
+    before = files("train")
+    added = "yes/aa09_nohash_0.wav"
+    soundfile.write(own_corpus.root / added, make_tone(300), 16_000)
+    assert sorted(files("train")) == sorted([*before, added])
+    assert open_shard.get_dataset("train").files == before
+
+    with (own_corpus.root / "validation_list.txt").open("a") as listing:
+        listing.write(added)
+    assert added in files("validation")
+
+    make_test_set(own_corpus.root.parent / "speech_commands_test_set_v0.01", make_tone)
+    assert len(files("test")) == 12
+    (own_corpus.root.parent / "speech_commands_test_set_v0.01" / "yes" / "dd01_nohash_0.wav").unlink()
+    assert len(files("test")) == 11
+
+    shutil.rmtree(own_corpus.root)
+    with pytest.raises(CorpusError, match="there is no folder"):
+        descriptor(own_corpus)
+
+
+def test_a_file_is_looked_at_when_its_split_is_asked_for_and_once_per_process(own_corpus):
+    first, second = own_corpus.clips["train"][:2]
+    testing = own_corpus.clips["testing"][0]
+    shard = descriptor(own_corpus)
+    (own_corpus.root / second).write_bytes(b"")
+    (own_corpus.root / testing).write_bytes(b"")
+    assert second not in shard.get_dataset("train").files
+    assert sorted(shard.left_out) == sorted([second, testing])
+    (own_corpus.root / first).write_bytes(b"")
+    assert first in descriptor(own_corpus).get_dataset("train").files  # overwritten in place: not looked at again
+
+
+def test_what_an_envoy_registers_names_the_unusable_files_of_every_split(own_corpus, caplog):
+    bad = [own_corpus.clips[split][0] for split in ("train", "validation", "testing")]
+    for file in bad:
+        (own_corpus.root / file).write_bytes(b"")
+    for _ in range(2):
+        description = yaml.safe_load(descriptor(own_corpus).dataset_description)
+        for file in bad:
+            assert f"{file} is empty (0 bytes)" in description["summary"]
+            assert caplog.text.count(f"left out 1 file: {file} is empty (0 bytes)") == 1  # once per process
+
+
+def test_a_further_shard_costs_neither_a_pass_over_the_corpus_nor_memory(own_corpus):
+    recording = own_corpus.root / own_corpus.clips["train"][0]
+    for i in range(3_000):
+        (own_corpus.root / f"yes/ee{i % 100:02d}_nohash_{i}.wav").hardlink_to(recording)
+    begin = time.perf_counter()
+    shards = [descriptor(own_corpus, rank_worldsize="1,100")]
+    first_s = time.perf_counter() - begin
+    shards[0].get_dataset("test")
+    tracemalloc.start()
+    seconds = []
+    try:
+        for rank in range(2, 42):
+            begin = time.perf_counter()
+            shards.append(descriptor(own_corpus, rank_worldsize=f"{rank},100"))
+            seconds.append(time.perf_counter() - begin)
+        grown_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert min(seconds) < first_s / 5  # a fiftieth, on an idle machine and without tracemalloc
+    assert grown_bytes / 40 < 10_000  # the clips of the corpus, or pointers to them, take 25,000 and more
+
+
+def test_with_as_many_nodes_as_natural_clients_each_is_one_speaker_or_group(corpus):
+    for params, speakers in (
+        ({}, [1] * 6),
+        ({"partition": "speaker_groups", "speakers_per_group": 2}, [2] * 3),
+        ({"partition": "speaker_groups", "speakers_per_group": 4}, [6]),
+    ):
+        clients = SuperbShardDescriptor.natural_clients(str(corpus.root), **params)
+        trained = [set(s.get_dataset("train").speakers) - {""} for s in all_shards(corpus, clients, **params)]
+        assert [len(names) for names in trained] == speakers
+        assert len(set.union(*trained)) == 6
+        with pytest.raises(CorpusError, match=f"{clients + 1} nodes cannot share {clients} "):
+            descriptor(corpus, rank_worldsize=f"1,{clients + 1}", **params)
+
+
+def test_clips_have_no_natural_clients(corpus):
+    sentence = "partition: clips has no natural clients; choose speaker or speaker_groups"
+    with pytest.raises(CorpusError, match=sentence):
+        SuperbShardDescriptor.natural_clients(corpus.root, "clips")
+    with pytest.raises(CorpusError, match="speakers_per_group: None should be a whole number from 1 on"):
+        SuperbShardDescriptor.natural_clients(corpus.root, "speaker_groups")
+
+
+@pytest.mark.parametrize(
+    "params", [{}, {"partition": "speaker_groups", "speakers_per_group": 2}, {"partition": "clips"}], ids=str
+)
+@pytest.mark.parametrize("share", [None, 0.1, 0.7])
+def test_clips_per_client_are_those_of_the_shards(corpus, params, share):
+    params = {**params, "seed": 1, "silence_share": share}
+    clips = SuperbShardDescriptor.clips_per_client(str(corpus.root), 3, **params)
+    assert clips.tolist() == [len(shard.get_dataset("train")) for shard in all_shards(corpus, 3, **params)]
+    assert (clips.shape, clips.dtype) == ((3,), np.int64)
+
+
+def test_clips_per_client_of_more_nodes_than_clips_are_0_for_the_last(corpus):
+    clips = SuperbShardDescriptor.clips_per_client(corpus.root, 70, partition="clips", silence_share=0.1)
+    assert sorted(clips.tolist()) == [0] * 5 + [2] * 65
+
+
+@pytest.mark.parametrize(
+    ("world_size", "params", "sentence"),
+    [
+        (0, {}, "world_size: 0 should be a whole number from 1 on"),
+        ("3", {}, "world_size: '3' should be a whole number from 1 on"),
+        (True, {}, "world_size: True should be a whole number from 1 on"),
+        (7, {}, "7 nodes cannot share 6 speakers"),
+        (3, {"silence_share": 2}, "silence_share: 2 should be a number above 0, and 1 at most"),
+        (3, {"partition": "uploader"}, "partition: 'uploader' is unknown"),
+    ],
+)
+def test_clips_per_client_of_a_wrong_parameter_raises(corpus, world_size, params, sentence):
+    with pytest.raises(CorpusError, match=sentence):
+        SuperbShardDescriptor.clips_per_client(corpus.root, world_size, **params)
+
+
 # Complete and incomplete corpora
 
 COMPLETE = {  # version: clips in train, validation list, testing list; keywords in the testing list
@@ -318,7 +544,7 @@ def test_the_complete_v001_corpus_counts_as_superb_does(tmp_path):
         shutil.copy(tmp_path / "validation_list.txt", root)
         (root / lines[0]).unlink()
         corpus = read_folder(root, seed=0)
-        assert (corpus.version, corpus.counts, corpus.missing) == (None, (51_094, 6_797, 3_081), [lines[0]])
+        assert (corpus.version, corpus.counts, corpus.missing) == (None, (51_094, 6_797, 3_081), (lines[0],))
     finally:
         shutil.rmtree(root)  # pytest would keep three times 64,721 files
 
@@ -330,14 +556,14 @@ def test_the_published_counts_follow_from_the_lists():
         assert counts == (train + 6, validation, keywords + 2 * -(-keywords // 10))
 
 
-def test_the_description_of_a_complete_corpus_says_so(corpus, monkeypatch):
+def test_the_description_of_a_complete_corpus_says_so(corpus, own_corpus, monkeypatch):
     incomplete = descriptor(corpus)
     assert "of an incomplete Speech Commands (68 / 20 / 19 in all; v0.01 has 51,094 / 6,798 / 3,081" in (
         incomplete.summary
     )
     words = sum(map(len, corpus.clips.values()))
     monkeypatch.setitem(speech_commands.PUBLISHED, words, ("v0.00", Counts(68, 20, 19)))
-    complete = descriptor(corpus).summary
+    complete = descriptor(own_corpus).summary
     assert complete.endswith("of the complete Speech Commands v0.00 (68 / 20 / 19 in all)")
 
 
@@ -406,7 +632,7 @@ def test_files_that_the_lists_name_but_that_are_not_there_are_told(own_corpus, c
     gone = own_corpus.clips["validation"][0]
     (own_corpus.root / gone).unlink()
     shard = descriptor(own_corpus)
-    assert shard.missing == [gone]
+    assert shard.missing == (gone,)
     assert f"its lists name 1 file not there: {gone}" in shard.summary
     assert f"its lists name 1 file not there: {gone}" in caplog.text
     assert gone not in shard.get_dataset("validation").files
@@ -473,6 +699,13 @@ def test_a_clip_that_does_not_name_its_speaker_raises(own_corpus):
         ({"seed": "7"}, "seed: '7' should be a whole number from 0 on"),
         ({"seed": -1}, "seed: -1 should be a whole number from 0 on"),
         ({"seed": True}, "seed: True should be a whole number from 0 on"),
+        ({"silence_share": 0}, "silence_share: 0 should be a number above 0, and 1 at most"),
+        ({"silence_share": 1.01}, "silence_share: 1.01 should be a number above 0, and 1 at most"),
+        ({"silence_share": -0.1}, "silence_share: -0.1 should be"),
+        ({"silence_share": float("nan")}, "silence_share: nan should be"),
+        ({"silence_share": float("inf")}, "silence_share: inf should be"),
+        ({"silence_share": "0.1"}, "silence_share: '0.1' should be"),
+        ({"silence_share": True}, "silence_share: True should be"),
         ({"data_path": None}, "data_path: None should be a folder or the name of a dataset on the hub"),
     ],
 )
@@ -503,7 +736,9 @@ def test_the_yaml_of_the_readme_builds_a_shard(corpus):
 # From the hub
 
 
-def write_hub_copy(corpus, folder: Path, names: tuple[str, ...], columns=("file", "audio", "label")) -> None:
+def write_hub_copy(
+    corpus, folder: Path, names: tuple[str, ...], columns=("file", "audio", "label"), noise=True
+) -> None:
     """SUPERB's `ks` as `hf download` leaves it: README.md and ks/*.parquet with the bytes of each file."""
     import datasets
 
@@ -517,7 +752,8 @@ def write_hub_copy(corpus, folder: Path, names: tuple[str, ...], columns=("file"
         }
     )
     local = read_folder(corpus.root, seed=0)
-    for split, clips in local.splits.items():
+    for split, all_clips in local.splits.items():
+        clips = [clip for clip in all_clips if noise or clip.label != SILENCE]
         rows = {
             "file": [f"/somebody/cache/{clip.file}" for clip in clips],
             "audio": [{"bytes": (corpus.root / clip.file).read_bytes(), "path": None} for clip in clips],
@@ -557,6 +793,33 @@ def test_whole_noise_files_from_the_hub_are_cut_at_random_in_train(corpus, tmp_p
     dataset = SuperbShardDescriptor(str(tmp_path / "superb")).get_dataset("train")
     assert starts(dataset, 4) == starts(descriptor(corpus).get_dataset("train"), 4)
     assert len(set(starts(dataset, 4))) == 4
+
+
+def test_silence_can_be_a_share_of_a_copy_of_the_hubs_dataset_too(corpus, tmp_path, hub_cache):
+    write_hub_copy(corpus, tmp_path / "superb", names=LABELS)
+    dataset = SuperbShardDescriptor(str(tmp_path / "superb"), "2,3", silence_share=0.5).get_dataset("train")
+    assert silence_of(dataset) == silence_of(
+        descriptor(corpus, rank_worldsize="2,3", silence_share=0.5).get_dataset("train")
+    )
+
+
+def test_a_share_of_silence_of_a_corpus_without_noise_files_raises(corpus, tmp_path, hub_cache):
+    write_hub_copy(corpus, tmp_path / "superb", names=LABELS, noise=False)
+    folder = str(tmp_path / "superb")
+    sentence = "silence_share: 0.1 is cut out of noise files, and .*/superb has none of them$"
+    with pytest.raises(CorpusError, match=sentence):
+        SuperbShardDescriptor(folder, silence_share=0.1)
+    with pytest.raises(CorpusError, match=sentence):
+        SuperbShardDescriptor.clips_per_client(folder, 3, silence_share=0.1)
+    assert len(SuperbShardDescriptor(folder).get_dataset("train")) == 65
+
+
+def test_a_copy_of_the_hubs_dataset_is_read_again_when_its_tables_change(corpus, tmp_path, hub_cache):
+    write_hub_copy(corpus, tmp_path / "superb", names=LABELS)
+    first = read_corpus(tmp_path / "superb", 0)
+    assert read_corpus(tmp_path / "superb", 0) is first
+    os.utime(tmp_path / "superb" / "ks" / "test-00000-of-00001.parquet", (0, 0))
+    assert read_corpus(tmp_path / "superb", 0) is not first
 
 
 def test_a_hub_dataset_with_other_columns_raises(corpus, tmp_path, hub_cache):
