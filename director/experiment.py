@@ -11,10 +11,10 @@ from pydantic import ValidationError
 
 from director.changes import Changes
 from director.fold import Contribution, check_finite, check_layout, fold
-from director.rounds import Rounds, UpdateRefusedError
 from director.run_folder import RunFolder, Status
 from director.tensorboard import TensorBoard
 from federation.plan import ExperimentPlan, Task
+from federation.rounds import Rounds, TooFewUpdatesError, UpdateRefusedError
 from federation.tensors import Header, TensorFile, TensorFormatError
 from federation.wire import UpdateEnvelope, UpdateMessage, describe_faults
 
@@ -67,7 +67,7 @@ class Experiment:
             self._open_round()
             await self._wait_until_complete()
             if not self.ended:
-                self._require_quorum()
+                self.rounds.require_quorum()
                 if self.rounds.trained:
                     await asyncio.to_thread(self._fold, self.rounds.progress.aggregations + 1)
             # It may have been stopped meanwhile. Then the round does not count.
@@ -253,16 +253,6 @@ class Experiment:
         logger.info("experiment '%s' round %d: %s", self.plan.name, record["round"], record["metrics"])
         return record
 
-    def _require_quorum(self) -> None:
-        """Raises TooFewUpdatesError if everybody has answered, and too few answers count."""
-        counted = len(self.rounds.trained) if self.rounds.trains else len(self.rounds.results)
-        quorum = self.plan.participation.quorum
-        if counted < quorum:
-            reasons = "; ".join(self.rounds.refused.values()) or "nobody else was asked"
-            raise TooFewUpdatesError(
-                f"round {self.rounds.round_number}: {counted} updates counted of a quorum of {quorum}: {reasons}"
-            )
-
     def _fold(self, aggregations: int) -> None:
         folder, before = self.folder, aggregations - 1
         target, target_state = folder.model_after(aggregations), folder.optimizer_after(aggregations)
@@ -307,8 +297,11 @@ class Experiment:
     def check(self, update: UpdateMessage, header: Header) -> None:
         """Raises UpdateRefusedError unless results and tensors are those that were asked for."""
         self.rounds.check(update)
-        trains = any(task.task_type == "train" for task in self.rounds.asked[update.envoy])
-        expected = self._model_header if trains else Header({}, {})
+        names = [task.name for task in self.rounds.asked[update.envoy] if task.task_type == "train"]
+        trained = any(update.results[name].size for name in names)
+        if names and not trained and header.entries:
+            raise UpdateRefusedError(f"{update}: trained on 0 clips, and yet there are {len(header.entries)} tensors")
+        expected = self._model_header if trained else Header({}, {})
         if self.plan.precision == "float16":
             expected = expected.with_floats_as("<f2")
         check_layout(header, expected, str(update))
@@ -360,7 +353,3 @@ def read_update(header: Header) -> UpdateMessage:
 
 class BrokenUploadError(RuntimeError):
     """An update that did not arrive whole."""
-
-
-class TooFewUpdatesError(RuntimeError):
-    """A round to which nobody contributed."""

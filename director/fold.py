@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from director.rounds import UpdateRefusedError
-from federation.aggregation import Aggregation, ServerOptimizer, clipped
+from federation.aggregation import Aggregation, ServerOptimizer, clipped, is_finite
+from federation.rounds import UpdateRefusedError
 from federation.tensors import Entry, Header, TensorFile, bytes_of
 
 # Small enough for the processor's cache, and for malloc to hand out the same memory again and again.
@@ -39,16 +39,9 @@ def check_finite(path: Path, refused: str, header: Header | None = None) -> None
     with TensorFile(path, header) as update:
         entries = {name: entry for name, entry in update.header.entries.items() if entry.is_float}
         for run in _runs(entries, [entries]):
-            if not all(_is_finite(update.read(run.name, *ends)) for ends in _slices(run.count)):
+            if not all(is_finite(update.read(run.name, *ends)) for ends in _slices(run.count)):
                 faulty = (name for name in entries if not np.isfinite(update.read(name)).all())
                 raise UpdateRefusedError(f"{refused}: tensor '{next(faulty)}' holds NaN or infinity")
-
-
-def _is_finite(values: np.ndarray) -> bool:
-    # The squares' sum is finite only if all values are, and takes one pass. It may also overflow: then look closer.
-    with np.errstate(over="ignore", invalid="ignore"):
-        wide = values.astype(np.float32) if values.dtype == np.float16 else values
-        return bool(np.isfinite(np.dot(wide, wide))) or bool(np.isfinite(values).all())
 
 
 @dataclass(frozen=True)

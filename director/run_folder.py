@@ -30,9 +30,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from director.fold import check_finite
-from director.rounds import Progress, UpdateRefusedError
 from federation.archive import ArchiveError, check_archive, extract_file
 from federation.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL, ExperimentPlan
+from federation.rounds import Progress, UpdateRefusedError
 from federation.tensors import Header, TensorFile, TensorFormatError
 from federation.wire import WireError, describe_faults
 

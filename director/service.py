@@ -14,10 +14,10 @@ from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc, director_pb2, 
 from director.director import SUBMISSION, Director, EnvoyRefusedError
 from director.experiment import BrokenUploadError, Experiment
 from director.gate import Context, Gate, header_of, refuse
-from director.rounds import UpdateRefusedError
 from director.run_folder import SubmissionError
 from director.stock import StockUpdates, named_tensor
 from federation.plan import NAME
+from federation.rounds import UpdateRefusedError
 from federation.tensors import PIECE_BYTES, Header, TensorFormatError
 from federation.wire import (
     SERVICE,

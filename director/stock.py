@@ -8,7 +8,7 @@ from openfl.protocols import base_pb2
 from openfl.protocols.aggregator_pb2 import TaskResults
 
 from director.experiment import Experiment
-from director.rounds import UpdateRefusedError
+from federation.rounds import UpdateRefusedError
 from federation.tensors import TensorFile, Tensors, describe, stream
 from federation.wire import TaskResult, UpdateEnvelope, UpdateMessage
 

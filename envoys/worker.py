@@ -16,7 +16,7 @@ from pathlib import Path
 
 from openfl.federated import Plan
 
-from envoys.collaborator import RoundCollaborator, TaskRunner
+from envoys.collaborator import RoundCollaborator
 from envoys.job import Job
 from envoys.settings import EnvoyFile, build_shard_descriptor, connect
 from envoys.transport import RoundsClient
@@ -24,6 +24,7 @@ from federation import interactive_api  # noqa: F401  what an experiment's pickl
 from federation.environment import check_environment
 from federation.plan import ENVIRONMENT_FILE, PLAN_FILE
 from federation.settings import load_settings
+from federation.task_runner import TaskRunner
 
 
 def run_experiment(name: str, settings: EnvoyFile, config: Path, tls: bool, job: Job) -> None:
@@ -38,15 +39,16 @@ def run_experiment(name: str, settings: EnvoyFile, config: Path, tls: bool, job:
     plan = Plan.parse(Path(PLAN_FILE))
     # A stock envoy reads OpenFL's own classes in the plan; ours know how to fetch a model in one call.
     plan.config["collaborator"]["template"] = "envoys.collaborator.RoundCollaborator"
-    plan.runner_ = TaskRunner()
     extras = plan.config["experiment"]["settings"]
+    plan.runner_ = TaskRunner()
+    plan.runner_.seed = extras["seed"]
+    plan.runner_.task_timeout_seconds = settings.params.task_timeout_seconds
     client = RoundsClient(
         channel, name, job.experiment, plan.aggregator_uuid, plan.federation_uuid, extras["precision"]
     )
     collaborator: RoundCollaborator = plan.get_collaborator(name, client=client, shard_descriptor=shard_descriptor)
     collaborator.local_tensors = extras["local_tensors"]
     collaborator.local_path = Path(job.workspace).with_name("local.safetensors")
-    collaborator.task_timeout_seconds = settings.params.task_timeout_seconds
     collaborator.run()
 
 

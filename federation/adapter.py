@@ -55,7 +55,8 @@ class FrameworkAdapterPlugin(FrameworkAdapterPluginInterface):
         Raises ValueError, naming the tensors, when names or shapes are not those of the model.
         """
         # First, so that an optimizer's state is made where the parameters are.
-        model.to(device)
+        if any(parameter.device != torch.device(device) for parameter in model.parameters()):
+            model.to(device)
         own = _travelling(model)
         states = {} if optimizer is None else {name: (s, key) for name, s, key in _states(model, optimizer)}
         missing, extra = (own | states).keys() - tensor_dict.keys(), tensor_dict.keys() - (own | states).keys()
@@ -143,4 +144,8 @@ def _to_array(value: torch.Tensor | float) -> np.ndarray:
 def _copy_into(name: str, tensor: torch.Tensor, value: np.ndarray) -> None:
     if tuple(tensor.shape) != value.shape:
         raise ValueError(f"tensor '{name}' has shape {value.shape}, the model's is {tuple(tensor.shape)}")
-    tensor.copy_(torch.from_numpy(np.require(value, requirements=["C", "W"])))
+    if tensor.device.type == "cpu" and tensor.dtype != torch.bfloat16:
+        # torch would wake its threads for every tensor, which takes longer than copying a few megabytes.
+        np.copyto(tensor.numpy(), value, casting="unsafe")
+    else:
+        tensor.copy_(torch.from_numpy(np.require(value, requirements=["C", "W"])))

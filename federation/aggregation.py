@@ -20,6 +20,8 @@ TOLERANCE = 1e-6
 MAX_ITERATIONS = 1000
 # Squared distances are differences of float64 sums; below this share of what was summed they are rounding error.
 ROUNDING = 1e-12
+# Small enough for the processor's cache: what lies between two passes over an array need not go through memory.
+CACHED_ITEMS = 1 << 14
 # Columns of all updates that the geometric median takes at a time; ten updates are 5 MB in float64.
 BLOCK = 1 << 16
 
@@ -27,6 +29,38 @@ BLOCK = 1 << 16
 class _Part(BaseModel):
     # Infinity would not come back from JSON.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class RunningMean:
+    """The weighted mean of flat arrays of one length, summed up in float64 as they come.
+
+    The order matters to the last bit, and nothing else does: not how an array is cut into slices.
+    """
+
+    def __init__(self) -> None:
+        self._total = np.empty(0)
+        self._weights: list[float] = []
+
+    def add(self, update: np.ndarray, weight: float) -> None:
+        """`update` is read and not kept."""
+        if len(self._total) != len(update):
+            self._total = np.empty(len(update))
+        for start in range(0, len(update), CACHED_ITEMS):
+            block, total = update[start : start + CACHED_ITEMS], self._total[start : start + CACHED_ITEMS]
+            if not self._weights:
+                np.multiply(block, weight, out=total, dtype=np.float64)
+            else:
+                total += np.multiply(block, weight, dtype=np.float64)
+        self._weights.append(weight)
+
+    def result(self) -> np.ndarray:
+        """float64, and this object's own memory: valid until the next `add`, which begins a new mean.
+
+        Raises ValueError if the weights do not add up to more than 0.
+        """
+        divisor = _sum_of(self._weights)
+        self._weights = []
+        return np.divide(self._total, divisor, out=self._total)
 
 
 class Mean(_Part):
@@ -41,17 +75,10 @@ class Mean(_Part):
 
         Raises ValueError if updates and weights differ in number, or the weights do not add up to more than 0.
         """
-        weights = weights if self.weighted else [1.0] * len(weights)
-        divisor = _sum_of(weights)
-        pairs = zip(updates, weights, strict=True)
-        update, weight = next(pairs)
-        total = np.multiply(update, weight, dtype=np.float64)
-        product = np.empty_like(total)
-        for update, weight in pairs:
-            # Two passes over arrays that are there already: new ones for every update take half as long again.
-            np.multiply(update, weight, out=product, dtype=np.float64)
-            np.add(total, product, out=total)
-        return np.divide(total, divisor, out=total)
+        mean = RunningMean()
+        for update, weight in zip(updates, weights, strict=True):
+            mean.add(update, weight if self.weighted else 1.0)
+        return mean.result()
 
 
 class Median(_Part):
@@ -218,6 +245,14 @@ def clipped(current: np.ndarray, update: np.ndarray, scale: float) -> np.ndarray
     moved *= scale
     moved += current
     return moved
+
+
+def is_finite(values: np.ndarray) -> bool:
+    """Whether all of `values`, flat and floating, are numbers."""
+    # The squares' sum is finite only if all values are, and takes one pass. It may also overflow: then look closer.
+    with np.errstate(over="ignore", invalid="ignore"):
+        wide = values.astype(np.float32) if values.dtype == np.float16 else values
+        return bool(np.isfinite(np.dot(wide, wide))) or bool(np.isfinite(values).all())
 
 
 def _sum_of(weights: Sequence[float]) -> float:

@@ -11,8 +11,7 @@ import json
 import logging
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -21,15 +20,14 @@ import grpc
 import pandas as pd
 import torch
 from openfl.federated import Plan
-from openfl.interface.aggregation_functions import WeightedAverage
 from openfl.interface.cli_helper import WORKSPACE
 from openfl.interface.interactive_api import experiment as openfl_experiment
 from openfl.interface.interactive_api import federation as openfl_federation
 from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
 
-from federation.adapter import remember_weights
 from federation.aggregation import Aggregation
 from federation.certificates import read_credentials
+from federation.definition import Definition, ModelInterface, define
 from federation.director_client import DirectorClient, DirectorError, ExperimentFailedError
 from federation.environment import describe_environment
 from federation.participation import Participation
@@ -39,12 +37,9 @@ from federation.plan import (
     EXPERIMENT_PLAN,
     INITIAL_MODEL,
     PLAN_FILE,
-    BestModel,
-    ExperimentPlan,
-    Task,
 )
-from federation.progress import TRAIN, VALIDATE, show_progress, to_frame
-from federation.tensors import Tensors, write_tensors
+from federation.progress import show_progress, to_frame
+from federation.tensors import write_tensors
 from federation.wire import Which
 
 __all__ = [
@@ -60,7 +55,6 @@ __all__ = [
 ]
 
 
-OPT_TREATMENTS = ("RESET", "CONTINUE_LOCAL", "CONTINUE_GLOBAL")
 # What of a workspace never belongs into an experiment's archive.
 LEFT_OUT = {"__pycache__", ".ipynb_checkpoints"}
 
@@ -100,68 +94,6 @@ class Federation(openfl_federation.Federation):
         """Envoys by name, with their shard's description and whether they are online."""
         with self.dir_client.translated_errors():
             return super().get_shard_registry()
-
-
-class ModelInterface(openfl_experiment.ModelInterface):
-    """A model and its optimizer, as recipes: they are built on every node, and only named tensors travel.
-
-    OpenFL pickles the model object, which models with parametrized (weight-normed) layers refuse.
-    """
-
-    def __init__(
-        self,
-        model: Callable[[], torch.nn.Module],
-        optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer],
-        framework_plugin: str = "federation.adapter.FrameworkAdapterPlugin",
-        local_tensors: Sequence[str] = (),
-    ) -> None:
-        """`model()` builds the model, `optimizer(parameters)` an optimizer: functools.partial makes both.
-
-        Tensors whose names match one of the patterns in `local_tensors` ("*.norm.*", "head.*") never leave a node: each
-        keeps its own, from round to round.
-        """
-        if isinstance(model, torch.nn.Module):
-            raise TypeError(
-                f"model is a {type(model).__name__}: give a recipe, e.g. functools.partial(create_model, ...)"
-            )
-        if isinstance(local_tensors, str):
-            raise TypeError(f"local_tensors is {local_tensors!r}: give a list of patterns")
-        super().__init__(model, optimizer, framework_plugin)
-        self.local_tensors = tuple(local_tensors)
-        self._built: torch.nn.Module | None = None
-
-    def provide_model(self) -> torch.nn.Module:
-        """The model of this process, built at the first call."""
-        if self._built is None:
-            self._built = self.model()
-        return self._built
-
-    def provide_optimizer(self) -> torch.optim.Optimizer:
-        """A new optimizer over the model's trained parameters."""
-        parameters = [parameter for parameter in self.provide_model().parameters() if parameter.requires_grad]
-        optimizer = self.optimizer(parameters)
-        if hasattr(optimizer, "set_old_weights"):
-            # OpenFL's FedProx takes no step before it knows where it started.
-            remember_weights(optimizer)
-        return optimizer
-
-    def initial_tensors(self, with_optimizer: bool) -> Tensors:
-        """What travels of the model as it is built, and with `with_optimizer` of its optimizer.
-
-        Raises ValueError, naming the pattern, if one of `local_tensors` matches nothing.
-        """
-        adapter = Plan.build(self.framework_plugin, {})
-        optimizer = self.provide_optimizer() if with_optimizer else None
-        tensors = adapter.get_tensor_dict(self.provide_model(), optimizer)
-        for pattern in self.local_tensors:
-            matching = [name for name in tensors if fnmatchcase(name, pattern)]
-            if not matching:
-                raise ValueError(f"local_tensors: '{pattern}' matches no trained tensor, e.g. {sorted(tensors)[:3]}")
-            tensors = {name: tensor for name, tensor in tensors.items() if name not in matching}
-        return tensors
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_built": None}
 
 
 class FLExperiment(openfl_experiment.FLExperiment):
@@ -208,12 +140,27 @@ class FLExperiment(openfl_experiment.FLExperiment):
         """
         if task_assigner is not None or delta_updates or pip_install_options:
             raise ValueError("task_assigner, delta_updates and pip_install_options are not supported: leave them out")
-        if opt_treatment not in OPT_TREATMENTS:
-            raise ValueError(f"opt_treatment {opt_treatment!r} is not supported: use one of {OPT_TREATMENTS}")
-        if opt_treatment == "CONTINUE_GLOBAL" and precision == "float16":
-            raise ValueError("an optimizer's state does not fit into float16: use precision='float32'")
-        if any(function is not None for function in _chosen_aggregation_functions(task_keeper)):
-            raise ValueError("set_aggregation_function is not supported: give start(aggregation=Aggregation(...))")
+        definition = define(
+            self.experiment_name,
+            model_provider=model_provider,
+            task_keeper=task_keeper,
+            data_loader=data_loader,
+            rounds_to_train=rounds_to_train,
+            opt_treatment=opt_treatment,
+            envoys=envoys,
+            corpus=corpus,
+            participation=participation,
+            aggregation=aggregation,
+            best=best,
+            patience=patience,
+            keep=keep,
+            precision=precision,
+        )
+        extras = {
+            "precision": precision,
+            "local_tensors": list(model_provider.local_tensors),
+            "seed": definition.plan.participation.seed,
+        }
         self._prepare_plan(
             model_provider,
             data_loader,
@@ -222,31 +169,20 @@ class FLExperiment(openfl_experiment.FLExperiment):
             opt_treatment,
             device_assignment_policy,
             override_config,
-            extras={"precision": precision, "local_tensors": list(model_provider.local_tensors)},
+            extras=extras,
         )
         self.model_provider = model_provider
-        tensors = model_provider.initial_tensors(with_optimizer=opt_treatment == "CONTINUE_GLOBAL")
-        parameters = dict(model_provider.provide_model().named_parameters(remove_duplicate=False))
-        plan = ExperimentPlan(
-            name=self.experiment_name,
-            federation_uuid=self.plan.federation_uuid,
-            corpus=corpus,
-            envoys=None if envoys is None else list(envoys),
-            rounds=rounds_to_train,
-            tasks=_tasks(task_keeper),
-            participation=participation or Participation(),
-            aggregation=aggregation or Aggregation(),
-            best=BestModel(metric=best[0], direction=best[1], patience=patience),
-            keep=keep,
-            precision=precision,
-            untrained=[name for name in tensors if name not in parameters],
-        )
+        self._submit(definition)
+
+    def _submit(self, definition: Definition) -> None:
+        plan = definition.plan.model_copy(update={"federation_uuid": self.plan.federation_uuid})
+        interfaces = definition.model_provider, definition.task_keeper, definition.data_loader
         with tempfile.TemporaryDirectory() as folder:
             submission, model = Path(folder) / "submission.zip", Path(folder) / INITIAL_MODEL
-            write_tensors(model, tensors, {})
+            write_tensors(model, definition.tensors, {})
             with zipfile.ZipFile(submission, "w") as zipped:
                 zipped.writestr(EXPERIMENT_PLAN, plan.model_dump_json())
-                zipped.writestr(ARCHIVE, self._pack_workspace(model_provider, task_keeper, data_loader))
+                zipped.writestr(ARCHIVE, self._pack_workspace(*interfaces))
                 zipped.write(model, INITIAL_MODEL)
             self.federation.dir_client.submit(plan.name, submission)
         self.experiment_submitted = True
@@ -343,24 +279,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
         if self.model_provider is None:
             raise ValueError(f"give attach('{self.experiment_name}', model_provider) the model that was trained")
         tensors = self.federation.dir_client.get_model(self.experiment_name, which)
-        model = self.model_provider.model()
-        adapter = Plan.build(self.model_provider.framework_plugin, {})
-        # What stays on the nodes is here as it was at the start; an optimizer's state belongs to no model.
-        own = adapter.get_tensor_dict(model)
-        adapter.set_tensor_dict(model, own | {name: tensor for name, tensor in tensors.items() if name in own})
-        return model
-
-
-def _tasks(task_keeper: TaskInterface) -> list[Task]:
-    """The global model is validated before it is trained: its metrics then choose the best one."""
-    registered = task_keeper.get_registered_tasks()
-    if not registered:
-        raise ValueError("no task is registered: decorate a function with task_keeper.register_fl_task(...)")
-    return [
-        Task(name=name, function_name=registered[name].function_name, task_type=registered[name].task_type)
-        for name in (VALIDATE, TRAIN)
-        if name in registered
-    ]
+        return self.model_provider.model_with(tensors)
 
 
 def _package_files(package: ModuleType) -> Iterator[tuple[Path, str]]:
@@ -377,10 +296,6 @@ def _package_files(package: ModuleType) -> Iterator[tuple[Path, str]]:
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not LEFT_OUT.intersection(path.parts):
             yield path, str(path.relative_to(root))
-
-
-def _chosen_aggregation_functions(task_keeper: TaskInterface) -> list[Any]:
-    return [None if type(f) is WeightedAverage else f for f in task_keeper.aggregation_functions.values()]
 
 
 logging.getLogger("openfl.federated.plan.plan").setLevel(logging.WARNING)  # it prints the whole plan at every step

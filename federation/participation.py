@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class Participation(BaseModel):
     """Everybody trains in every round, and a round waits for everybody, unless something here says otherwise.
 
-    `fraction` or `count` of the members, drawn anew for each round, train in it; `evaluators` only ever validate.
+    `fraction` or `count` of the members, drawn anew for each round, train in it. Where there are `evaluators`, they
+    validate the global model and the others train: a validation in every round is of the same clips then.
     After `deadline_seconds` a round closes without the rest, if `quorum` updates counted.
     """
 

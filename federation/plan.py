@@ -85,11 +85,17 @@ class ExperimentPlan(Part):
     def tasks_for_round(self, round_number: int, trains: bool = True) -> list[Task]:
         """Validation of the global model, then training; after the last round the final model is validated too.
 
-        `trains` False: the tasks of an envoy that only evaluates. Empty for a round in which there is nothing to do.
+        `trains` False: the tasks of an evaluator. Empty where there is nothing to do.
         """
         tasks = self.tasks
         if round_number >= self.rounds or not trains:
             tasks = [task for task in tasks if task.validates_global_model]
-        if not self.participation.validates(round_number, self.rounds):
+        validates = self.participation.validates(round_number, self.rounds)
+        if not validates or (trains and self.participation.evaluators):
             tasks = [task for task in tasks if not task.validates_global_model]
         return tasks if round_number <= self.rounds else []
+
+    @property
+    def last_round(self) -> int:
+        """One more than asked for where there is a validation: it says how good the last model is."""
+        return self.rounds - (not any(task.validates_global_model for task in self.tasks))

@@ -12,10 +12,10 @@ import pytest
 import safetensors.numpy
 
 from director.experiment import Experiment
-from director.rounds import UpdateRefusedError
 from director.run_folder import RunFolder, Status
 from federation.participation import Participation
 from federation.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL, BestModel, ExperimentPlan, Task
+from federation.rounds import UpdateRefusedError
 from federation.tensors import Header, TensorFile, TensorFormatError, Tensors, receive, stream, write_tensors
 from federation.wire import TaskResult, UpdateMessage
 

@@ -6,8 +6,8 @@ import pytest
 
 import director.fold
 from director.fold import Contribution, check_finite, check_layout, fold
-from director.rounds import UpdateRefusedError
 from federation.aggregation import Aggregation, FedAdam, GeometricMedian, Mean, Median
+from federation.rounds import UpdateRefusedError
 from federation.tensors import TensorFile, Tensors, describe, write_tensors
 
 SHAPES = {"weight": (7, 5), "bias": (), "running_mean": (11,), "none": (0, 3)}

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from director.rounds import Progress
 from director.run_folder import RunFolder, RunFolderError, State, Status, SubmissionError
 from federation.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL, BestModel, ExperimentPlan, Task
+from federation.rounds import Progress
 from federation.tensors import TensorFile, Tensors, write_tensors
 from federation.wire import WireError
 

@@ -10,10 +10,11 @@ from openfl.interface.interactive_api.experiment import DataInterface, TaskInter
 from openfl.protocols.aggregator_pb2 import Task
 from openfl.utilities.optimizers.torch import FedProxOptimizer
 
-from envoys.collaborator import RoundCollaborator, TaskRunner
+from envoys.collaborator import RoundCollaborator
 from envoys.transport import DirectorRefusedError
 from federation.adapter import FrameworkAdapterPlugin
 from federation.interactive_api import ModelInterface
+from federation.task_runner import TaskRunner
 from federation.tensors import TensorFile, Tensors
 from federation.wire import TaskResult
 

@@ -19,6 +19,10 @@ class UpdateRefusedError(ValueError):
     """An update that must not count. The message names the envoy and what is wrong."""
 
 
+class TooFewUpdatesError(RuntimeError):
+    """A round to which fewer contributed than its quorum."""
+
+
 class Progress(BaseModel):
     """How far an experiment is. It is kept in the file of the global model that round `round_number` begins with."""
 
@@ -47,7 +51,7 @@ class Rounds:
         patience = self.plan.best.patience
         if patience is not None and self.progress.validations_since_best >= patience:
             return True
-        return not self.plan.tasks_for_round(self.round_number)
+        return self.round_number > self.plan.last_round
 
     @property
     def trains(self) -> bool:
@@ -55,9 +59,10 @@ class Rounds:
 
     @property
     def trained(self) -> dict[str, int]:
-        """Clips that each envoy trained on whose update counts."""
+        """Clips that each envoy trained on whose update counts. One that had too few for its task trained on none."""
         names = [task.name for task in self.plan.tasks if task.task_type == "train"]
-        return {e: r[name].size for e, r in sorted(self.results.items()) for name in names if name in r}
+        sizes = {e: r[name].size for e, r in sorted(self.results.items()) for name in names if name in r}
+        return {envoy: size for envoy, size in sizes.items() if size > 0}
 
     def open(self, members: Collection[str], asked: Collection[str] | None = None) -> None:
         """Ask those whose turn it is; after a restart, the same ones (`asked`) as before."""
@@ -100,8 +105,6 @@ class Rounds:
             faulty = {key: value for key, value in result.metrics.items() if not np.isfinite(value)}
             if faulty:
                 raise UpdateRefusedError(f"{refused}: task '{name}' reports {faulty}")
-            if tasks[name].task_type == "train" and result.size == 0:
-                raise UpdateRefusedError(f"{refused}: trained on 0 clips")
 
     def count(self, update: UpdateMessage) -> None:
         self.results[update.envoy] = update.results
@@ -109,6 +112,20 @@ class Rounds:
     def refuse(self, envoy: str, reason: str) -> None:
         """`envoy` has answered, and its answer does not count."""
         self.refused[envoy] = reason
+
+    def require_quorum(self) -> None:
+        """Raises TooFewUpdatesError, with the reasons, if too few answers count. All who were asked have answered."""
+        counted = len(self.trained) if self.trains else len(self.results)
+        quorum = self.plan.participation.quorum
+        if not self.asked or counted >= quorum:
+            return
+        trainers = [envoy for envoy, tasks in self.asked.items() if any(task.task_type == "train" for task in tasks)]
+        idle = [envoy for envoy in trainers if envoy in self.results and envoy not in self.trained]
+        reasons = [*self.refused.values(), *(f"envoy '{envoy}' trained on no clips" for envoy in idle)]
+        raise TooFewUpdatesError(
+            f"round {self.round_number}: {counted} updates counted of a quorum of {quorum}: "
+            + ("; ".join(reasons) or "nobody else was asked")
+        )
 
     def record(self) -> dict[str, Any]:
         """What to remember of the round: means of metrics over all clips, and what each envoy said.

@@ -4,9 +4,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from director.rounds import Progress, Rounds, UpdateRefusedError
 from federation.participation import Participation
 from federation.plan import BestModel, ExperimentPlan, Task
+from federation.rounds import Progress, Rounds, TooFewUpdatesError, UpdateRefusedError
 from federation.wire import TaskResult, UpdateMessage
 
 VALIDATE = Task(name="aggregated_model_validate", function_name="validate", task_type="validate")
@@ -190,19 +190,41 @@ def test_validation_takes_place_in_every_nth_round_and_in_the_last():
     assert asked == [[validate, train], [train], [validate, train], [validate]]
 
 
-def test_evaluators_only_validate_and_are_left_alone_where_there_is_no_validation():
+def test_where_there_are_evaluators_they_validate_and_the_others_train():
     rounds = make_rounds(n_rounds=2, envoys="abc", evaluators=["c"], validate_every=2)
     assert names_of(rounds.tasks_for("c")) == ["aggregated_model_validate"]
-    assert names_of(rounds.tasks_for("a")) == ["aggregated_model_validate", "train"]
-    answer(rounds, "c", score=0.0, valid_size=3)
+    assert names_of(rounds.tasks_for("a")) == ["train"]
+    answer(rounds, "c", score=0.25, valid_size=3)
     assert rounds.trained == {}
     for envoy in "ab":
-        answer(rounds, envoy, score=1.0)
-    assert rounds.record()["metrics"]["aggregated_model_validate"] == {"score": 0.4}
+        answer(rounds, envoy)
+    assert rounds.record()["metrics"]["aggregated_model_validate"] == {"score": 0.25}
     assert rounds.trained == {"a": 1, "b": 1}
     next_round(rounds, "abc")
     assert list(rounds.asked) == ["a", "b"]
     assert rounds.tasks_for("c") == []
+    for envoy in "ab":
+        answer(rounds, envoy)
+    next_round(rounds, "abc")
+    assert list(rounds.asked) == ["c"]
+
+
+def test_who_trained_on_no_clips_has_answered_and_is_left_out():
+    rounds = make_rounds()
+    answer(rounds, "a", size=0)
+    answer(rounds, "b", size=7)
+    assert rounds.is_complete(0)
+    assert rounds.trained == {"b": 7}
+    rounds.require_quorum()
+
+
+def test_a_round_in_which_nobody_has_clips_names_them():
+    rounds = make_rounds()
+    for envoy in "ab":
+        answer(rounds, envoy, size=0)
+    sentence = "round 0: 0 updates counted of a quorum of 1: envoy 'a' trained on no clips; envoy 'b' trained"
+    with pytest.raises(TooFewUpdatesError, match=sentence):
+        rounds.require_quorum()
 
 
 def test_an_evaluator_that_is_no_member_now_is_not_asked():
@@ -252,7 +274,6 @@ def test_an_answer_to_an_earlier_round_is_a_late_one_and_one_to_a_later_round_is
 TRAINED = TaskResult(size=1, metrics={"loss": 1.0})
 VALIDATED = TaskResult(size=1, metrics={"score": 0.5})
 BAD_UPDATES = {
-    "no clips": ({"size": 0}, r"envoy 'a' for round 0: trained on 0 clips"),
     "a metric that is NaN": ({"score": np.nan}, r"'aggregated_model_validate' reports {'score': nan}"),
     "a metric that is infinite": ({"score": -np.inf}, r"reports {'score': -inf}"),
     "a later round": ({"round_number": 1}, r"for round 1: round 0 asks for \['aggregated_model_validate', 'train'\]"),

@@ -1,0 +1,129 @@
+"""What a simulation leaves on disk: its history, its models, and all that another process needs to go on with it."""
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from federation.definition import Definition
+from federation.fold import Fold
+from federation.rounds import Progress
+from federation.tensors import TensorFile, Tensors, bytes_of, write_tensors
+
+# What is lost at most when the process is killed. Saving takes longer than a quick round.
+SECONDS_BETWEEN_CHECKPOINTS = 10.0
+
+
+class Checkpoint:
+    """A folder with
+
+    experiment.json          the plan, and a hash of the first global model
+    history.jsonl            a record a round
+    checkpoint.safetensors   the last and the best model, the server optimizer's state, and how far the rounds are
+    round-N.safetensors      the global model that round N led to, of the last `keep` rounds
+
+    The checkpoint is what counts: rounds after it are run again, to the same result.
+    """
+
+    def __init__(self, folder: Path, definition: Definition) -> None:
+        """Begin, or go on with, the experiment. Raises ValueError if the folder is another one's."""
+        self.folder = folder
+        self.keep = definition.plan.keep
+        self.progress = Progress()
+        self.model, self.moments = definition.tensors, Tensors()
+        self.best: Tensors = {}
+        self.history: list[dict[str, Any]] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        self._check_experiment(_describe(definition))
+        if self._path.exists():
+            self._load()
+        self._cut_history()
+        self._saved = time.monotonic()
+
+    def keep_best(self, model: Tensors) -> None:
+        for name, tensor in model.items():
+            # Into memory that is there: fresh memory takes longer than copying.
+            np.copyto(self.best.setdefault(name, np.empty_like(tensor)), tensor)
+
+    def close_round(self, record: dict[str, Any], fold: Fold, progress: Progress, at_once: bool) -> None:
+        """Note the record; save the rest now and then, or `at_once`."""
+        self.history.append(record)
+        with self._history_path.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(record) + "\n")
+        self.model, self.moments, self.progress = fold.model, fold.moments, progress
+        if self.keep:
+            _write(self.folder / f"round-{record['round']}.safetensors", self.model, {})
+            (self.folder / f"round-{record['round'] - self.keep}.safetensors").unlink(missing_ok=True)
+        if at_once or time.monotonic() - self._saved > SECONDS_BETWEEN_CHECKPOINTS:
+            self.save()
+
+    def save(self) -> None:
+        with self._history_path.open("a") as lines:
+            os.fsync(lines.fileno())
+        tensors = {f"last.{name}": tensor for name, tensor in self.model.items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        tensors |= {f"moments.{name}": tensor for name, tensor in self.moments.items()}
+        _write(self._path, tensors, self.progress.model_dump())
+        self._saved = time.monotonic()
+
+    @property
+    def _history_path(self) -> Path:
+        return self.folder / "history.jsonl"
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / "checkpoint.safetensors"
+
+    def _check_experiment(self, described: dict[str, Any]) -> None:
+        path = self.folder / "experiment.json"
+        if not path.exists():
+            temporary = path.with_suffix(".partial")
+            temporary.write_text(json.dumps(described, indent=2) + "\n")
+            temporary.rename(path)
+            return
+        before = json.loads(path.read_text())
+        for key in described:
+            if described[key] != before.get(key):
+                raise ValueError(
+                    f"{self.folder} has an experiment with {key} {str(before.get(key))[:200]}, now it is "
+                    f"{str(described[key])[:200]}: give another folder"
+                )
+
+    def _load(self) -> None:
+        with TensorFile(self._path) as file:
+            tensors, self.progress = file.load(), Progress.model_validate(file.header.metadata)
+        parts: dict[str, Tensors] = {"last": {}, "best": {}, "moments": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = tensor
+        self.model, self.best, self.moments = parts["last"], parts["best"], parts["moments"]
+
+    def _cut_history(self) -> None:
+        """To the rounds that count."""
+        path = self._history_path
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        self.history = [json.loads(line) for line in lines[: self.progress.round_number]]
+        temporary = path.with_suffix(".partial")
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in self.history), encoding="utf-8")
+        temporary.rename(path)
+
+
+def _describe(definition: Definition) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(definition.tensors.items()):
+        digest.update(name.encode() + bytes_of(tensor))
+    return definition.plan.model_dump(mode="json") | {
+        "opt_treatment": definition.opt_treatment,
+        "local_tensors": list(definition.model_provider.local_tensors),
+        "first_model": digest.hexdigest(),
+    }
+
+
+def _write(path: Path, tensors: Tensors, metadata: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".partial")
+    write_tensors(temporary, tensors, metadata)
+    temporary.rename(path)

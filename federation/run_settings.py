@@ -1,0 +1,105 @@
+"""What every experiment that `scripts/train.py` runs can be told; workspaces add what is theirs."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from federation.aggregation import Aggregation
+
+
+class SettingsError(ValueError):
+    """Settings that are wrong; the message names the key."""
+
+
+class Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class OptimizerSettings(Group):
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    learning_rate: float = Field(gt=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+
+    def recipe(self) -> Callable[..., torch.optim.Optimizer]:
+        """What makes the optimizer of given parameters."""
+        rate, decay = self.learning_rate, self.weight_decay
+        if self.name == "sgd":
+            return partial(torch.optim.SGD, lr=rate, weight_decay=decay, momentum=self.momentum)
+        return partial({"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.name], lr=rate, weight_decay=decay)
+
+
+class RunSettings(Group):
+    """In a round a `fraction` of the `clients` train `local_epochs` each; "natural" clients are those of the corpus."""
+
+    rounds: int = Field(ge=1)
+    clients: int | Literal["natural"] = "natural"
+    fraction: float = Field(default=1.0, gt=0, le=1)
+    local_epochs: int = Field(default=1, ge=1)
+    batch_size: int = Field(ge=1)
+    optimizer: OptimizerSettings
+    opt_treatment: Literal["RESET", "CONTINUE_LOCAL", "CONTINUE_GLOBAL"] = "RESET"
+    aggregation: Aggregation = Aggregation()
+    precision: Literal["float32", "float16"] = "float32"
+    validate_every: int = Field(default=1, ge=1)
+    patience: int | None = Field(default=None, ge=1)
+    keep: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0)
+
+
+Settings = TypeVar("Settings", bound=RunSettings)
+
+
+def load_run_settings(kind: type[Settings], path: Path, changes: dict[str, Any]) -> Settings:
+    """Settings from a YAML file, with `changes` by dotted key ("model.frozen") in place of what the file says.
+
+    Raises SettingsError, naming the key, for one that does not exist and for a wrong value.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise SettingsError(f"{path} should hold keys and values")
+    for key, value in changes.items():
+        _put(content, key, value)
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise SettingsError(f"{path}: {'; '.join(map(_describe, error.errors()[:5]))}") from None
+
+
+def parse_change(text: str) -> tuple[str, Any]:
+    """ "key=value" with a value as in YAML.
+
+    >>> parse_change("model.frozen=false")
+    ('model.frozen', False)
+    """
+    key, equals, value = text.partition("=")
+    try:
+        if equals and key.strip():
+            return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        pass  # said below
+    raise SettingsError(f"{text!r} should be key=value, such as optimizer.learning_rate=0.01")
+
+
+def _put(content: dict[str, Any], key: str, value: Any) -> None:
+    *groups, last = key.split(".")
+    for group in groups:
+        content = content.setdefault(group, {})
+        if not isinstance(content, dict):
+            raise SettingsError(f"{key}: '{group}' is a value, not a group of keys")
+    content[last] = value
+
+
+def _describe(fault: Any) -> str:
+    key = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "extra_forbidden":
+        return f"there is no key '{key}'"
+    return f"{key} is {fault['input']!r:.80}: {fault['msg']}"

@@ -1,0 +1,121 @@
+"""OpenFL's task runner, made to run the tasks of one client: on an envoy, or in a simulation."""
+
+import faulthandler
+import logging
+import random
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from openfl.federated.task.task_runner import CoreTaskRunner
+
+from federation.adapter import remember_weights
+from federation.plan import Task
+from federation.tensors import Tensors
+from federation.wire import TaskResult
+
+logger = logging.getLogger(__name__)
+
+
+class TaskRunner(CoreTaskRunner):
+    """Runs tasks on the tensors it is given. OpenFL's keys for its tensor database have no part in that.
+
+    Before each task Python's, NumPy's and torch's global generators are seeded with a function of `seed`, round, client
+    and task, so that a result depends neither on the process it comes from nor on what that did before. A task that
+    takes longer than `task_timeout_seconds` ends the process with a traceback.
+    """
+
+    seed: int = 0
+    task_timeout_seconds: float | None = None
+
+    def run_tasks(
+        self, tasks: Sequence[Task], round_number: int, client: str, tensors: Tensors, device: str
+    ) -> tuple[dict[str, TaskResult], Tensors]:
+        """Results by task, and what the training made of `tensors`: empty if there was none.
+
+        A client without clips for a task (`get_train_data_size` or `get_valid_data_size` is 0) has no say in it.
+        """
+        trained: Tensors = {}
+        results = {}
+        for task in tasks:
+            given = trained if task.apply_local and trained else tensors
+            results[task.name], produced = self._run_task(task, round_number, client, given, device)
+            trained = produced or trained
+            logger.info("round %d, %s: %s", round_number, task.name, results[task.name])
+        return results, trained
+
+    def _run_task(
+        self, task: Task, round_number: int, client: str, tensors: Tensors, device: str
+    ) -> tuple[TaskResult, Tensors]:
+        validates = task.task_type == "validate"
+        size = self.get_valid_data_size() if validates else self.get_train_data_size()
+        if size == 0:
+            return TaskResult(size=0, metrics={}), {}
+        apply = {"apply": "local" if task.apply_local else "global"} if validates else {}
+        seed_generators(f"{self.seed}:{round_number}:{client}:{task.name}")
+        with self._time_limit():
+            metrics, produced = self.TASK_REGISTRY[task.function_name](
+                col_name=client, round_num=round_number, input_tensor_dict=tensors, device=device, **apply
+            )
+        return TaskResult(size=size, metrics=metrics), produced
+
+    @contextmanager
+    def _time_limit(self) -> Iterator[None]:
+        if self.task_timeout_seconds is None:
+            yield
+            return
+        faulthandler.dump_traceback_later(self.task_timeout_seconds, exit=True)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    def set_model_provider(self, model_provider: Any) -> None:
+        """A recipe may draw weights that never travel."""
+        seed_generators(f"{self.seed}:model")
+        super().set_model_provider(model_provider)
+        self._modes = [(module, module.training) for module in self.model.modules()]
+
+    @property
+    def optimizer_travels(self) -> bool:
+        return self.opt_treatment == "CONTINUE_GLOBAL"
+
+    def initialize_tensorkeys_for_functions(self, with_opt_vars: bool = False) -> None:
+        """OpenFL copies the whole model here, for the names."""
+
+    def rebuild_model(self, input_tensor_dict: Tensors, validation: bool = False, device: str = "cpu") -> None:
+        """Write the tensors into the model, and treat the optimizer as the experiment says."""
+        # The task before, which may have been another client's, leaves neither gradients nor modes.
+        self.model.zero_grad()
+        for module, training in self._modes:
+            module.training = training
+        if self.opt_treatment != "CONTINUE_LOCAL":
+            state = self.optimizer.state
+            self.reset_opt_vars()
+            if self.optimizer_travels:
+                # As memory for what has travelled; a learning rate that the task before has changed does not travel.
+                self.optimizer.state.update(state)
+        self.set_tensor_dict(input_tensor_dict, with_opt_vars=self.optimizer_travels, device=device)
+        if hasattr(self.optimizer, "set_old_weights"):
+            # FedProx (OpenFL's optimizers) pulls towards the weights that the round began with.
+            remember_weights(self.optimizer)
+
+    def _prepare_tensorkeys_for_agggregation(
+        self, metric_dict: dict[str, Any], validation_flag: str | bool, col_name: str, round_num: int
+    ) -> tuple[dict[str, float], Tensors]:
+        """What a task gives: its metrics, and the tensors it leaves behind if it trains."""
+        tensors = {} if validation_flag else self.get_tensor_dict(with_opt_vars=self.optimizer_travels)
+        return {name: float(value) for name, value in metric_dict.items()}, tensors
+
+
+def seed_generators(name: str) -> None:
+    seed = zlib.crc32(name.encode())
+    random.seed(seed)
+    np.random.seed(seed)
+    # Not torch.manual_seed: without a GPU it takes a millisecond to note from where it was called.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(seed)

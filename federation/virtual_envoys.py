@@ -1,0 +1,194 @@
+"""Clients of a simulation: they run one after the other on one model per process, in this process or in Ray actors."""
+
+import copy
+import os
+import sys
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from openfl.federated import Plan
+from openfl.interface.interactive_api.experiment import DataInterface
+from openfl.interface.interactive_api.shard_descriptor import ShardDescriptor
+
+from federation.definition import Definition
+from federation.plan import Task
+from federation.task_runner import TaskRunner, seed_generators
+from federation.tensors import Tensors
+from federation.wire import TaskResult
+
+OpenShard = Callable[[str], ShardDescriptor]
+Answer = tuple[dict[str, TaskResult], Tensors]
+Asked = Sequence[tuple[str, list[Task]]]
+# Clients whose data stay open in a process for their next turn.
+OPEN_CLIENTS = 64
+# Answers that wait for a slower client before them, so that no worker waits. Each is a model in memory.
+ANSWERS_PER_WORKER = 4
+
+
+class SimulationError(RuntimeError):
+    """A simulation that cannot go on; the message says why."""
+
+
+class Envoys(Protocol):
+    """What a round needs of the clients, wherever they run."""
+
+    def run_round(self, asked: Asked, round_number: int, model: Tensors) -> Iterator[Answer]:
+        """Answers in the order of `asked`. The tensors of one are valid until the next is asked for."""
+
+
+class ClientStates:
+    """What stays with a client from round to round (local tensors, an optimizer's state): a file per client and round.
+
+    The one before the last is kept as well, so that a round that was cut short can be run again.
+    """
+
+    def __init__(self, folder: Path, local_tensors: Sequence[str], keeps_optimizer: bool) -> None:
+        self._folder, self._patterns, self._keeps_optimizer = folder, local_tensors, keeps_optimizer
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def is_local(self, tensor: str) -> bool:
+        return any(fnmatchcase(tensor, pattern) for pattern in self._patterns)
+
+    def load(self, client: str, round_number: int, runner: TaskRunner) -> Tensors:
+        """Give `runner` the optimizer of `client` as it was before this round, and return its local tensors so far."""
+        earlier = [number for number in self._rounds(client) if number < round_number]
+        state: dict[str, Any] = {"local": {}, "optimizer": None}
+        if earlier:
+            state = torch.load(self._path(client, max(earlier)), map_location="cpu")
+        if self._keeps_optimizer:
+            runner.optimizer = runner.model_provider.provide_optimizer()
+            if state["optimizer"] is not None:
+                runner.optimizer.load_state_dict(state["optimizer"])
+        return {name: tensor.numpy() for name, tensor in state["local"].items()}
+
+    def save(self, client: str, round_number: int, runner: TaskRunner, trained: Tensors) -> None:
+        local = {name: torch.from_numpy(tensor) for name, tensor in trained.items() if self.is_local(name)}
+        optimizer = runner.optimizer.state_dict() if self._keeps_optimizer else None
+        path = self._path(client, round_number)
+        path.parent.mkdir(exist_ok=True)
+        torch.save({"local": local, "optimizer": optimizer}, path.with_suffix(".partial"))
+        path.with_suffix(".partial").rename(path)
+        for number in sorted(self._rounds(client))[:-2]:
+            self._path(client, number).unlink()
+
+    def _rounds(self, client: str) -> list[int]:
+        return [int(path.stem) for path in (self._folder / client).glob("*.pt")]
+
+    def _path(self, client: str, round_number: int) -> Path:
+        return self._folder / client / f"{round_number}.pt"
+
+
+class VirtualEnvoys:
+    """The clients of one process. They share its model, which is written over for each of them."""
+
+    def __init__(self, definition: Definition, open_shard: OpenShard, states: ClientStates | None) -> None:
+        self._definition, self._open_shard, self._states = definition, open_shard, states
+        self._open: OrderedDict[str, DataInterface] = OrderedDict()
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._runner = TaskRunner()
+        self._runner.seed = definition.plan.participation.seed
+        self._runner.set_optimizer_treatment(definition.opt_treatment)
+        # A copy builds a model of its own: the one that the experiment began with stays as it is.
+        self._runner.set_model_provider(copy.copy(definition.model_provider))
+        # At once: an optimizer's state is put where the parameters are.
+        self._runner.model.to(self._device)
+        self._runner.set_framework_adapter(Plan.build(definition.model_provider.framework_plugin, {}))
+        self._runner.set_task_provider(definition.task_keeper)
+        # What no client has changed yet, and no client gets from the director.
+        own = self._runner.get_tensor_dict(with_opt_vars=self._runner.optimizer_travels) if states else {}
+        self._initial_local = {name: own[name].copy() for name in own if states and states.is_local(name)}
+
+    def run_round(self, asked: Asked, round_number: int, model: Tensors) -> Iterator[Answer]:
+        return (self.run(client, tasks, round_number, model) for client, tasks in asked)
+
+    def run(self, client: str, tasks: list[Task], round_number: int, model: Tensors) -> Answer:
+        """Raises SimulationError, naming the client, if a task or opening its shard fails."""
+        try:
+            self._runner.set_data_loader(self._data_of(client))
+            local = self._states.load(client, round_number, self._runner) if self._states else {}
+            tensors = model | self._initial_local | local
+            results, trained = self._runner.run_tasks(tasks, round_number, client, tensors, self._device)
+        except Exception as error:
+            raise SimulationError(f"client '{client}' in round {round_number}: {error!r}") from error
+        if self._states and trained:
+            self._states.save(client, round_number, self._runner, trained)
+        return results, {name: tensor for name, tensor in trained.items() if name not in self._initial_local}
+
+    def _data_of(self, client: str) -> DataInterface:
+        if client not in self._open:
+            data = copy.deepcopy(self._definition.data_loader)
+            # When and where a client is opened, and how often, is of no consequence.
+            seed_generators(f"{self._runner.seed}:{client}")
+            data.shard_descriptor = self._open_shard(client)
+            self._open[client] = data
+            if len(self._open) > OPEN_CLIENTS:
+                self._open.popitem(last=False)
+        self._open.move_to_end(client)
+        return self._open[client]
+
+
+class RayEnvoys:
+    """Ray actors with `VirtualEnvoys` each. The global model is put into Ray's shared memory once a round."""
+
+    def __init__(self, actors: list[Any]) -> None:
+        self._actors = actors
+
+    def run_round(self, asked: Asked, round_number: int, model: Tensors) -> Iterator[Answer]:
+        """Raises SimulationError, naming the client, if a task fails or the process it is in dies."""
+        import ray
+
+        shared = ray.put(model)
+        idle, running = list(self._actors), dict[Any, Any]()
+        waiting, answers = deque(asked), deque[tuple[str, Any]]()
+        while waiting or answers:
+            while waiting and idle and len(answers) < ANSWERS_PER_WORKER * len(self._actors):
+                client, tasks = waiting.popleft()
+                actor = idle.pop()
+                answer = actor.run.remote(client, tasks, round_number, shared)
+                running[answer] = actor
+                answers.append((client, answer))
+            client, first = answers[0]
+            done = ray.wait(list(running), timeout=None if first in running else 0)[0] if running else []
+            if done:
+                idle += [running.pop(answer) for answer in done]
+                continue  # they have work before this process has
+            answers.popleft()
+            try:
+                result = ray.get(first)
+            except ray.exceptions.RayError as error:
+                cause = getattr(error, "cause", error)
+                if not isinstance(cause, SimulationError):
+                    cause = SimulationError(f"client '{client}' in round {round_number}: {cause!r}")
+                raise cause from error
+            yield result
+
+
+@contextmanager
+def ray_envoys(workers: int, address: str | None, gpus_per_client: float, *arguments: Any) -> Iterator[RayEnvoys]:
+    """`workers` actors, on this machine or on the Ray cluster at `address`; `arguments` are those of VirtualEnvoys.
+
+    Raises SimulationError where Ray is not installed.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise SimulationError("several workers need Ray: pip install 'openfl-audio[simulation]'") from None
+    # Actors on another machine find the code there; on this one it is found as this process finds it.
+    ray.init(
+        # Without any address, Ray would go to a cluster that it happens to find.
+        address=address or "local",
+        num_cpus=None if address else workers,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}} if address is None else None,
+    )
+    try:
+        actor = ray.remote(num_cpus=1, num_gpus=gpus_per_client)(VirtualEnvoys)
+        yield RayEnvoys([actor.remote(*arguments) for _ in range(workers)])
+    finally:
+        ray.shutdown()

@@ -1,0 +1,122 @@
+import pickle
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from openfl.interface.aggregation_functions import Median
+from openfl.interface.interactive_api.experiment import TaskInterface
+
+from federation.definition import Definition, ModelInterface, define
+from federation.participation import Participation
+from tests.federation import toy
+
+
+def make_definition(**others) -> Definition:
+    return define("toy", **toy.arguments(**others))
+
+
+def test_the_first_model_is_the_one_that_is_built_without_what_is_frozen():
+    definition = make_definition()
+    assert definition.tensors.keys() == {"line.weight", "line.bias", "seen"}
+    np.testing.assert_array_equal(definition.tensors["line.weight"], [[0.5, 0.25]])
+    assert definition.plan.untrained == ["seen"]
+    assert definition.opt_treatment == "RESET"
+
+
+def test_a_global_optimizer_travels_and_is_untrained():
+    definition = make_definition(optimizer=toy.MOMENTUM, opt_treatment="CONTINUE_GLOBAL")
+    states = {"optimizer.momentum_buffer.line.weight", "optimizer.momentum_buffer.line.bias"}
+    assert definition.tensors.keys() == {"line.weight", "line.bias", "seen"} | states
+    assert set(definition.plan.untrained) == {"seen"} | states
+
+
+def test_local_tensors_are_no_part_of_the_first_model():
+    definition = make_definition(
+        optimizer=toy.MOMENTUM, opt_treatment="CONTINUE_GLOBAL", local_tensors=["*.bias", "seen"]
+    )
+    assert definition.tensors.keys() == {"line.weight", "optimizer.momentum_buffer.line.weight"}
+
+
+def test_the_global_model_is_validated_before_it_is_trained_however_tasks_are_registered():
+    tasks = make_definition().plan.tasks
+    assert [(task.name, task.function_name) for task in tasks] == [
+        ("aggregated_model_validate", "measure"),
+        ("train", "fit"),
+    ]
+
+
+def test_arguments_become_the_plan():
+    participation = Participation(count=2, seed=7)
+    plan = make_definition(
+        rounds=9, best=("loss", "min"), patience=4, keep=3, envoys=iter(["b", "a"]), participation=participation
+    ).plan
+    assert (plan.name, plan.rounds, plan.keep, plan.precision) == ("toy", 9, 3, "float32")
+    assert plan.best.model_dump() == {"metric": "loss", "direction": "min", "patience": 4}
+    assert (plan.envoys, plan.participation) == (["b", "a"], participation)
+
+
+FAULTS = {
+    "an unknown treatment": ({"opt_treatment": "KEEP"}, r"opt_treatment 'KEEP' is not supported: use one of \('RESET'"),
+    "an optimizer in float16": (
+        {"opt_treatment": "CONTINUE_GLOBAL", "precision": "float16"},
+        "an optimizer's state does not fit into float16: use precision='float32'",
+    ),
+    "no task": ({"train": None, "validate": None}, "no task is registered: decorate a function"),
+    "a pattern that matches nothing": (
+        {"local_tensors": ["line.*", "haed.*"]},
+        r"local_tensors: 'haed.\*' matches no trained tensor",
+    ),
+    "a pattern of a frozen tensor": ({"local_tensors": ["scale"]}, "'scale' matches no trained tensor"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_arguments_that_do_not_fit_are_refused_with_a_sentence(fault):
+    others, sentence = FAULTS[fault]
+    with pytest.raises(ValueError, match=sentence):
+        make_definition(**others)
+
+
+def test_an_aggregation_function_of_openfl_is_refused():
+    tasks = TaskInterface()
+
+    @tasks.register_fl_task(model="model", data_loader="points", device="device", optimizer="optimizer")
+    @tasks.set_aggregation_function(Median())
+    def fit(model, points, device, optimizer):
+        return {}
+
+    with pytest.raises(ValueError, match="set_aggregation_function is not supported: give aggregation=Aggregation"):
+        define("toy", **toy.arguments() | {"task_keeper": tasks})
+
+
+def test_a_model_in_place_of_a_recipe_is_refused():
+    with pytest.raises(TypeError, match=r"model is a Line: give a recipe, e.g. functools.partial"):
+        ModelInterface(toy.Line(), toy.PLAIN)
+    with pytest.raises(TypeError, match="local_tensors is 'head.*': give a list of patterns"):
+        ModelInterface(toy.Line, toy.PLAIN, local_tensors="head.*")
+
+
+def test_an_interface_travels_without_the_model_that_it_has_built():
+    interface = ModelInterface(toy.Line, toy.PLAIN)
+    with torch.no_grad():
+        interface.provide_model().line.bias.fill_(7)
+    assert interface.provide_model().line.bias == 7
+    assert pickle.loads(pickle.dumps(interface)).provide_model().line.bias == -0.5
+
+
+def line_that_starts_at(bias: float) -> torch.nn.Module:
+    model = toy.Line()
+    torch.nn.init.constant_(model.line.bias, bias)
+    return model
+
+
+def test_a_model_with_given_weights_is_a_new_one_and_takes_no_optimizers_state():
+    interface = ModelInterface(partial(line_that_starts_at, 5.0), toy.MOMENTUM, local_tensors=["line.bias"])
+    tensors = interface.initial_tensors(with_optimizer=True)
+    built = interface.provide_model()
+    given = {name: tensor + 1 for name, tensor in tensors.items()}
+    model = interface.model_with(given)
+    np.testing.assert_array_equal(model.line.weight.detach().numpy(), [[1.5, 1.25]])
+    assert (model.line.bias, model.scale, model.seen) == (5, 1, 1), "what stays on the nodes is as at the start"
+    np.testing.assert_array_equal(built.line.weight.detach().numpy(), [[0.5, 0.25]])

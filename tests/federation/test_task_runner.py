@@ -1,0 +1,168 @@
+import random
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from openfl.federated import Plan
+from openfl.interface.interactive_api.experiment import TaskInterface
+
+from federation.definition import ModelInterface
+from federation.plan import Task
+from federation.task_runner import TaskRunner
+from federation.tensors import Tensors
+from tests.federation import toy
+
+VALIDATE = Task(name="aggregated_model_validate", function_name="measure", task_type="validate")
+TRAIN = Task(name="train", function_name="fit", task_type="train")
+
+
+def make_runner(
+    fit: Callable = toy.fit,
+    measure: Callable = toy.measure,
+    model: Callable = toy.Line,
+    optimizer: Callable = toy.PLAIN,
+    treatment: str = "RESET",
+    seed: int = 0,
+    client: str = "a-5",
+) -> TaskRunner:
+    tasks = TaskInterface()
+    contract = {"model": "model", "data_loader": "points", "device": "device"}
+    for name, function in (("fit", fit), ("measure", measure)):
+        named = partial(function)
+        named.__name__ = name
+        extra = {"optimizer": "optimizer", "round_num": "round_number"} if name == "fit" else {}
+        tasks.register_fl_task(**contract, **extra)(named)
+    data = toy.Data()
+    data.shard_descriptor = toy.Points(client)
+    runner = TaskRunner()
+    runner.seed = seed
+    runner.set_optimizer_treatment(treatment)
+    runner.set_data_loader(data)
+    runner.set_model_provider(ModelInterface(model, optimizer))
+    runner.set_framework_adapter(Plan.build(ModelInterface(model, optimizer).framework_plugin, {}))
+    runner.set_task_provider(tasks)
+    return runner
+
+
+def first_tensors(with_optimizer: bool = False, optimizer: Callable = toy.PLAIN) -> Tensors:
+    tensors = ModelInterface(toy.Line, optimizer).initial_tensors(with_optimizer)
+    return {name: tensor.copy() for name, tensor in tensors.items()}
+
+
+def run(runner: TaskRunner, *tasks: Task, round_number: int = 0, client: str = "a-5") -> tuple[dict, Tensors]:
+    results, trained = runner.run_tasks(tasks, round_number, client, first_tensors(), "cpu")
+    return results, {name: tensor.copy() for name, tensor in trained.items()}
+
+
+def draw(model, points, device, optimizer=None, round_number=None) -> dict[str, float]:
+    return {"random": random.random(), "numpy": np.random.rand(), "torch": torch.rand(1).item()}
+
+
+def draws(seed: int = 0, round_number: int = 0, client: str = "a-5", task: Task = TRAIN) -> dict[str, float]:
+    runner = make_runner(fit=draw, measure=draw, seed=seed)
+    random.seed()
+    np.random.seed()
+    torch.seed()
+    results, _ = run(runner, task, round_number=round_number, client=client)
+    return results[task.name].metrics
+
+
+def test_what_a_task_draws_is_a_function_of_seed_round_client_and_task():
+    first = draws()
+    assert draws() == first
+    for other in ({"seed": 1}, {"round_number": 1}, {"client": "b-5"}, {"task": VALIDATE}):
+        drawn = draws(**other)
+        assert not set(drawn.values()) & set(first.values()), other
+
+
+def test_what_a_task_draws_does_not_depend_on_the_tasks_before():
+    runner = make_runner(fit=draw, measure=draw)
+    alone, _ = run(runner, TRAIN)
+    after_others, _ = run(runner, VALIDATE, TRAIN)
+    assert after_others["train"] == alone["train"]
+
+
+class DrawnLine(toy.Line):
+    """With a frozen tensor that the recipe draws: it never travels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.nn.init.normal_(self.scale)
+
+
+def test_what_a_recipe_draws_is_a_function_of_the_seed():
+    def scale(seed: int) -> float:
+        return make_runner(model=DrawnLine, seed=seed).model.scale.item()
+
+    assert scale(3) == scale(3)
+    assert scale(3) != scale(4)
+
+
+def fit_and_leave_gradients(model, points, device, optimizer, round_number) -> dict[str, float]:
+    """Clears gradients after its step, and so relies on clear ones; the last ones are left behind."""
+    toy.loss_of(model, points).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    toy.loss_of(model, points).backward()
+    return {}
+
+
+def test_gradients_that_a_task_leaves_behind_are_not_the_next_ones():
+    runner = make_runner(fit=fit_and_leave_gradients)
+    _, first = run(runner, TRAIN)
+    _, second = run(runner, TRAIN)
+    for name, tensor in first.items():
+        np.testing.assert_array_equal(second[name], tensor)
+
+
+def test_a_mode_that_a_task_leaves_behind_is_not_the_next_ones():
+    class Partly(toy.Line):
+        def __init__(self) -> None:
+            super().__init__()
+            self.frozen = torch.nn.Dropout().eval()
+
+    modes = []
+
+    def note(model, points, device, optimizer=None, round_number=None) -> dict[str, float]:
+        modes.append((model.training, model.line.training, model.frozen.training))
+        model.train(not model.training)
+        return {}
+
+    runner = make_runner(fit=note, measure=note, model=Partly)
+    run(runner, VALIDATE, TRAIN)
+    run(runner, TRAIN)
+    assert modes == [(True, True, False)] * 3
+
+
+@pytest.mark.parametrize(
+    ("treatment", "kept"), [("RESET", False), ("CONTINUE_GLOBAL", False), ("CONTINUE_LOCAL", True)]
+)
+def test_a_learning_rate_that_a_task_changed_stays_only_where_the_optimizer_does(treatment: str, kept: bool):
+    rates = []
+
+    def decay(model, points, device, optimizer, round_number) -> dict[str, float]:
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.param_groups[0]["lr"] /= 2
+        return toy.fit(model, points, device, optimizer, round_number)
+
+    runner = make_runner(fit=decay, optimizer=toy.MOMENTUM, treatment=treatment)
+    tensors = first_tensors(treatment == "CONTINUE_GLOBAL", toy.MOMENTUM)
+    for round_number in range(2):
+        _, tensors = runner.run_tasks([TRAIN], round_number, "a-5", tensors, "cpu")
+        tensors = {name: tensor.copy() for name, tensor in tensors.items()}
+    assert rates == [toy.RATE, toy.RATE / 2 if kept else toy.RATE]
+
+
+def test_a_client_without_clips_runs_no_task():
+    def fail(*_: Any, **__: Any) -> dict[str, float]:
+        raise AssertionError("it ran")
+
+    results, trained = run(make_runner(fit=fail, measure=fail, client="a-0"), VALIDATE, TRAIN)
+    assert [(name, result.size, result.metrics) for name, result in results.items()] == [
+        ("aggregated_model_validate", 0, {}),
+        ("train", 0, {}),
+    ]
+    assert trained == {}
