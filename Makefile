@@ -2,6 +2,7 @@
 
 PYTHON ?=
 DATA ?=
+WORKLOAD ?= wav2vec2
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
@@ -21,8 +22,8 @@ endif
 .venv/.installed: pyproject.toml
 	@PYTHON="$(PYTHON)" bash scripts/install.sh
 
-demo: install ## federate keyword spotting over one director and three envoys (DATA=folder: a Speech Commands folder)
-	@$(RUN) -m scripts.demo $(if $(DATA),--data "$(DATA)")
+demo: install ## federate keyword spotting over one director and three envoys (WORKLOAD=whisper, DATA=a Speech Commands folder)
+	@$(RUN) -m scripts.demo --workload $(WORKLOAD) $(if $(DATA),--data "$(DATA)")
 
 test: install ## run the tests
 	@$(RUN) -m pytest

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from openfl.plugins.frameworks_adapters.framework_adapter_interface import FrameworkAdapterPluginInterface
 from openfl.utilities.optimizers.torch import FedProxAdam, FedProxOptimizer
+from torch.nn import Parameter
 
 # It warns at every task that there is no optimizer state to hold back; with this adapter there never is.
 logging.getLogger("openfl.federated.task.task_runner").setLevel(logging.ERROR)
@@ -84,8 +85,10 @@ def remember_weights(optimizer: torch.optim.Optimizer) -> None:
 def _travelling(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     # state_dict leaves out non-persistent buffers and names a shared parameter under each of its names;
     # the values alias the model's memory, so they can be read and written in place.
-    frozen = {name for name, parameter in model.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+    tensors = model.state_dict(keep_vars=True).items()
+    return {
+        name: tensor.detach() for name, tensor in tensors if tensor.requires_grad or not isinstance(tensor, Parameter)
+    }
 
 
 def _states(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, dict, str]]:

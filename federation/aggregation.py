@@ -21,7 +21,7 @@ MAX_ITERATIONS = 1000
 # Squared distances are differences of float64 sums; below this share of what was summed they are rounding error.
 ROUNDING = 1e-12
 # Small enough for the processor's cache: what lies between two passes over an array need not go through memory.
-CACHED_ITEMS = 1 << 14
+CACHED_ITEMS = 1 << 15
 # Columns of all updates that the geometric median takes at a time; ten updates are 5 MB in float64.
 BLOCK = 1 << 16
 
@@ -41,17 +41,23 @@ class RunningMean:
         self._total = np.empty(0)
         self._weights: list[float] = []
 
-    def add(self, update: np.ndarray, weight: float) -> None:
-        """`update` is read and not kept."""
-        if len(self._total) != len(update):
-            self._total = np.empty(len(update))
-        for start in range(0, len(update), CACHED_ITEMS):
-            block, total = update[start : start + CACHED_ITEMS], self._total[start : start + CACHED_ITEMS]
+    def add(self, updates: Sequence[np.ndarray], weights: Sequence[float]) -> None:
+        """They are read and not kept. Several at once take less time: the sum goes through memory once for all."""
+        length = len(updates[0])
+        if len(self._total) != length:
+            self._total = np.empty(length)
+        product = np.empty(min(CACHED_ITEMS, length))
+        for start in range(0, length, CACHED_ITEMS):
+            total = self._total[start : start + CACHED_ITEMS]
             if not self._weights:
-                np.multiply(block, weight, out=total, dtype=np.float64)
-            else:
-                total += np.multiply(block, weight, dtype=np.float64)
-        self._weights.append(weight)
+                total[:] = 0
+            for update, weight in zip(updates, weights, strict=True):
+                # Converted, then multiplied in place: one call that does both takes half as long again.
+                part = product[: len(total)]
+                np.copyto(part, update[start : start + CACHED_ITEMS])
+                part *= weight
+                total += part
+        self._weights.extend(weights)
 
     def result(self) -> np.ndarray:
         """float64, and this object's own memory: valid until the next `add`, which begins a new mean.
@@ -77,7 +83,7 @@ class Mean(_Part):
         """
         mean = RunningMean()
         for update, weight in zip(updates, weights, strict=True):
-            mean.add(update, weight if self.weighted else 1.0)
+            mean.add([update], [weight if self.weighted else 1.0])
         return mean.result()
 
 

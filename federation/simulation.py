@@ -25,7 +25,15 @@ from federation.plan import NAME
 from federation.progress import show_progress, to_frame
 from federation.rounds import Rounds, UpdateRefusedError
 from federation.tensors import Tensors, describe
-from federation.virtual_envoys import ClientStates, Envoys, OpenShard, SimulationError, VirtualEnvoys, ray_envoys
+from federation.virtual_envoys import (
+    ClientStates,
+    Envoys,
+    OpenShard,
+    SimulationError,
+    VirtualEnvoys,
+    answers_held,
+    ray_envoys,
+)
 from federation.wire import UpdateMessage
 
 
@@ -111,7 +119,12 @@ class Simulation:
         if rounds.finished:
             return
         fold = Fold(
-            checkpoint.model, plan.aggregation, plan.untrained, checkpoint.moments, rounds.progress.aggregations
+            checkpoint.model,
+            plan.aggregation,
+            plan.untrained,
+            checkpoint.moments,
+            rounds.progress.aggregations,
+            held=answers_held(checkpoint.model),
         )
         with self._start_envoys() as envoys:
             while not rounds.finished:

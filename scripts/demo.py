@@ -1,9 +1,9 @@
 """The main job, small: a director and three envoys on this machine train a model that no recording was sent for.
 
-    python -m scripts.demo [--data FOLDER] [--out runs/demo]
+    python -m scripts.demo [--workload wav2vec2] [--data FOLDER] [--out runs/demo]
 
 Makes a corpus of synthetic speech (unless --data names a Speech Commands folder) and certificates, starts the director
-and three envoys by the scripts that a user runs, and executes notebooks/superb_wav2vec2.ipynb against them, with TLS.
+and three envoys by the scripts that a user runs, and executes the workload's notebook against them, with TLS.
 """
 
 import argparse
@@ -13,36 +13,55 @@ import shutil
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import papermill
 
 from federation.certificates import CertificateError, write_certificates
+from federation.results import write_result
 from scripts.local_federation import REPOSITORY, LocalFederation, StartError
 from scripts.make_demo_corpus import DemoCorpusError, make_demo_corpus
-from workspaces.keyword_spotting import SMALL
-from workspaces.keyword_spotting.results import write_result
 
-NOTEBOOK = REPOSITORY / "notebooks" / "superb_wav2vec2.ipynb"
 ENVOYS = ("envoy_1", "envoy_2", "envoy_3")
 USER = "scientist"
 READY_SECONDS = 120
-# The notebook's parameters for a small model that starts at random and learns in minutes on two cores.
-TRAINING = {
-    "PRETRAINED": None,
-    "CONFIG": str(SMALL),
-    "ROUNDS": 18,
-    "LOCAL_EPOCHS": 1,
-    "BATCH_SIZE": 16,
-    "LEARNING_RATE": 1.5e-3,
-    "WEIGHT_DECAY": 0.01,
-    "SEED": 0,
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A notebook, and its parameters for a small model that starts at random and learns in minutes on two cores."""
+
+    notebook: Path
+    model: str
+    parameters: dict[str, object]
+
+
+WORKLOADS = {
+    "wav2vec2": Workload(
+        REPOSITORY / "notebooks" / "superb_wav2vec2.ipynb",
+        "a small Wav2Vec2",
+        {"CONFIG": "wav2vec2_small.json", "ROUNDS": 18, "BATCH_SIZE": 16, "LEARNING_RATE": 1.5e-3},
+    ),
+    "whisper": Workload(
+        REPOSITORY / "notebooks" / "superb_whisper.ipynb",
+        "a small Whisper encoder and its head",
+        {
+            "CONFIG": "whisper_small.json",
+            "FORM": "short",
+            "FROZEN": False,
+            "ROUNDS": 18,
+            "BATCH_SIZE": 16,
+            "LEARNING_RATE": 1.5e-3,
+        },
+    ),
 }
 
 
-def run_demo(data: Path | None, out: Path, **parameters: object) -> dict:
+def run_demo(workload: str, data: Path | None, out: Path, **parameters: object) -> dict:
     """Run the demo into the folder `out` and return what its result.json holds. `parameters` are the notebook's."""
     began = time.monotonic()
+    chosen = WORKLOADS[workload]
     out = out.resolve()
     remove_earlier_run(out)
     if data is None:
@@ -62,9 +81,10 @@ def run_demo(data: Path | None, out: Path, **parameters: object) -> dict:
             descriptor = {"template": "shard_descriptors.superb.SuperbShardDescriptor", "params": params}
             federation.start_envoy(name, descriptor)
         federation.wait_until_ready(ENVOYS, READY_SECONDS)
-        say(f"{NOTEBOOK.name}: a small Wav2Vec2 from a random start")
+        say(f"{chosen.notebook.name}: {chosen.model} from a random start")
         parameters = {
-            **TRAINING,
+            "PRETRAINED": None,
+            **chosen.parameters,
             "DIRECTOR_HOST": "127.0.0.1",
             "DIRECTOR_PORT": federation.port,
             "USER": USER,
@@ -74,7 +94,7 @@ def run_demo(data: Path | None, out: Path, **parameters: object) -> dict:
             "NAME": "demo",
             **parameters,
         }
-        execute_notebook(out / NOTEBOOK.name, parameters, log=out / "logs" / "notebook.log")
+        execute_notebook(chosen.notebook, out, parameters, log=out / "logs" / "notebook.log")
 
     result = json.loads((out / "result.json").read_text()) | {"seconds": round(time.monotonic() - began, 1)}
     write_result(out / "result.json", **result)
@@ -90,15 +110,15 @@ def remove_earlier_run(out: Path) -> None:
     shutil.rmtree(out)
 
 
-def execute_notebook(executed: Path, parameters: dict, log: Path) -> None:
-    """Run the notebook, printing what it prints; the executed copy is kept, also of a run that failed."""
+def execute_notebook(notebook: Path, out: Path, parameters: dict, log: Path) -> None:
+    """Run the notebook, printing what it prints; the executed copy is kept in `out`, also of a run that failed."""
     with log.open("w") as errors:
         papermill.execute_notebook(
-            str(NOTEBOOK),
-            str(executed),
+            str(notebook),
+            str(out / notebook.name),
             parameters=parameters,
             kernel_name="python3",
-            cwd=str(NOTEBOOK.parent),
+            cwd=str(notebook.parent),
             progress_bar=False,
             # Its warnings about the transport between notebook and kernel do not belong into the demo's table.
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
@@ -116,7 +136,8 @@ def report(result: dict, out: Path) -> None:
         ("best", "best global model (by the envoys' validation clips)"),
         ("alone", f"{ENVOYS[0]} trained alone"),
     ):
-        print(f"    {accuracy[name]:.3f}  {what}")
+        if name in accuracy:
+            print(f"    {accuracy[name]:.3f}  {what}")
     say(f"{out} has {', '.join(sorted(path.name for path in out.iterdir()))}")
 
 
@@ -126,6 +147,7 @@ def say(sentence: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Federate keyword spotting over one director and three envoys.")
+    parser.add_argument("--workload", choices=sorted(WORKLOADS), default="wav2vec2")
     parser.add_argument("--data", type=Path, help="a Speech Commands folder, in place of the corpus that is made")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "runs" / "demo")
     arguments = parser.parse_args()
@@ -134,7 +156,7 @@ def main() -> int:
     # Three envoys on a small machine: threads beyond the cores would only wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
-        report(run_demo(arguments.data, arguments.out), arguments.out)
+        report(run_demo(arguments.workload, arguments.data, arguments.out), arguments.out)
     except (CertificateError, DemoCorpusError, StartError, papermill.PapermillExecutionError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1

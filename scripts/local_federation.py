@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import grpc
+import psutil
 import yaml
 from openfl.protocols import director_pb2, director_pb2_grpc
 
@@ -50,6 +51,18 @@ class LocalFederation:
 
     def __exit__(self, *_: object) -> None:
         self.stop(*reversed(self._processes))
+
+    def stop_left_over(self) -> None:
+        """End the director and the envoys of an earlier run in this folder that was killed itself."""
+        settings = str(self.folder / "settings") + os.sep
+        left = [
+            p for p in psutil.process_iter(["cmdline"]) if any(a.startswith(settings) for a in p.info["cmdline"] or ())
+        ]
+        for process in left:
+            process.terminate()
+        _, alive = psutil.wait_procs(left, timeout=STOP_SECONDS)
+        for process in alive:
+            process.kill()
 
     def start_director(self) -> None:
         settings = {

@@ -35,7 +35,7 @@ def run(corpus, tmp_path_factory) -> tuple[dict, Path]:
     out = tmp_path_factory.mktemp("demo") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        return run_demo(corpus, out, ROUNDS=2), out
+        return run_demo("wav2vec2", corpus, out, ROUNDS=2), out
 
 
 def test_the_demo_leaves_what_it_promises(run):
@@ -92,6 +92,30 @@ def test_nothing_is_left_running(run):
     assert processes_of(run[1]) == []
 
 
+def test_the_whisper_notebook_sends_the_head_alone_and_its_model_comes_back(corpus, tmp_path, monkeypatch):
+    from safetensors.numpy import load_file
+
+    from workspaces.keyword_spotting.whisper import WhisperForKeywords
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("OPENFL_AUDIO_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "run"
+    result = run_demo("whisper", corpus, out, ROUNDS=2, FROZEN=True, BATCH_SIZE=8)
+    assert set(result["accuracy"]) == {"initial", "last", "best"}
+    assert {"superb_whisper.ipynb", "accuracy.png", "shards.png", "model"} <= {path.name for path in out.iterdir()}
+    sent = load_file(out / "director" / "demo" / "last.safetensors")
+    assert {name.partition(".")[0] for name in sent} == {"head"}
+    # The head after each round, and the round that validates the last one.
+    assert {path.name for path in (out / "director" / "demo").glob("round-*")} >= {
+        "round-1.safetensors", "round-2.safetensors",
+    }  # fmt: skip
+    model = WhisperForKeywords.from_pretrained(out / "model")
+    best = load_file(out / "director" / "demo" / "best.safetensors")
+    for name, tensor in best.items():
+        np.testing.assert_array_equal(model.state_dict()[name].numpy(), tensor)
+    assert list((tmp_path / "cache").iterdir()), "the encoder's outputs are kept on the node"
+
+
 def test_a_folder_that_is_no_corpus_ends_the_demo_with_a_sentence(tmp_path):
     (tmp_path / "data").mkdir()
     demo = start_demo(tmp_path / "data", tmp_path / "run")
@@ -106,7 +130,7 @@ def test_a_folder_that_is_no_corpus_ends_the_demo_with_a_sentence(tmp_path):
 def test_a_folder_that_no_demo_made_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(StartError, match=f"{tmp_path} is not empty and no earlier run of the demo"):
-        run_demo(None, tmp_path)
+        run_demo("wav2vec2", None, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 

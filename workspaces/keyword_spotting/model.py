@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
 
 SAMPLE_RATE = 16_000
+CONFIGS = Path(__file__).parent / "configs"
 
 
 class PretrainedWeightsError(RuntimeError):
@@ -26,35 +28,54 @@ def create_wav2vec2(
     """A classifier of waveforms: `input_values` (batch, samples) to logits (batch, len(labels)).
 
     `pretrained` is a hub name or a folder written by `save_pretrained`; its convolutional feature encoder stays frozen,
-    as in fine-tuning of wav2vec 2.0 (Baevski et al., arXiv 2006.11477). `config` is a JSON file for a random start, in
-    which everything is trained. Weights without pretrained values depend on `seed` only.
+    as in fine-tuning of wav2vec 2.0 (Baevski et al., arXiv 2006.11477). `config` is a JSON file, in `configs/`
+    or elsewhere, for a random start in which everything is trained. Weights that are not pretrained depend on `seed`.
     Raises PretrainedWeightsError when the weights cannot be had.
     """
-    if (pretrained is None) == (config is None):
-        raise ValueError("give either pretrained (a hub name or a folder) or config (a JSON file, for a random start)")
-    names: dict[str, Any] = {
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: i for i, label in enumerate(labels)},
-    }
+    check_source(pretrained, config)
+    names = label_names(labels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config is not None:
-            return Wav2Vec2ForSequenceClassification(Wav2Vec2Config(**json.loads(Path(config).read_text()), **names))
-        try:
+            return Wav2Vec2ForSequenceClassification(Wav2Vec2Config(**read_config(config), **names))
+        with explain_missing_weights(pretrained):
             model = Wav2Vec2ForSequenceClassification.from_pretrained(pretrained, **names)
-        except OSError as error:
-            raise PretrainedWeightsError(
-                f"no weights for '{pretrained}': it is no folder, not in the cache ({_cache()}), and the hub did not "
-                f"answer. On a connected machine run `hf download {pretrained}` and copy the cache, or give a folder "
-                "written by save_pretrained"
-            ) from error
     model.freeze_feature_encoder()
     return model
+
+
+def read_config(config: str | Path) -> dict[str, Any]:
+    """Of a JSON file: by a name in `configs/`, which travels with the experiment, or by a path of this machine."""
+    return json.loads((CONFIGS / config).read_text())
 
 
 def create_feature_extractor() -> Wav2Vec2FeatureExtractor:
     """Scales each clip to mean 0 and variance 1."""
     return Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=True)
+
+
+def check_source(pretrained: str | None, config: str | Path | None) -> None:
+    """Raise ValueError unless a model's weights come from exactly one place."""
+    if (pretrained is None) == (config is None):
+        raise ValueError("give either pretrained (a hub name or a folder) or config (a JSON file, for a random start)")
+
+
+def label_names(labels: Sequence[str]) -> dict[str, Any]:
+    """What a configuration of transformers says about the classes."""
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+
+
+@contextmanager
+def explain_missing_weights(pretrained: str | None) -> Iterator[None]:
+    """Raise PretrainedWeightsError when transformers does not find `pretrained`."""
+    try:
+        yield
+    except OSError as error:
+        raise PretrainedWeightsError(
+            f"no weights for '{pretrained}': it is no folder, not in the cache ({_cache()}), and the hub did not "
+            f"answer. On a connected machine run `hf download {pretrained}` and copy the cache, or give a folder "
+            "written by save_pretrained"
+        ) from error
 
 
 def _cache() -> str:

@@ -1,10 +1,12 @@
 """Pictures of a run."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import yaml
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -51,3 +53,43 @@ def plot_shards(counts: pd.DataFrame, path: Path) -> Figure:
     axes.legend()
     figure.savefig(path, dpi=120)
     return figure
+
+
+def plot_accuracy(history: pd.DataFrame, path: Path) -> Figure:
+    """Validation accuracy and training loss by round."""
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    validated = history.dropna(subset=["accuracy"])
+    axes.plot(validated["round"], validated["accuracy"], color="C0", marker=".", label="validation accuracy")
+    axes.set(xlabel="round", ylabel="accuracy", ylim=(0, 1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    loss = axes.twinx()
+    loss.plot(history["round"], history["train loss"], color="C1", linestyle=":", label="training loss")
+    loss.set(ylabel="cross-entropy (nats)", ylim=(0, None))
+    figure.legend(loc="outside upper center", ncols=2)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return figure
+
+
+def plot_clips_per_client(counts: np.ndarray, path: Path) -> Figure:
+    """Training clips of each client; `counts` (clients,)."""
+    figure, axes = plt.subplots(figsize=(9, 3.5), layout="constrained")
+    axes.bar(np.arange(len(counts)), counts, width=1.0, edgecolor="white", linewidth=0.3)
+    axes.axhline(counts.mean(), color="C1", linestyle="--", label=f"mean: {counts.mean():.0f} clips")
+    axes.set(xlabel="client", ylabel="training clips", title=f"{len(counts)} clients, {counts.sum():,} clips")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return figure
+
+
+def class_counts(registry: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """Training clips per class (rows) and envoy (columns), as the envoys that serve SUPERB describe their shards."""
+    descriptions = {name: yaml.safe_load(envoy["shard_info"].shard_description) for name, envoy in registry.items()}
+    counts = {name: each["train"] for name, each in sorted(descriptions.items()) if _serves_superb(each)}
+    return pd.DataFrame(counts).fillna(0).astype(int)
+
+
+def _serves_superb(description: Any) -> bool:
+    return isinstance(description, dict) and description.get("corpus") == "superb"

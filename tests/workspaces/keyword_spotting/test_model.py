@@ -1,14 +1,18 @@
-import json
-
 import numpy as np
 import pytest
 import torch
 from transformers import pipeline
 
-from workspaces.keyword_spotting import SMALL
-from workspaces.keyword_spotting.model import PretrainedWeightsError, create_feature_extractor, create_wav2vec2
+from workspaces.keyword_spotting.model import (
+    PretrainedWeightsError,
+    create_feature_extractor,
+    create_wav2vec2,
+    read_config,
+)
 
 LABELS = ("yes", "no", "_silence_")
+
+SMALL = "wav2vec2_small.json"
 
 
 def test_a_random_start_depends_on_the_seed_only():
@@ -69,7 +73,7 @@ def test_a_config_that_is_no_file_raises_and_names_it(tmp_path):
 
 
 def test_the_small_configuration_has_one_kernel_and_stride_per_convolution():
-    config = json.loads(SMALL.read_text())
+    config = read_config(SMALL)
     assert (
         len(config["conv_dim"])
         == len(config["conv_stride"])

@@ -1,0 +1,111 @@
+"""Run one experiment in any of four modes, with the same model, tasks and data.
+
+    python scripts/train.py keyword_spotting --mode simulated --data data/speech_commands --out runs/simulated
+        --config small.yaml --clients 40 --fraction 0.25
+
+centralized: one client has everything; individual: clients train alone, without exchange; simulated: many clients in
+this process (or with --workers on Ray); federated: a director and envoys, as processes on this machine, with TLS.
+A run that was interrupted or killed goes on when it is started again with the same arguments.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+
+# `python scripts/train.py` has scripts/ in its path and not the repository.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+WORKSPACES = Path(__file__).resolve().parents[1] / "workspaces"
+# Flags that are settings.
+SETTINGS = ("rounds", "clients", "fraction", "local_epochs", "seed")
+
+
+def parse_arguments() -> argparse.Namespace:
+    names = sorted(path.parent.name for path in WORKSPACES.glob("*/experiment.py"))
+    parser = argparse.ArgumentParser(description="Run one experiment in any of four modes.")
+    parser.add_argument("workspace", choices=names)
+    parser.add_argument("--mode", required=True, choices=("centralized", "individual", "simulated", "federated"))
+    parser.add_argument("--data", required=True, type=Path, help="the corpus: a folder in its published layout")
+    parser.add_argument("--out", required=True, type=Path, help="a new folder, or that of a run to go on with")
+    parser.add_argument("--config", default="small.yaml", help="a file in the workspace's configs/, or a path")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. optimizer.momentum=0.9")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--clients", help="a number, or natural: those of the corpus")
+    parser.add_argument("--fraction", type=float, help="of the clients that train in a round")
+    parser.add_argument("--local-epochs", type=int)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--client-ids", type=int, nargs="+", default=[0], help="individual: who trains; -1 is the last")
+    parser.add_argument("--workers", type=int, default=1, help="simulated: processes that run clients, on Ray")
+    parser.add_argument("--ray-address", help="simulated: of a Ray cluster")
+    parser.add_argument("--gpus-per-client", type=float, default=0.0, help="simulated: such as 0.25")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    # A terminated run must stop the processes that it started, as one that is interrupted does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("train: terminated"))
+    # Sums depend on how many threads share them, and many small clients are better run side by side (--workers).
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from federation.certificates import CertificateError
+    from federation.interactive_api import DirectorError, ExperimentFailedError
+    from federation.rounds import TooFewUpdatesError
+    from federation.run_settings import SettingsError, load_run_settings, parse_change
+    from federation.virtual_envoys import SimulationError
+    from scripts.local_federation import StartError
+    from scripts.training.modes import workspace_experiment
+    from scripts.training.run import run
+    from shard_descriptors.errors import CorpusError
+
+    try:
+        changes = dict(map(parse_change, arguments.set))
+        for key in SETTINGS:
+            value = getattr(arguments, key)
+            if value is not None and key in changes:
+                raise SettingsError(
+                    f"--set {key}={changes[key]} and --{key.replace('_', '-')} {value}: give one of them"
+                )
+            if value is not None:
+                changes[key] = int(value) if key == "clients" and value.isdecimal() else value
+        config = Path(arguments.config)
+        if not config.exists():
+            config = WORKSPACES / arguments.workspace / "configs" / arguments.config
+        settings = load_run_settings(workspace_experiment(arguments.workspace).Settings, config, changes)
+        result = run(
+            arguments.workspace,
+            settings,
+            arguments.mode,
+            arguments.data,
+            arguments.out,
+            arguments.client_ids,
+            arguments.workers,
+            arguments.ray_address,
+            arguments.gpus_per_client,
+        )
+    except (
+        CertificateError,
+        CorpusError,
+        DirectorError,
+        ExperimentFailedError,
+        SettingsError,
+        SimulationError,
+        StartError,
+        TooFewUpdatesError,
+    ) as error:
+        print(f"train: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"train: interrupted; the same command goes on with {arguments.out}", file=sys.stderr)
+        return 130
+    for name, metrics in result.get("metrics", {}).items():
+        for split, values in metrics.items():
+            print(f"{name} model, {split}: " + ", ".join(f"{key} {value:.4f}" for key, value in values.items()))
+    print(f"{arguments.out} has result.json, history.jsonl, model/ and plots")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

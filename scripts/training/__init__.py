@@ -1,0 +1,1 @@
+"""What `scripts/train.py` does: one experiment in any of four modes."""

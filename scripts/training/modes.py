@@ -1,0 +1,179 @@
+"""The four modes of an experiment: who its clients are, and where its rounds run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import torch
+from openfl.interface.interactive_api.shard_descriptor import ShardDescriptor
+
+from envoys.settings import ShardDescriptorSettings, build_shard_descriptor
+from federation.certificates import write_certificates
+from federation.interactive_api import Federation, FLExperiment
+from federation.participation import Participation
+from federation.run_settings import RunSettings, SettingsError
+from federation.simulation import Simulation
+from scripts.local_federation import LocalFederation
+from scripts.training.progress import RunProgress
+
+MODES = ("centralized", "individual", "simulated", "federated")
+# Validates the global model on the validation clips of all, so that a score means the same in every mode.
+EVALUATOR = "evaluation"
+USER = "scientist"
+EXPERIMENT = "run"
+READY_SECONDS = 300.0
+
+
+class Trained(Protocol):
+    """A finished experiment, simulated or federated."""
+
+    def best_model(self) -> torch.nn.Module: ...
+
+    def last_model(self) -> torch.nn.Module: ...
+
+
+@dataclass(frozen=True)
+class Clients:
+    """`trainers` have a shard each of `number` that the corpus is divided into; the evaluator has the whole of it.
+
+    `workspace` names a package with a module `experiment`.
+    """
+
+    workspace: str
+    settings: RunSettings
+    data: Path
+    number: int
+    trainers: Sequence[str]
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.trainers, EVALUATOR]
+
+    def shard(self, name: str) -> ShardDescriptorSettings:
+        rank, number = (1, 1) if name == EVALUATOR else (int(name.rpartition("-")[2]) + 1, self.number)
+        shard = workspace_experiment(self.workspace).shard(self.settings, self.data, rank, number)
+        return ShardDescriptorSettings(**shard)
+
+    def open(self, name: str) -> ShardDescriptor:
+        return build_shard_descriptor(self.shard(name), Path.cwd())
+
+
+def workspace_experiment(workspace: str) -> ModuleType:
+    return import_module(f"workspaces.{workspace}.experiment")
+
+
+def client_names(number: int) -> list[str]:
+    """Names that sort as their numbers do, from 0.
+
+    >>> client_names(11)[::5]
+    ['client-00', 'client-05', 'client-10']
+    """
+    return [f"client-{i:0{len(str(number - 1))}}" for i in range(number)]
+
+
+def choose_clients(
+    workspace: str, settings: RunSettings, data: Path, mode: str, client_ids: Sequence[int]
+) -> list[Clients]:
+    """The clients of each experiment that `mode` is: one, or with `individual` one for each of `client_ids`.
+
+    Raises SettingsError for clients that do not exist.
+    """
+    if mode == "centralized":
+        return [Clients(workspace, settings, data, 1, client_names(1))]
+    if settings.clients == "natural":
+        if mode == "federated":
+            raise SettingsError("federated starts processes for every client: say how many with --clients")
+        number = workspace_experiment(workspace).count_natural_clients(settings, data)
+    else:
+        number = settings.clients
+    names = client_names(number)
+    if mode != "individual":
+        return [Clients(workspace, settings, data, number, names)]
+    unknown = [i for i in client_ids if not -number <= i < number]
+    if unknown:
+        raise SettingsError(f"client ids {unknown} are not from {-number} to {number - 1}")
+    return [Clients(workspace, settings, data, number, [names[i]]) for i in client_ids]
+
+
+def start_arguments(clients: Clients, mode: str) -> dict[str, Any]:
+    """What `FLExperiment.start` and `Simulation.start` take."""
+    settings = clients.settings
+    participation = Participation(
+        fraction=settings.fraction if len(clients.trainers) > 1 else None,
+        seed=settings.seed,
+        evaluators=[EVALUATOR],
+        validate_every=settings.validate_every,
+    )
+    return workspace_experiment(clients.workspace).arguments(settings) | {
+        "rounds_to_train": settings.rounds,
+        "opt_treatment": settings.opt_treatment,
+        "envoys": clients.names,
+        "participation": participation,
+        "aggregation": settings.aggregation,
+        "patience": settings.patience,
+        "keep": settings.keep,
+        "precision": settings.precision,
+    }
+
+
+def simulate(
+    clients: Clients, out: Path, progress: RunProgress, workers: int, ray_address: str | None, gpus_per_client: float
+) -> Trained:
+    """All but the federated mode: centralized has one client, individual one of many."""
+    simulation = Simulation(
+        clients.names, clients.open, out, workers=workers, ray_address=ray_address, gpus_per_client=gpus_per_client
+    )
+    simulation.start(EXPERIMENT, **start_arguments(clients, "simulated"))
+    progress.show_past(simulation.records)
+    for record in simulation.run(on_client=progress.show_client):
+        progress.show_round(record)
+    return simulation
+
+
+def federate(clients: Clients, out: Path, progress: RunProgress) -> Trained:
+    """A director and envoys on this machine, with TLS; an experiment that an earlier run began goes on."""
+    certificates = out / "certificates"
+    if not certificates.exists():
+        write_certificates(certificates, director_hosts=["127.0.0.1"], envoys=clients.names, users=[USER])
+    with LocalFederation(out, certificates, USER) as local:
+        local.stop_left_over()
+        local.start_director()
+        for name in clients.names:
+            local.start_envoy(name, clients.shard(name).model_dump())
+        local.wait_until_ready(clients.names, READY_SECONDS)
+        federation = Federation(
+            USER,
+            "127.0.0.1",
+            local.port,
+            cert_chain=certificates / "ca.crt",
+            api_cert=certificates / f"{USER}.crt",
+            api_private_key=certificates / f"{USER}.key",
+        )
+        arguments = start_arguments(clients, "federated")
+        workspace = import_module(f"workspaces.{clients.workspace}")
+        experiment = FLExperiment(federation, EXPERIMENT, workspace=workspace)
+        if (out / "director" / EXPERIMENT).exists():
+            experiment.attach(EXPERIMENT, arguments["model_provider"])
+        else:
+            experiment.start(**arguments)
+        for message in federation.dir_client.stream_history(EXPERIMENT):
+            if "round" in message:
+                progress.show_round(message)
+        return FetchedModels(experiment.best_model(), experiment.last_model())
+
+
+@dataclass(frozen=True)
+class FetchedModels:
+    """Models of a federation that is over."""
+
+    best: torch.nn.Module
+    last: torch.nn.Module
+
+    def best_model(self) -> torch.nn.Module:
+        return self.best
+
+    def last_model(self) -> torch.nn.Module:
+        return self.last

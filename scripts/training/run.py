@@ -1,0 +1,104 @@
+"""One experiment in one mode: from settings to a folder with its result."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from federation.progress import TRAIN
+from federation.results import write_json, write_result
+from federation.run_settings import RunSettings, SettingsError
+from scripts.training.modes import Clients, choose_clients, federate, simulate, workspace_experiment
+from scripts.training.progress import RunProgress
+
+Metrics = dict[str, dict[str, dict[str, float]]]
+
+
+def run(
+    workspace: str,
+    settings: RunSettings,
+    mode: str,
+    data: Path,
+    out: Path,
+    client_ids: Sequence[int] = (0,),
+    workers: int = 1,
+    ray_address: str | None = None,
+    gpus_per_client: float = 0.0,
+) -> dict[str, Any]:
+    """Run the experiment into `out`, or go on with it, and return what `result.json` holds.
+
+    Raises SettingsError if `out` has been used for anything else.
+    """
+    out, data = out.resolve(), data.resolve() if data.exists() else data
+    experiments = choose_clients(workspace, settings, data, mode, client_ids)
+    _claim(out, {"workspace": workspace, "mode": mode, "data": str(data), "settings": settings.model_dump(mode="json")})
+    results = {}
+    for clients in experiments:
+        folder = out if len(experiments) == 1 else out / clients.trainers[0]
+        result_file = folder / "result.json"
+        if not result_file.exists():
+            _run_one(clients, mode, folder, workers, ray_address, gpus_per_client)
+        results[clients.trainers[0]] = json.loads(result_file.read_text())
+    if len(experiments) == 1:
+        return results[experiments[0].trainers[0]]
+    metrics = {client: result["metrics"] for client, result in results.items()}
+    write_result(out / "result.json", workspace=workspace, mode=mode, clients=metrics, seed=settings.seed)
+    return json.loads((out / "result.json").read_text())
+
+
+def _run_one(
+    clients: Clients, mode: str, out: Path, workers: int, ray_address: str | None, gpus_per_client: float
+) -> None:
+    settings, experiment = clients.settings, workspace_experiment(clients.workspace)
+    out.mkdir(parents=True, exist_ok=True)
+    with RunProgress(f"{clients.workspace}, {mode}", settings.rounds) as progress:
+        if mode == "federated":
+            trained = federate(clients, out, progress)
+            lines = "".join(json.dumps(record) + "\n" for record in progress.records)
+            (out / "history.jsonl").write_text(lines, encoding="utf-8")
+        else:
+            trained = simulate(clients, out, progress, workers, ray_address, gpus_per_client)
+    models = {"best": trained.best_model(), "last": trained.last_model()}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    metrics = {name: experiment.evaluate(model, settings, clients.data, device) for name, model in models.items()}
+    experiment.save(models["best"], settings, out / "model")
+    experiment.plot(progress.records, settings, clients.data, clients.number, out)
+    records = progress.records
+    write_result(
+        out / "result.json",
+        workspace=clients.workspace,
+        mode=mode,
+        clients=len(clients.trainers),
+        metrics=metrics,
+        rounds=sum(TRAIN in record["metrics"] for record in records),
+        seconds=round(sum(record["seconds"] for record in records), 2),
+        bytes={key: sum(record[f"bytes_{key}"] for record in records) for key in ("up", "down")},
+        seed=settings.seed,
+        settings=settings.model_dump(mode="json"),
+    )
+
+
+def _claim(out: Path, run: dict[str, Any]) -> None:
+    """Note in `out` what it is for. Raises SettingsError, naming the first difference, if it is for something else."""
+    path = out / "run.json"
+    if not path.exists():
+        if out.exists() and any(out.iterdir()):
+            raise SettingsError(f"{out} is not empty, and no earlier run: choose another --out")
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(path, run)
+        return
+    before, now = _flat(json.loads(path.read_text())), _flat(json.loads(json.dumps(run)))
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise SettingsError(
+                f"{out} has a run with {key} {before.get(key)!r}, now it is {now.get(key)!r}: choose another --out"
+            )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

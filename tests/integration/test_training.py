@@ -1,0 +1,177 @@
+"""`scripts/train.py` on a small demo corpus: four modes, kills, and the same weights whatever runs the clients."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from federation.tensors import TensorFile, Tensors
+from scripts.local_federation import REPOSITORY
+from scripts.make_demo_corpus import make_demo_corpus
+from tests.integration.conftest import wait_for
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+ROUNDS = 3
+# Small enough for seconds; the last model is kept as a file in each mode.
+SETTINGS = ["--clients", "3", "--rounds", str(ROUNDS), "--set", "keep=1", "--set", "batch_size=8"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("training") / "corpus"
+    make_demo_corpus(folder, n_speakers=9)
+    return folder
+
+
+def start(mode: str, corpus: Path, out: Path, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "scripts/train.py", "keyword_spotting", "--mode", mode]
+    command += ["--data", str(corpus), "--out", str(out), *SETTINGS, *arguments]
+    with out.with_suffix(".log").open("ab") as log:
+        return subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def train(mode: str, corpus: Path, out: Path, *arguments: str) -> dict[str, Any]:
+    assert start(mode, corpus, out, *arguments).wait(300) == 0, out.with_suffix(".log").read_text()[-3000:]
+    return json.loads((out / "result.json").read_text())
+
+
+def history_of(out: Path) -> list[dict[str, Any]]:
+    """Without what a clock or the network says."""
+    records = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    return [{key: r[key] for key in r if key not in ("seconds", "bytes_up", "bytes_down")} for r in records]
+
+
+def last_model(folder: Path) -> Tensors:
+    with TensorFile(folder / f"round-{ROUNDS}.safetensors") as file:
+        return file.load()
+
+
+@pytest.fixture(scope="module")
+def simulated(corpus, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("simulated") / "run"
+    train("simulated", corpus, out)
+    return out
+
+
+def test_a_simulated_run_leaves_its_result_and_all_that_belongs_to_it(simulated):
+    result = json.loads((simulated / "result.json").read_text())
+    assert (result["mode"], result["clients"], result["rounds"], result["seed"]) == ("simulated", 3, ROUNDS, 0)
+    for model in ("best", "last"):
+        for split in ("validation", "test"):
+            assert 0 <= result["metrics"][model][split]["accuracy"] <= 1
+    model_bytes = sum(tensor.nbytes for tensor in last_model(simulated).values())
+    assert result["bytes"]["up"] == pytest.approx(3 * ROUNDS * model_bytes, rel=0.01)
+    assert result["seconds"] > 0
+    assert result["settings"]["batch_size"] == 8
+    assert result["versions"]["torch"].startswith("2.")
+    assert {"history.jsonl", "model", "accuracy.png", "clips_per_client.png"} <= {p.name for p in simulated.iterdir()}
+    records = history_of(simulated)
+    assert [record["round"] for record in records] == list(range(ROUNDS + 1))
+    assert list(records[0]["envoys"]) == ["client-0", "client-1", "client-2", "evaluation"]
+    assert records[0]["envoys"]["evaluation"].keys() == {"aggregated_model_validate"}
+    best = max(range(ROUNDS + 1), key=lambda r: records[r]["metrics"]["aggregated_model_validate"]["accuracy"])
+    assert result["metrics"]["best"]["validation"] == pytest.approx(
+        records[best]["metrics"]["aggregated_model_validate"], abs=1e-6
+    )
+
+
+def test_a_federated_run_comes_to_the_weights_and_the_history_of_the_simulated_one(simulated, corpus, tmp_path):
+    out = tmp_path / "federated"
+    result = train("federated", corpus, out)
+    assert history_of(out) == history_of(simulated)
+    expected = last_model(simulated)
+    found = last_model(out / "director" / "run")
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        np.testing.assert_allclose(found[name], tensor, rtol=0, atol=1e-6, err_msg=name)
+    assert result["metrics"] == json.loads((simulated / "result.json").read_text())["metrics"]
+    assert not [
+        p for p in psutil.process_iter(["cmdline"]) if any(str(out) in word for word in p.info["cmdline"] or ())
+    ]
+
+
+def test_a_simulation_that_was_killed_goes_on_to_the_same_end(simulated, corpus, tmp_path):
+    out = tmp_path / "killed"
+    process = start("simulated", corpus, out)
+    history = out / "history.jsonl"
+    wait_for(lambda: history.exists() and len(history.read_text().splitlines()) >= 2, seconds=200)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (out / "result.json").exists()
+    train("simulated", corpus, out)
+    assert history_of(out) == history_of(simulated)
+    for name, tensor in last_model(simulated).items():
+        np.testing.assert_array_equal(last_model(out)[name], tensor, err_msg=name)
+
+
+def test_a_federation_that_was_killed_with_all_its_processes_left_behind_goes_on(simulated, corpus, tmp_path):
+    out = tmp_path / "killed-federation"
+    process = start("federated", corpus, out)
+    history = out / "director" / "run" / "history.jsonl"
+    wait_for(lambda: history.exists() and len(history.read_text().splitlines()) >= 1, seconds=200)
+    process.kill()  # not its director and envoys, which are in sessions of their own
+    process.wait()
+    train("federated", corpus, out)
+    assert history_of(out) == history_of(simulated)
+    for name, tensor in last_model(simulated).items():
+        np.testing.assert_array_equal(last_model(out / "director" / "run")[name], tensor, err_msg=name)
+
+
+def test_ray_workers_come_to_the_same_weights_as_one_process(simulated, corpus, tmp_path):
+    out = tmp_path / "ray"
+    train("simulated", corpus, out, "--workers", "2")
+    assert history_of(out) == history_of(simulated)
+    for name, tensor in last_model(simulated).items():
+        np.testing.assert_array_equal(last_model(out)[name], tensor, err_msg=name)
+
+
+def test_one_client_that_has_everything_and_clients_that_train_alone(corpus, tmp_path):
+    central = train("centralized", corpus, tmp_path / "central")
+    assert (central["mode"], central["clients"]) == ("centralized", 1)
+    alone = train("individual", corpus, tmp_path / "alone", "--client-ids", "0", "-1")
+    assert alone["clients"].keys() == {"client-0", "client-2"}
+    records = {name: history_of(tmp_path / "alone" / name) for name in alone["clients"]}
+    for name, history in records.items():
+        assert list(history[0]["envoys"]) == [name, "evaluation"]
+    sizes = [history[0]["envoys"][name]["train"]["size"] for name, history in records.items()]
+    assert sum(sizes) < history_of(tmp_path / "central")[0]["envoys"]["client-0"]["train"]["size"]
+    assert records["client-0"][-1]["metrics"] != records["client-2"][-1]["metrics"]
+
+
+FAULTS = {
+    "an unknown key": (["--set", "model.fozen=true"], "there is no key 'model.fozen'"),
+    "a wrong value": (["--set", "fraction=1.5"], "fraction is 1.5"),
+    "a key by two ways": (["--set", "seed=1", "--seed", "2"], "seed is 1 by --set and 2 by its own flag"),
+    "no value": (["--set", "seed"], "'seed' should be key=value"),
+    "a file that is not there": (["--config", "large.yaml"], "large.yaml cannot be read"),
+    "a client that is not there": (["--client-ids", "7"], r"client ids [7] are not from -3 to 2"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_is_wrong_with_the_settings_is_said_in_a_sentence(fault, corpus, tmp_path):
+    arguments, sentence = FAULTS[fault]
+    out = tmp_path / "run"
+    assert start("individual", corpus, out, *arguments).wait(120) == 1
+    log = out.with_suffix(".log").read_text()
+    assert sentence in log
+    assert "Traceback" not in log
+    assert not out.exists()
+
+
+def test_a_folder_of_another_run_is_left_as_it_is(simulated, corpus):
+    before = {path: path.stat().st_mtime_ns for path in simulated.rglob("*")}
+    assert start("simulated", corpus, simulated, "--seed", "5").wait(120) == 1
+    assert (
+        "has a run with settings.seed 0, now it is 5: choose another --out" in simulated.with_suffix(".log").read_text()
+    )
+    train("simulated", corpus, simulated)  # the same again: nothing is left to do
+    assert {path: path.stat().st_mtime_ns for path in simulated.rglob("*")} == before

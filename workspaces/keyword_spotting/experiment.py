@@ -1,0 +1,167 @@
+"""Keyword spotting as an experiment: what `scripts/train.py` needs to run it in any of the four modes."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from federation.interactive_api import ModelInterface, TaskInterface
+from federation.progress import to_frame
+from federation.run_settings import Group, RunSettings
+from shard_descriptors.speech_commands import LABELS
+from shard_descriptors.superb import SuperbShardDescriptor
+from workspaces.keyword_spotting import tasks, whisper_tasks
+from workspaces.keyword_spotting.data import Clips, KeywordData
+from workspaces.keyword_spotting.model import create_feature_extractor, create_wav2vec2
+from workspaces.keyword_spotting.whisper import create_whisper
+from workspaces.keyword_spotting.whisper_data import WhisperClips, WhisperData
+
+SHARD_DESCRIPTOR = "shard_descriptors.superb.SuperbShardDescriptor"
+
+
+class ModelSettings(Group):
+    """`pretrained` is a hub name or a folder, `config` a file in `configs/` (or a path) for a random start.
+
+    `form`, `frozen` and `compile` are Whisper's: see `create_whisper`.
+    """
+
+    architecture: Literal["whisper", "wav2vec2"]
+    pretrained: str | None = None
+    config: str | None = None
+    form: Literal["exact", "short"] = "exact"
+    frozen: bool = True
+    compile: bool = False
+
+
+class DataSettings(Group):
+    """How speakers become clients: see `SuperbShardDescriptor`."""
+
+    partition: Literal["speaker", "speaker_groups", "clips"] = "speaker"
+    speakers_per_group: int | None = None
+    silence_share: float | None = None
+
+
+class Settings(RunSettings):
+    """`warmup` is the share of all steps in which the learning rate rises; without it the rate is constant."""
+
+    model: ModelSettings
+    data: DataSettings = DataSettings()
+    warmup: float | None = Field(default=None, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)  # Whisper's
+
+    @model_validator(mode="after")
+    def check_model(self) -> "Settings":
+        if (self.model.pretrained is None) == (self.model.config is None):
+            raise ValueError("model needs either pretrained or config")
+        return self
+
+
+def arguments(settings: Settings) -> dict[str, Any]:
+    """Of `FLExperiment.start` and `Simulation.start`: model, tasks and data."""
+    is_whisper = settings.model.architecture == "whisper"
+    train, validate = (_train_whisper, _validate_whisper) if is_whisper else (_train_wav2vec2, _validate_wav2vec2)
+    task_keeper = TaskInterface()
+    task_keeper.register_fl_task(
+        model="model", data_loader="clips", device="device", optimizer="optimizer", round_num="round_number"
+    )(train)
+    task_keeper.add_kwargs(settings=_training(settings))(train)
+    task_keeper.register_fl_task(model="model", data_loader="clips", device="device")(validate)
+    return {
+        "model_provider": ModelInterface(
+            partial(create_model, settings.model, settings.seed), settings.optimizer.recipe()
+        ),
+        "task_keeper": task_keeper,
+        "data_loader": WhisperData(settings.batch_size) if is_whisper else KeywordData(),
+        "best": ("accuracy", "max"),
+        "corpus": SuperbShardDescriptor.corpus,
+    }
+
+
+def create_model(settings: ModelSettings, seed: int) -> torch.nn.Module:
+    source: dict[str, Any] = {"config": settings.config, "labels": LABELS, "seed": seed}
+    if settings.architecture == "wav2vec2":
+        return create_wav2vec2(settings.pretrained, **source)
+    return create_whisper(
+        settings.pretrained, form=settings.form, frozen=settings.frozen, compile=settings.compile, **source
+    )
+
+
+def shard(settings: Settings, data: Path, rank: int, world_size: int) -> dict[str, Any]:
+    """The shard of client `rank`, from 1, of `world_size`, as an envoy's settings name it."""
+    return {
+        "template": SHARD_DESCRIPTOR,
+        "params": {
+            "data_path": str(data),
+            "rank_worldsize": f"{rank},{world_size}",
+            "seed": settings.seed,
+            **settings.data.model_dump(exclude_none=True),
+        },
+    }
+
+
+def count_natural_clients(settings: Settings, data: Path) -> int:
+    division = settings.data.model_dump(exclude={"silence_share"})
+    return SuperbShardDescriptor.natural_clients(data, **division, seed=settings.seed)
+
+
+def evaluate(model: Any, settings: Settings, data: Path, device: str) -> dict[str, dict[str, float]]:
+    """Metrics of `model` on all validation clips, and on those of the test speakers, who are nobody's clients."""
+    descriptor = SuperbShardDescriptor(data, seed=settings.seed)
+    metrics = {}
+    for split in ("validation", "test"):
+        dataset = descriptor.get_dataset(split)
+        if settings.model.architecture == "whisper":
+            metrics[split] = whisper_tasks.validate_clips(model, WhisperClips(dataset), device)
+        else:
+            metrics[split] = tasks.validate_clips(model, Clips(dataset), device)
+    return metrics
+
+
+def save(model: Any, settings: Settings, folder: Path) -> None:
+    model.save_pretrained(folder)
+    if settings.model.architecture == "wav2vec2":
+        create_feature_extractor().save_pretrained(folder)
+
+
+def plot(records: list[dict[str, Any]], settings: Settings, data: Path, clients: int, out: Path) -> None:
+    """accuracy.png, and clips_per_client.png where there are several."""
+    # On an envoy nobody draws: it is spared the time and the memory.
+    from workspaces.keyword_spotting.plots import plot_accuracy, plot_clips_per_client
+
+    plot_accuracy(to_frame(records), out / "accuracy.png")
+    if clients > 1:
+        counts = SuperbShardDescriptor.clips_per_client(data, clients, **settings.data.model_dump(), seed=settings.seed)
+        plot_clips_per_client(counts, out / "clips_per_client.png")
+
+
+def _training(settings: Settings) -> tasks.TrainingSettings:
+    values: dict[str, Any] = {
+        "rounds": settings.rounds,
+        "local_epochs": settings.local_epochs,
+        "batch_size": settings.batch_size,
+        "seed": settings.seed,
+        "warmup": settings.warmup or 0.0,
+    }
+    if settings.model.architecture == "wav2vec2":
+        return tasks.TrainingSettings(**values)
+    return whisper_tasks.WhisperSettings(
+        **values, constant_rate=settings.warmup is None, label_smoothing=settings.label_smoothing
+    )
+
+
+def _train_whisper(model, clips, device, optimizer, round_number, settings):
+    return whisper_tasks.train_round(model, clips, optimizer, device, round_number, settings)
+
+
+def _validate_whisper(model, clips, device):
+    return whisper_tasks.validate_clips(model, clips, device)
+
+
+def _train_wav2vec2(model, clips, device, optimizer, round_number, settings):
+    return tasks.train_round(model, clips, optimizer, device, round_number, settings)
+
+
+def _validate_wav2vec2(model, clips, device):
+    return tasks.validate_clips(model, clips, device)

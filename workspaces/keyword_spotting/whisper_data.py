@@ -1,0 +1,192 @@
+"""Clips of a shard as a Whisper keyword model reads them: outputs of its frozen encoder, or log-mel frames."""
+
+import hashlib
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from openfl.interface.interactive_api.experiment import DataInterface
+from openfl.interface.interactive_api.shard_descriptor import ShardDataset, ShardDescriptor
+
+from workspaces.keyword_spotting.data import repeat_rare_labels
+from workspaces.keyword_spotting.encoder_cache import NOT_KEPT, OutputStore, clip_key, open_store
+from workspaces.keyword_spotting.whisper import WhisperForKeywords, compute_log_mel
+
+logger = logging.getLogger(__name__)
+
+FRAMES_AT_ONCE = 12_000  # of the encoder: 8 clips in the exact form, 240 in the short one
+MAX_FEATURES_BYTES = 2_000_000_000
+REPORT_EVERY_S = 30.0
+
+
+class WhisperClips:
+    """A split of a shard, in batches of inputs for the model. Ready after `prepare`.
+
+    With `repeat_rare`, silence comes as often as the median label does: each time as another second, cut out of one of
+    the few long noise recordings that SUPERB counts as a clip. Cuts are the same in every epoch, as is everything
+    here: what is random about training is drawn by the task.
+
+    Attributes:
+        labels: int64 (items,)
+        num_clips: those of the shard, without repetitions
+    """
+
+    def __init__(self, shard_dataset: ShardDataset, repeat_rare: bool = False) -> None:
+        labels = np.asarray(shard_dataset.labels, dtype=np.int64)
+        self.num_clips = len(labels)
+        self.indices = repeat_rare_labels(labels) if repeat_rare else np.arange(len(labels))
+        self.labels = labels[self.indices]
+        self._repetitions = _count_before(self.indices)
+        self._shard_dataset = shard_dataset
+        self._prepared_for: tuple | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def prepare(self, model: WhisperForKeywords, device: str) -> None:
+        """Move `model` to the device, and encode for it what the node's cache lacks, or compute log-mel frames once."""
+        self._model, self._device = model, device
+        torch.nn.Module.to(model, device)  # transformers has its own without types
+        sizes = (model.config.num_mel_bins, model.config.max_source_positions)
+        key = (model.encoder_key(), device) if model.frozen else sizes
+        if key == self._prepared_for:
+            return
+        if model.frozen:
+            self._store, self._slots = open_output_store(model), np.full(len(self), NOT_KEPT)
+            self._fill_store()
+        else:
+            self._features = self._compute_features()
+        self._prepared_for = key
+
+    def batch(self, items: Sequence[int] | np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and labels (batch,) of some items, on the device.
+
+        The inputs are float32: (batch, frames, width) for `model.head` if the encoder is frozen, otherwise
+        (batch, n_mels, 2 * frames) for the model.
+        """
+        items = np.asarray(items)
+        labels = torch.from_numpy(self.labels[items]).to(self._device)
+        if self._model.frozen:
+            return torch.from_numpy(self._outputs(items)).to(self._device).float(), labels
+        features = self._log_mel(items) if self._features is None else self._features[items]
+        return features.to(self._device), labels
+
+    def _outputs(self, items: np.ndarray) -> np.ndarray:
+        slots = self._slots[items]
+        kept = slots != NOT_KEPT
+        if kept.all():
+            return self._store.read(slots)
+        outputs = np.empty((len(items), *self._store.shape), np.float16)
+        outputs[kept] = self._store.read(slots[kept])
+        outputs[~kept] = encode(self._model, [self._waveform(item) for item in items[~kept]], self._device)
+        return outputs
+
+    def _fill_store(self) -> None:
+        size = max(1, FRAMES_AT_ONCE // self._model.config.max_source_positions)
+        waiting: dict[int, tuple[bytes, np.ndarray]] = {}
+        for item in _with_progress("encoder outputs", range(len(self))):
+            waveform = self._waveform(item)
+            key = clip_key(waveform)
+            [self._slots[item]] = self._store.find([key])
+            if self._slots[item] == NOT_KEPT:
+                waiting[item] = key, waveform
+            if len(waiting) == size or (waiting and item == len(self) - 1):
+                self._encode_waiting(waiting)
+                waiting = {}
+
+    def _encode_waiting(self, waiting: dict[int, tuple[bytes, np.ndarray]]) -> None:
+        keys, waveforms = zip(*waiting.values(), strict=True)
+        self._slots[list(waiting)] = self._store.add(keys, encode(self._model, waveforms, self._device))
+
+    def _compute_features(self) -> torch.Tensor | None:
+        config = self._model.config
+        if len(self) * config.num_mel_bins * 2 * config.max_source_positions * 4 > MAX_FEATURES_BYTES:
+            return None
+        size = max(1, FRAMES_AT_ONCE // config.max_source_positions)
+        starts = _with_progress("log-mel frames", range(0, len(self), size))
+        batches = [self._log_mel(np.arange(start, min(start + size, len(self)))) for start in starts]
+        return torch.cat(batches) if batches else None
+
+    def _log_mel(self, items: np.ndarray) -> torch.Tensor:
+        return compute_log_mel(self._model.config, [self._waveform(item) for item in items], self._device)
+
+    def _waveform(self, item: int) -> np.ndarray:
+        # An epoch of its own for each repetition: its cut of noise does not depend on what was read before.
+        self._shard_dataset.set_epoch(int(self._repetitions[item]))
+        return self._shard_dataset[int(self.indices[item])][0]
+
+
+def encode(model: WhisperForKeywords, waveforms: Sequence[np.ndarray], device: str) -> np.ndarray:
+    """float16 (clips, frames, width): what the encoder makes of `waveforms`, each float32 (samples,) at 16 kHz.
+
+    As precise as the cache, so that a result does not depend on what the cache held.
+    """
+    with torch.inference_mode():
+        features = compute_log_mel(model.config, waveforms, device)
+        return model.encode(features.to(device)).half().cpu().numpy()
+
+
+def open_output_store(model: WhisperForKeywords) -> OutputStore:
+    """Where outputs of the model's encoder are kept: by its weights and sizes, its window and mel bands included."""
+    name = hashlib.sha256(f"log-mel, {model.encoder_key()}, float16".encode()).hexdigest()
+    return open_store(name, (model.config.max_source_positions, model.config.d_model))
+
+
+class WhisperData(DataInterface):
+    """Gives the tasks their clips: those of the node's shard. A shard below one batch of training clips has none.
+
+    `batch_size` is that of the training.
+    """
+
+    def __init__(self, batch_size: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.batch_size = batch_size
+
+    @property
+    def shard_descriptor(self) -> ShardDescriptor:
+        return self._shard_descriptor
+
+    @shard_descriptor.setter
+    def shard_descriptor(self, shard_descriptor: ShardDescriptor) -> None:
+        self._shard_descriptor = shard_descriptor
+        self._train = WhisperClips(shard_descriptor.get_dataset("train"), repeat_rare=True)
+        self._validation = WhisperClips(shard_descriptor.get_dataset("validation"))
+
+    def get_train_loader(self, **kwargs: Any) -> WhisperClips:
+        return self._train
+
+    def get_valid_loader(self, **kwargs: Any) -> WhisperClips:
+        return self._validation
+
+    def get_train_data_size(self) -> int:
+        return self._train.num_clips if self._train.num_clips >= self.batch_size else 0
+
+    def get_valid_data_size(self) -> int:
+        return self._validation.num_clips
+
+
+def _with_progress(what: str, items: range) -> Iterator[int]:
+    """`items`, with a line in the log now and then: the work on them may take hours."""
+    reported_s = time.monotonic()
+    for item in items:
+        if time.monotonic() - reported_s >= REPORT_EVERY_S:
+            logger.info("%s: %d of %d clips", what, item, items.stop)
+            reported_s = time.monotonic()
+        yield item
+
+
+def _count_before(indices: np.ndarray) -> np.ndarray:
+    """How often each index came before.
+
+    >>> _count_before(np.array([3, 5, 3, 3])).tolist()
+    [0, 0, 1, 2]
+    """
+    seen: dict[int, int] = {}
+    counts = np.zeros(len(indices), dtype=np.int64)
+    for i, index in enumerate(indices.tolist()):
+        counts[i] = seen.get(index, 0)
+        seen[index] = counts[i] + 1
+    return counts
