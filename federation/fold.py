@@ -13,8 +13,8 @@ class Fold:
     """`model` and `moments` (of the server optimizer, by "SLOT.NAME") are those after `aggregations` rounds.
 
     Updates are added up as they come, in the memory of one model in float64 whatever their number; rules other than the
-    mean keep a copy of each. The result depends on their order, to the last bit. `held` updates stay as they are after
-    they were given: they are then summed up together, which is quicker.
+    mean keep a copy of each. The result depends on their order, to the last bit. With `holds`, updates stay as they are
+    until `sum_up` is called: it adds several up together, which is quicker.
     """
 
     def __init__(
@@ -24,7 +24,7 @@ class Fold:
         untrained: Container[str] = (),
         moments: Tensors | None = None,
         aggregations: int = 0,
-        held: int = 1,
+        holds: bool = False,
     ) -> None:
         self.model = {name: tensor.copy() for name, tensor in model.items()}
         self.aggregation = aggregation
@@ -34,11 +34,11 @@ class Fold:
         self._parameters = {name for name in self._floats if name not in untrained}
         self._means = {name: RunningMean() for name in self._floats}
         self._counters: Tensors = {}
-        self._held = held
+        self._holds = holds
         self._kept: list[tuple[Tensors, int]] = []
 
     def add(self, update: Tensors, clips: int, refused: str) -> None:
-        """Take in the update of one client that trained on `clips` clips.
+        """Take in the update of one client that trained on `clips` clips. Unless it is held, it may change afterwards.
 
         Raises UpdateRefusedError, which begins with `refused`, if a tensor holds NaN or infinity.
         """
@@ -52,13 +52,12 @@ class Fold:
         if not isinstance(self.aggregation.rule, Mean):
             update = {name: values.copy() for name, values in update.items()}
         self._kept.append((update, clips))
-        if isinstance(self.aggregation.rule, Mean) and len(self._kept) == self._held:
-            self._sum_up(self.aggregation.rule)
+        if not self._holds:
+            self.sum_up()
 
     def finish_round(self) -> None:
         """Make what was added the next global model, in place."""
-        if isinstance(self.aggregation.rule, Mean) and self._kept:
-            self._sum_up(self.aggregation.rule)
+        self.sum_up()
         for name in self._floats:
             tensor = self.model[name].reshape(-1)
             values = self._combined(name)
@@ -70,7 +69,11 @@ class Fold:
         self.aggregations += 1
         self._counters, self._kept = {}, []
 
-    def _sum_up(self, rule: Mean) -> None:
+    def sum_up(self) -> None:
+        """Take in what is held."""
+        rule = self.aggregation.rule
+        if not isinstance(rule, Mean) or not self._kept:
+            return
         weights = [clips if rule.weighted else 1.0 for _, clips in self._kept]
         for name, mean in self._means.items():
             mean.add([update[name] for update, _ in self._kept], weights)

@@ -40,10 +40,13 @@ class Envoys(Protocol):
     """What a round needs of the clients, wherever they run."""
 
     def run_round(self, asked: Asked, round_number: int, model: Tensors) -> Iterator[Answer]:
-        """Answers in the order of `asked`. Their tensors are valid until `answers_held(model)` more were asked for."""
+        """Answers in the order of `asked`. They are valid until those with the next `answers_held(model)` begin."""
 
 
 def answers_held(model: Tensors) -> int:
+    # The state of an optimizer that travels has one place only.
+    if any(name.startswith("optimizer.") for name in model):
+        return 1
     return ANSWERS_HELD if sum(tensor.nbytes for tensor in model.values()) <= SMALL_MODEL_BYTES else 1
 
 

@@ -98,7 +98,7 @@ def choose_clients(
     return [Clients(workspace, settings, data, number, [names[i]]) for i in client_ids]
 
 
-def start_arguments(clients: Clients, mode: str) -> dict[str, Any]:
+def start_arguments(clients: Clients) -> dict[str, Any]:
     """What `FLExperiment.start` and `Simulation.start` take."""
     settings = clients.settings
     participation = Participation(
@@ -126,7 +126,7 @@ def simulate(
     simulation = Simulation(
         clients.names, clients.open, out, workers=workers, ray_address=ray_address, gpus_per_client=gpus_per_client
     )
-    simulation.start(EXPERIMENT, **start_arguments(clients, "simulated"))
+    simulation.start(EXPERIMENT, **start_arguments(clients))
     progress.show_past(simulation.records)
     for record in simulation.run(on_client=progress.show_client):
         progress.show_round(record)
@@ -152,7 +152,7 @@ def federate(clients: Clients, out: Path, progress: RunProgress) -> Trained:
             api_cert=certificates / f"{USER}.crt",
             api_private_key=certificates / f"{USER}.key",
         )
-        arguments = start_arguments(clients, "federated")
+        arguments = start_arguments(clients)
         workspace = import_module(f"workspaces.{clients.workspace}")
         experiment = FLExperiment(federation, EXPERIMENT, workspace=workspace)
         if (out / "director" / EXPERIMENT).exists():

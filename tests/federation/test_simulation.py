@@ -170,6 +170,25 @@ def test_an_update_with_nan_is_refused_and_the_round_goes_on(tmp_path):
     assert_weights(simulation, expected)
 
 
+def test_many_clients_of_which_some_do_not_count(tmp_path):
+    # Without clips, refused, or validating only: here and there among those that train.
+    sizes = [3, 0, 5, 2, 7, 0, 0, 4, 1, 6, 2, 8, 3, 0, 5, 9, 2, 0, 4, 3, 6, 0, 1, 2, 7]
+    clients = [f"c{number:02d}-{size}" for number, size in enumerate(sizes)]
+    refused, evaluators = [clients[4], clients[11]], [clients[8], clients[16]]
+
+    def fit(model, points, device, optimizer, round_number):
+        metrics = toy.fit(model, points, device, optimizer, round_number)
+        if points.client in refused:
+            torch.nn.init.constant_(model.line.bias, np.nan)
+        return metrics
+
+    participation = Participation(evaluators=evaluators)
+    simulation = toy.simulate(tmp_path, clients, rounds=2, train=fit, participation=participation)
+    assert list(simulation.records[0]["refused"]) == refused
+    counted = [client for client in clients if not client.endswith("-0") and client not in refused + evaluators]
+    assert_weights(simulation, train_with_numpy(counted, 2))
+
+
 def test_a_metric_that_is_nan_is_refused(tmp_path):
     def measure(model, points, device):
         return {"accuracy": np.nan if points.client == "b-2" else 1.0}

@@ -1,9 +1,8 @@
 import gc
-import os
+import sys
 import time
 import weakref
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -175,8 +174,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def assert_no_ray() -> None:
-    ray = pytest.importorskip("ray")
+def assert_no_ray(ray: Any) -> None:
     assert not ray.is_initialized()
     deadline = time.monotonic() + 20
     while names := [name for name in map(name_of, psutil.Process().children(recursive=True)) if is_rays(name)]:
@@ -196,60 +194,52 @@ def is_rays(name: str) -> bool:
 
 
 def test_without_ray_several_workers_say_what_to_install(tmp_path, monkeypatch):
-    # Import fails for a name that stands for None.
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not there
     with pytest.raises(SimulationError, match=r"several workers need Ray: pip install 'openfl-audio\[simulation\]'"):
         toy.simulate(tmp_path, CLIENTS, workers=2)
 
 
-@pytest.mark.integration
-def test_two_workers_give_what_one_gives_to_the_bit(tmp_path, one_thread):
-    pytest.importorskip("ray")
-    others: dict[str, Any] = {
-        "train": toy.fit_noisily,
-        "optimizer": toy.MOMENTUM,
-        "opt_treatment": "CONTINUE_LOCAL",
-        "local_tensors": ["line.bias"],
-        "data": Dealt,
-    }
-    one, two = (toy.simulate(tmp_path / str(n), CLIENTS, workers=n, **others) for n in (1, 2))
-    assert outcome(two) == outcome(one)
-    assert_no_ray()
-    before = len(psutil.Process().children(recursive=True))
-    again = toy.simulate(tmp_path / "2", CLIENTS, workers=2, **others)
-    assert outcome(again) == outcome(one)
-    assert len(psutil.Process().children(recursive=True)) == before, "it had nothing to run"
-
-
-def fit_and_fail(model, points, device, optimizer, round_number):
-    if points.client == "b-2":
+def fit_until_the_third_round(model, points, device, optimizer, round_number):
+    if (round_number, points.client) == (3, "b-2"):
         raise KeyError("no such clip")
-    return toy.fit(model, points, device, optimizer, round_number)
-
-
-def fit_and_die(model, points, device, optimizer, round_number):
-    if points.client == "b-2":
-        os._exit(1)
-    return toy.fit(model, points, device, optimizer, round_number)
+    return toy.fit_noisily(model, points, device, optimizer, round_number)
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize(
-    ("train", "sentence"),
-    [
-        (fit_and_fail, r"^client 'b-2' in round 0: KeyError\('no such clip'\)$"),
-        (fit_and_die, r"^client 'b-2' in round 0: .*ActorDiedError"),
-    ],
-)
-def test_a_fault_in_a_worker_names_the_client_and_ray_is_gone(tmp_path: Path, train, sentence: str):
+def test_two_workers_do_what_one_does_to_the_bit_and_after_a_fault_ray_is_gone(tmp_path, one_thread):
     ray = pytest.importorskip("ray")
-    import sys
-
     # Else a worker would have to import this module, as pytest does.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    outcomes = []
     try:
-        with pytest.raises(SimulationError, match=sentence):
-            toy.simulate(tmp_path, CLIENTS, workers=2, train=train)
+        for workers in (1, 2):
+            simulation = Simulation(CLIENTS, toy.Points, tmp_path / str(workers), workers=workers)
+            arguments = toy.arguments(
+                rounds=5,
+                train=fit_until_the_third_round,
+                optimizer=toy.MOMENTUM,
+                opt_treatment="CONTINUE_LOCAL",
+                local_tensors=["line.bias"],
+                data=Dealt,
+            )
+            simulation.start("toy", **arguments)
+            with pytest.raises(SimulationError) as raised:
+                list(simulation.run())
+            if str(raised.value).startswith("Ray does not start"):
+                pytest.skip(f"{raised.value}")  # it gives up where this takes too long
+            assert str(raised.value) == "client 'b-2' in round 3: KeyError('no such clip')"
+            outcomes.append(outcome(simulation))
     finally:
         ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-    assert_no_ray()
+    assert len(outcomes[0][0]) == 3
+    assert outcomes[1] == outcomes[0]
+    assert_no_ray(ray)
+
+
+def test_a_cluster_that_is_not_there_is_named(tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    simulation = Simulation(CLIENTS, toy.Points, tmp_path, workers=2, ray_address="auto")
+    simulation.start("toy", **toy.arguments())
+    with pytest.raises(SimulationError, match="Ray does not start: Could not find any running Ray instance"):
+        next(simulation.run())

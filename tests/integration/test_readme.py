@@ -1,5 +1,6 @@
 """The README's commands for several machines, as they are printed there, in a copy of the repository."""
 
+import json
 import os
 import re
 import shutil
@@ -64,6 +65,28 @@ def test_jupyter_and_the_notebook_are_where_the_readme_says(copy):
     program, lab, notebook = command("jupyter").split()
     subprocess.run([copy / program, lab, "--version"], check=True)
     assert (copy / notebook).exists()
+
+
+def test_a_simulation_runs_as_the_readme_says(copy):
+    small = " --clients 4 --rounds 1 --set batch_size=4"  # of the same command
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    train = command("--mode simulated").replace("--clients 40", "") + small
+    subprocess.run(train, shell=True, cwd=copy, env=environment, check=True, stdout=subprocess.DEVNULL)
+    names = {path.name for path in (copy / "runs" / "simulated").iterdir()}
+    assert {"result.json", "history.jsonl", "model", "accuracy.png"} <= names
+
+
+def test_the_cache_benchmark_runs_as_the_readme_says(copy):
+    benchmark = command("benchmark_encoder_cache.py") + " --form short --clips 8 --epochs 1"
+    output = subprocess.check_output(benchmark, shell=True, cwd=copy, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert json.loads(output)["form"] == "short"
+
+
+def test_the_simulation_benchmark_runs_as_the_readme_says(copy):
+    benchmark = command("benchmark_simulation.py") + " --rounds 2"
+    result = json.loads(subprocess.check_output(benchmark, shell=True, cwd=copy))
+    assert result["parameters"] == 781_964
+    assert result["no_training"]["ours"]["median"] > 0
 
 
 def test_the_two_commands_are_targets_of_make():
