@@ -147,8 +147,4 @@ def _to_array(value: torch.Tensor | float) -> np.ndarray:
 def _copy_into(name: str, tensor: torch.Tensor, value: np.ndarray) -> None:
     if tuple(tensor.shape) != value.shape:
         raise ValueError(f"tensor '{name}' has shape {value.shape}, the model's is {tuple(tensor.shape)}")
-    if tensor.device.type == "cpu" and tensor.dtype != torch.bfloat16:
-        # torch would wake its threads for every tensor, which takes longer than copying a few megabytes.
-        np.copyto(tensor.numpy(), value, casting="unsafe")
-    else:
-        tensor.copy_(torch.from_numpy(np.require(value, requirements=["C", "W"])))
+    tensor.copy_(torch.from_numpy(np.require(value, requirements=["C", "W"])))

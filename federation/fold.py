@@ -13,8 +13,7 @@ class Fold:
     """`model` and `moments` (of the server optimizer, by "SLOT.NAME") are those after `aggregations` rounds.
 
     Updates are added up as they come, in the memory of one model in float64 whatever their number; rules other than the
-    mean keep a copy of each. The result depends on their order, to the last bit. With `holds`, updates stay as they are
-    until `sum_up` is called: it adds several up together, which is quicker.
+    mean keep a copy of each. The result depends on their order, to the last bit.
     """
 
     def __init__(
@@ -24,7 +23,6 @@ class Fold:
         untrained: Container[str] = (),
         moments: Tensors | None = None,
         aggregations: int = 0,
-        holds: bool = False,
     ) -> None:
         self.model = {name: tensor.copy() for name, tensor in model.items()}
         self.aggregation = aggregation
@@ -34,11 +32,10 @@ class Fold:
         self._parameters = {name for name in self._floats if name not in untrained}
         self._means = {name: RunningMean() for name in self._floats}
         self._counters: Tensors = {}
-        self._holds = holds
         self._kept: list[tuple[Tensors, int]] = []
 
     def add(self, update: Tensors, clips: int, refused: str) -> None:
-        """Take in the update of one client that trained on `clips` clips. Unless it is held, it may change afterwards.
+        """Take in the update of one client that trained on `clips` clips. Its arrays may change afterwards.
 
         Raises UpdateRefusedError, which begins with `refused`, if a tensor holds NaN or infinity.
         """
@@ -49,15 +46,15 @@ class Fold:
             # Integers are counters, such as a batch norm's number of batches.
             self._counters[name] = np.maximum(self._counters.get(name, update[name]), update[name])
         update = self._clipped({name: update[name].reshape(-1) for name in self._floats})
-        if not isinstance(self.aggregation.rule, Mean):
-            update = {name: values.copy() for name, values in update.items()}
-        self._kept.append((update, clips))
-        if not self._holds:
-            self.sum_up()
+        rule = self.aggregation.rule
+        if isinstance(rule, Mean):
+            for name, mean in self._means.items():
+                mean.add(update[name], clips if rule.weighted else 1.0)
+        else:
+            self._kept.append(({name: values.copy() for name, values in update.items()}, clips))
 
     def finish_round(self) -> None:
         """Make what was added the next global model, in place."""
-        self.sum_up()
         for name in self._floats:
             tensor = self.model[name].reshape(-1)
             values = self._combined(name)
@@ -68,16 +65,6 @@ class Fold:
             self.model[name][...] = counter
         self.aggregations += 1
         self._counters, self._kept = {}, []
-
-    def sum_up(self) -> None:
-        """Take in what is held."""
-        rule = self.aggregation.rule
-        if not isinstance(rule, Mean) or not self._kept:
-            return
-        weights = [clips if rule.weighted else 1.0 for _, clips in self._kept]
-        for name, mean in self._means.items():
-            mean.add([update[name] for update, _ in self._kept], weights)
-        self._kept = []
 
     def _combined(self, name: str) -> np.ndarray:
         if isinstance(self.aggregation.rule, Mean):

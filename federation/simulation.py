@@ -31,7 +31,6 @@ from federation.virtual_envoys import (
     OpenShard,
     SimulationError,
     VirtualEnvoys,
-    answers_held,
     ray_envoys,
 )
 from federation.wire import UpdateMessage
@@ -124,7 +123,6 @@ class Simulation:
             plan.untrained,
             checkpoint.moments,
             rounds.progress.aggregations,
-            holds=True,
         )
         with self._start_envoys() as envoys:
             while not rounds.finished:
@@ -155,8 +153,7 @@ class Simulation:
         model = _travelled(fold.model, plan.precision)
         n_bytes = len(describe(model, {}).pack()) + sum(tensor.nbytes for tensor in model.values())
         answers = envoys.run_round(list(rounds.asked.items()), rounds.round_number, model)
-        held = answers_held(model)
-        for position, (client, (results, trained)) in enumerate(zip(rounds.asked, answers, strict=True), start=1):
+        for client, (results, trained) in zip(rounds.asked, answers, strict=True):
             update = UpdateMessage(experiment=plan.name, envoy=client, round=rounds.round_number, results=results)
             try:
                 rounds.check(update)
@@ -166,8 +163,6 @@ class Simulation:
                 rounds.count(update)
             except UpdateRefusedError as error:
                 rounds.refuse(client, str(error))
-            if position % held == 0:
-                fold.sum_up()  # whether all of them counted or not: the next ones come in their place
             updates += bool(trained)
             on_client(client)
         rounds.require_quorum()

@@ -26,8 +26,6 @@ Answer = tuple[dict[str, TaskResult], Tensors]
 Asked = Sequence[tuple[str, list[Task]]]
 # Clients whose data stay open in a process for their next turn.
 OPEN_CLIENTS = 64
-# Answers of a small model that are valid at a time, and what counts as small.
-ANSWERS_HELD, SMALL_MODEL_BYTES = 8, 16 << 20
 # Answers that wait for a slower client before them, so that no worker waits. Each is a model in memory.
 ANSWERS_PER_WORKER = 4
 
@@ -40,14 +38,7 @@ class Envoys(Protocol):
     """What a round needs of the clients, wherever they run."""
 
     def run_round(self, asked: Asked, round_number: int, model: Tensors) -> Iterator[Answer]:
-        """Answers in the order of `asked`. They are valid until those with the next `answers_held(model)` begin."""
-
-
-def answers_held(model: Tensors) -> int:
-    # The state of an optimizer that travels has one place only.
-    if any(name.startswith("optimizer.") for name in model):
-        return 1
-    return ANSWERS_HELD if sum(tensor.nbytes for tensor in model.values()) <= SMALL_MODEL_BYTES else 1
+        """Answers in the order of `asked`. The tensors of one are valid until the next is asked for."""
 
 
 class ClientStates:
@@ -110,23 +101,10 @@ class VirtualEnvoys:
         self._runner.set_task_provider(definition.task_keeper)
         # What no client has changed yet, and no client gets from the director.
         own = self._runner.get_tensor_dict(with_opt_vars=self._runner.optimizer_travels) if states else {}
-        self._memories: list[dict[str, torch.Tensor]] = []
         self._initial_local = {name: own[name].copy() for name in own if states and states.is_local(name)}
 
     def run_round(self, asked: Asked, round_number: int, model: Tensors) -> Iterator[Answer]:
-        held = answers_held(model) if self._device == "cpu" else 1
-        for position, (client, tasks) in enumerate(asked):
-            if held > 1:
-                self._move_model(position % held)
-            yield self.run(client, tasks, round_number, model)
-
-    def _move_model(self, memory: int) -> None:
-        """Let the model live in another place, so that what it was before stays as it is for a while."""
-        tensors = self._runner.model.state_dict(keep_vars=True)
-        while memory >= len(self._memories):
-            self._memories.append({name: tensor.detach().clone() for name, tensor in tensors.items()})
-        for name, tensor in tensors.items():
-            tensor.data = self._memories[memory][name]
+        return (self.run(client, tasks, round_number, model) for client, tasks in asked)
 
     def run(self, client: str, tasks: list[Task], round_number: int, model: Tensors) -> Answer:
         """Raises SimulationError, naming the client, if a task or opening its shard fails."""

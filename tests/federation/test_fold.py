@@ -162,23 +162,6 @@ def test_arrays_may_change_once_they_are_added(name):
     assert_same(found.model, expected.model)
 
 
-@pytest.mark.parametrize("name", ["mean", "plain mean", "median", "adam"])
-@pytest.mark.parametrize("together", [1, 3, 9])
-def test_updates_that_are_held_are_summed_up_to_the_same_bits(name, together):
-    model, updates = make_tensors(0), updates_of(0)
-    expected = folded(model, [updates], AGGREGATIONS[name])
-    found = Fold(model, AGGREGATIONS[name], UNTRAINED, holds=True)
-    for position, (update, clips) in enumerate(zip(updates, CLIPS, strict=True), start=1):
-        found.add(update, clips, "refused")
-        if position % together == 0:
-            found.sum_up()
-            for before in updates[:position]:
-                for tensor in before.values():
-                    tensor[...] = 1
-    found.finish_round()
-    assert_same(found.model, expected.model)
-
-
 def test_the_model_that_it_begins_with_stays_as_it_is():
     model = make_tensors(0)
     folded(model, [updates_of(0)], Aggregation())
