@@ -17,7 +17,7 @@ from workspaces.keyword_spotting.whisper import WhisperForKeywords, compute_log_
 
 logger = logging.getLogger(__name__)
 
-FRAMES_AT_ONCE = 12_000  # of the encoder: 8 clips in the exact form, 240 in the short one
+FRAMES_AT_ONCE = 3_000  # of the encoder: 2 clips in the exact form, 60 in the short one; more take memory, no less time
 MAX_FEATURES_BYTES = 2_000_000_000
 REPORT_EVERY_S = 30.0
 
