@@ -3,7 +3,8 @@
     python scripts/compare_modes.py --data data/speech_commands --out runs/modes
 
 centralized; individual (the first of three clients); simulated with 40 clients of which a quarter train in a round;
-federated with three envoys. Settings are those of `small.yaml`. A run that was interrupted goes on.
+federated with three envoys. Settings are those of `small.yaml`; other arguments go to `train.py`. A run that was
+interrupted goes on.
 """
 
 import argparse
@@ -23,11 +24,11 @@ MODES = {
 }
 
 
-def run_mode(mode: str, data: Path, out: Path) -> dict:
+def run_mode(mode: str, data: Path, out: Path, changes: list[str]) -> dict:
     """Raises CalledProcessError if it fails; what it printed says why."""
     command = [sys.executable, str(TRAIN), "keyword_spotting", "--mode", mode, "--data", str(data)]
     print(f"==> {mode}", flush=True)
-    subprocess.run([*command, "--out", str(out / mode), *MODES[mode]], check=True)
+    subprocess.run([*command, "--out", str(out / mode), *MODES[mode], *changes], check=True)
     return json.loads((out / mode / "result.json").read_text())
 
 
@@ -47,9 +48,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Run one experiment in all four modes.")
     parser.add_argument("--data", required=True, type=Path, help="a Speech Commands folder")
     parser.add_argument("--out", required=True, type=Path)
-    arguments = parser.parse_args()
+    arguments, changes = parser.parse_known_args()
     try:
-        results = {mode: run_mode(mode, arguments.data, arguments.out) for mode in MODES}
+        results = {mode: run_mode(mode, arguments.data, arguments.out, changes) for mode in MODES}
     except subprocess.CalledProcessError as error:
         return error.returncode
     print(table(results))

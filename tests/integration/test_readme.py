@@ -76,6 +76,16 @@ def test_a_simulation_runs_as_the_readme_says(copy):
     assert {"result.json", "history.jsonl", "model", "accuracy.png"} <= names
 
 
+@pytest.mark.timeout(600)
+def test_the_modes_are_compared_as_the_readme_says(copy):
+    compare = command("compare_modes.py") + " --clients 3 --rounds 1 --set batch_size=8"
+    output = subprocess.check_output(
+        compare, shell=True, cwd=copy, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True
+    )
+    rows = [line.split(" | ")[0] for line in output.splitlines() if line.startswith("| ")]
+    assert rows == ["| mode", "| ---", "| centralized", "| individual", "| simulated", "| federated"]
+
+
 def test_the_cache_benchmark_runs_as_the_readme_says(copy):
     benchmark = command("benchmark_encoder_cache.py") + " --form short --clips 8 --epochs 1"
     output = subprocess.check_output(benchmark, shell=True, cwd=copy, env=os.environ | {"OMP_NUM_THREADS": "1"})
