@@ -13,9 +13,13 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # `python scripts/train.py` has scripts/ in its path and not the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+if TYPE_CHECKING:
+    from federation.run_settings import RunSettings
 
 WORKSPACES = Path(__file__).resolve().parents[1] / "workspaces"
 # Flags that are settings.
@@ -43,6 +47,25 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def settings_of(arguments: argparse.Namespace) -> "RunSettings":
+    """Raises SettingsError for a key that is unknown, wrong, or given in two ways."""
+    from federation.run_settings import SettingsError, load_run_settings, parse_change
+    from scripts.training.modes import workspace_experiment
+
+    changes = dict(map(parse_change, arguments.set))
+    for key in SETTINGS:
+        value = getattr(arguments, key)
+        if value is None:
+            continue
+        if key in changes:
+            raise SettingsError(f"--set {key}={changes[key]} and --{key.replace('_', '-')} {value}: give one of them")
+        changes[key] = int(value) if key == "clients" and value.isdecimal() else value
+    config = Path(arguments.config)
+    if not config.exists():
+        config = WORKSPACES / arguments.workspace / "configs" / arguments.config
+    return load_run_settings(workspace_experiment(arguments.workspace).Settings, config, changes)
+
+
 def main() -> int:
     arguments = parse_arguments()
     # A terminated run must stop the processes that it started, as one that is interrupted does.
@@ -50,51 +73,19 @@ def main() -> int:
     # Sums depend on how many threads share them, and many small clients are better run side by side (--workers).
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from federation.certificates import CertificateError
-    from federation.interactive_api import DirectorError, ExperimentFailedError
-    from federation.rounds import TooFewUpdatesError
-    from federation.run_settings import SettingsError, load_run_settings, parse_change
-    from federation.virtual_envoys import SimulationError
-    from scripts.local_federation import StartError
-    from scripts.training.modes import workspace_experiment
-    from scripts.training.run import run
-    from shard_descriptors.errors import CorpusError
+    from scripts.training.run import EXPECTED_ERRORS, run
 
+    options = ("client_ids", "workers", "ray_address", "gpus_per_client")
     try:
-        changes = dict(map(parse_change, arguments.set))
-        for key in SETTINGS:
-            value = getattr(arguments, key)
-            if value is not None and key in changes:
-                raise SettingsError(
-                    f"--set {key}={changes[key]} and --{key.replace('_', '-')} {value}: give one of them"
-                )
-            if value is not None:
-                changes[key] = int(value) if key == "clients" and value.isdecimal() else value
-        config = Path(arguments.config)
-        if not config.exists():
-            config = WORKSPACES / arguments.workspace / "configs" / arguments.config
-        settings = load_run_settings(workspace_experiment(arguments.workspace).Settings, config, changes)
         result = run(
             arguments.workspace,
-            settings,
+            settings_of(arguments),
             arguments.mode,
             arguments.data,
             arguments.out,
-            arguments.client_ids,
-            arguments.workers,
-            arguments.ray_address,
-            arguments.gpus_per_client,
+            **{name: getattr(arguments, name) for name in options},
         )
-    except (
-        CertificateError,
-        CorpusError,
-        DirectorError,
-        ExperimentFailedError,
-        SettingsError,
-        SimulationError,
-        StartError,
-        TooFewUpdatesError,
-    ) as error:
+    except EXPECTED_ERRORS as error:
         print(f"train: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -7,13 +7,29 @@ from typing import Any
 
 import torch
 
+from federation.certificates import CertificateError
+from federation.interactive_api import DirectorError, ExperimentFailedError
 from federation.progress import TRAIN
 from federation.results import write_json, write_result
+from federation.rounds import TooFewUpdatesError
 from federation.run_settings import RunSettings, SettingsError
+from federation.virtual_envoys import SimulationError
+from scripts.local_federation import StartError
 from scripts.training.modes import Clients, choose_clients, federate, simulate, workspace_experiment
 from scripts.training.progress import RunProgress
+from shard_descriptors.errors import CorpusError
 
-Metrics = dict[str, dict[str, dict[str, float]]]
+# What ends a run with a sentence.
+EXPECTED_ERRORS = (
+    CertificateError,
+    CorpusError,
+    DirectorError,
+    ExperimentFailedError,
+    SettingsError,
+    SimulationError,
+    StartError,
+    TooFewUpdatesError,
+)
 
 
 def run(

@@ -162,14 +162,26 @@ FAULTS = {
 def test_what_is_wrong_with_the_settings_is_said_in_a_sentence(fault, corpus, tmp_path, capsys, monkeypatch):
     arguments, sentence = FAULTS[fault]
     out = tmp_path / "run"
-    monkeypatch.setattr(sys, "argv", command("individual", corpus, out, *arguments)[1:])
+    assert sentence in refusal(command("individual", corpus, out, *arguments), capsys, monkeypatch)
+    assert not out.exists()
+
+
+def test_weights_that_cannot_be_had_are_named(corpus, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    arguments = ["--config", "whisper.yaml", "--set", "model.pretrained=nowhere/whisper", "--clients", "2"]
+    said = refusal(command("simulated", corpus, tmp_path / "run", *arguments), capsys, monkeypatch)
+    assert "no weights for 'nowhere/whisper'" in said
+
+
+def refusal(command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """What it says when it does not run."""
+    monkeypatch.setattr(sys, "argv", command[1:])
     before = signal.getsignal(signal.SIGTERM)
     try:
         assert scripts.train.main() == 1
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert sentence in capsys.readouterr().err
-    assert not out.exists()
+    return capsys.readouterr().err
 
 
 def test_a_folder_of_another_run_is_left_as_it_is(simulated, corpus):

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
 
+from federation.run_settings import SettingsError
+
 SAMPLE_RATE = 16_000
 CONFIGS = Path(__file__).parent / "configs"
 
 
-class PretrainedWeightsError(RuntimeError):
+class PretrainedWeightsError(SettingsError):
     """Pretrained weights are neither in a folder nor in the hub's cache, and the hub cannot be reached."""
 
 
