@@ -11,6 +11,7 @@ import numpy as np
 
 from federation.definition import Definition
 from federation.fold import Fold
+from federation.results import write_json, write_json_lines
 from federation.rounds import Progress
 from federation.tensors import TensorFile, Tensors, bytes_of, write_tensors
 
@@ -81,9 +82,7 @@ class Checkpoint:
     def _check_experiment(self, described: dict[str, Any]) -> None:
         path = self.folder / "experiment.json"
         if not path.exists():
-            temporary = path.with_suffix(".partial")
-            temporary.write_text(json.dumps(described, indent=2) + "\n")
-            temporary.rename(path)
+            write_json(path, described)
             return
         before = json.loads(path.read_text())
         for key in described:
@@ -107,9 +106,7 @@ class Checkpoint:
         path = self._history_path
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         self.history = [json.loads(line) for line in lines[: self.progress.round_number]]
-        temporary = path.with_suffix(".partial")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in self.history), encoding="utf-8")
-        temporary.rename(path)
+        write_json_lines(path, self.history)
 
 
 def _describe(definition: Definition) -> dict[str, Any]:

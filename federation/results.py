@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,15 @@ def write_result(path: Path, **values: Any) -> None:
 
 def write_json(path: Path, values: Any) -> None:
     """Complete or not at all."""
+    _write(path, json.dumps(values, indent=2) + "\n")
+
+
+def write_json_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """A line a record, complete or not at all."""
+    _write(path, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def _write(path: Path, text: str) -> None:
     temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    temporary.write_text(text, encoding="utf-8")
     temporary.rename(path)

@@ -10,7 +10,7 @@ import torch
 from federation.certificates import CertificateError
 from federation.interactive_api import DirectorError, ExperimentFailedError
 from federation.progress import TRAIN
-from federation.results import write_json, write_result
+from federation.results import write_json, write_json_lines, write_result
 from federation.rounds import TooFewUpdatesError
 from federation.run_settings import RunSettings, SettingsError
 from federation.virtual_envoys import SimulationError
@@ -49,7 +49,9 @@ def run(
     """
     out, data = out.resolve(), data.resolve() if data.exists() else data
     experiments = choose_clients(workspace, settings, data, mode, client_ids)
-    _claim(out, {"workspace": workspace, "mode": mode, "data": str(data), "settings": settings.model_dump(mode="json")})
+    alone = [clients.trainers[0] for clients in experiments] if mode == "individual" else None
+    values = settings.model_dump(mode="json")
+    _claim(out, {"workspace": workspace, "mode": mode, "alone": alone, "data": str(data), "settings": values})
     results = {}
     for clients in experiments:
         folder = out if len(experiments) == 1 else out / clients.trainers[0]
@@ -72,8 +74,7 @@ def _run_one(
     with RunProgress(f"{clients.workspace}, {mode}", settings.rounds) as progress:
         if mode == "federated":
             trained = federate(clients, out, progress)
-            lines = "".join(json.dumps(record) + "\n" for record in progress.records)
-            (out / "history.jsonl").write_text(lines, encoding="utf-8")
+            write_json_lines(out / "history.jsonl", progress.records)
         else:
             trained = simulate(clients, out, progress, workers, ray_address, gpus_per_client)
     models = {"best": trained.best_model(), "last": trained.last_model()}

@@ -146,6 +146,8 @@ def test_one_client_that_has_everything_and_clients_that_train_alone(corpus, tmp
     sizes = [history[0]["envoys"][name]["train"]["size"] for name, history in records.items()]
     assert sum(sizes) < history_of(tmp_path / "central")[0]["envoys"]["client-0"]["train"]["size"]
     assert records["client-0"][-1]["metrics"] != records["client-2"][-1]["metrics"]
+    assert start("individual", corpus, tmp_path / "alone", "--client-ids", "1").wait(120) == 1
+    assert "has a run with alone ['client-0', 'client-2'], now it is" in (tmp_path / "alone.log").read_text()
 
 
 FAULTS = {
