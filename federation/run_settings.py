@@ -81,12 +81,13 @@ def parse_change(text: str) -> tuple[str, Any]:
     ('model.frozen', False)
     """
     key, equals, value = text.partition("=")
+    wrong = SettingsError(f"{text!r} should be key=value, such as optimizer.learning_rate=0.01")
+    if not equals or not key.strip():
+        raise wrong
     try:
-        if equals and key.strip():
-            return key.strip(), yaml.safe_load(value)
+        return key.strip(), yaml.safe_load(value)
     except yaml.YAMLError:
-        pass  # said below
-    raise SettingsError(f"{text!r} should be key=value, such as optimizer.learning_rate=0.01")
+        raise wrong from None
 
 
 def _put(content: dict[str, Any], key: str, value: Any) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from openfl.interface.interactive_api.shard_descriptor import ShardDescriptor
@@ -19,20 +19,11 @@ from federation.simulation import Simulation
 from scripts.local_federation import LocalFederation
 from scripts.training.progress import RunProgress
 
-MODES = ("centralized", "individual", "simulated", "federated")
 # Validates the global model on the validation clips of all, so that a score means the same in every mode.
 EVALUATOR = "evaluation"
 USER = "scientist"
 EXPERIMENT = "run"
 READY_SECONDS = 300.0
-
-
-class Trained(Protocol):
-    """A finished experiment, simulated or federated."""
-
-    def best_model(self) -> torch.nn.Module: ...
-
-    def last_model(self) -> torch.nn.Module: ...
 
 
 @dataclass(frozen=True)
@@ -121,8 +112,8 @@ def start_arguments(clients: Clients) -> dict[str, Any]:
 
 def simulate(
     clients: Clients, out: Path, progress: RunProgress, workers: int, ray_address: str | None, gpus_per_client: float
-) -> Trained:
-    """All but the federated mode: centralized has one client, individual one of many."""
+) -> dict[str, torch.nn.Module]:
+    """The best and the last model, in all modes but federated: centralized has one client, individual one of many."""
     simulation = Simulation(
         clients.names, clients.open, out, workers=workers, ray_address=ray_address, gpus_per_client=gpus_per_client
     )
@@ -130,10 +121,10 @@ def simulate(
     progress.show_past(simulation.records)
     for record in simulation.run(on_client=progress.show_client):
         progress.show_round(record)
-    return simulation
+    return {"best": simulation.best_model(), "last": simulation.last_model()}
 
 
-def federate(clients: Clients, out: Path, progress: RunProgress) -> Trained:
+def federate(clients: Clients, out: Path, progress: RunProgress) -> dict[str, torch.nn.Module]:
     """A director and envoys on this machine, with TLS; an experiment that an earlier run began goes on."""
     certificates = out / "certificates"
     if not certificates.exists():
@@ -162,18 +153,4 @@ def federate(clients: Clients, out: Path, progress: RunProgress) -> Trained:
         for message in federation.dir_client.stream_history(EXPERIMENT):
             if "round" in message:
                 progress.show_round(message)
-        return FetchedModels(experiment.best_model(), experiment.last_model())
-
-
-@dataclass(frozen=True)
-class FetchedModels:
-    """Models of a federation that is over."""
-
-    best: torch.nn.Module
-    last: torch.nn.Module
-
-    def best_model(self) -> torch.nn.Module:
-        return self.best
-
-    def last_model(self) -> torch.nn.Module:
-        return self.last
+        return {"best": experiment.best_model(), "last": experiment.last_model()}

@@ -73,11 +73,10 @@ def _run_one(
     out.mkdir(parents=True, exist_ok=True)
     with RunProgress(f"{clients.workspace}, {mode}", settings.rounds) as progress:
         if mode == "federated":
-            trained = federate(clients, out, progress)
+            models = federate(clients, out, progress)
             write_json_lines(out / "history.jsonl", progress.records)
         else:
-            trained = simulate(clients, out, progress, workers, ray_address, gpus_per_client)
-    models = {"best": trained.best_model(), "last": trained.last_model()}
+            models = simulate(clients, out, progress, workers, ray_address, gpus_per_client)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     metrics = {name: experiment.evaluate(model, settings, clients.data, device) for name, model in models.items()}
     experiment.save(models["best"], settings, out / "model")
