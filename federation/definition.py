@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,9 +17,13 @@ from federation.aggregation import Aggregation
 from federation.participation import Participation
 from federation.plan import BestModel, ExperimentPlan, Task
 from federation.progress import TRAIN, VALIDATE
-from federation.tensors import Tensors
+from federation.tensors import TensorFile, TensorFormatError, Tensors
 
 OPT_TREATMENTS = ("RESET", "CONTINUE_LOCAL", "CONTINUE_GLOBAL")
+
+
+class WeightsError(ValueError):
+    """A file of weights that no model can start from; the message names the tensor."""
 
 
 class ModelInterface(openfl_experiment.ModelInterface):
@@ -48,6 +53,16 @@ class ModelInterface(openfl_experiment.ModelInterface):
         super().__init__(model, optimizer, framework_plugin)
         self.local_tensors = tuple(local_tensors)
         self._built: torch.nn.Module | None = None
+        self._weights: Path | None = None
+
+    def start_from(self, weights: str | Path) -> None:
+        """Let experiments begin with the weights in a safetensors file, or in `model.safetensors` of a folder.
+
+        They are read where the experiment is started, and nowhere else. Frozen weights do not travel, so they stay as
+        the recipe builds them.
+        """
+        path = Path(weights)
+        self._weights = path / "model.safetensors" if path.is_dir() else path
 
     def provide_model(self) -> torch.nn.Module:
         """The model of this process, built at the first call."""
@@ -67,11 +82,14 @@ class ModelInterface(openfl_experiment.ModelInterface):
     def initial_tensors(self, with_optimizer: bool) -> Tensors:
         """What travels of the model as it is built, and with `with_optimizer` of its optimizer.
 
-        Raises ValueError, naming the pattern, if one of `local_tensors` matches nothing.
+        Raises ValueError, naming the pattern, if one of `local_tensors` matches nothing; WeightsError, naming the
+        tensor, if the file of `start_from` does not fit.
         """
         adapter = Plan.build(self.framework_plugin, {})
         optimizer = self.provide_optimizer() if with_optimizer else None
         tensors = adapter.get_tensor_dict(self.provide_model(), optimizer)
+        if self._weights is not None:
+            tensors |= _read_weights(self._weights, adapter.get_tensor_dict(self.provide_model()))
         for pattern in self.local_tensors:
             matching = [name for name in tensors if fnmatchcase(name, pattern)]
             if not matching:
@@ -90,6 +108,20 @@ class ModelInterface(openfl_experiment.ModelInterface):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_built": None}
+
+
+def _read_weights(path: Path, like: Tensors) -> Tensors:
+    """The tensors of `like`, as they are in the file. Raises WeightsError if one is not, or has another shape."""
+    try:
+        with TensorFile(path) as file:
+            weights = file.load()
+    except (OSError, TensorFormatError) as error:
+        raise WeightsError(f"the weights to start from cannot be read: {path}: {error}") from None
+    for name, tensor in like.items():
+        found = f"{weights[name].dtype}{weights[name].shape}" if name in weights else "not there"
+        if found != f"{tensor.dtype}{tensor.shape}":
+            raise WeightsError(f"{path} does not fit: '{name}' should be {tensor.dtype}{tensor.shape}, and is {found}")
+    return {name: weights[name] for name in like}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from federation.aggregation import Aggregation
 
@@ -35,7 +35,10 @@ class OptimizerSettings(Group):
 
 
 class RunSettings(Group):
-    """In a round a `fraction` of the `clients` train `local_epochs` each; "natural" clients are those of the corpus."""
+    """In a round a `fraction` of the `clients` train `local_epochs` each; "natural" clients are those of the corpus.
+
+    `init` is the folder of an earlier run, whose best model this one starts from.
+    """
 
     rounds: int = Field(ge=1)
     clients: int | Literal["natural"] = "natural"
@@ -50,6 +53,14 @@ class RunSettings(Group):
     patience: int | None = Field(default=None, ge=1)
     keep: int = Field(default=0, ge=0)
     seed: int = Field(default=0, ge=0)
+    init: Path | None = None
+
+    @field_validator("init")
+    @classmethod
+    def check_init(cls, init: Path | None) -> Path | None:
+        if init is not None and not (init / "model" / "model.safetensors").exists():
+            raise ValueError("it has no model/model.safetensors")
+        return init
 
 
 Settings = TypeVar("Settings", bound=RunSettings)

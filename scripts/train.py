@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 WORKSPACES = Path(__file__).resolve().parents[1] / "workspaces"
 # Flags that are settings.
-SETTINGS = ("rounds", "clients", "fraction", "local_epochs", "seed")
+SETTINGS = ("rounds", "clients", "fraction", "local_epochs", "seed", "init")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -38,8 +38,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--clients", help="a number, or natural: those of the corpus")
     parser.add_argument("--fraction", type=float, help="of the clients that train in a round")
-    parser.add_argument("--local-epochs", type=int)
+    parser.add_argument("--local-epochs", type=float, help="how often a client sees its data in a round")
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--init", help="the folder of an earlier run: start from its best model")
     parser.add_argument("--client-ids", type=int, nargs="+", default=[0], help="individual: who trains; -1 is the last")
     parser.add_argument("--workers", type=int, default=1, help="simulated: processes that run clients, on Ray")
     parser.add_argument("--ray-address", help="simulated: of a Ray cluster")

@@ -98,7 +98,10 @@ def start_arguments(clients: Clients) -> dict[str, Any]:
         evaluators=[EVALUATOR],
         validate_every=settings.validate_every,
     )
-    return workspace_experiment(clients.workspace).arguments(settings) | {
+    arguments = workspace_experiment(clients.workspace).arguments(settings)
+    if settings.init is not None:
+        arguments["model_provider"].start_from(settings.init / "model")
+    return arguments | {
         "rounds_to_train": settings.rounds,
         "opt_treatment": settings.opt_treatment,
         "envoys": clients.names,

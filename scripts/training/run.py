@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from federation.certificates import CertificateError
+from federation.definition import WeightsError
 from federation.interactive_api import DirectorError, ExperimentFailedError
 from federation.progress import TRAIN
 from federation.results import write_json, write_json_lines, write_result
@@ -29,6 +30,7 @@ EXPECTED_ERRORS = (
     SimulationError,
     StartError,
     TooFewUpdatesError,
+    WeightsError,
 )
 
 

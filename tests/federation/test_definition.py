@@ -7,8 +7,9 @@ import torch
 from openfl.interface.aggregation_functions import Median
 from openfl.interface.interactive_api.experiment import TaskInterface
 
-from federation.definition import Definition, ModelInterface, define
+from federation.definition import Definition, ModelInterface, WeightsError, define
 from federation.participation import Participation
+from federation.tensors import write_tensors
 from tests.federation import toy
 
 
@@ -120,3 +121,42 @@ def test_a_model_with_given_weights_is_a_new_one_and_takes_no_optimizers_state()
     np.testing.assert_array_equal(model.line.weight.detach().numpy(), [[1.5, 1.25]])
     assert (model.line.bias, model.scale, model.seen) == (5, 1, 1), "what stays on the nodes is as at the start"
     np.testing.assert_array_equal(built.line.weight.detach().numpy(), [[0.5, 0.25]])
+
+
+def test_an_experiment_begins_with_the_weights_of_a_file_but_not_with_what_is_frozen_in_it(tmp_path):
+    interface = ModelInterface(toy.Line, toy.MOMENTUM)
+    weights = {name: tensor + 3 for name, tensor in interface.initial_tensors(with_optimizer=False).items()}
+    write_tensors(tmp_path / "model.safetensors", weights | {"scale": np.float32([9])}, {})
+    interface.start_from(tmp_path)
+    tensors = interface.initial_tensors(with_optimizer=True)
+    assert tensors.keys() == {*weights, "optimizer.momentum_buffer.line.weight", "optimizer.momentum_buffer.line.bias"}
+    for name, tensor in weights.items():
+        np.testing.assert_array_equal(tensors[name], tensor)
+    assert interface.model_with(tensors).scale == 1
+
+
+SEEN = np.array(4)
+
+
+@pytest.mark.parametrize(
+    ("weights", "sentence"),
+    [
+        (
+            {"seen": SEEN, "line.weight": np.ones((1, 2), np.float32)},
+            "does not fit: 'line.bias' should be float32.*and is not there",
+        ),
+        (
+            {"seen": SEEN, "line.weight": np.ones((2, 1), np.float32)},
+            r"'line.weight' should be float32\(1, 2\), and is float32\(2, 1\)",
+        ),
+        (None, "the weights to start from cannot be read: .*model.safetensors"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_with_the_tensors_name(tmp_path, weights, sentence):
+    path = tmp_path / "model.safetensors"
+    if weights is not None:
+        write_tensors(path, weights, {})
+    interface = ModelInterface(toy.Line, toy.PLAIN)
+    interface.start_from(path)
+    with pytest.raises(WeightsError, match=sentence):
+        interface.initial_tensors(with_optimizer=False)

@@ -150,11 +150,22 @@ def test_one_client_that_has_everything_and_clients_that_train_alone(corpus, tmp
     assert "has a run with alone ['client-0', 'client-2'], now it is" in (tmp_path / "alone.log").read_text()
 
 
+def test_a_run_starts_from_the_best_model_of_another(simulated, corpus, tmp_path):
+    train("simulated", corpus, tmp_path / "run", "--init", str(simulated), "--rounds", "1")
+    first = history_of(tmp_path / "run")[0]["metrics"]["aggregated_model_validate"]
+    best = json.loads((simulated / "result.json").read_text())["metrics"]["best"]["validation"]
+    assert first == pytest.approx(best, abs=1e-6)
+
+
 FAULTS = {
     "an unknown key": (["--set", "model.fozen=true"], "there is no key 'model.fozen'"),
     "a wrong value": (["--set", "fraction=1.5"], "fraction is 1.5"),
     "a key by two ways": (["--set", "seed=1", "--seed", "2"], "--set seed=1 and --seed 2: give one of them"),
     "no value": (["--set", "seed"], "'seed' should be key=value"),
+    "a run that is not there": (
+        ["--init", "nowhere"],
+        "init is 'nowhere': Value error, it has no model/model.safetensors",
+    ),
     "a file that is not there": (["--config", "large.yaml"], "large.yaml cannot be read"),
     "a client that is not there": (["--client-ids", "7"], r"client ids [7] are not from -3 to 2"),
 }
