@@ -1,59 +1,83 @@
-"""One experiment in all four modes, as one table: accuracy, seconds, bytes.
+"""One experiment in all four modes, as one table: metrics, seconds, bytes.
 
-    python scripts/compare_modes.py --data data/speech_commands --out runs/modes
+    python scripts/compare_modes.py keyword_spotting --data data/speech_commands --out runs/modes
 
-centralized; individual (the first of three clients); simulated with 40 clients of which a quarter train in a round;
-federated with three envoys. Settings are those of `small.yaml`; other arguments go to `train.py`. A run that was
-interrupted goes on.
+`workspaces/NAME/comparison.yaml` has a row for each run. Settings are those of `small.yaml`; other arguments go to
+`train.py`. A run that was interrupted goes on.
 """
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
 TRAIN = Path(__file__).with_name("train.py")
-MODELS, SPLITS = ("best", "last"), ("validation", "test")
-# A simulated client trains in a quarter of the rounds, and has a batch or four.
-MODES = {
-    "centralized": [],
-    "individual": ["--clients", "3"],
-    "simulated": "--clients 40 --fraction 0.25 --rounds 240 --set batch_size=8 --set validate_every=8".split(),  # noqa: SIM905
-    "federated": ["--clients", "3"],
-}
+WORKSPACES = Path(__file__).resolve().parents[1] / "workspaces"
+SPLITS = ("validation", "test")
 
 
-def run_mode(mode: str, data: Path, out: Path, changes: list[str]) -> dict:
+def read_comparison(workspace: str) -> dict[str, list[str]]:
+    """Arguments of `train.py` by the name of the run."""
+    rows = yaml.safe_load((WORKSPACES / workspace / "comparison.yaml").read_text(encoding="utf-8"))
+    return {name: shlex.split(arguments) for name, arguments in rows.items()}
+
+
+def train(workspace: str, name: str, arguments: list[str], data: Path, out: Path) -> dict:
     """Raises CalledProcessError if it fails; what it printed says why."""
-    command = [sys.executable, str(TRAIN), "keyword_spotting", "--mode", mode, "--data", str(data)]
-    print(f"==> {mode}", flush=True)
-    subprocess.run([*command, "--out", str(out / mode), *MODES[mode], *changes], check=True)
-    return json.loads((out / mode / "result.json").read_text())
+    folder = out / name.replace(" ", "-")
+    print(f"==> {name}: {' '.join(arguments)}", flush=True)
+    command = [sys.executable, str(TRAIN), workspace, *arguments, "--data", str(data), "--out", str(folder)]
+    subprocess.run(command, check=True)
+    return json.loads((folder / "result.json").read_text())
 
 
-def table(results: dict[str, dict]) -> str:
-    """As Markdown."""
-    columns = "mode", "clients", "rounds", *(f"{m}, {s}" for m in MODELS for s in SPLITS), "seconds", "MB sent"
-    lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
-    for mode, result in results.items():
-        scores = [result["metrics"][m][s]["accuracy"] for m in MODELS for s in SPLITS]
-        cells = [mode, str(result["clients"]), str(result["rounds"]), *(f"{score:.3f}" for score in scores)]
-        cells += [f"{result['seconds']:.0f}", f"{result['bytes']['up'] / 1e6:.0f}"]
-        lines.append("| " + " | ".join(cells) + " |")
+def table(results: dict[str, dict], models: list[str]) -> str:
+    """As Markdown: every metric but the loss, of each of `models` ("best", "last") on validation and test."""
+    scores = {name: _scores(result["metrics"], models) for name, result in results.items()}
+    metrics = list(dict.fromkeys(metric for each in scores.values() for metric in each))
+    lines = [_line("run", "clients", "rounds", *metrics, "seconds", "MB sent")]
+    lines.append("| --- " * (len(metrics) + 5) + "|")
+    for name, result in results.items():
+        values = (f"{scores[name][metric]:.3f}" if metric in scores[name] else "" for metric in metrics)
+        cost = f"{result['seconds']:.0f}", f"{result['bytes']['up'] / 1e6:.0f}"
+        lines.append(_line(name, str(result["clients"]), str(result["rounds"]), *values, *cost))
     return "\n".join(lines)
+
+
+def _scores(metrics: dict, models: list[str]) -> dict[str, float]:
+    names = [name for name in metrics[models[0]]["validation"] if name != "loss"]
+    return {
+        f"{name}, {split}, {model}": metrics[model][split][name]
+        for name in names
+        for model in models
+        for split in SPLITS
+    }
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Run one experiment in all four modes.")
-    parser.add_argument("--data", required=True, type=Path, help="a Speech Commands folder")
+    parser.add_argument("workspace", choices=sorted(path.parent.name for path in WORKSPACES.glob("*/comparison.yaml")))
+    parser.add_argument("--data", required=True, type=Path, help="the corpus, as for train.py")
     parser.add_argument("--out", required=True, type=Path)
-    arguments, changes = parser.parse_known_args()
+    parser.add_argument("--models", nargs="+", choices=("best", "last"), default=["best", "last"])
+    options, changes = parser.parse_known_args()
+    rows = read_comparison(options.workspace)
     try:
-        results = {mode: run_mode(mode, arguments.data, arguments.out, changes) for mode in MODES}
+        results = {
+            name: train(options.workspace, name, [*arguments, *changes], options.data, options.out)
+            for name, arguments in rows.items()
+        }
     except subprocess.CalledProcessError as error:
         return error.returncode
-    print(table(results))
+    print(table(results, options.models))
     return 0
 
 

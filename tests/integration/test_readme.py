@@ -83,7 +83,7 @@ def test_the_modes_are_compared_as_the_readme_says(copy):
         compare, shell=True, cwd=copy, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True
     )
     rows = [line.split(" | ")[0] for line in output.splitlines() if line.startswith("| ")]
-    assert rows == ["| mode", "| ---", "| centralized", "| individual", "| simulated", "| federated"]
+    assert rows == ["| run", "| ---", "| centralized", "| individual", "| simulated", "| federated"]
 
 
 def test_the_cache_benchmark_runs_as_the_readme_says(copy):

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from federation.run_settings import SettingsError, load_run_settings
-from scripts.compare_modes import MODES, table
+from scripts.compare_modes import WORKSPACES, read_comparison, table
 from scripts.training.modes import EVALUATOR, choose_clients, client_names, start_arguments
 from scripts.training.run import _claim
 from workspaces.keyword_spotting.experiment import Settings
@@ -104,8 +104,27 @@ def test_a_folder_belongs_to_one_run(tmp_path):
         _claim(tmp_path / "thesis", {})
 
 
-def test_the_table_has_a_row_a_mode():
-    scores = {"validation": {"accuracy": 0.5}, "test": {"accuracy": 0.25}}
-    result = {"clients": 3, "rounds": 2, "metrics": {"best": scores, "last": scores}, "seconds": 1.6}
-    lines = table({mode: {**result, "bytes": {"up": 2_000_000}} for mode in MODES}).splitlines()
-    assert lines[2:] == [f"| {mode} | 3 | 2 | 0.500 | 0.250 | 0.500 | 0.250 | 2 | 2 |" for mode in MODES]
+@pytest.mark.parametrize("workspace", sorted(path.parent.name for path in WORKSPACES.glob("*/comparison.yaml")))
+def test_a_comparison_runs_all_four_modes(workspace):
+    rows = read_comparison(workspace)
+    modes = {arguments[arguments.index("--mode") + 1] for arguments in rows.values()}
+    assert modes == {"centralized", "individual", "simulated", "federated"}
+
+
+def test_the_table_has_a_row_a_run_and_a_column_for_every_metric_but_the_loss():
+    metrics = {
+        model: {split: {"loss": 9.0, "accuracy": accuracy} for split, accuracy in values.items()}
+        for model, values in {
+            "best": {"validation": 0.5, "test": 0.25},
+            "last": {"validation": 0.75, "test": 0},
+        }.items()
+    }
+    result = {"clients": 3, "rounds": 2, "metrics": metrics, "seconds": 1.6, "bytes": {"up": 2_000_000}}
+    lines = table({"alone": result, "together": result}, ["best", "last"]).splitlines()
+    assert lines[0].startswith(
+        "| run | clients | rounds | accuracy, validation, best | accuracy, test, best | accuracy,"
+    )
+    assert lines[2:] == [
+        f"| {name} | 3 | 2 | 0.500 | 0.250 | 0.750 | 0.000 | 2 | 2 |" for name in ("alone", "together")
+    ]
+    assert table({"alone": result}, ["last"]).splitlines()[2] == "| alone | 3 | 2 | 0.750 | 0.000 | 2 | 2 |"
