@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -170,7 +171,15 @@ class RayEnvoys:
 
 @contextmanager
 def ray_envoys(workers: int, address: str | None, gpus_per_client: float, *arguments: Any) -> Iterator[RayEnvoys]:
-    """`workers` actors, on this machine or on the Ray cluster at `address`; `arguments` are those of VirtualEnvoys.
+    """`workers` actors with `VirtualEnvoys` of the `arguments`; the rest is as for `start_ray`."""
+    with start_ray(workers, address) as ray:
+        actor = ray.remote(num_cpus=1, num_gpus=gpus_per_client)(VirtualEnvoys)
+        yield RayEnvoys([actor.remote(*arguments) for _ in range(workers)])
+
+
+@contextmanager
+def start_ray(workers: int, address: str | None) -> Iterator[ModuleType]:
+    """Ray with `workers` processes on this machine, or on the cluster at `address`.
 
     Raises SimulationError where Ray is not installed, or does not start.
     """
@@ -191,7 +200,6 @@ def ray_envoys(workers: int, address: str | None, gpus_per_client: float, *argum
     except Exception as error:
         raise SimulationError(f"Ray does not start: {error}") from error
     try:
-        actor = ray.remote(num_cpus=1, num_gpus=gpus_per_client)(VirtualEnvoys)
-        yield RayEnvoys([actor.remote(*arguments) for _ in range(workers)])
+        yield ray
     finally:
         ray.shutdown()

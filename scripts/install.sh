@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes .venv with the project and its extras for demo, development and simulation. Called by `make install`; PYTHON=... is tried first.
+# Makes .venv with the project and its extras for demo, development, simulation and search. Called by `make install`; PYTHON=... is tried first.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly VENV=.venv
 readonly LOG=$VENV/install.log
-readonly EXTRAS=demo,dev,simulation
+readonly EXTRAS=demo,dev,simulation,tune
 # Measured with torch's CUDA libraries: 5.9 GB when done, and up to 7.7 GB while the wheels lie beside it.
 readonly NEEDED_GB=8
 

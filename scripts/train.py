@@ -26,10 +26,20 @@ WORKSPACES = Path(__file__).resolve().parents[1] / "workspaces"
 SETTINGS = ("rounds", "clients", "fraction", "local_epochs", "seed", "init")
 
 
+def workspaces() -> list[str]:
+    """Names of those with an experiment."""
+    return sorted(path.parent.name for path in WORKSPACES.glob("*/experiment.py"))
+
+
+def find_config(workspace: str, config: str) -> Path:
+    """A file by its path, or in the workspace's `configs/`."""
+    path = Path(config)
+    return path if path.exists() else WORKSPACES / workspace / "configs" / config
+
+
 def parse_arguments() -> argparse.Namespace:
-    names = sorted(path.parent.name for path in WORKSPACES.glob("*/experiment.py"))
     parser = argparse.ArgumentParser(description="Run one experiment in any of four modes.")
-    parser.add_argument("workspace", choices=names)
+    parser.add_argument("workspace", choices=workspaces())
     parser.add_argument("--mode", required=True, choices=("centralized", "individual", "simulated", "federated"))
     parser.add_argument("--data", required=True, type=Path, help="the corpus: a folder in its published layout")
     parser.add_argument("--out", required=True, type=Path, help="a new folder, or that of a run to go on with")
@@ -61,9 +71,7 @@ def settings_of(arguments: argparse.Namespace) -> "RunSettings":
         if key in changes:
             raise SettingsError(f"--set {key}={changes[key]} and --{key.replace('_', '-')} {value}: give one of them")
         changes[key] = int(value) if key == "clients" and value.isdecimal() else value
-    config = Path(arguments.config)
-    if not config.exists():
-        config = WORKSPACES / arguments.workspace / "configs" / arguments.config
+    config = find_config(arguments.workspace, arguments.config)
     return load_run_settings(workspace_experiment(arguments.workspace).Settings, config, changes)
 
 

@@ -1,7 +1,7 @@
 """How a run goes: a bar for its rounds, one for the clients of the round, and a line for every round."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -10,13 +10,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from federation.progress import Lines
 
 Record = dict[str, Any]
+OnRound = Callable[[Record], None]
 
 
 class RunProgress:
     """A context manager. `records` are those of the rounds so far."""
 
-    def __init__(self, description: str, rounds: int) -> None:
+    def __init__(self, description: str, rounds: int, on_round: OnRound = lambda record: None) -> None:
         self.records: list[Record] = []
+        self._on_round = on_round
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -51,6 +53,7 @@ class RunProgress:
     def show_round(self, record: Record) -> None:
         self.records.append(record)
         self._lines.show(self.records)
+        self._on_round(record)
         self._bars.update(self._rounds, completed=record["round"] + 1)
         # As many clients as last time, most likely.
         self._bars.reset(self._clients, total=len(record["envoys"]))

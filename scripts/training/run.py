@@ -17,7 +17,7 @@ from federation.run_settings import RunSettings, SettingsError
 from federation.virtual_envoys import SimulationError
 from scripts.local_federation import StartError
 from scripts.training.modes import Clients, choose_clients, federate, simulate, workspace_experiment
-from scripts.training.progress import RunProgress
+from scripts.training.progress import OnRound, RunProgress
 from shard_descriptors.errors import CorpusError
 
 # What ends a run with a sentence.
@@ -44,8 +44,11 @@ def run(
     workers: int = 1,
     ray_address: str | None = None,
     gpus_per_client: float = 0.0,
+    on_round: OnRound = lambda record: None,
 ) -> dict[str, Any]:
     """Run the experiment into `out`, or go on with it, and return what `result.json` holds.
+
+    `on_round` gets the record of every round, also of those that an earlier run had.
 
     Raises SettingsError if `out` has been used for anything else.
     """
@@ -53,13 +56,13 @@ def run(
     experiments = choose_clients(workspace, settings, data, mode, client_ids)
     alone = [clients.trainers[0] for clients in experiments] if mode == "individual" else None
     values = settings.model_dump(mode="json")
-    _claim(out, {"workspace": workspace, "mode": mode, "alone": alone, "data": str(data), "settings": values})
+    claim(out, {"workspace": workspace, "mode": mode, "alone": alone, "data": str(data), "settings": values})
     results = {}
     for clients in experiments:
         folder = out if len(experiments) == 1 else out / clients.trainers[0]
         result_file = folder / "result.json"
         if not result_file.exists():
-            _run_one(clients, mode, folder, workers, ray_address, gpus_per_client)
+            _run_one(clients, mode, folder, workers, ray_address, gpus_per_client, on_round)
         results[clients.trainers[0]] = json.loads(result_file.read_text())
     if len(experiments) == 1:
         return results[experiments[0].trainers[0]]
@@ -69,11 +72,17 @@ def run(
 
 
 def _run_one(
-    clients: Clients, mode: str, out: Path, workers: int, ray_address: str | None, gpus_per_client: float
+    clients: Clients,
+    mode: str,
+    out: Path,
+    workers: int,
+    ray_address: str | None,
+    gpus_per_client: float,
+    on_round: OnRound,
 ) -> None:
     settings, experiment = clients.settings, workspace_experiment(clients.workspace)
     out.mkdir(parents=True, exist_ok=True)
-    with RunProgress(f"{clients.workspace}, {mode}", settings.rounds) as progress:
+    with RunProgress(f"{clients.workspace}, {mode}", settings.rounds, on_round) as progress:
         if mode == "federated":
             models = federate(clients, out, progress)
             write_json_lines(out / "history.jsonl", progress.records)
@@ -98,7 +107,7 @@ def _run_one(
     )
 
 
-def _claim(out: Path, run: dict[str, Any]) -> None:
+def claim(out: Path, run: dict[str, Any]) -> None:
     """Note in `out` what it is for. Raises SettingsError, naming the first difference, if it is for something else."""
     path = out / "run.json"
     if not path.exists():

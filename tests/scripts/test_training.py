@@ -10,7 +10,7 @@ import soundfile
 from federation.run_settings import SettingsError, load_run_settings
 from scripts.compare_modes import WORKSPACES, read_comparison, table
 from scripts.training.modes import EVALUATOR, choose_clients, client_names, start_arguments
-from scripts.training.run import _claim
+from scripts.training.run import claim
 from workspaces.keyword_spotting.experiment import Settings
 from workspaces.keyword_spotting.model import CONFIGS
 
@@ -94,14 +94,14 @@ def test_settings_become_arguments_of_an_experiment(corpus):
 
 def test_a_folder_belongs_to_one_run(tmp_path):
     out = tmp_path / "run"
-    _claim(out, {"mode": "simulated", "settings": {"seed": 0}})
-    _claim(out, {"mode": "simulated", "settings": {"seed": 0}})
+    claim(out, {"mode": "simulated", "settings": {"seed": 0}})
+    claim(out, {"mode": "simulated", "settings": {"seed": 0}})
     with pytest.raises(SettingsError, match=r"has a run with settings.seed 0, now it is 1: choose another --out"):
-        _claim(out, {"mode": "simulated", "settings": {"seed": 1}})
+        claim(out, {"mode": "simulated", "settings": {"seed": 1}})
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
     with pytest.raises(SettingsError, match="is not empty, and no earlier run"):
-        _claim(tmp_path / "thesis", {})
+        claim(tmp_path / "thesis", {})
 
 
 @pytest.mark.parametrize("workspace", sorted(path.parent.name for path in WORKSPACES.glob("*/comparison.yaml")))
