@@ -96,8 +96,8 @@ class Search:
             results = tuner.fit()
         failed = [results[trial] for trial in range(len(results)) if results[trial].error]
         if failed:
-            first, reason = self.names[failed[0].config["trial"]], str(failed[0].error).strip().splitlines()[-1]
-            raise SearchError(f"{len(failed)} of {len(self.choices)} trials failed; {first}: {reason}")
+            reason = str(failed[0].error).strip().splitlines()[-1]
+            raise SearchError(f"{len(failed)} of {len(self.choices)} trials failed; the first: {reason}")
 
     def history(self, trial: int) -> list[dict[str, Any]]:
         """The records of the trial's rounds."""
