@@ -8,6 +8,7 @@
 
 import argparse
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -28,7 +29,7 @@ def read_comparison(workspace: str) -> dict[str, list[str]]:
 
 def train(workspace: str, name: str, arguments: list[str], data: Path, out: Path) -> dict:
     """Raises CalledProcessError if it fails; what it printed says why."""
-    folder = out / name.replace(" ", "-")
+    folder = out / re.sub(r"[^\w.]+", "-", name)
     print(f"==> {name}: {' '.join(arguments)}", flush=True)
     command = [sys.executable, str(TRAIN), workspace, *arguments, "--data", str(data), "--out", str(folder)]
     subprocess.run(command, check=True)

@@ -2,8 +2,8 @@
 
     python -m scripts.demo [--workload wav2vec2] [--data FOLDER] [--out runs/demo]
 
-Makes a corpus of synthetic speech (unless --data names a Speech Commands folder) and certificates, starts the director
-and three envoys by the scripts that a user runs, and executes the workload's notebook against them, with TLS.
+Makes a synthetic corpus (unless --data names a folder with the real one) and certificates, starts the director and
+envoys by the scripts that a user runs, and executes the workload's notebook against them, with TLS.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,33 +21,103 @@ import papermill
 
 from federation.certificates import CertificateError, write_certificates
 from federation.results import write_result
+from scripts.demo_corpus.fsd50k import make_fsd50k
+from scripts.demo_corpus.output import DemoCorpusError
+from scripts.demo_corpus.speech_commands import make_speech_commands
 from scripts.local_federation import REPOSITORY, LocalFederation, StartError
-from scripts.make_demo_corpus import DemoCorpusError, make_demo_corpus
+from shard_descriptors.errors import CorpusError
+from shard_descriptors.fsd50k import Fsd50kShardDescriptor
+from shard_descriptors.fsd50k_layout import read_layout
+from shard_descriptors.fsd50k_preparation import prepare_store
 
+NOTEBOOKS = REPOSITORY / "notebooks"
 ENVOYS = ("envoy_1", "envoy_2", "envoy_3")
+EVALUATOR = "evaluation"
 USER = "scientist"
 READY_SECONDS = 120
 
 
 @dataclass(frozen=True)
-class Workload:
-    """A notebook, and its parameters for a small model that starts at random and learns in minutes on two cores."""
+class Corpus:
+    """`prepare` takes a folder for what it makes, and the corpus that the user gave, to the `data_path` of the envoys.
+    `shards` are what each envoy serves of that: the other parameters of its shard descriptor, by the envoy's name.
+    """
 
-    notebook: Path
+    name: str
+    shard_descriptor: str
+    prepare: Callable[[Path, Path | None], Path]
+    shards: Callable[[Path], dict[str, dict[str, object]]]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A notebook, and its parameters for a small model that starts at random and learns in minutes on two cores.
+
+    `score` is the entry of result.json that is reported, and what that is.
+    """
+
+    corpus: Corpus
+    notebook: str
     model: str
     parameters: dict[str, object]
+    score: tuple[str, str]
 
+
+def prepare_speech_commands(folder: Path, data: Path | None) -> Path:
+    if data is not None:
+        return data
+    say(f"a corpus of synthetic speech in {folder}")
+    make_speech_commands(folder)
+    return folder
+
+
+def prepare_fsd50k(folder: Path, data: Path | None) -> Path:
+    if data is None:
+        say(f"a corpus of synthetic sounds in {folder}")
+        make_fsd50k(folder)
+    store = folder.with_name(f"{folder.name}-store")
+    say(f"mel frames of {data or folder} in {store}")
+    prepare_store(read_layout(data or folder), store, workers=os.cpu_count() or 1)
+    return store
+
+
+def three_parts(data: Path) -> dict[str, dict[str, object]]:
+    return {name: {"rank_worldsize": f"{rank},{len(ENVOYS)}"} for rank, name in enumerate(ENVOYS, start=1)}
+
+
+def three_uploaders(data: Path) -> dict[str, dict[str, object]]:
+    """The three with the most clips; one envoy has all validation clips."""
+    uploaders = Fsd50kShardDescriptor.uploader_sizes(data)
+    train: dict[str, dict[str, object]] = {
+        name: {"uploader": uploader} for name, uploader in zip(ENVOYS, uploaders, strict=False)
+    }
+    return train | {EVALUATOR: {}}
+
+
+SUPERB = Corpus("superb", "shard_descriptors.superb.SuperbShardDescriptor", prepare_speech_commands, three_parts)
+FSD50K = Corpus("fsd50k", "shard_descriptors.fsd50k.Fsd50kShardDescriptor", prepare_fsd50k, three_uploaders)
+KEYWORD_ACCURACY = "accuracy", "test accuracy on speakers that no envoy has (chance is 1/12 = 0.083)"
 
 WORKLOADS = {
     "wav2vec2": Workload(
-        REPOSITORY / "notebooks" / "superb_wav2vec2.ipynb",
+        SUPERB,
+        "superb_wav2vec2.ipynb",
         "a small Wav2Vec2",
-        {"CONFIG": "wav2vec2_small.json", "ROUNDS": 18, "BATCH_SIZE": 16, "LEARNING_RATE": 1.5e-3},
+        {
+            "PRETRAINED": None,
+            "CONFIG": "wav2vec2_small.json",
+            "ROUNDS": 18,
+            "BATCH_SIZE": 16,
+            "LEARNING_RATE": 1.5e-3,
+        },
+        KEYWORD_ACCURACY,
     ),
     "whisper": Workload(
-        REPOSITORY / "notebooks" / "superb_whisper.ipynb",
+        SUPERB,
+        "superb_whisper.ipynb",
         "a small Whisper encoder and its head",
         {
+            "PRETRAINED": None,
             "CONFIG": "whisper_small.json",
             "FORM": "short",
             "FROZEN": False,
@@ -54,6 +125,14 @@ WORKLOADS = {
             "BATCH_SIZE": 16,
             "LEARNING_RATE": 1.5e-3,
         },
+        KEYWORD_ACCURACY,
+    ),
+    "fsd50k": Workload(
+        FSD50K,
+        "fsd50k_sound_events.ipynb",
+        "a VGG-like tagger of quarter width",
+        {"EVALUATOR": EVALUATOR, "WIDTH": 0.25, "ROUNDS": 15, "BATCH_SIZE": 16, "LEARNING_RATE": 3e-3},
+        ("pr_auc", "PR-AUC on the evaluation clips, of uploaders that no envoy has"),
     ),
 }
 
@@ -64,37 +143,32 @@ def run_demo(workload: str, data: Path | None, out: Path, **parameters: object) 
     chosen = WORKLOADS[workload]
     out = out.resolve()
     remove_earlier_run(out)
-    if data is None:
-        data = out.with_name(f"{out.name}-corpus")
-        say(f"a corpus of synthetic speech in {data}")
-        make_demo_corpus(data)
+    data = chosen.corpus.prepare(out.with_name(f"{out.name}-{chosen.corpus.name}"), data and data.resolve())
+    shards = chosen.corpus.shards(data)
     certificates = out / "certificates"
-    write_certificates(certificates, director_hosts=["127.0.0.1"], envoys=ENVOYS, users=[USER])
+    write_certificates(certificates, director_hosts=["127.0.0.1"], envoys=list(shards), users=[USER])
 
     with LocalFederation(out, certificates, USER) as federation:
-        say(
-            f"a director on port {federation.port} and {len(ENVOYS)} envoys, with TLS; their logs are in {out / 'logs'}"
-        )
+        logs = out / "logs"
+        say(f"a director on port {federation.port} and {len(shards)} envoys, with TLS; their logs are in {logs}")
         federation.start_director()
-        for rank, name in enumerate(ENVOYS, start=1):
-            params = {"data_path": str(data.resolve()), "rank_worldsize": f"{rank},{len(ENVOYS)}"}
-            descriptor = {"template": "shard_descriptors.superb.SuperbShardDescriptor", "params": params}
-            federation.start_envoy(name, descriptor)
-        federation.wait_until_ready(ENVOYS, READY_SECONDS)
-        say(f"{chosen.notebook.name}: {chosen.model} from a random start")
+        for name, part in shards.items():
+            params = {"data_path": str(data), **part}
+            federation.start_envoy(name, {"template": chosen.corpus.shard_descriptor, "params": params})
+        federation.wait_until_ready(shards, READY_SECONDS)
+        say(f"{chosen.notebook}: {chosen.model} from a random start")
         parameters = {
-            "PRETRAINED": None,
             **chosen.parameters,
             "DIRECTOR_HOST": "127.0.0.1",
             "DIRECTOR_PORT": federation.port,
             "USER": USER,
             "CERTIFICATES": str(certificates),
-            "TEST_DATA": str(data.resolve()),
+            "TEST_DATA": str(data),
             "OUT": str(out),
             "NAME": "demo",
             **parameters,
         }
-        execute_notebook(chosen.notebook, out, parameters, log=out / "logs" / "notebook.log")
+        execute_notebook(NOTEBOOKS / chosen.notebook, out, parameters, log=logs / "notebook.log")
 
     result = json.loads((out / "result.json").read_text()) | {"seconds": round(time.monotonic() - began, 1)}
     write_result(out / "result.json", **result)
@@ -127,17 +201,18 @@ def execute_notebook(notebook: Path, out: Path, parameters: dict, log: Path) -> 
         )
 
 
-def report(result: dict, out: Path) -> None:
-    accuracy = result["accuracy"]
-    say(f"done in {result['seconds']:.0f} s; test accuracy on speakers that no envoy has (chance is 1/12 = 0.083):")
-    for name, what in (
+def report(workload: str, result: dict, out: Path) -> None:
+    name, description = WORKLOADS[workload].score
+    scores = result[name]
+    say(f"done in {result['seconds']:.0f} s; {description}:")
+    for model, what in (
         ("initial", "global model before training"),
         ("last", "global model after the last round"),
-        ("best", "best global model (by the envoys' validation clips)"),
+        ("best", "best global model (by validation clips)"),
         ("alone", f"{ENVOYS[0]} trained alone"),
     ):
-        if name in accuracy:
-            print(f"    {accuracy[name]:.3f}  {what}")
+        if model in scores:
+            print(f"    {scores[model]:.3f}  {what}")
     say(f"{out} has {', '.join(sorted(path.name for path in out.iterdir()))}")
 
 
@@ -146,9 +221,9 @@ def say(sentence: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Federate keyword spotting over one director and three envoys.")
+    parser = argparse.ArgumentParser(description="Federate a workload over one director and three envoys.")
     parser.add_argument("--workload", choices=sorted(WORKLOADS), default="wav2vec2")
-    parser.add_argument("--data", type=Path, help="a Speech Commands folder, in place of the corpus that is made")
+    parser.add_argument("--data", type=Path, help="a corpus in its published layout, in place of one that is made")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "runs" / "demo")
     arguments = parser.parse_args()
     # A terminated demo must stop what it started, as one that is interrupted does.
@@ -156,8 +231,9 @@ def main() -> int:
     # Three envoys on a small machine: threads beyond the cores would only wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
-        report(run_demo(arguments.workload, arguments.data, arguments.out), arguments.out)
-    except (CertificateError, DemoCorpusError, StartError, papermill.PapermillExecutionError) as error:
+        result = run_demo(arguments.workload, arguments.data, arguments.out)
+        report(arguments.workload, result, arguments.out)
+    except (CertificateError, CorpusError, DemoCorpusError, StartError, papermill.PapermillExecutionError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

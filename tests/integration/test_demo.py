@@ -14,8 +14,8 @@ import pytest
 pytest.importorskip("espeakng_loader")
 
 from scripts.demo import ENVOYS, run_demo
+from scripts.demo_corpus.speech_commands import make_speech_commands
 from scripts.local_federation import REPOSITORY, StartError
-from scripts.make_demo_corpus import make_demo_corpus
 from tests.integration.conftest import wait_for
 
 pytestmark = pytest.mark.integration
@@ -26,7 +26,7 @@ DEADLINE_SECONDS = 200
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "corpus"
-    make_demo_corpus(folder, n_speakers=9)
+    make_speech_commands(folder, n_speakers=9)
     return folder
 
 
@@ -114,6 +114,30 @@ def test_the_whisper_notebook_sends_the_head_alone_and_its_model_comes_back(corp
     for name, tensor in best.items():
         np.testing.assert_array_equal(model.state_dict()[name].numpy(), tensor)
     assert list((tmp_path / "cache").iterdir()), "the encoder's outputs are kept on the node"
+
+
+def test_uploaders_train_a_tagger_that_one_envoy_evaluates(tmp_path, monkeypatch):
+    from safetensors.numpy import load_file
+
+    from scripts.demo_corpus.fsd50k import make_fsd50k
+    from workspaces.sound_events.model import load_model
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    make_fsd50k(tmp_path / "FSD50K", n_dev_clips=40, n_eval_clips=18)
+    out = tmp_path / "run"
+    result = run_demo("fsd50k", tmp_path / "FSD50K", out, ROUNDS=2)
+    assert set(result["pr_auc"]) == {"initial", "last", "best"}
+    assert {"fsd50k_sound_events.ipynb", "scores.png", "class_by_uploader.png", "model"} <= {
+        p.name for p in out.iterdir()
+    }
+    records = [json.loads(line) for line in (out / "director" / "demo" / "history.jsonl").read_text().splitlines()]
+    assert [set(record["metrics"]) for record in records[:2]] == [{"aggregated_model_validate", "train"}] * 2
+    for record in records[:2]:
+        tasks = {name: set(envoy) for name, envoy in record["envoys"].items()}
+        assert tasks == {name: {"train"} for name in ENVOYS} | {"evaluation": {"aggregated_model_validate"}}
+    model = load_model(out / "model").state_dict()
+    for name, tensor in load_file(out / "director" / "demo" / "best.safetensors").items():
+        np.testing.assert_array_equal(model[name].numpy(), tensor)
 
 
 def test_a_folder_that_is_no_corpus_ends_the_demo_with_a_sentence(tmp_path):

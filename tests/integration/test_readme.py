@@ -29,12 +29,12 @@ def command(beginning: str) -> str:
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory) -> Path:
     """The repository with an environment at .venv, data where envoys/superb.yaml expects it, and a free port."""
-    from scripts.make_demo_corpus import make_demo_corpus
+    from scripts.demo_corpus.speech_commands import make_speech_commands
 
     folder = tmp_path_factory.mktemp("readme") / "openfl-audio"
     left_out = shutil.ignore_patterns(".git", ".venv", "runs", "certificates", "data", "__pycache__", ".*_cache")
     shutil.copytree(REPOSITORY, folder, ignore=left_out)
-    make_demo_corpus(folder / "data" / "speech_commands", n_speakers=9)
+    make_speech_commands(folder / "data" / "speech_commands", n_speakers=9)
     (folder / ".venv" / "bin").mkdir(parents=True)
     for name in ("python", "jupyter"):
         program = folder / ".venv" / "bin" / name

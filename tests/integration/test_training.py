@@ -14,8 +14,8 @@ import pytest
 
 import scripts.train
 from federation.tensors import TensorFile, Tensors
+from scripts.demo_corpus.speech_commands import make_speech_commands
 from scripts.local_federation import REPOSITORY
-from scripts.make_demo_corpus import make_demo_corpus
 from tests.integration.conftest import wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -28,7 +28,7 @@ SETTINGS = ["--clients", "3", "--rounds", str(ROUNDS), "--set", "keep=1", "--set
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("training") / "corpus"
-    make_demo_corpus(folder, n_speakers=9)
+    make_speech_commands(folder, n_speakers=9)
     return folder
 
 

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 import scripts.tune
+from scripts.demo_corpus.speech_commands import make_speech_commands
 from scripts.local_federation import REPOSITORY
-from scripts.make_demo_corpus import make_demo_corpus
 from tests.integration.conftest import wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -23,7 +23,7 @@ SMALL = ["--set", "clients=3", "--set", "batch_size=8", "--set", "rounds=8"]
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tune") / "corpus"
-    make_demo_corpus(folder, n_speakers=9)
+    make_speech_commands(folder, n_speakers=9)
     return folder
 
 
