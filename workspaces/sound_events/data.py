@@ -1,0 +1,99 @@
+"""Patches of a shard, in batches for the model."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from openfl.interface.interactive_api.experiment import DataInterface
+from openfl.interface.interactive_api.shard_descriptor import ShardDataset, ShardDescriptor
+
+from federation.run_settings import SettingsError
+
+
+class Patches:
+    """A split of a shard, many patches at once, straight from its memory map.
+
+    Attributes:
+        clip: int64 (patches,), the clip that each belongs to
+        clip_labels: float32 (clips, classes), 0 or 1
+    """
+
+    def __init__(self, shard_dataset: ShardDataset) -> None:
+        self.clip = shard_dataset.clip
+        self.clip_labels = shard_dataset.clip_labels
+        self._shard_dataset = shard_dataset
+
+    def __len__(self) -> int:
+        return len(self.clip)
+
+    def batches(
+        self, batch_size: int, seed: tuple[int, ...], device: str
+    ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+        """All patches once, in an order that is a function of `seed`.
+
+        Yields
+            clip    int64 (batch,), on the CPU
+            inputs  float32 (batch, 101, 96)
+            labels  float32 (batch, classes), those of the clip
+        """
+        for indices in shuffled_batches(len(self), batch_size, seed):
+            clip = self.clip[indices]
+            inputs = torch.from_numpy(self._shard_dataset.patches(indices)).to(device)
+            yield clip, inputs, torch.from_numpy(self.clip_labels[clip]).to(device)
+
+
+def shuffled_batches(number: int, batch_size: int, seed: tuple[int, ...]) -> list[np.ndarray]:
+    """Indices below `number`, each once, in ceil(number / batch_size) batches whose sizes differ by one at most.
+
+    So there is no small last batch, with statistics of its own: 65 patches in batches of up to 64 are 33 and 32. Each
+    batch is sorted, as a memory map is read forward.
+
+    >>> sorted(len(batch) for batch in shuffled_batches(10, 4, (0,)))
+    [3, 3, 4]
+    """
+    if number == 0:
+        return []
+    order = np.random.default_rng(seed).permutation(number)
+    return [np.sort(batch) for batch in np.array_split(order, math.ceil(number / batch_size))]
+
+
+class SoundEventData(DataInterface):
+    """Gives the tasks the patches of the node's shard. The weight of a client's update is its number of patches."""
+
+    def __init__(self, classes: int) -> None:
+        """`classes` are the model's: a corpus with another number is refused with SettingsError."""
+        super().__init__()
+        self._classes = classes
+
+    @property
+    def shard_descriptor(self) -> ShardDescriptor:
+        return self._shard_descriptor
+
+    @shard_descriptor.setter
+    def shard_descriptor(self, shard_descriptor: ShardDescriptor) -> None:
+        self._shard_descriptor = shard_descriptor
+        train = shard_descriptor.get_dataset("train")
+        check_classes(self._classes, train)
+        self._train = Patches(train)
+        self._validation = Patches(shard_descriptor.get_dataset("validation"))
+
+    def get_train_loader(self, **kwargs: Any) -> Patches:
+        return self._train
+
+    def get_valid_loader(self, **kwargs: Any) -> Patches:
+        return self._validation
+
+    def get_train_data_size(self) -> int:
+        return len(self._train)
+
+    def get_valid_data_size(self) -> int:
+        return len(self._validation)
+
+
+def check_classes(classes: int, shard_dataset: ShardDataset) -> None:
+    """Raises SettingsError unless the corpus has as many classes as the model."""
+    number = len(shard_dataset.classes)
+    if number != classes:
+        raise SettingsError(f"model.classes is {classes}, but the corpus has {number}: set model.classes={number}")

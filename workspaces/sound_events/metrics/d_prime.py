@@ -1,0 +1,49 @@
+"""d' as an `evaluate` module, so that an envoy needs no hub: `evaluate.load(<path of this file>)`."""
+
+from statistics import NormalDist
+
+import datasets
+import evaluate
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+_DESCRIPTION = """d' = sqrt(2) * Phi^-1(AUC), where AUC is the mean over classes of the area under the ROC curve and
+Phi the normal distribution function, as in the FSD50K paper (Fonseca et al., arXiv 2010.00475). Higher is better, 0 is
+chance. Classes without a positive or without a negative clip have no AUC and are left out. A mean AUC of exactly 1
+(or 0) counts as if half a pair of clips were in the other order, where d' would be infinite; no other AUC is that
+close to it."""
+_KWARGS_DESCRIPTION = """
+Args:
+    predictions: scores, any real numbers (clips, classes)
+    references: true labels, 0 or 1 (clips, classes)
+Returns:
+    d_prime: float. No mean of parts: over several nodes it needs the scores of all clips in one place.
+Raises:
+    ValueError: no class has both positive and negative clips.
+"""
+
+
+class DPrime(evaluate.Metric):
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="",
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features(
+                {
+                    "predictions": datasets.Sequence(datasets.Value("float32")),
+                    "references": datasets.Sequence(datasets.Value("float32")),
+                }
+            ),
+        )
+
+    def _compute(self, predictions: list[list[float]], references: list[list[float]]) -> dict[str, float]:
+        scores, labels = np.asarray(predictions), np.asarray(references)
+        scored = labels.any(axis=0) & ~labels.all(axis=0)
+        if not scored.any():
+            raise ValueError(f"d' of {len(labels)} clips: no class has both positive and negative clips")
+        area = roc_auc_score(labels[:, scored], scores[:, scored], average="macro")
+        # A class has (clips / 2)^2 pairs of a positive and a negative clip at most, and a tie is half a pair.
+        half_a_pair = 2 / (scored.sum() * len(labels) ** 2)
+        area = float(np.clip(area, half_a_pair, 1 - half_a_pair))
+        return {"d_prime": 2**0.5 * NormalDist().inv_cdf(area)}

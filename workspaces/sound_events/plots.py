@@ -1,0 +1,101 @@
+"""Pictures of a run and of its corpus."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, MaxNLocator
+
+# More names than this cannot be read below each other.
+MOST_NAMES = 60
+
+
+def count_clips(labels: np.ndarray, uploaders: Sequence[str], classes: Sequence[str]) -> pd.DataFrame:
+    """Clips of each class (rows) and uploader (columns), both from the most clips to the fewest.
+
+    `labels` (clips, classes) are 0 or 1, `uploaders` are those of the clips. A clip counts for each of its classes.
+    """
+    counts = pd.DataFrame(labels, columns=list(classes)).groupby(np.asarray(uploaders)).sum().T.astype(int)
+    by_class = counts.sum(axis=1).sort_values(ascending=False, kind="stable").index
+    by_uploader = pd.Series(uploaders).value_counts().index
+    return counts.loc[by_class, by_uploader]
+
+
+def plot_scores(history: pd.DataFrame, path: Path) -> Figure:
+    """Validation PR-AUC and mAP, and training loss by round."""
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    validated = history.dropna(subset=["pr_auc"])
+    for metric, label, color in (("pr_auc", "PR-AUC", "C0"), ("mAP", "mAP", "C2")):
+        axes.plot(validated["round"], validated[metric], color=color, marker=".", label=f"validation {label}")
+    axes.set(xlabel="round", ylabel="PR-AUC, mAP", ylim=(0, 1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    loss = axes.twinx()
+    loss.plot(history["round"], history["train loss"], color="C1", linestyle=":", label="training loss")
+    loss.set(ylabel="binary cross-entropy (nats)", ylim=(0, None))
+    figure.legend(loc="outside upper center", ncols=3)
+    return _save(figure, path)
+
+
+def plot_clips_per_class(counts: pd.DataFrame, path: Path) -> Figure:
+    """Training clips of each class, of `count_clips`."""
+    clips = counts.sum(axis=1)
+    figure, axes = plt.subplots(figsize=(min(4 + 0.2 * len(clips), 14), 5), layout="constrained")
+    axes.bar(np.arange(len(clips)), clips, width=0.8 if len(clips) <= MOST_NAMES else 1.0)
+    if len(clips) <= MOST_NAMES:
+        axes.set_xticks(np.arange(len(clips)), clips.index, rotation=90)
+    axes.set(xlabel="" if len(clips) <= MOST_NAMES else "class", ylabel="training clips")
+    axes.set_title(f"{len(clips)} classes, median {clips.median():,.0f} clips")
+    axes.grid(axis="y", alpha=0.3)
+    return _save(figure, path)
+
+
+def plot_clips_per_uploader(uploaders: Sequence[str], uploader_min: int, path: Path) -> Figure:
+    """Training clips of each uploader from the most to the fewest, both axes logarithmic; `uploaders` of the clips."""
+    clips = pd.Series(uploaders).value_counts().to_numpy()
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    axes.loglog(np.arange(1, len(clips) + 1), clips, marker=".", linestyle="none")
+    if uploader_min > 1:
+        enough = np.sum(clips >= uploader_min)
+        axes.axhline(uploader_min, color="C1", linestyle="--", label=f"{uploader_min} clips or more: {enough}")
+        axes.legend()
+    axes.set(xlabel="rank of the uploader", ylabel="training clips")
+    for axis in (axes.xaxis, axes.yaxis):
+        # 100 instead of 10 to the power of 2.
+        axis.set_major_formatter(LogFormatter())
+        axis.set_minor_formatter(LogFormatter())
+    axes.set_title(f"{len(clips):,} uploaders, {clips.sum():,} clips; the first has {clips[0] / clips.sum():.0%}")
+    axes.grid(alpha=0.3, which="both")
+    return _save(figure, path)
+
+
+def plot_class_by_uploader(counts: pd.DataFrame, path: Path) -> Figure:
+    """Training clips by class and uploader, of `count_clips`, as colours on a logarithmic scale; none is white."""
+    figure, axes = plt.subplots(figsize=(9, min(3 + 0.2 * len(counts), 10)), layout="constrained")
+    values = counts.to_numpy(dtype=float)
+    image = axes.imshow(
+        np.where(values > 0, values, np.nan),
+        norm=LogNorm(1, max(values.max(), 2)),
+        aspect="auto",
+        interpolation="nearest",
+        cmap="viridis",
+    )
+    for axis, names, noun in ((axes.yaxis, counts.index, "class"), (axes.xaxis, counts.columns, "uploader")):
+        if len(names) <= MOST_NAMES:
+            axis.set_ticks(np.arange(len(names)), names)
+        axis.set_label_text(noun)
+    axes.tick_params(axis="x", rotation=90)
+    share = np.mean(values > 0)
+    axes.set_title(f"{len(counts)} classes by {counts.shape[1]:,} uploaders: {share:.1%} of the pairs have clips")
+    figure.colorbar(image, label="training clips", format=LogFormatter())
+    return _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> Figure:
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return figure

@@ -1,0 +1,78 @@
+"""Training and validation of one round, in plain PyTorch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import torch
+
+from workspaces.sound_events.data import Patches
+from workspaces.sound_events.loss import binary_cross_entropy
+
+METRICS = Path(__file__).parent / "metrics"
+METRIC_NAMES = ("pr_auc", "mean_average_precision", "d_prime", "lwlrap")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How an envoy trains in each round."""
+
+    local_epochs: int = 1
+    batch_size: int = 64
+    seed: int = 0
+
+
+def train_round(
+    model: torch.nn.Module,
+    patches: Patches,
+    optimizer: torch.optim.Optimizer,
+    device: str,
+    round_number: int,
+    settings: TrainingSettings,
+) -> dict[str, float]:
+    """Train `model` in place for `settings.local_epochs`. Returns the mean loss over the patches of all epochs."""
+    model.train().to(device)
+    total = 0.0
+    for epoch in range(settings.local_epochs):
+        for _, inputs, labels in patches.batches(settings.batch_size, (settings.seed, round_number, epoch), device):
+            loss = binary_cross_entropy(model(inputs), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(inputs)
+    return {"loss": total / (settings.local_epochs * len(patches))}
+
+
+def validate_clips(model: torch.nn.Module, patches: Patches, device: str, batch_size: int = 64) -> dict[str, float]:
+    """Loss (nats, lower is better) as in training, and pr_auc, mAP, d_prime and lwlrap (higher is better) of all clips.
+
+    The mean over clients of PR-AUC, mAP and d' is not their value over all clips: one client that has them all should
+    validate. Raises ValueError, by the metrics, if no clip has a label.
+    """
+    scores, loss = score_clips(model, patches, device, batch_size)
+    metrics = {"loss": loss}
+    for name in METRIC_NAMES:
+        metric = evaluate.load(str(METRICS / f"{name}.py"))
+        metrics |= metric.compute(predictions=scores, references=patches.clip_labels)
+    return metrics
+
+
+@torch.no_grad()
+def score_clips(
+    model: torch.nn.Module, patches: Patches, device: str, batch_size: int = 64
+) -> tuple[np.ndarray, float]:
+    """Scores float32 (clips, classes), the mean of sigmoid(logit) over a clip's patches, and the mean loss of patches.
+
+    Patches are mixed, the same way at every call: a model that normalises by the batch at hand then meets batches such
+    as those of training, and not one of a single long clip.
+    """
+    model.eval().to(device)
+    sums = np.zeros(patches.clip_labels.shape)
+    total = 0.0
+    for clip, inputs, labels in patches.batches(batch_size, (0,), device):
+        logits = model(inputs)
+        np.add.at(sums, clip, logits.sigmoid().cpu().numpy())
+        total += binary_cross_entropy(logits, labels).item() * len(inputs)
+    patches_per_clip = np.bincount(patches.clip, minlength=len(sums))
+    return (sums / patches_per_clip[:, None]).astype(np.float32), total / len(patches)
