@@ -1,0 +1,70 @@
+#!/usr/bin/env python3
+"""Prepare FSD50K: from its published folders to a store of mel frames that shards are read from.
+
+    python scripts/prepare_fsd50k.py --data data/FSD50K --out data/fsd50k_store --workers 8
+    python scripts/prepare_fsd50k.py --data data/FSD50K --out data/fsd50k_store --check
+
+A run that was stopped goes on where it was, and one that is complete does nothing. What was left out, averaged to mono
+or resampled is named in OUT/report.json. `--check` reads the whole store and looks at every recording; it changes
+nothing and exits with 1 if the store is not what preparing again would give.
+"""
+
+import argparse
+import json
+import os
+import sys
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `scripts` is no installed package
+
+from shard_descriptors.errors import CorpusError
+from shard_descriptors.fsd50k_layout import read_layout
+from shard_descriptors.fsd50k_preparation import REPORT, check_store, prepare_store
+from shard_descriptors.mel_store import FEATURES
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds FSD50K.dev_audio")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the store")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (one per core)")
+    parser.add_argument("--features", choices=FEATURES, default="log_mel", help="%(default)s by default")
+    parser.add_argument("--check", action="store_true", help="look whether the store is complete and right")
+    options = parser.parse_args(arguments)
+    if options.workers < 1:
+        parser.error(f"--workers: {options.workers} should be 1 or more")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    try:
+        layout = read_layout(options.data)
+        if options.check:
+            faults = check_store(layout, options.out, options.features)
+            print("\n".join(faults) or f"{options.out} is complete and right.")
+            return 1 if faults else 0
+        made = prepare_store(layout, options.out, options.features, options.workers)
+    except CorpusError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except (OSError, BrokenProcessPool) as error:
+        print(f"{options.out}: stopped ({error}); the same command goes on from here", file=sys.stderr)
+        return 1
+    print(f"{options.out}: {describe(options.out)}" if made else f"{options.out} is complete; nothing to do.")
+    return 0
+
+
+def describe(out: Path) -> str:
+    report = json.loads((out / REPORT).read_text(encoding="utf-8"))
+    return (
+        f"{report['clips']:,} clips of {report['uploaders']:,} uploaders, {report['audio_hours']:.2f} h of audio in "
+        f"{report['frames_bytes'] / 1e9:.3f} GB; {len(report['left_out']):,} left out, "
+        f"{len(report['averaged_to_mono']):,} averaged to mono, {len(report['other_sample_rate']):,} of another sample "
+        f"rate than 44.1 kHz, named in {out / REPORT}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
