@@ -22,6 +22,7 @@ import papermill
 from federation.certificates import CertificateError, write_certificates
 from federation.results import write_result
 from scripts.demo_corpus.fsd50k import make_fsd50k
+from scripts.demo_corpus.librispeech import make_librispeech
 from scripts.demo_corpus.output import DemoCorpusError
 from scripts.demo_corpus.speech_commands import make_speech_commands
 from scripts.local_federation import REPOSITORY, LocalFederation, StartError
@@ -29,12 +30,21 @@ from shard_descriptors.errors import CorpusError
 from shard_descriptors.fsd50k import Fsd50kShardDescriptor
 from shard_descriptors.fsd50k_layout import read_layout
 from shard_descriptors.fsd50k_preparation import prepare_store
+from shard_descriptors.librifsd50k_preparation import prepare_librifsd50k
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 ENVOYS = ("envoy_1", "envoy_2", "envoy_3")
 EVALUATOR = "evaluation"
 USER = "scientist"
 READY_SECONDS = 120
+SMALL_SUDORMRF = {
+    "out_channels": 64,
+    "in_channels": 128,
+    "num_blocks": 2,
+    "upsampling_depth": 4,
+    "num_bases": 128,
+    "num_groups": 4,
+}
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,19 @@ def prepare_fsd50k(folder: Path, data: Path | None) -> Path:
     return store
 
 
+def prepare_speech_and_noise(folder: Path, data: Path | None) -> Path:
+    """LibriFSD50K of what is made, or of the folders LibriSpeech and FSD50K in `data`."""
+    source = data or folder
+    if data is None:
+        say(f"corpora of synthetic speech and sounds in {folder}")
+        make_librispeech(folder / "LibriSpeech")
+        make_fsd50k(folder / "FSD50K")
+    chunks = folder.with_name(f"{folder.name}-chunks")
+    say(f"speech and noise in pairs in {chunks}")
+    prepare_librifsd50k(source / "LibriSpeech", source / "FSD50K", chunks, workers=os.cpu_count() or 1)
+    return chunks
+
+
 def three_parts(data: Path) -> dict[str, dict[str, object]]:
     return {name: {"rank_worldsize": f"{rank},{len(ENVOYS)}"} for rank, name in enumerate(ENVOYS, start=1)}
 
@@ -94,8 +117,21 @@ def three_uploaders(data: Path) -> dict[str, dict[str, object]]:
     return train | {EVALUATOR: {}}
 
 
+def three_parts_one_with_clean_speech(data: Path) -> dict[str, dict[str, object]]:
+    """Of the three that train, the first knows its speech without noise; one more has all validation clips."""
+    half = {"available_speech_percentage": 0.5}
+    parts = {name: part | half | {"supervised": name == ENVOYS[0]} for name, part in three_parts(data).items()}
+    return parts | {EVALUATOR: {}}
+
+
 SUPERB = Corpus("superb", "shard_descriptors.superb.SuperbShardDescriptor", prepare_speech_commands, three_parts)
 FSD50K = Corpus("fsd50k", "shard_descriptors.fsd50k.Fsd50kShardDescriptor", prepare_fsd50k, three_uploaders)
+LIBRIFSD50K = Corpus(
+    "librifsd50k",
+    "shard_descriptors.librifsd50k.LibriFsd50kShardDescriptor",
+    prepare_speech_and_noise,
+    three_parts_one_with_clean_speech,
+)
 KEYWORD_ACCURACY = "accuracy", "test accuracy on speakers that no envoy has (chance is 1/12 = 0.083)"
 
 WORKLOADS = {
@@ -133,6 +169,19 @@ WORKLOADS = {
         "a VGG-like tagger of quarter width",
         {"EVALUATOR": EVALUATOR, "WIDTH": 0.25, "ROUNDS": 15, "BATCH_SIZE": 16, "LEARNING_RATE": 3e-3},
         ("pr_auc", "PR-AUC on the evaluation clips, of uploaders that no envoy has"),
+    ),
+    "librifsd50k": Workload(
+        LIBRIFSD50K,
+        "librifsd50k_mixit.ipynb",
+        "a small SuDoRM-RF",
+        {
+            "EVALUATOR": EVALUATOR,
+            "MODEL": SMALL_SUDORMRF,
+            "AUDIO_SECONDS": 1.0,
+            "ROUNDS": 40,
+            "LOCAL_EPOCHS": 3.0,
+        },
+        ("si_sdri", "SI-SDR improvement in dB on speakers that no envoy has, with one noise"),
     ),
 }
 

@@ -140,6 +140,33 @@ def test_uploaders_train_a_tagger_that_one_envoy_evaluates(tmp_path, monkeypatch
         np.testing.assert_array_equal(model[name].numpy(), tensor)
 
 
+def test_speech_is_enhanced_by_envoys_with_and_without_clean_speech(tmp_path, monkeypatch):
+    from safetensors.numpy import load_file
+
+    from scripts.demo_corpus.fsd50k import make_fsd50k
+    from scripts.demo_corpus.librispeech import make_librispeech
+    from workspaces.speech_enhancement.model import load_sudormrf
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    make_fsd50k(tmp_path / "data" / "FSD50K", n_dev_clips=60, n_eval_clips=18)
+    make_librispeech(
+        tmp_path / "data" / "LibriSpeech", n_train_speakers=6, n_dev_speakers=1, n_test_speakers=1, n_utterances=6
+    )
+    out = tmp_path / "run"
+    tiny = {"out_channels": 16, "in_channels": 32, "num_blocks": 1, "num_bases": 32, "num_groups": 2}
+    result = run_demo("librifsd50k", tmp_path / "data", out, ROUNDS=2, LOCAL_EPOCHS=1.0, MODEL=tiny)
+    assert set(result["si_sdri"]) == {"initial", "last", "best"}
+    names = {path.name for path in out.iterdir()}
+    assert {"librifsd50k_mixit.ipynb", "si_sdri.png", "spectrograms.png", "model"} <= names
+    assert len(list((out / "examples").glob("*_estimate.wav"))) >= 2
+    records = [json.loads(line) for line in (out / "director" / "demo" / "history.jsonl").read_text().splitlines()]
+    losses = {name: records[0]["envoys"][name]["train"].keys() - {"size"} for name in ENVOYS}
+    assert losses == {"envoy_1": {"supervised_loss"}, "envoy_2": {"mixit_loss"}, "envoy_3": {"mixit_loss"}}
+    model = load_sudormrf(out / "model").state_dict()
+    for name, tensor in load_file(out / "director" / "demo" / "best.safetensors").items():
+        np.testing.assert_array_equal(model[name].numpy(), tensor)
+
+
 def test_a_folder_that_is_no_corpus_ends_the_demo_with_a_sentence(tmp_path):
     (tmp_path / "data").mkdir()
     demo = start_demo(tmp_path / "data", tmp_path / "run")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts.demo_corpus.fsd50k import make_fsd50k
+from scripts.demo_corpus.speech_commands import make_speech_commands
 from scripts.local_federation import REPOSITORY, LocalFederation, free_port
 from tests.integration.conftest import READY_SECONDS, USER
 
@@ -29,8 +31,6 @@ def command(beginning: str) -> str:
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory) -> Path:
     """The repository with an environment at .venv, data where envoys/superb.yaml expects it, and a free port."""
-    from scripts.demo_corpus.speech_commands import make_speech_commands
-
     folder = tmp_path_factory.mktemp("readme") / "openfl-audio"
     left_out = shutil.ignore_patterns(".git", ".venv", "runs", "certificates", "data", "__pycache__", ".*_cache")
     shutil.copytree(REPOSITORY, folder, ignore=left_out)
@@ -84,6 +84,28 @@ def test_the_modes_are_compared_as_the_readme_says(copy):
     )
     rows = [line.split(" | ")[0] for line in output.splitlines() if line.startswith("| ")]
     assert rows == ["| run", "| ---", "| centralized", "| individual", "| simulated", "| federated"]
+
+
+@pytest.mark.timeout(600)
+def test_sound_events_are_prepared_trained_and_searched_as_the_readme_says(copy):
+    make_fsd50k(copy / "data" / "FSD50K", n_dev_clips=40, n_eval_clips=18)
+    small = " --set rounds=1 --set clients=3 --set batch_size=64"
+    for line in (
+        command("prepare_fsd50k.py"),
+        command("train.py sound_events") + small,
+        command("tune.py sound_events") + small + " --samples 1",
+    ):
+        subprocess.run(
+            line, shell=True, cwd=copy, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, stdout=subprocess.DEVNULL
+        )
+    assert {"scores.png", "class_by_uploader.png"} <= {path.name for path in (copy / "runs" / "events").iterdir()}
+    assert len((copy / "runs" / "grid" / "results.csv").read_text().splitlines()) == 2
+
+
+def test_the_preparation_benchmark_runs_as_the_readme_says(copy):
+    benchmark = command("benchmark_fsd50k.py") + " --repeats 1 --clips 10"
+    result = json.loads(subprocess.check_output(benchmark, shell=True, cwd=copy))
+    assert result["full_set"]["clips"] == 51_197
 
 
 def test_the_cache_benchmark_runs_as_the_readme_says(copy):

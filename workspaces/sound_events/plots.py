@@ -44,13 +44,18 @@ def plot_scores(history: pd.DataFrame, path: Path) -> Figure:
 def plot_clips_per_class(counts: pd.DataFrame, path: Path) -> Figure:
     """Training clips of each class, of `count_clips`."""
     clips = counts.sum(axis=1)
-    figure, axes = plt.subplots(figsize=(min(4 + 0.2 * len(clips), 14), 5), layout="constrained")
-    axes.bar(np.arange(len(clips)), clips, width=0.8 if len(clips) <= MOST_NAMES else 1.0)
-    if len(clips) <= MOST_NAMES:
-        axes.set_xticks(np.arange(len(clips)), clips.index, rotation=90)
-    axes.set(xlabel="" if len(clips) <= MOST_NAMES else "class", ylabel="training clips")
+    named = len(clips) <= MOST_NAMES
+    # Names are long: each has a line, from the top.
+    figure, axes = plt.subplots(figsize=(8, 1 + 0.2 * len(clips)) if named else (8, 4), layout="constrained")
+    if named:
+        axes.barh(clips.index, clips)
+        axes.invert_yaxis()
+        axes.margins(y=0.01)
+    else:
+        axes.bar(np.arange(len(clips)), clips, width=1.0)
+    axes.set(xlabel="training clips" if named else "class", ylabel="" if named else "training clips")
     axes.set_title(f"{len(clips)} classes, median {clips.median():,.0f} clips")
-    axes.grid(axis="y", alpha=0.3)
+    axes.grid(axis="x" if named else "y", alpha=0.3)
     return _save(figure, path)
 
 

@@ -45,8 +45,8 @@ def test_curves_have_the_rounds_that_validated(tmp_path):
 
 def test_bars_dots_and_colours_are_the_counts(counts, tmp_path):
     bars = plot_clips_per_class(counts, tmp_path / "classes.png").axes[0]
-    assert [bar.get_height() for bar in bars.patches] == [4, 3, 0]
-    assert [text.get_text() for text in bars.get_xticklabels()] == CLASSES
+    assert [bar.get_width() for bar in bars.patches] == [4, 3, 0]
+    assert [text.get_text() for text in bars.get_yticklabels()] == CLASSES
 
     dots = plot_clips_per_uploader(UPLOADERS, 2, tmp_path / "uploaders.png").axes[0]
     assert (dots.get_xscale(), dots.get_yscale()) == ("log", "log")

@@ -1,0 +1,106 @@
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from federation.participation import Participation
+from federation.run_settings import SettingsError, load_run_settings
+from federation.simulation import Simulation
+from workspaces.speech_enhancement import experiment
+from workspaces.speech_enhancement.experiment import Settings, arguments, count_supervised, shard
+from workspaces.speech_enhancement.model import SudoRmRfSettings
+
+CONFIGS = Path(experiment.__file__).parent / "configs"
+
+
+def settings_of(config: str, **changes) -> Settings:
+    return load_run_settings(Settings, CONFIGS / config, changes)
+
+
+@pytest.fixture
+def tiny(tiny_model):
+    """Settings on top of small.yaml for half a second of audio."""
+
+    def of(**changes) -> Settings:
+        sizes = {f"model.{name}": value for name, value in tiny_model.model_dump().items()}
+        return settings_of("small.yaml", **sizes, **{"audio_seconds": 0.5, "optimizer.learning_rate": 0.003} | changes)
+
+    return of
+
+
+def simulate(settings: Settings, clients: list[str], open_shard, folder: Path, rounds: int) -> list[dict]:
+    """With an evaluator that has the validation clips; the clients take part in every round."""
+    simulation = Simulation([*clients, "evaluation"], open_shard, folder)
+    simulation.start(
+        "enhancement",
+        **arguments(settings),
+        rounds_to_train=rounds,
+        opt_treatment=settings.opt_treatment,
+        aggregation=settings.aggregation,
+        participation=Participation(evaluators=["evaluation"]),
+    )
+    return list(simulation.run())
+
+
+def test_supervised_and_unsupervised_clients_train_one_model_each_with_its_own_loss(tiny, open_shard, tmp_path):
+    records = simulate(tiny(), ["supervised-0", "unsupervised-0"], open_shard, tmp_path / "run", rounds=4)
+    envoys = records[0]["envoys"]
+    assert set(envoys["supervised-0"]["train"]) == {"size", "supervised_loss"}
+    assert set(envoys["unsupervised-0"]["train"]) == {"size", "mixit_loss"}
+    assert set(records[0]["metrics"]["train"]) == {"supervised_loss", "mixit_loss"}
+    scores = [record["metrics"]["aggregated_model_validate"] for record in records]
+    assert set(scores[0]) == {"si_sdri_1_noise", "si_sdri_2_noises"}
+    assert scores[-1]["si_sdri_2_noises"] > scores[0]["si_sdri_2_noises"] + 3
+
+
+def test_files_to_listen_to_are_written_every_few_rounds(tiny, open_shard, tmp_path):
+    listening = {"listening": {"folder": str(tmp_path / "audio"), "every": 2, "clips": 1}, "local_epochs": 0.1}
+    simulate(tiny(**listening), ["unsupervised-0"], open_shard, tmp_path / "run", rounds=3)
+    assert sorted(path.name for path in (tmp_path / "audio").iterdir()) == ["round-00000", "round-00002"]
+    first, later = (
+        soundfile.read(tmp_path / "audio" / folder / "0000_1_noise_estimate.wav")[0]
+        for folder in ("round-00000", "round-00002")
+    )
+    assert first.shape == later.shape == (8_000,)
+    assert abs(first - later).max() > 1e-3
+
+
+def test_the_first_clients_are_the_supervised_ones():
+    settings = settings_of("fedenhance.yaml", p_supervised=0.25)
+    shards = [shard(settings, Path("corpus"), rank, 10)["params"] for rank in range(1, 11)]
+    assert [each["supervised"] for each in shards] == [True] * 2 + [False] * 8
+    assert shards[4]["rank_worldsize"] == "5,10"
+    assert shards[4]["available_speech_percentage"] == 0.5
+    assert count_supervised(1.0, 1) == 1
+    assert count_supervised(0.29, 100) == 29  # 28.999999999999996 as a product
+
+
+def test_fedenhance_yaml_is_the_published_experiment():
+    settings = settings_of("fedenhance.yaml")
+    assert settings.model == SudoRmRfSettings()
+    assert (settings.clients, settings.fraction, settings.batch_size, settings.num_samples) == (256, 0.25, 6, 64_000)
+    assert settings.optimizer.name == "adam"
+    assert settings.optimizer.learning_rate == 0.001
+    assert (settings.opt_treatment, settings.clip_grad_norm, settings.p_supervised) == ("RESET", 5.0, 0.0)
+    assert not settings.aggregation.rule.weighted
+    assert arguments(settings)["best"] == ("si_sdri_2_noises", "max")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"p_supervised": 1.5}, "p_supervised is 1.5"),
+        ({"local_epochs": 0}, "local_epochs is 0"),
+        ({"audio_seconds": 5}, "audio_seconds is 5"),
+        ({"model.num_sources": 4}, "num_sources should be 3: speech and two noises"),
+        ({"model.num_groups": 5}, "model.num_groups is 5: .*it should divide"),
+        ({"assignments": "some"}, "assignments is 'some'"),
+    ],
+)
+def test_wrong_settings_are_named(changes, sentence):
+    with pytest.raises(SettingsError, match=sentence):
+        settings_of("small.yaml", **changes)
+
+
+def test_local_epochs_may_be_a_fraction():
+    assert settings_of("small.yaml", local_epochs=0.5).local_epochs == 0.5

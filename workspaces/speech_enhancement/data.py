@@ -1,0 +1,66 @@
+"""Clips of a shard as sources to mix."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from openfl.interface.interactive_api.experiment import DataInterface
+from openfl.interface.interactive_api.shard_descriptor import ShardDataset, ShardDescriptor
+
+
+class Sources:
+    """Items are triples: speech, noise, more noise. A client's recording is the sum of the first two.
+
+    With `supervised` the client knows the three apart; otherwise it has the recording, and the third by itself.
+    """
+
+    def __init__(self, shard_dataset: ShardDataset, num_samples: int) -> None:
+        """Of each waveform `num_samples` are taken, which are no more than it has."""
+        self.shard_dataset = shard_dataset
+        self.num_samples = num_samples
+        self.supervised: bool = shard_dataset.supervised
+
+    def __len__(self) -> int:
+        return len(self.shard_dataset)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """What the shard draws at random does not depend on the epochs before."""
+        self.shard_dataset.set_epoch(epoch)
+
+    def batch(self, items: np.ndarray, generator: np.random.Generator | None = None) -> torch.Tensor:
+        """float32 (items, 3, samples), cut out of the clips where `generator` says, or at their beginning."""
+        batch = torch.empty(len(items), 3, self.num_samples)
+        for row, item in zip(batch, items, strict=True):
+            for target, waveform in zip(row, self.shard_dataset[int(item)], strict=True):
+                start = 0 if generator is None else generator.integers(len(waveform) - self.num_samples + 1)
+                target.copy_(torch.from_numpy(waveform[start : start + self.num_samples]))
+        return batch
+
+
+class EnhancementData(DataInterface):
+    """Gives the tasks their clips: those of the node's shard, `num_samples` of each."""
+
+    def __init__(self, num_samples: int) -> None:
+        super().__init__(num_samples=num_samples)
+
+    @property
+    def shard_descriptor(self) -> ShardDescriptor:
+        return self._shard_descriptor
+
+    @shard_descriptor.setter
+    def shard_descriptor(self, shard_descriptor: ShardDescriptor) -> None:
+        self._shard_descriptor = shard_descriptor
+        self._train = Sources(shard_descriptor.get_dataset("train"), **self.kwargs)
+        self._validation = Sources(shard_descriptor.get_dataset("validation"), **self.kwargs)
+
+    def get_train_loader(self, **kwargs: Any) -> Sources:
+        return self._train
+
+    def get_valid_loader(self, **kwargs: Any) -> Sources:
+        return self._validation
+
+    def get_train_data_size(self) -> int:
+        return len(self._train)
+
+    def get_valid_data_size(self) -> int:
+        return len(self._validation)

@@ -1,0 +1,177 @@
+"""Speech enhancement as an experiment: what `scripts/train.py` needs to run it in any of the four modes."""
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from federation.interactive_api import ModelInterface, TaskInterface
+from federation.progress import to_frame
+from federation.run_settings import Group, RunSettings
+from shard_descriptors.librifsd50k import LibriFsd50kShardDescriptor
+from workspaces.speech_enhancement import tasks
+from workspaces.speech_enhancement.data import EnhancementData, Sources
+from workspaces.speech_enhancement.listening import write_examples
+from workspaces.speech_enhancement.model import SAMPLE_RATE, SudoRmRfSettings, create_sudormrf, save_sudormrf
+
+SHARD_DESCRIPTOR = "shard_descriptors.librifsd50k.LibriFsd50kShardDescriptor"
+
+
+class DataSettings(Group):
+    """How recordings become clients and mixtures: see `LibriFsd50kShardDescriptor`."""
+
+    partition: Literal["contiguous", "random"] = "contiguous"
+    available_speech_percentage: float = Field(default=0.5, gt=0, le=1)
+    p_single_mix: float = Field(default=0.0, ge=0, le=1)
+    max_abs_snr_db: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+
+
+class ListeningSettings(Group):
+    """WAV files of the first `clips` validation clips, in `folder`/round-R, when round 0, `every`, ... validates."""
+
+    folder: Path
+    every: int = Field(ge=1)
+    clips: int = Field(default=2, ge=1)
+
+    @field_validator("folder")
+    @classmethod
+    def resolve(cls, folder: Path) -> Path:
+        # Whoever validates has a working directory of its own.
+        return folder.resolve()
+
+
+class Settings(RunSettings):
+    """`p_supervised` is the share of clients that know their clean speech: the first ones, rounded down.
+
+    Of every clip the model is given `audio_seconds`. A local epoch may be a fraction. The learning rate is divided by
+    `divide_lr_by` every `divide_lr_every` rounds; 0 is never. `assignments` are those that MixIT tries: "speech" keeps
+    the first source with the recording and gives each mixture one noise, "all" is every one.
+    """
+
+    local_epochs: float = Field(default=1.0, gt=0, allow_inf_nan=False)  # type: ignore[assignment]
+    model: SudoRmRfSettings = SudoRmRfSettings()
+    data: DataSettings = DataSettings()
+    p_supervised: float = Field(default=0.0, ge=0, le=1)
+    audio_seconds: float = Field(default=4.0, gt=0, le=4)
+    clip_grad_norm: float = Field(default=5.0, gt=0)
+    divide_lr_by: float = Field(default=2.0, gt=0)
+    divide_lr_every: int = Field(default=0, ge=0)
+    assignments: Literal["speech", "all"] = "speech"
+    best: Literal["si_sdri_1_noise", "si_sdri_2_noises"] = "si_sdri_2_noises"
+    listening: ListeningSettings | None = None
+
+    @field_validator("model")
+    @classmethod
+    def check_sources(cls, model: SudoRmRfSettings) -> SudoRmRfSettings:
+        if model.num_sources != 3:
+            raise ValueError("num_sources should be 3: speech and two noises")
+        return model
+
+    @property
+    def num_samples(self) -> int:
+        return round(self.audio_seconds * SAMPLE_RATE)
+
+
+def arguments(settings: Settings) -> dict[str, Any]:
+    """Of `FLExperiment.start` and `Simulation.start`: model, tasks and data."""
+    task_keeper = TaskInterface()
+    task_keeper.register_fl_task(
+        model="model", data_loader="clips", device="device", optimizer="optimizer", round_num="round_number"
+    )(_train)
+    task_keeper.add_kwargs(settings=_training(settings))(_train)
+    task_keeper.register_fl_task(model="model", data_loader="clips", device="device", round_num="round_number")(
+        _validate
+    )
+    task_keeper.add_kwargs(listening=settings.listening)(_validate)
+    return {
+        "model_provider": ModelInterface(
+            partial(create_sudormrf, settings.model, settings.seed), settings.optimizer.recipe()
+        ),
+        "task_keeper": task_keeper,
+        "data_loader": EnhancementData(settings.num_samples),
+        "best": (settings.best, "max"),
+        "corpus": LibriFsd50kShardDescriptor.corpus,
+    }
+
+
+def shard(settings: Settings, data: Path, rank: int, world_size: int) -> dict[str, Any]:
+    """The shard of client `rank`, from 1, of `world_size`, as an envoy's settings name it."""
+    return {
+        "template": SHARD_DESCRIPTOR,
+        "params": {
+            "data_path": str(data),
+            "rank_worldsize": f"{rank},{world_size}",
+            "seed": settings.seed,
+            "supervised": rank <= count_supervised(settings.p_supervised, world_size),
+            **settings.data.model_dump(exclude_none=True),
+        },
+    }
+
+
+def count_supervised(share: float, world_size: int) -> int:
+    """How many clients are supervised. They are the first ones, as in FedEnhance.
+
+    >>> count_supervised(0.25, 10), count_supervised(0.29, 100)
+    (2, 29)
+    """
+    # Rounded first, as 0.29 * 100 is 28.999999999999996.
+    return math.floor(round(share * world_size, 9))
+
+
+def count_natural_clients(settings: Settings, data: Path) -> int:
+    return LibriFsd50kShardDescriptor.natural_clients(data)
+
+
+def evaluate(model: Any, settings: Settings, data: Path, device: str) -> dict[str, dict[str, float]]:
+    """SI-SDR improvements of `model`, in dB, on all validation clips and on the test clips."""
+    descriptor = LibriFsd50kShardDescriptor(data)
+    model.to(device)
+    return {
+        split: tasks.validate_clips(model, Sources(descriptor.get_dataset(split), settings.num_samples), device)
+        for split in ("validation", "test")
+    }
+
+
+def save(model: Any, settings: Settings, folder: Path) -> None:
+    save_sudormrf(model, folder)
+
+
+def plot(records: list[dict[str, Any]], settings: Settings, data: Path, clients: int, out: Path) -> None:
+    """si_sdri.png, and clips_per_client.png where there are several."""
+    # On an envoy nobody draws: it is spared the time and the memory.
+    from workspaces.speech_enhancement.plots import LABELS, plot_clips_per_client, plot_si_sdri
+
+    history = to_frame(records).set_index("round")
+    plot_si_sdri({label: history[metric] for metric, label in LABELS.items()}, out / "si_sdri.png")
+    if clients > 1:
+        counts = LibriFsd50kShardDescriptor.clips_per_client(
+            data, clients, settings.data.partition, settings.data.available_speech_percentage, settings.seed
+        )
+        supervised = count_supervised(settings.p_supervised, clients)
+        plot_clips_per_client(counts, [i < supervised for i in range(clients)], out / "clips_per_client.png")
+
+
+def _training(settings: Settings) -> tasks.TrainingSettings:
+    return tasks.TrainingSettings(
+        learning_rate=settings.optimizer.learning_rate,
+        local_epochs=settings.local_epochs,
+        batch_size=settings.batch_size,
+        clip_grad_norm=settings.clip_grad_norm,
+        divide_lr_by=settings.divide_lr_by,
+        divide_lr_every=settings.divide_lr_every,
+        assignments=settings.assignments,
+        seed=settings.seed,
+    )
+
+
+def _train(model, clips, device, optimizer, round_number, settings):
+    return tasks.train_round(model, clips, optimizer, device, round_number, settings)
+
+
+def _validate(model, clips, device, round_number, listening):
+    if listening is not None and round_number % listening.every == 0:
+        items = range(min(listening.clips, len(clips)))
+        write_examples(model, clips, items, listening.folder / f"round-{round_number:05}", device)
+    return tasks.validate_clips(model, clips, device)

@@ -1,0 +1,101 @@
+"""Pictures of a run, as in Tzinis et al., "Separate but together" (FedEnhance), arXiv 2105.04727."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+ROUNDS_PER_POINT = 10
+LABELS = {"si_sdri_1_noise": "1 noise", "si_sdri_2_noises": "2 noises"}
+HATCHES = ("xx", "//", "..", "oo")
+
+
+def plot_si_sdri(
+    curves: Mapping[str, pd.Series], path: Path, bound: float | None = None, title: str | None = None
+) -> Figure:
+    """SI-SDR improvement in dB by round, on a logarithmic axis: the mean of ten rounds, in a band of their extremes.
+
+    `curves` has a series for each label, with the round as its index, such as
+    `history.set_index("round")["si_sdri_2_noises"]`; rounds that did not validate are left out. `bound`, in dB, is a
+    dashed line: what centralized training reaches.
+    """
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for label, curve in curves.items():
+        points = rounds_in_tens(curve)
+        (line,) = axes.plot(points.index, points["mean"], label=label)
+        axes.fill_between(points.index, points["min"], points["max"], color=line.get_color(), alpha=0.25, linewidth=0)
+    if bound is not None:
+        axes.axhline(bound, color="black", linestyle="--", linewidth=2, label=f"centralized: {bound:.1f} dB")
+    axes.set(xscale="log", xlabel="round, from 1", ylabel="SI-SDR improvement (dB)", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return _save(figure, path)
+
+
+def rounds_in_tens(curve: pd.Series) -> pd.DataFrame:
+    """`mean`, `min` and `max` of rounds 0 to 9, 10 to 19, ...; the index is the first of them, counted from 1.
+
+    >>> rounds_in_tens(pd.Series([1.0, 3.0, 5.0], index=[0, 9, 10])).loc[1].tolist()
+    [2.0, 1.0, 3.0]
+    """
+    curve = curve.dropna()
+    tens = curve.index.to_numpy() // ROUNDS_PER_POINT
+    points = curve.groupby(tens).agg(["mean", "min", "max"])
+    return points.set_index(points.index * ROUNDS_PER_POINT + 1)
+
+
+def plot_supervised_share(scores: pd.DataFrame, path: Path) -> Figure:
+    """Bars of SI-SDR improvement over the share of supervised clients: a group for each row, a bar for each column.
+
+    `scores` in dB has the shares, from 0 to 1, as its index, and columns such as "validation, 1 noise".
+    """
+    figure, axes = plt.subplots(figsize=(8, 3.5), layout="constrained")
+    width = 0.8 / len(scores.columns)
+    centres = np.arange(len(scores))
+    for i, column in enumerate(scores):
+        offset = (i - (len(scores.columns) - 1) / 2) * width
+        hatch = HATCHES[i % len(HATCHES)]
+        axes.bar(centres + offset, scores[column], width, label=column, hatch=hatch, edgecolor="black", linewidth=0.6)
+    axes.set_xticks(centres, [f"{share:.0%}" for share in scores.index])
+    axes.set(xlabel="supervised clients", ylabel="SI-SDR improvement (dB)")
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.legend(ncols=2, fontsize=8)
+    return _save(figure, path)
+
+
+def plot_spectrograms(signals: Mapping[str, np.ndarray], sample_rate: int, path: Path) -> Figure:
+    """Waveforms (samples,) side by side, in dB on one scale of 80 dB below the loudest."""
+    figure, grid = plt.subplots(
+        1, len(signals), figsize=(4 * len(signals), 3.2), sharey=True, squeeze=False, layout="constrained"
+    )
+    images = []
+    for axes, (name, signal) in zip(grid[0], signals.items(), strict=True):
+        # Without an offset digital silence would have no level.
+        images.append(axes.specgram(signal + 1e-9, NFFT=512, Fs=sample_rate, noverlap=384)[3])
+        axes.set(title=name, xlabel="time (s)")
+    loudest = max(image.get_array().max() for image in images)
+    for image in images:
+        image.set_clim(loudest - 80, loudest)
+    grid[0, 0].set(ylabel="frequency (Hz)")
+    figure.colorbar(images[0], ax=grid[0], label="dB")
+    return _save(figure, path)
+
+
+def plot_clips_per_client(counts: np.ndarray, supervised: Sequence[bool], path: Path) -> Figure:
+    """Training clips of each client; `counts` (clients,). Supervised clients have a colour of their own."""
+    figure, axes = plt.subplots(figsize=(9, 3.5), layout="constrained")
+    colours = np.where(supervised, "C1", "C0")
+    axes.bar(np.arange(len(counts)), counts, width=1.0, color=colours, edgecolor="white", linewidth=0.3)
+    title = f"{len(counts)} clients, {int(np.sum(supervised))} of them supervised, {counts.sum():,} clips"
+    axes.set(xlabel="client", ylabel="training clips", title=title)
+    return _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> Figure:
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return figure

@@ -1,0 +1,142 @@
+"""Training and validation of one round, with clean references or without any."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import evaluate
+import numpy as np
+import torch
+
+from workspaces.speech_enhancement.data import Sources
+from workspaces.speech_enhancement.loss import (
+    all_assignments,
+    mixit_loss,
+    si_sdr,
+    speech_assignments,
+    supervised_loss,
+)
+from workspaces.speech_enhancement.model import SudoRmRf, chunk_size
+
+SI_SDRI = Path(__file__).parent / "metrics" / "si_sdri.py"
+NOISES = {"si_sdri_1_noise": 1, "si_sdri_2_noises": 2}
+# (model's estimates, true sources) to the loss of each example, (batch,).
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How an envoy trains in each round; the defaults are FedEnhance's.
+
+    The learning rate is divided by `divide_lr_by` every `divide_lr_every` rounds, or never, with 0.
+    """
+
+    learning_rate: float
+    local_epochs: float = 1.0
+    batch_size: int = 6
+    clip_grad_norm: float = 5.0
+    divide_lr_by: float = 2.0
+    divide_lr_every: int = 0
+    assignments: Literal["speech", "all"] = "speech"
+    seed: int = 0
+
+    def learning_rate_of(self, round_number: int) -> float:
+        if not self.divide_lr_every:
+            return self.learning_rate
+        return self.learning_rate / self.divide_lr_by ** (round_number // self.divide_lr_every)
+
+
+def train_round(
+    model: SudoRmRf,
+    clips: Sources,
+    optimizer: torch.optim.Optimizer,
+    device: str,
+    round_number: int,
+    settings: TrainingSettings,
+) -> dict[str, float]:
+    """Train `model` in place for `settings.local_epochs`. Returns the mean loss over the steps, by the loss's name.
+
+    The shard says which loss it is: `supervised_loss`, or `mixit_loss` where clean references are not to be had.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = settings.learning_rate_of(round_number)
+    name, loss = ("supervised_loss", _supervised) if clips.supervised else ("mixit_loss", _mixit(settings.assignments))
+    model.train()
+    losses = []
+    for sources in batches(clips, settings, round_number):
+        optimizer.zero_grad()
+        losses.append(accumulate_gradients(model, sources.to(device), loss))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad_norm)
+        optimizer.step()
+    return {name: float(np.mean(losses))}
+
+
+def batches(clips: Sources, settings: TrainingSettings, round_number: int) -> Iterator[torch.Tensor]:
+    """Sources (batch, 3, samples) in another order every epoch, without the last batch where it is not full.
+
+    Of a fraction of an epoch there are as many batches, rounded. A client with less than one has a batch of all it has.
+    """
+    generator = np.random.default_rng((settings.seed, round_number))
+    per_epoch = max(1, len(clips) // settings.batch_size)
+    for step in range(max(1, round(settings.local_epochs * per_epoch))):
+        epoch, position = divmod(step, per_epoch)
+        if position == 0:
+            clips.begin_epoch(round_number * math.ceil(settings.local_epochs) + epoch)
+            order = generator.permutation(len(clips))
+        yield clips.batch(order[position * settings.batch_size :][: settings.batch_size], generator)
+
+
+def accumulate_gradients(model: SudoRmRf, sources: torch.Tensor, loss: Loss) -> float:
+    """Add the gradients of the mean loss over `sources` (batch, 3, samples), and return it."""
+    total = 0.0
+    # No layer looks across examples, so the gradients of parts add up to those of the whole batch.
+    for part in sources.split(chunk_size(sources.shape[-1], len(sources), sources.device.type)):
+        part_loss = loss(model.separate(part.sum(dim=1)), part).sum() / len(sources)
+        part_loss.backward()
+        total += part_loss.item()
+    return total
+
+
+def validate_clips(model: SudoRmRf, clips: Sources, device: str, batch_size: int = 32) -> dict[str, float]:
+    """SI-SDR improvement of the speech in dB over all clips (higher is better), with one noise and with two.
+
+    As in FedEnhance the speech is the first estimate: no permutation is tried. There half of the clips have one noise,
+    here every clip is heard both ways.
+    """
+    metrics = {name: evaluate.load(str(SI_SDRI), keep_in_memory=True) for name in NOISES}
+    model.eval()
+    for items in np.array_split(np.arange(len(clips)), math.ceil(len(clips) / batch_size)):
+        sources = clips.batch(items)
+        for name, noises in NOISES.items():
+            mixtures = sources[:, : 1 + noises].sum(dim=1)
+            speech = sources[:, 0]
+            metrics[name].add_batch(
+                predictions=si_sdr(estimate=enhance(model, mixtures, device), reference=speech),
+                references=si_sdr(estimate=mixtures, reference=speech),
+            )
+    return {name: metric.compute()["si_sdri"] for name, metric in metrics.items()}
+
+
+def enhance(model: SudoRmRf, mixtures: torch.Tensor, device: str) -> torch.Tensor:
+    """The speech in `mixtures`: (batch, samples) to (batch, samples), on the CPU."""
+    with torch.inference_mode():
+        parts = mixtures.split(chunk_size(mixtures.shape[-1], len(mixtures), device))
+        return torch.cat([model.separate(part.to(device))[:, 0].cpu() for part in parts])
+
+
+def _supervised(estimate: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
+    return supervised_loss(estimate=estimate, reference=sources)
+
+
+def _mixit(assignments: str) -> Loss:
+    chosen = speech_assignments(2) if assignments == "speech" else all_assignments(3, 2)
+    return partial(_recording_and_noise, assignments=chosen)
+
+
+def _recording_and_noise(estimate: torch.Tensor, sources: torch.Tensor, assignments: torch.Tensor) -> torch.Tensor:
+    """MixIT on what an unsupervised client has: its noisy recording, and a noise by itself."""
+    mixtures = torch.stack([sources[:, :2].sum(dim=1), sources[:, 2]], dim=1)
+    return mixit_loss(estimate=estimate, mixtures=mixtures, assignments=assignments)
