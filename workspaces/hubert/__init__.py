@@ -1,0 +1,1 @@
+"""HuBERT: self-supervised speech representations, by predicting the k-means cluster of masked frames."""
