@@ -1,72 +1,107 @@
-"""Downloads subsets of LibriSpeech and the noise recordings of WHAM, checks them and unpacks them.
+"""Downloads FSD50K, subsets of LibriSpeech, the noise of WHAM and Speech Commands, checks them and unpacks them.
 
-    python scripts/download.py --out data train-clean-100 dev-clean test-clean      # data/LibriSpeech/...
+    python scripts/download.py --out data fsd50k                                    # data/FSD50K
+    python scripts/download.py --out data train-clean-100 dev-clean test-clean      # data/LibriSpeech
     python scripts/download.py --out data wham-noise                                # data/wham_noise
+    python scripts/download.py --out data speech-commands                           # data/speech_commands, v0.02
 
-An archive is kept as data/<archive>.part while it comes; a download that was broken off goes on when the script is
-started again. It is checked, unpacked to a temporary folder that then takes its place, and removed. Room for an archive
-and its content is needed at a time: LibriSpeech's train-clean-360 has 23 GB, WHAM's noise 18 GB.
+A file is kept as data/<file>.part while it comes; a download that broke off is taken up again, also by the same command
+later. A complete one is checked, its archive unpacked to a temporary folder that then takes its place, and removed.
+Room for an archive and its content is needed at a time: LibriSpeech's train-clean-360 has 23 GB, WHAM's noise 18 GB.
+FSD50K is 25 GB to load and 34 GB of audio; its larger half comes as six files, which Info-ZIP's `zip` joins (it must be
+installed), and takes 62 GB until it is unpacked.
 """
 
 import argparse
 import hashlib
 import http.client
 import shutil
+import subprocess
 import sys
 import tarfile
+import time
 import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import rich.progress
 from rich.console import Console
-from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn, wrap_file
+from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 BLOCK_BYTES = 1 << 20
 TIMEOUT_S = 60
+ATTEMPTS = 5  # in a row that bring nothing
+CONSOLE = Console(stderr=True)
 
 
 class Archive(NamedTuple):
     """Attributes:
-    url: of a .tar.gz or .zip file.
-    folder: what it unpacks to.
-    sha256: as published; None where nothing is, and the checksums inside a zip file have to do.
+    files: address -> checksum as published ("md5:..." or "sha256:..."; None where nothing is, and the checksums inside
+        a zip file have to do). One .tar.gz or .zip file, or the parts of a split zip archive, its .zip last.
+    folder: that it becomes, below the folder of all corpora.
+    root: the folder that its members are relative to.
     """
 
-    url: str
+    files: Mapping[str, str | None]
     folder: str
-    sha256: str | None
-
-    @property
-    def name(self) -> str:
-        return self.url.rsplit("/", 1)[-1]
+    root: str = ""
 
 
-def _librispeech(subset: str, sha256: str) -> Archive:
-    return Archive(f"https://www.openslr.org/resources/12/{subset}.tar.gz", f"LibriSpeech/{subset}", sha256)
+def _fsd50k(name: str, **md5: str) -> Archive:
+    url = f"https://zenodo.org/records/4060432/files/{name}"
+    return Archive({f"{url}.{ending}": f"md5:{md5[ending]}" for ending in md5}, f"FSD50K/{name}", root="FSD50K")
 
 
-# The sums of LibriSpeech are those of torchaudio.datasets.LIBRISPEECH.
-ARCHIVES = {
-    "dev-clean": _librispeech("dev-clean", "76f87d090650617fca0cac8f88b9416e0ebf80350acb97b343a85fa903728ab3"),
-    "dev-other": _librispeech("dev-other", "12661c48e8c3fe1de2c1caa4c3e135193bfb1811584f11f569dd12645aa84365"),
-    "test-clean": _librispeech("test-clean", "39fde525e59672dc6d1551919b1478f724438a95aa55f874b576be21967e6c23"),
-    "test-other": _librispeech("test-other", "d09c181bba5cf717b3dee7d4d592af11a3ee3a09e08ae025c5506f6ebe961c29"),
-    "train-clean-100": _librispeech(
-        "train-clean-100", "d4ddd1d5a6ab303066f14971d768ee43278a5f2a0aa43dc716b0e64ecbbbf6e2"
+# The sums of LibriSpeech and Speech Commands are those of torchaudio.datasets, FSD50K's those of its Zenodo record.
+LIBRISPEECH_SHA256 = {
+    "dev-clean": "76f87d090650617fca0cac8f88b9416e0ebf80350acb97b343a85fa903728ab3",
+    "dev-other": "12661c48e8c3fe1de2c1caa4c3e135193bfb1811584f11f569dd12645aa84365",
+    "test-clean": "39fde525e59672dc6d1551919b1478f724438a95aa55f874b576be21967e6c23",
+    "test-other": "d09c181bba5cf717b3dee7d4d592af11a3ee3a09e08ae025c5506f6ebe961c29",
+    "train-clean-100": "d4ddd1d5a6ab303066f14971d768ee43278a5f2a0aa43dc716b0e64ecbbbf6e2",
+    "train-clean-360": "146a56496217e96c14334a160df97fffedd6e0a04e66b9c5af0d40be3c792ecf",
+    "train-other-500": "ddb22f27f96ec163645d53215559df6aa36515f26e01dd70798188350adcb6d2",
+}
+SPEECH_COMMANDS_SHA256 = "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58"
+CORPORA: dict[str, tuple[Archive, ...]] = {
+    **{
+        subset: (
+            Archive(
+                {f"https://www.openslr.org/resources/12/{subset}.tar.gz": f"sha256:{sha256}"}, f"LibriSpeech/{subset}"
+            ),
+        )
+        for subset, sha256 in LIBRISPEECH_SHA256.items()
+    },
+    "fsd50k": (
+        _fsd50k(  # first, as it needs `zip`: without it nothing is loaded
+            "FSD50K.dev_audio",
+            z01="faa7cf4cc076fc34a44a479a5ed862a3",
+            z02="8f9b66153e68571164fb1315d00bc7bc",
+            z03="1196ef47d267a993d30fa98af54b7159",
+            z04="d088ac4e11ba53daf9f7574c11cccac9",
+            z05="81356521aa159accd3c35de22da28c7f",
+            zip="c480d119b8f7a7e32fdb58f3ea4d6c5a",
+        ),
+        _fsd50k("FSD50K.eval_audio", z01="3090670eaeecc013ca1ff84fe4442aeb", zip="6fa47636c3a3ad5c7dfeba99f2637982"),
+        _fsd50k("FSD50K.ground_truth", zip="ca27382c195e37d2269c4c866dd73485"),
+        _fsd50k("FSD50K.metadata", zip="b9ea0c829a411c1d42adb9da539ed237"),
     ),
-    "train-clean-360": _librispeech(
-        "train-clean-360", "146a56496217e96c14334a160df97fffedd6e0a04e66b9c5af0d40be3c792ecf"
-    ),
-    "train-other-500": _librispeech(
-        "train-other-500", "ddb22f27f96ec163645d53215559df6aa36515f26e01dd70798188350adcb6d2"
+    "speech-commands": (
+        Archive(
+            {"http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz": f"sha256:{SPEECH_COMMANDS_SHA256}"},
+            folder="speech_commands",
+            root="speech_commands",
+        ),
     ),
     # Where wham.whisper.ai sends to. No checksum of it is published.
-    "wham-noise": Archive(
-        "https://my-bucket-a8b4b49c25c811ee9a7e8bba05fa24c7.s3.amazonaws.com/wham_noise.zip", "wham_noise", None
+    "wham-noise": (
+        Archive(
+            {"https://my-bucket-a8b4b49c25c811ee9a7e8bba05fa24c7.s3.amazonaws.com/wham_noise.zip": None}, "wham_noise"
+        ),
     ),
 }
 
@@ -79,80 +114,100 @@ def download(archive: Archive, out: Path) -> bool:
     """Put the folder of an archive into `out`; False if it is there already.
 
     Raises:
-        DownloadError: it cannot be reached, broke off, or is not what was published. In the last case it is removed.
+        DownloadError: it cannot be reached, broke off, or is not what was published (then it is removed), or nothing is
+            installed to join its parts with.
     """
     if (out / archive.folder).exists():
         return False
+    if len(archive.files) > 1 and shutil.which("zip") is None:
+        raise DownloadError(f"zip is not installed, and joins the parts of {archive.folder}: apt install zip")
     out.mkdir(parents=True, exist_ok=True)
-    path = out / archive.name
-    if not path.exists():
-        part = out / f"{archive.name}.part"
-        try:
-            _fetch(archive.url, part)
-        except urllib.error.HTTPError as error:
-            raise DownloadError(f"{archive.url}: the server answers {error.code} {error.reason}") from error
-        except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are among them
-            raise DownloadError(f"{archive.url}: {error}; what came is kept, the same command goes on") from error
-        _check(part, archive)
-        part.replace(path)
-    _unpack(path, archive, out)
-    path.unlink()
+    paths = [_fetch(url, checksum, out) for url, checksum in archive.files.items()]
+    _unpack(paths, archive, out)
+    for path in paths:
+        path.unlink()
     return True
 
 
-def _fetch(url: str, part: Path) -> None:
-    """Download what `part` does not have yet."""
-    begun = part.stat().st_size if part.exists() else 0
-    headers = {"Range": f"bytes={begun}-"} if begun else {}
+def _fetch(url: str, checksum: str | None, out: Path) -> Path:
+    """One file, which has its name when it is complete and right."""
+    path = out / url.rsplit("/", 1)[-1]
+    if path.exists():
+        return path
+    part = path.with_name(f"{path.name}.part")
+    failures = 0
+    while True:
+        begun = _size_bytes(part)
+        try:
+            _fetch_rest(url, begun, part)
+            break
+        except urllib.error.HTTPError as error:
+            reason = f"the server answers {error.code} {error.reason}"
+            if error.code < http.HTTPStatus.INTERNAL_SERVER_ERROR:
+                raise DownloadError(f"{url}: {reason}") from error
+        except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are among them
+            reason = str(error)
+        failures = 0 if _size_bytes(part) > begun else failures + 1
+        if failures == ATTEMPTS:
+            raise DownloadError(f"{url}: {reason}; what came is kept, the same command goes on")
+        time.sleep(failures)
+    if checksum is not None:
+        _check(url, checksum, part)
+    return part.replace(path)
+
+
+def _fetch_rest(url: str, begun: int, part: Path) -> None:
+    """Download what comes after the first `begun` bytes."""
+    headers = {"User-Agent": "openfl-audio"} | ({"Range": f"bytes={begun}-"} if begun else {})
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and error.headers.get("Content-Range", "").endswith(f"/{begun}"):
-            return  # all of it had come
+        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return  # all of it had come; if more had, the checksum tells
         raise
     with response:
-        if begun and response.status != 206:  # a server that does not know ranges sends everything
+        if response.status != http.HTTPStatus.PARTIAL_CONTENT:  # a server that does not know ranges sends everything
             begun = 0
-        total = begun + int(response.headers["Content-Length"])
-        with part.open("ab" if begun else "wb") as file, _progress() as progress:
+        total = None if response.length is None else begun + response.length
+        columns = (*Progress.get_default_columns()[:2], DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        with part.open("wb") as file, Progress(*columns, console=CONSOLE) as progress:
             task = progress.add_task(f"Fetching {part.stem}", total=total, completed=begun)
             while block := response.read(BLOCK_BYTES):
                 file.write(block)
                 progress.advance(task, len(block))
-    if part.stat().st_size != total:
-        raise OSError(f"the connection ended after {part.stat().st_size:,} of {total:,} bytes")
+    if total is not None and _size_bytes(part) != total:
+        raise OSError(f"the connection ended after {_size_bytes(part):,} of {total:,} bytes")
 
 
-def _check(part: Path, archive: Archive) -> None:
-    if archive.sha256 is None:
-        return
-    with part.open("rb") as file, _progress() as progress:
-        task = progress.add_task(f"Checking {archive.name}", total=part.stat().st_size)
-        digest = hashlib.sha256()
+def _check(url: str, checksum: str, part: Path) -> None:
+    algorithm, published = checksum.split(":")
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with rich.progress.open(part, "rb", description=f"Checking {part.stem}", console=CONSOLE) as file:
         while block := file.read(BLOCK_BYTES):
             digest.update(block)
-            progress.advance(task, len(block))
-    if digest.hexdigest() != archive.sha256:
+    if digest.hexdigest() != published:
         part.unlink()
         raise DownloadError(
-            f"{archive.name} has the SHA-256 {digest.hexdigest()}, and {archive.sha256} is published: it was damaged "
-            f"on its way and is removed, the same command fetches it again"
+            f"{url}: its {algorithm.upper()} is {digest.hexdigest()}, and {published} is published: it was damaged on "
+            f"its way and is removed, the same command fetches it again"
         )
 
 
-def _unpack(path: Path, archive: Archive, out: Path) -> None:
-    partial = out / f".{archive.name}.partial"
+def _unpack(paths: Sequence[Path], archive: Archive, out: Path) -> None:
+    path = paths[-1]
+    partial = out / f".{path.name}.partial"
+    content = partial / "content"
     shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
     try:
-        _extract(path, partial)
+        _extract(_join(path, partial) if len(paths) > 1 else path, content / archive.root)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        path.unlink()
-        raise DownloadError(
-            f"{archive.name} is broken ({error}) and is removed, the same command fetches it again"
-        ) from error
-    unpacked = partial / archive.folder
+        for broken in paths:
+            broken.unlink()
+        raise DownloadError(f"{path} is broken ({error}) and is removed, the same command fetches it again") from error
+    unpacked = content / archive.folder
     if not unpacked.is_dir():
-        raise DownloadError(f"{path} has no folder {archive.folder}: it is not the archive that was published")
+        raise DownloadError(f"{path} has no folder {unpacked.name}: it is not the archive that was published")
     target = out / archive.folder
     target.parent.mkdir(parents=True, exist_ok=True)
     for beside in unpacked.parent.iterdir():  # SPEAKERS.TXT and the like
@@ -162,33 +217,41 @@ def _unpack(path: Path, archive: Archive, out: Path) -> None:
     shutil.rmtree(partial)
 
 
+def _join(path: Path, folder: Path) -> Path:
+    """One archive in `folder` of the split one that ends with `path`."""
+    whole = folder / path.name
+    # Split size 0 means one file. Where a part lacks, zip asks for it on and on: q is to give up.
+    command = ["zip", "-q", "-s", "0", str(path), "--out", str(whole)]
+    with CONSOLE.status(f"Joining {path.name}"):
+        joined = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, input="q\n"
+        )
+    if joined.returncode != 0:
+        raise DownloadError(f"{path}: zip cannot join its parts ({' '.join(joined.stdout.split())})")
+    return whole
+
+
 def _extract(path: Path, folder: Path) -> None:
+    what = f"Unpacking {path.name}"
     if path.suffix == ".zip":
-        with zipfile.ZipFile(path) as members, _progress() as progress:
-            infos = members.infolist()
-            task = progress.add_task(f"Unpacking {path.name}", total=sum(info.file_size for info in infos))
-            for info in infos:
-                members.extract(info, folder)  # compares the checksum of the file in it
-                progress.advance(task, info.file_size)
+        with zipfile.ZipFile(path) as members:
+            for name in rich.progress.track(members.namelist(), what, console=CONSOLE):
+                members.extract(name, folder)  # compares the checksum of the file in it
         return
     with (
-        path.open("rb") as file,
-        wrap_file(
-            file, path.stat().st_size, description=f"Unpacking {path.name}", console=Console(stderr=True)
-        ) as counted,
-        tarfile.open(fileobj=counted, mode="r:gz") as members,
+        rich.progress.open(path, "rb", description=what, console=CONSOLE) as file,
+        tarfile.open(fileobj=file, mode="r:gz") as members,
     ):
         members.extractall(folder, filter="data")
 
 
-def _progress() -> Progress:
-    columns = (*Progress.get_default_columns()[:2], DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True))
+def _size_bytes(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="+", choices=ARCHIVES, metavar="NAME", help=", ".join(ARCHIVES))
+    parser.add_argument("names", nargs="+", choices=CORPORA, metavar="NAME", help=", ".join(CORPORA))
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the folders go")
     return parser.parse_args(arguments)
 
@@ -196,11 +259,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     try:
-        for name in options.names:
-            made = download(ARCHIVES[name], options.out)
-            print(f"{options.out / ARCHIVES[name].folder}: {'downloaded' if made else 'is there already'}")
+        for archive in (archive for name in options.names for archive in CORPORA[name]):
+            made = download(archive, options.out)
+            print(f"{options.out / archive.folder}: {'downloaded' if made else 'is there already'}")
     except DownloadError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {options.out}: stopped ({error}); the same command goes on", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Stopped; the same command goes on.", file=sys.stderr)

@@ -1,7 +1,11 @@
-"""Downloads from a server on this machine: broken off, damaged, complete, and what lies in the folder afterwards."""
+"""Downloads from a server on this machine: broken off, damaged, in parts, complete, and what they leave in the folder."""
 
 import hashlib
 import io
+import random
+import re
+import shutil
+import subprocess
 import tarfile
 import threading
 import zipfile
@@ -10,9 +14,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from scripts import download as script
-from scripts.download import ARCHIVES, Archive, DownloadError, download
+from scripts.download import CORPORA, Archive, DownloadError, download
 
-AUDIO = bytes(range(256)) * 4_000  # about 1 MB
+needs_zip = pytest.mark.skipif(shutil.which("zip") is None, reason="zip is not installed")
+
+AUDIO = random.Random(0).randbytes(1_000_000)
 FILES = {
     "LibriSpeech/SPEAKERS.TXT": b"; readers",
     "LibriSpeech/dev-clean/84/121/84-121-0000.flac": AUDIO,
@@ -20,7 +26,7 @@ FILES = {
 }
 
 
-def make_tar(files: dict[str, bytes]) -> bytes:
+def make_tar(files):
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w:gz", compresslevel=0) as members:
         for name, data in files.items():
@@ -30,7 +36,7 @@ def make_tar(files: dict[str, bytes]) -> bytes:
     return content.getvalue()
 
 
-def make_zip(files: dict[str, bytes]) -> bytes:
+def make_zip(files):
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as members:
         for name, data in files.items():
@@ -39,40 +45,47 @@ def make_zip(files: dict[str, bytes]) -> bytes:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `content`, with ranges if `has_ranges`; after `breaks_after` bytes the connection ends."""
-
-    content = b""
-    has_ranges = True
-    breaks_after: int | None = None
+    """Serves `contents`; cuts its first answers after `cuts` bytes, and remembers what it was asked for."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.ranges: list[str | None] = []
+        self.contents: dict[str, bytes] = {}
+        self.cuts: list[int] = []
+        self.has_ranges = True
+        self.says_length = True
+        self.requests: list[tuple[str, str | None]] = []
 
-    def archive(self, name: str, folder: str, sha256: str | None) -> Archive:
-        return Archive(f"http://127.0.0.1:{self.server_port}/{name}", folder, sha256)
+    def url(self, name):
+        return f"http://127.0.0.1:{self.server_port}/{name}"
+
+    def archive(self, folder, *names, root=""):
+        """Of files that are served, with their sums: those of a split zip are published as MD5."""
+        algorithm = "md5" if len(names) > 1 else "sha256"
+        sums = [f"{algorithm}:{hashlib.new(algorithm, self.contents[name]).hexdigest()}" for name in names]
+        return Archive(dict(zip(map(self.url, names), sums, strict=True)), folder, root)
 
 
 class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
+        name = self.path.strip("/")
         wanted = self.headers.get("Range")
-        self.server.ranges.append(wanted)
-        if self.path.endswith("missing.tar.gz"):
-            self.send_error(404)
+        self.server.requests.append((name, wanted))
+        if name not in self.server.contents:
+            self.send_error(503 if name == "busy.zip" else 404)
             return
-        size = len(self.server.content)
+        content = self.server.contents[name]
         begin = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and self.server.has_ranges else 0
-        if begin >= size:
+        if begin >= len(content):
             self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{size}")
             self.end_headers()
             return
         self.send_response(206 if begin else 200)
-        self.send_header("Content-Length", str(size - begin))
+        if self.server.says_length:
+            self.send_header("Content-Length", str(len(content) - begin))
         self.end_headers()
-        self.wfile.write(self.server.content[begin : self.server.breaks_after])
+        self.wfile.write(content[begin:][: self.server.cuts.pop(0) if self.server.cuts else None])
 
     def log_message(self, *_: object) -> None:
         """Nothing."""
@@ -92,8 +105,24 @@ def server():
 
 @pytest.fixture
 def dev_clean(server):
-    server.content = make_tar(FILES)
-    return server.archive("dev-clean.tar.gz", "LibriSpeech/dev-clean", hashlib.sha256(server.content).hexdigest())
+    server.contents["dev-clean.tar.gz"] = make_tar(FILES)
+    return server.archive("LibriSpeech/dev-clean", "dev-clean.tar.gz")
+
+
+@pytest.fixture
+def split(server, tmp_path):
+    """An archive in four parts of 64 KiB or less, and the files in it."""
+    files = {f"FSD50K.dev_audio/{i}.wav": random.Random(i).randbytes(50_000) for i in range(5)}
+    source = tmp_path / "source"
+    (source / "FSD50K.dev_audio").mkdir(parents=True)
+    for name, data in files.items():
+        (source / name).write_bytes(data)
+    subprocess.run(["zip", "-q", "-r", "-s", "64k", "FSD50K.dev_audio.zip", "FSD50K.dev_audio"], cwd=source, check=True)
+    parts = sorted(path for path in source.iterdir() if path.is_file())
+    assert [path.suffix for path in parts] == [".z01", ".z02", ".z03", ".zip"]
+    server.contents |= {path.name: path.read_bytes() for path in parts}
+    archive = server.archive("FSD50K/FSD50K.dev_audio", *[path.name for path in parts], root="FSD50K")
+    return archive, {f"FSD50K/{name}": data for name, data in files.items()}
 
 
 def files_of(folder):
@@ -109,26 +138,83 @@ def test_an_archive_is_unpacked_and_nothing_else_is_left(dev_clean, tmp_path):
 def test_what_is_there_is_not_fetched_again(server, dev_clean, tmp_path):
     assert download(dev_clean, tmp_path)
     assert not download(dev_clean, tmp_path)
-    assert server.ranges == [None]
+    assert server.requests == [("dev-clean.tar.gz", None)]
 
 
 def test_a_second_subset_comes_beside_the_first(server, dev_clean, tmp_path):
     download(dev_clean, tmp_path)
-    server.content = make_tar({"LibriSpeech/SPEAKERS.TXT": b"; all readers", "LibriSpeech/test-clean/61/x": b"y"})
-    download(server.archive("test-clean.tar.gz", "LibriSpeech/test-clean", None), tmp_path)
-    assert files_of(tmp_path) == FILES | {
-        "LibriSpeech/SPEAKERS.TXT": b"; all readers",
-        "LibriSpeech/test-clean/61/x": b"y",
-    }
+    second = {"LibriSpeech/SPEAKERS.TXT": b"; all readers", "LibriSpeech/test-clean/61/x": b"y"}
+    server.contents["test-clean.tar.gz"] = make_tar(second)
+    download(server.archive("LibriSpeech/test-clean", "test-clean.tar.gz"), tmp_path)
+    assert files_of(tmp_path) == FILES | second
 
 
-def test_a_download_that_broke_off_goes_on_where_it_was(server, dev_clean, tmp_path):
-    server.breaks_after = 300_000
+def test_an_archive_without_a_folder_of_its_own_becomes_one(server, tmp_path):
+    files = {"yes/0a7c2a8d_nohash_0.wav": AUDIO, "validation_list.txt": b"yes/0a7c2a8d_nohash_0.wav\n"}
+    server.contents["speech_commands_v0.02.tar.gz"] = make_tar({f"./{name}": data for name, data in files.items()})
+    archive = server.archive("speech_commands", "speech_commands_v0.02.tar.gz", root="speech_commands")
+    assert download(archive, tmp_path)
+    assert files_of(tmp_path) == {f"speech_commands/{name}": data for name, data in files.items()}
+
+
+@needs_zip
+def test_an_archive_in_parts_becomes_the_folder_that_preparation_reads(server, split, tmp_path):
+    archive, files = split
+    assert download(archive, tmp_path / "data")
+    assert files_of(tmp_path / "data") == files
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["FSD50K"]
+    assert len(server.requests) == 4
+
+
+@needs_zip
+def test_of_an_archive_in_parts_only_what_lacks_is_fetched(server, split, tmp_path):
+    archive, files = split
+    out = tmp_path / "data"
+    out.mkdir()
+    (out / "FSD50K.dev_audio.z01").write_bytes(server.contents["FSD50K.dev_audio.z01"])
+    (out / "FSD50K.dev_audio.z02.part").write_bytes(server.contents["FSD50K.dev_audio.z02"][:9])
+    assert download(archive, out)
+    assert server.requests == [
+        ("FSD50K.dev_audio.z02", "bytes=9-"),
+        ("FSD50K.dev_audio.z03", None),
+        ("FSD50K.dev_audio.zip", None),
+    ]
+    assert files_of(out) == files
+
+
+@needs_zip
+def test_a_part_that_lacks_stops_the_unpacking(server, split, tmp_path):
+    archive, _ = split
+    lacking = {url: checksum for url, checksum in archive.files.items() if not url.endswith(".z02")}
+    with pytest.raises(DownloadError, match=r"FSD50K.dev_audio.zip: zip cannot join its parts \(.*z02"):
+        download(archive._replace(files=lacking), tmp_path / "data")
+    assert not (tmp_path / "data/FSD50K").exists()
+
+
+def test_without_zip_nothing_is_loaded(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    server.contents |= {"x.z01": b"x", "x.zip": b"y"}
+    with pytest.raises(DownloadError, match="zip is not installed, and joins the parts of FSD50K/x: apt install zip"):
+        download(server.archive("FSD50K/x", "x.z01", "x.zip"), tmp_path)
+    assert server.requests == []
+
+
+def test_a_connection_that_breaks_off_is_taken_up_where_it_was(server, dev_clean, tmp_path):
+    server.cuts = [300_000, 400_000]
+    assert download(dev_clean, tmp_path)
+    assert [wanted for _, wanted in server.requests] == [None, "bytes=300000-", "bytes=700000-"]
+    assert files_of(tmp_path) == FILES
+
+
+def test_a_server_that_sends_nothing_more_is_told_and_the_same_command_goes_on(
+    server, dev_clean, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(script, "ATTEMPTS", 2)
+    server.cuts = [300_000, 0, 0]
     with pytest.raises(DownloadError, match="the connection ended after 300,000 of .* bytes; what came is kept"):
         download(dev_clean, tmp_path)
-    server.breaks_after = None
     assert download(dev_clean, tmp_path)
-    assert server.ranges == [None, "bytes=300000-"]
+    assert [wanted for _, wanted in server.requests] == [None, *["bytes=300000-"] * 3]
     assert files_of(tmp_path) == FILES
 
 
@@ -139,65 +225,106 @@ def test_a_server_without_ranges_sends_all_again(server, dev_clean, tmp_path):
     assert files_of(tmp_path) == FILES
 
 
-def test_a_download_that_was_complete_but_not_checked_is_not_fetched_again(server, dev_clean, tmp_path):
-    (tmp_path / "dev-clean.tar.gz.part").write_bytes(server.content)
+def test_a_server_need_not_say_how_much_it_sends(server, dev_clean, tmp_path):
+    server.says_length = False
     assert download(dev_clean, tmp_path)
-    assert server.ranges == [f"bytes={len(server.content)}-"]
     assert files_of(tmp_path) == FILES
 
 
-def test_a_damaged_archive_is_refused_and_removed(server, dev_clean, tmp_path):
-    server.content = server.content.replace(b"; readers", b"; writers")
-    with pytest.raises(DownloadError, match=f"has the SHA-256 .*, and {dev_clean.sha256} is published"):
-        download(dev_clean, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+def test_a_download_that_was_complete_but_not_checked_is_not_fetched_again(server, dev_clean, tmp_path):
+    content = server.contents["dev-clean.tar.gz"]
+    (tmp_path / "dev-clean.tar.gz.part").write_bytes(content)
+    assert download(dev_clean, tmp_path)
+    assert server.requests == [("dev-clean.tar.gz", f"bytes={len(content)}-")]
+    assert files_of(tmp_path) == FILES
+
+
+@needs_zip
+def test_what_is_not_what_was_published_is_refused_and_removed(server, dev_clean, split, tmp_path):
+    out = tmp_path / "data"
+    for archive, algorithm in ((dev_clean, "SHA256"), (split[0], "MD5")):
+        url, checksum = next(iter(archive.files.items()))
+        name = url.rsplit("/", 1)[-1]
+        server.contents[name] = server.contents[name][:-1] + b"\1"
+        published = checksum.split(":")[1]
+        with pytest.raises(DownloadError, match=f"{name}: its {algorithm} is [0-9a-f]+, and {published} is published"):
+            download(archive, out)
+        assert list(out.iterdir()) == []
 
 
 def test_a_zip_file_is_checked_by_the_checksums_in_it(server, tmp_path):
     files = {"wham_noise/tr/a.wav": AUDIO, "wham_noise/metadata/a.csv": b"1,2"}
-    noise = server.archive("wham_noise.zip", "wham_noise", None)
-    server.content = make_zip(files)
-    damaged = bytearray(server.content)
+    noise = Archive({server.url("wham_noise.zip"): None}, "wham_noise")
+    damaged = bytearray(make_zip(files))
     damaged[5_000] ^= 1
-    server.content = bytes(damaged)
+    server.contents["wham_noise.zip"] = bytes(damaged)
     with pytest.raises(DownloadError, match=r"wham_noise.zip is broken \(Bad CRC-32 .* and is removed"):
         download(noise, tmp_path)
     assert not (tmp_path / "wham_noise").exists()
-    server.content = make_zip(files)
+    server.contents["wham_noise.zip"] = make_zip(files)
     assert download(noise, tmp_path)
     assert files_of(tmp_path) == files
 
 
 def test_an_unpacking_that_was_killed_begins_anew(server, dev_clean, tmp_path):
-    (tmp_path / ".dev-clean.tar.gz.partial/LibriSpeech/dev-clean").mkdir(parents=True)
-    (tmp_path / ".dev-clean.tar.gz.partial/LibriSpeech/dev-clean/half.flac").touch()
-    (tmp_path / "dev-clean.tar.gz").write_bytes(server.content)
+    half = tmp_path / ".dev-clean.tar.gz.partial/content/LibriSpeech/dev-clean/half.flac"
+    half.parent.mkdir(parents=True)
+    half.touch()
+    (tmp_path / "dev-clean.tar.gz").write_bytes(server.contents["dev-clean.tar.gz"])
     assert download(dev_clean, tmp_path)
-    assert server.ranges == []
+    assert server.requests == []
     assert files_of(tmp_path) == FILES
 
 
-def test_what_cannot_be_had_is_one_sentence(server, tmp_path, monkeypatch, capsys):
-    with pytest.raises(DownloadError, match="missing.tar.gz: the server answers 404 Not Found"):
-        download(server.archive("missing.tar.gz", "x", None), tmp_path)
-    server.content = make_tar({"elsewhere/x": b"y"})
-    with pytest.raises(DownloadError, match="has no folder LibriSpeech/dev-clean: it is not the archive"):
-        download(server.archive("other.tar.gz", "LibriSpeech/dev-clean", None), tmp_path)
-    gone = Archive("http://127.0.0.1:1/dev-clean.tar.gz", "LibriSpeech/dev-clean", None)
-    monkeypatch.setitem(ARCHIVES, "dev-clean", gone)
-    assert script.main(["--out", str(tmp_path), "dev-clean"]) == 1
-    assert "error: http://127.0.0.1:1/dev-clean.tar.gz: " in capsys.readouterr().err
+def test_what_cannot_be_had_is_one_sentence(server, tmp_path, monkeypatch):
+    with pytest.raises(DownloadError, match="missing.zip: the server answers 404 Not Found"):
+        download(Archive({server.url("missing.zip"): None}, "x"), tmp_path)
+    monkeypatch.setattr(script, "ATTEMPTS", 2)
+    with pytest.raises(DownloadError, match="busy.zip: the server answers 503 Service Unavailable; what came is kept"):
+        download(Archive({server.url("busy.zip"): None}, "x"), tmp_path)
+    assert [name for name, _ in server.requests] == ["missing.zip", "busy.zip", "busy.zip"]
+    server.contents["other.tar.gz"] = make_tar({"elsewhere/x": b"y"})
+    with pytest.raises(DownloadError, match="has no folder dev-clean: it is not the archive that was published"):
+        download(server.archive("LibriSpeech/dev-clean", "other.tar.gz"), tmp_path)
 
 
 def test_the_command_says_what_it_did(dev_clean, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(ARCHIVES, "dev-clean", dev_clean)
+    monkeypatch.setitem(CORPORA, "dev-clean", (dev_clean,))
     assert [script.main(["--out", str(tmp_path), "dev-clean"]) for _ in range(2)] == [0, 0]
     folder = tmp_path / "LibriSpeech/dev-clean"
     assert capsys.readouterr().out == f"{folder}: downloaded\n{folder}: is there already\n"
 
 
-def test_checksums_are_those_of_torchaudio():
-    from torchaudio.datasets import librispeech
+def test_the_command_says_why_it_stopped(dev_clean, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(script, "ATTEMPTS", 1)
+    monkeypatch.setitem(CORPORA, "dev-clean", (Archive({"http://127.0.0.1:1/dev-clean.tar.gz": None}, "x"),))
+    assert script.main(["--out", str(tmp_path), "dev-clean"]) == 1
+    assert "error: http://127.0.0.1:1/dev-clean.tar.gz: " in capsys.readouterr().err
+    monkeypatch.setitem(CORPORA, "dev-clean", (dev_clean,))
+    (tmp_path / "LibriSpeech").touch()  # where its folder should go
+    assert script.main(["--out", str(tmp_path), "dev-clean"]) == 1
+    assert re.search("error: .*: stopped .*; the same command goes on", capsys.readouterr().err)
 
-    published = {url.rsplit("/", 1)[-1]: sha256 for url, sha256 in librispeech._CHECKSUMS.items()}
-    assert {archive.name: archive.sha256 for archive in ARCHIVES.values() if archive.sha256} == published
+
+def test_checksums_are_those_of_torchaudio():
+    from torchaudio.datasets import librispeech, speechcommands
+
+    published = {url.rsplit("/", 1)[-1]: f"sha256:{sum}" for url, sum in librispeech._CHECKSUMS.items()}
+    commands = "http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz"
+    published[commands.rsplit("/", 1)[-1]] = f"sha256:{speechcommands._CHECKSUMS[commands]}"
+    files = {
+        url: checksum for corpus in CORPORA.values() for archive in corpus for url, checksum in archive.files.items()
+    }
+    ours = {url.rsplit("/", 1)[-1]: sum for url, sum in files.items() if sum and sum.startswith("sha256:")}
+    assert ours == published
+
+
+def test_fsd50k_is_ten_files_with_sums_of_their_own_and_the_four_folders_of_its_layout():
+    corpus = CORPORA["fsd50k"]
+    names = [[url.rsplit(".", 1)[-1] for url in archive.files] for archive in corpus]
+    assert names == [["z01", "z02", "z03", "z04", "z05", "zip"], ["z01", "zip"], ["zip"], ["zip"]]
+    parts = ["dev_audio", "eval_audio", "ground_truth", "metadata"]
+    assert [archive.folder for archive in corpus] == [f"FSD50K/FSD50K.{part}" for part in parts]
+    sums = [checksum for archive in corpus for checksum in archive.files.values()]
+    assert all(re.fullmatch("md5:[0-9a-f]{32}", checksum) for checksum in sums)
+    assert len(set(sums)) == 10

@@ -28,13 +28,21 @@ class Sources:
         self.shard_dataset.set_epoch(epoch)
 
     def batch(self, items: np.ndarray, generator: np.random.Generator | None = None) -> torch.Tensor:
-        """float32 (items, 3, samples), cut out of the clips where `generator` says, or at their beginning."""
+        """float32 (items, 3, samples), cut out of the clips where `generator` says, or at their beginning.
+
+        The zeros that a short recording ends in are left out of a cut as far as can be: where one of two mixtures is
+        silent, there is nothing to learn.
+        """
         batch = torch.empty(len(items), 3, self.num_samples)
         for row, item in zip(batch, items, strict=True):
             for target, waveform in zip(row, self.shard_dataset[int(item)], strict=True):
-                start = 0 if generator is None else generator.integers(len(waveform) - self.num_samples + 1)
+                start = 0 if generator is None else generator.integers(self._last_start(waveform) + 1)
                 target.copy_(torch.from_numpy(waveform[start : start + self.num_samples]))
         return batch
+
+    def _last_start(self, waveform: np.ndarray) -> int:
+        recorded = np.flatnonzero(waveform)
+        return max(0, int(recorded[-1]) + 1 - self.num_samples) if len(recorded) else 0
 
 
 class EnhancementData(DataInterface):

@@ -127,6 +127,16 @@ def test_crops_are_drawn_for_training_and_are_the_beginning_otherwise(clips):
     assert max(starts) > 4_000
 
 
+def test_crops_are_taken_out_of_what_was_recorded(clips, monkeypatch):
+    sources = clips("unsupervised", num_samples=3_000)
+    speech, noise, silence = np.ones(8_000, np.float32), np.ones(8_000, np.float32), np.zeros(8_000, np.float32)
+    noise[3_500:] = 0
+    monkeypatch.setattr(type(sources.shard_dataset), "__getitem__", lambda *_: (speech, noise, silence))
+    crops = sources.batch(np.zeros(200, int), np.random.default_rng(0))
+    assert crops[:, :2].all()
+    assert not crops[:, 2].any()
+
+
 def test_validation_is_the_mean_over_all_clips_with_one_noise_and_with_two(clips, tiny_model):
     model, sources = create_sudormrf(tiny_model), clips("unsupervised", "validation")
     scores = validate_clips(model, sources, "cpu", batch_size=3)
