@@ -135,11 +135,10 @@ def _fetch(url: str, checksum: str | None, out: Path) -> Path:
     if path.exists():
         return path
     part = path.with_name(f"{path.name}.part")
-    failures = 0
+    failures, most_bytes = 0, _size_bytes(part)
     while True:
-        begun = _size_bytes(part)
         try:
-            _fetch_rest(url, begun, part)
+            _fetch_rest(url, part)
             break
         except urllib.error.HTTPError as error:
             reason = f"the server answers {error.code} {error.reason}"
@@ -147,7 +146,8 @@ def _fetch(url: str, checksum: str | None, out: Path) -> Path:
                 raise DownloadError(f"{url}: {reason}") from error
         except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are among them
             reason = str(error)
-        failures = 0 if _size_bytes(part) > begun else failures + 1
+        came_bytes = _size_bytes(part)
+        failures, most_bytes = (0, came_bytes) if came_bytes > most_bytes else (failures + 1, most_bytes)
         if failures == ATTEMPTS:
             raise DownloadError(f"{url}: {reason}; what came is kept, the same command goes on")
         time.sleep(failures)
@@ -156,8 +156,9 @@ def _fetch(url: str, checksum: str | None, out: Path) -> Path:
     return part.replace(path)
 
 
-def _fetch_rest(url: str, begun: int, part: Path) -> None:
-    """Download what comes after the first `begun` bytes."""
+def _fetch_rest(url: str, part: Path) -> None:
+    """Download what `part` does not have yet."""
+    begun = _size_bytes(part)
     headers = {"User-Agent": "openfl-audio"} | ({"Range": f"bytes={begun}-"} if begun else {})
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)
@@ -170,7 +171,7 @@ def _fetch_rest(url: str, begun: int, part: Path) -> None:
             begun = 0
         total = None if response.length is None else begun + response.length
         columns = (*Progress.get_default_columns()[:2], DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        with part.open("wb") as file, Progress(*columns, console=CONSOLE) as progress:
+        with part.open("ab" if begun else "wb") as file, Progress(*columns, console=CONSOLE) as progress:
             task = progress.add_task(f"Fetching {part.stem}", total=total, completed=begun)
             while block := response.read(BLOCK_BYTES):
                 file.write(block)

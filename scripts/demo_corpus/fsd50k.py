@@ -159,7 +159,7 @@ def choose_uploaders(n_uploaders: int, rng: np.random.Generator) -> list[Uploade
                 wet=rng.uniform(0.02, 0.4),
                 noise_exponent=rng.uniform(0, 2),
                 snr_db=rng.uniform(5, 35),
-                peak_db=rng.uniform(-20, -2),
+                peak_db=rng.uniform(-12, -0.5),
             ),
         )
         for number in range(1, n_uploaders + 1)
