@@ -1,0 +1,225 @@
+"""HuBERT as an experiment, pretraining or distillation: what `scripts/train.py` needs for any of the four modes."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, field_validator, model_validator
+
+from federation.interactive_api import ModelInterface, TaskInterface
+from federation.progress import to_frame
+from federation.run_settings import Group, OptimizerSettings, RunSettings
+from shard_descriptors.librispeech import LibriSpeechShardDescriptor
+from workspaces.hubert import tasks
+from workspaces.hubert.data import Clips, HubertData
+from workspaces.hubert.distillation import Distillation, compare_size_and_speed, create_student, load_teacher
+from workspaces.hubert.loss import MaskedPrediction, Objective
+from workspaces.hubert.masking import MaskSettings
+from workspaces.hubert.model import Hubert, create_hubert, save_model
+
+SHARD_DESCRIPTOR = "shard_descriptors.librispeech.LibriSpeechShardDescriptor"
+
+
+class AdamSettings(OptimizerSettings):
+    """`betas` and `epsilon` are those of Adam and AdamW; fairseq's for HuBERT by default."""
+
+    betas: tuple[float, float] = (0.9, 0.98)
+    epsilon: float = Field(default=1e-6, gt=0)
+
+    def recipe(self) -> Callable[..., torch.optim.Optimizer]:
+        recipe = super().recipe()
+        return recipe if self.name == "sgd" else partial(recipe, betas=self.betas, eps=self.epsilon)
+
+
+class ModelSettings(Group):
+    """`config` is a file in `configs/` (or a path); `clusters` and `final_dim` are of pretraining: a student has its
+    teacher's. `feature_grad_mult` scales the gradients of the convolutions."""
+
+    config: str
+    clusters: int = Field(default=504, ge=2)
+    final_dim: int = Field(default=256, ge=1)
+    feature_grad_mult: float = Field(default=0.1, gt=0, le=1)
+    gradient_checkpointing: bool = False
+
+
+class DataSettings(Group):
+    """`targets` names a folder that scripts/make_hubert_targets.py wrote; distillation has none."""
+
+    targets: str | None = None
+
+
+class DistillationSettings(Group):
+    """See `Distillation`. `teacher` is the folder of a model, such as model/ of a run, or a hub name."""
+
+    teacher: str
+    layers: tuple[int, ...]
+    temperature: float = Field(default=2.0, gt=0)
+    alpha: float = Field(default=0.5, ge=0)
+    beta: float = Field(default=1.0, ge=0)
+
+    @field_validator("teacher")
+    @classmethod
+    def resolve(cls, teacher: str) -> str:
+        # Whoever trains has a working directory of its own.
+        return str(Path(teacher).resolve()) if Path(teacher).is_dir() else teacher
+
+
+class Settings(RunSettings):
+    """A batch has at most `max_samples_per_batch`, padding included, and `batch_size` clips; of longer ones than
+    `max_clip_samples` a part is cut out at random. "auto" takes what the free memory allows.
+
+    `warmup` is the share of the steps of all rounds in which the learning rate rises; then it falls to 0. `autocast` is
+    the precision of training (`precision` that of what travels); with `proximal_mu` it is FedProx.
+    """
+
+    objective: Literal["pretraining", "distillation"] = "pretraining"
+    optimizer: AdamSettings
+    model: ModelSettings
+    data: DataSettings = DataSettings()
+    mask: MaskSettings = MaskSettings()
+    distillation: DistillationSettings | None = None
+    batch_size: int = Field(default=64, ge=1)
+    max_samples_per_batch: int | Literal["auto"] = 1_400_000
+    max_clip_samples: int = Field(default=250_000, ge=400)
+    accumulate: int = Field(default=1, ge=1)
+    warmup: float = Field(default=0.08, ge=0, lt=1)
+    unmasked_weight: float = Field(default=0.0, ge=0)
+    feature_penalty: float = Field(default=10.0, ge=0)
+    clip_grad_norm: float = Field(default=10.0, gt=0)
+    proximal_mu: float = Field(default=0.0, ge=0)
+    autocast: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    @model_validator(mode="after")
+    def check_objective(self) -> "Settings":
+        if self.objective == "pretraining" and self.data.targets is None:
+            raise ValueError("pretraining needs data.targets, the name of a folder of targets")
+        if (self.objective == "distillation") != (self.distillation is not None):
+            raise ValueError("the group distillation goes with objective distillation, and with no other")
+        if self.max_samples_per_batch != "auto" and self.max_samples_per_batch < self.max_clip_samples:
+            raise ValueError(
+                f"max_samples_per_batch is {self.max_samples_per_batch}: should have room for one clip of "
+                f"max_clip_samples, {self.max_clip_samples}"
+            )
+        return self
+
+    @property
+    def pretrains(self) -> bool:
+        return self.objective == "pretraining"
+
+    @property
+    def clusters(self) -> int | None:
+        """Of the targets; None without."""
+        return self.model.clusters if self.pretrains else None
+
+
+def arguments(settings: Settings) -> dict[str, Any]:
+    """Of `FLExperiment.start` and `Simulation.start`: model, tasks and data."""
+    task_keeper = TaskInterface()
+    task_keeper.register_fl_task(
+        model="model", data_loader="clips", device="device", optimizer="optimizer", round_num="round_number"
+    )(_train)
+    objective = _objective(settings)
+    task_keeper.add_kwargs(settings=_training(settings), objective=objective)(_train)
+    task_keeper.register_fl_task(model="model", data_loader="clips", device="device")(_validate)
+    task_keeper.add_kwargs(objective=objective)(_validate)
+    mask = settings.mask if settings.pretrains else None
+    return {
+        "model_provider": ModelInterface(_recipe(settings), settings.optimizer.recipe()),
+        "task_keeper": task_keeper,
+        "data_loader": HubertData(mask, settings.clusters),
+        "best": ("masked_accuracy", "max") if settings.pretrains else ("loss", "min"),
+        "corpus": LibriSpeechShardDescriptor.corpus,
+    }
+
+
+def shard(settings: Settings, data: Path, rank: int, world_size: int) -> dict[str, Any]:
+    """The shard of client `rank`, from 1, of `world_size`, as an envoy's settings name it."""
+    return {
+        "template": SHARD_DESCRIPTOR,
+        "params": {
+            "data_path": str(data),
+            "rank_worldsize": f"{rank},{world_size}",
+            **settings.data.model_dump(exclude_none=True),
+        },
+    }
+
+
+def count_natural_clients(settings: Settings, data: Path) -> int:
+    return LibriSpeechShardDescriptor.natural_clients(data)
+
+
+def evaluate(model: Hubert, settings: Settings, data: Path, device: str) -> dict[str, dict[str, float]]:
+    """Metrics of `model` on the validation clips of all clients, on dev-clean and on test-clean, as far as they are
+    there and have targets; of a student also how it compares in `size_and_speed`."""
+    descriptor = LibriSpeechShardDescriptor(data, **settings.data.model_dump())
+    mask, objective = settings.mask if settings.pretrains else None, _objective(settings)
+    metrics = {}
+    for split in ("validation", "dev", "test"):
+        dataset = descriptor.get_dataset(split)
+        # Codebooks of each client's own say nothing about clips that are nobody's.
+        if len(dataset) and (dataset.targets_info is not None or not settings.pretrains):
+            metrics[split] = _validate(model, Clips(dataset, mask, settings.clusters), device, objective)
+    if settings.distillation is not None:
+        teacher = load_teacher(settings.distillation.teacher)
+        metrics["size_and_speed"] = compare_size_and_speed(model, teacher, device)
+    return metrics
+
+
+def save(model: Hubert, settings: Settings, folder: Path) -> None:
+    save_model(model, folder)
+
+
+def plot(records: list[dict[str, Any]], settings: Settings, data: Path, clients: int, out: Path) -> None:
+    """progress.png, and hours_per_client.png where there are several; the history for TensorBoard in tensorboard/."""
+    # On an envoy nobody draws: it is spared the time and the memory.
+    from workspaces.hubert import plots
+
+    metric = "masked_accuracy" if settings.pretrains else "loss"
+    plots.plot_progress(to_frame(records), metric, out / "progress.png")
+    plots.write_tensorboard(records, out / "tensorboard")
+    if clients > 1:
+        plots.plot_hours_per_client(LibriSpeechShardDescriptor.hours_per_client(data), out / "hours_per_client.png")
+
+
+def _recipe(settings: Settings) -> Callable[[], Hubert]:
+    model = settings.model
+    if settings.distillation is None:
+        return partial(create_hubert, model.config, model.clusters, model.final_dim, settings.seed)
+    distillation = settings.distillation
+    return partial(create_student, model.config, distillation.teacher, distillation.layers, settings.seed)
+
+
+def _objective(settings: Settings) -> Objective:
+    if settings.distillation is not None:
+        return Distillation(**settings.distillation.model_dump())
+    return MaskedPrediction(settings.unmasked_weight, settings.feature_penalty)
+
+
+def _training(settings: Settings) -> tasks.TrainingSettings:
+    return tasks.TrainingSettings(
+        rounds=settings.rounds,
+        learning_rate=settings.optimizer.learning_rate,
+        local_epochs=settings.local_epochs,
+        max_samples=settings.max_samples_per_batch,
+        max_clip_samples=settings.max_clip_samples,
+        max_clips=settings.batch_size,
+        accumulate=settings.accumulate,
+        warmup=settings.warmup,
+        clip_grad_norm=settings.clip_grad_norm,
+        proximal_mu=settings.proximal_mu,
+        autocast=settings.autocast,
+        gradient_checkpointing=settings.model.gradient_checkpointing,
+        feature_grad_mult=settings.model.feature_grad_mult,
+    )
+
+
+def _train(model, clips, device, optimizer, round_number, settings, objective):
+    return tasks.train_round(model, clips, optimizer, device, round_number, settings, objective)
+
+
+def _validate(model, clips, device, objective):
+    if isinstance(objective, MaskedPrediction):
+        return tasks.validate_clips(model, clips, device)
+    return tasks.validate_objective(model, clips, device, objective)

@@ -1,0 +1,74 @@
+"""Pictures of a run, and its history for TensorBoard."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch.utils.tensorboard import SummaryWriter
+
+NAMES = {
+    "masked_accuracy": "accuracy, masked",
+    "unmasked_accuracy": "accuracy, not masked",
+    "most_frequent_accuracy": "most frequent cluster",
+    "loss": "validation loss",
+}
+BESIDE = {"masked_accuracy": ("unmasked_accuracy", "most_frequent_accuracy")}
+
+
+def plot_progress(history: pd.DataFrame, metric: str, path: Path) -> Figure:
+    """Validation of `metric`, with what belongs beside it, and training loss by round."""
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    validated = history.dropna(subset=[metric])
+    for number, name in enumerate((metric, *BESIDE.get(metric, ()))):
+        style = "--" if name == "most_frequent_accuracy" else "-"
+        axes.plot(validated["round"], validated[name], color=f"C{number}", linestyle=style, label=NAMES[name])
+    axes.set(xlabel="round", ylabel=metric.replace("_", " "), ylim=(0, None))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    loss = axes.twinx()
+    loss.plot(history["round"], history["train loss"], color="C7", linestyle=":", label="training loss")
+    loss.set(ylabel="training loss", ylim=(0, None))
+    figure.legend(loc="outside upper center", ncols=4, fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return figure
+
+
+def plot_hours_per_client(hours: np.ndarray, path: Path) -> Figure:
+    """Hours of training clips of each client; `hours` (clients,)."""
+    figure, axes = plt.subplots(figsize=(9, 3.5), layout="constrained")
+    axes.bar(np.arange(1, len(hours) + 1), hours)
+    axes.axhline(hours.mean(), color="C1", linestyle="--", label=f"mean: {hours.mean():.3g} h")
+    axes.set(xlabel="client", ylabel="hours to train on", title=f"{len(hours)} clients, {hours.sum():.3g} h")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return figure
+
+
+def write_tensorboard(records: Sequence[dict[str, Any]], folder: Path) -> None:
+    """A curve for each metric, over all and of each client, and of each round's seconds, bytes and participants."""
+    # Those of a run that was cut short here would be drawn over.
+    for path in folder.glob("events.out.tfevents.*"):
+        path.unlink()
+    with SummaryWriter(str(folder)) as writer:
+        for record in records:
+            for tag, value in _scalars(record):
+                writer.add_scalar(tag, value, record["round"])
+
+
+def _scalars(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    origins = {"": record["metrics"], **{f"clients/{name}/": tasks for name, tasks in record["envoys"].items()}}
+    for prefix, tasks in origins.items():
+        for task, metrics in tasks.items():
+            for name, value in metrics.items():
+                yield f"{prefix}{task}/{name}", value
+    for name in ("seconds", "bytes_up", "bytes_down"):
+        yield f"round/{name}", record[name]
+    yield "round/participants", len(record["envoys"])
