@@ -22,7 +22,7 @@ endif
 .venv/.installed: pyproject.toml
 	@PYTHON="$(PYTHON)" bash scripts/install.sh
 
-demo: install ## federate keyword spotting, or WORKLOAD=whisper, fsd50k, librifsd50k, over one director and three envoys (DATA=a real corpus)
+demo: install ## federate keyword spotting, or WORKLOAD=whisper, fsd50k, librifsd50k, librispeech, over one director and three envoys (DATA=a real corpus)
 	@$(RUN) -m scripts.demo --workload $(WORKLOAD) $(if $(DATA),--data "$(DATA)")
 
 test: install ## run the tests

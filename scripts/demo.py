@@ -31,12 +31,16 @@ from shard_descriptors.fsd50k import Fsd50kShardDescriptor
 from shard_descriptors.fsd50k_layout import read_layout
 from shard_descriptors.fsd50k_preparation import prepare_store
 from shard_descriptors.librifsd50k_preparation import prepare_librifsd50k
+from shard_descriptors.librispeech_preparation import prepare_librispeech
+from workspaces.hubert.features import Mfcc
+from workspaces.hubert.targets import make_targets
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 ENVOYS = ("envoy_1", "envoy_2", "envoy_3")
 EVALUATOR = "evaluation"
 USER = "scientist"
 READY_SECONDS = 120
+TARGETS, CLUSTERS = "federated-mfcc39-50", 50
 SMALL_SUDORMRF = {
     "out_channels": 64,
     "in_channels": 128,
@@ -104,6 +108,18 @@ def prepare_speech_and_noise(folder: Path, data: Path | None) -> Path:
     return chunks
 
 
+def prepare_sentences(folder: Path, data: Path | None) -> Path:
+    """LibriSpeech for three clients, with targets of a federated codebook."""
+    if data is None:
+        say(f"a corpus of synthetic sentences in {folder}")
+        make_librispeech(folder)
+    clients = folder.with_name(f"{folder.name}-clients")
+    say(f"{data or folder} divided among {len(ENVOYS)} clients in {clients}, with {CLUSTERS} clusters of sounds")
+    prepare_librispeech(data or folder, clients, len(ENVOYS))
+    make_targets(clients, "federated", CLUSTERS, Mfcc(), name=TARGETS)
+    return clients
+
+
 def three_parts(data: Path) -> dict[str, dict[str, object]]:
     return {name: {"rank_worldsize": f"{rank},{len(ENVOYS)}"} for rank, name in enumerate(ENVOYS, start=1)}
 
@@ -124,6 +140,12 @@ def three_parts_one_with_clean_speech(data: Path) -> dict[str, dict[str, object]
     return parts | {EVALUATOR: {}}
 
 
+def three_parts_with_targets(data: Path) -> dict[str, dict[str, object]]:
+    """Of the three that train, and of one more that has all validation clips."""
+    parts = three_parts(data) | {EVALUATOR: {}}
+    return {name: part | {"targets": TARGETS} for name, part in parts.items()}
+
+
 SUPERB = Corpus("superb", "shard_descriptors.superb.SuperbShardDescriptor", prepare_speech_commands, three_parts)
 FSD50K = Corpus("fsd50k", "shard_descriptors.fsd50k.Fsd50kShardDescriptor", prepare_fsd50k, three_uploaders)
 LIBRIFSD50K = Corpus(
@@ -131,6 +153,12 @@ LIBRIFSD50K = Corpus(
     "shard_descriptors.librifsd50k.LibriFsd50kShardDescriptor",
     prepare_speech_and_noise,
     three_parts_one_with_clean_speech,
+)
+LIBRISPEECH = Corpus(
+    "librispeech",
+    "shard_descriptors.librispeech.LibriSpeechShardDescriptor",
+    prepare_sentences,
+    three_parts_with_targets,
 )
 KEYWORD_ACCURACY = "accuracy", "test accuracy on speakers that no envoy has (chance is 1/12 = 0.083)"
 
@@ -182,6 +210,27 @@ WORKLOADS = {
             "LOCAL_EPOCHS": 3.0,
         },
         ("si_sdri", "SI-SDR improvement in dB on speakers that no envoy has, with one noise"),
+    ),
+    "librispeech": Workload(
+        LIBRISPEECH,
+        "librispeech_hubert.ipynb",
+        "a small HuBERT",
+        {
+            "EVALUATOR": EVALUATOR,
+            "CONFIG": "hubert_small.json",
+            "TARGETS": TARGETS,
+            "CLUSTERS": CLUSTERS,
+            "ROUNDS": 12,
+            "LOCAL_EPOCHS": 4,
+            "LEARNING_RATE": 3e-3,
+            "SERVER_LEARNING_RATE": None,
+            "MAX_SAMPLES_PER_BATCH": 160_000,
+            "MAX_CLIP_SAMPLES": 80_000,
+            "FEATURE_GRAD_MULT": 1.0,
+            "UNMASKED_WEIGHT": 1.0,
+            "FEATURE_PENALTY": 0.1,
+        },
+        ("masked_accuracy", f"accuracy on masked frames, {CLUSTERS} clusters, of speakers that no envoy has"),
     ),
 }
 

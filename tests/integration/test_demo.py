@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("espeakng_loader")
 
-from scripts.demo import ENVOYS, run_demo
+from scripts.demo import ENVOYS, LIBRISPEECH, WORKLOADS, Workload, run_demo
 from scripts.demo_corpus.speech_commands import make_speech_commands
 from scripts.local_federation import REPOSITORY, StartError
 from tests.integration.conftest import wait_for
@@ -165,6 +165,43 @@ def test_speech_is_enhanced_by_envoys_with_and_without_clean_speech(tmp_path, mo
     model = load_sudormrf(out / "model").state_dict()
     for name, tensor in load_file(out / "director" / "demo" / "best.safetensors").items():
         np.testing.assert_array_equal(model[name].numpy(), tensor)
+
+
+@pytest.mark.timeout(600)
+def test_a_hubert_is_pretrained_and_a_student_learns_from_it(tmp_path, monkeypatch):
+    from transformers import HubertModel
+
+    from scripts.demo_corpus.librispeech import make_librispeech
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    data = tmp_path / "LibriSpeech"
+    make_librispeech(data, n_train_speakers=6, n_dev_speakers=1, n_test_speakers=1, n_utterances=4)
+    out = tmp_path / "run"
+    result = run_demo("librispeech", data, out, ROUNDS=1, LOCAL_EPOCHS=1)
+    assert set(result["masked_accuracy"]) == {"initial", "last", "best"}
+    assert {"librispeech_hubert.ipynb", "progress.png", "model"} <= {path.name for path in out.iterdir()}
+    teacher = HubertModel.from_pretrained(out / "model")
+
+    student = Workload(
+        LIBRISPEECH,
+        "librispeech_distillation.ipynb",
+        "a small student",
+        {
+            "TEACHER": str(out / "model"),
+            "LAYERS": [1, 2],
+            "CONFIG": "student_small.json",
+            "ALPHA": 0.5,
+            "MAX_SAMPLES_PER_BATCH": 160_000,
+            "MAX_CLIP_SAMPLES": 80_000,
+        },
+        ("loss", "distillation loss"),
+    )
+    monkeypatch.setitem(WORKLOADS, "distillation", student)
+    result = run_demo("distillation", data, tmp_path / "student", ROUNDS=1)
+    assert result["size_and_speed"]["teacher_parameters"] > result["size_and_speed"]["student_parameters"]
+    assert result["loss"]["last"] < result["loss"]["initial"]
+    smaller = HubertModel.from_pretrained(tmp_path / "student" / "model")
+    assert smaller.config.hidden_size < teacher.config.hidden_size
 
 
 def test_a_folder_that_is_no_corpus_ends_the_demo_with_a_sentence(tmp_path):

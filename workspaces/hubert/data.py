@@ -194,7 +194,9 @@ class HubertData(DataInterface):
     """
 
     def __init__(self, mask: MaskSettings | None, clusters: int | None) -> None:
-        super().__init__(mask=mask, clusters=clusters)
+        # Not as arguments of OpenFL's, which it writes into its plan as YAML.
+        super().__init__()
+        self._mask, self._clusters = mask, clusters
 
     @property
     def shard_descriptor(self) -> ShardDescriptor:
@@ -203,8 +205,8 @@ class HubertData(DataInterface):
     @shard_descriptor.setter
     def shard_descriptor(self, shard_descriptor: ShardDescriptor) -> None:
         self._shard_descriptor = shard_descriptor
-        self._train = Clips(shard_descriptor.get_dataset("train"), **self.kwargs)
-        self._validation = Clips(shard_descriptor.get_dataset("validation"), **self.kwargs)
+        self._train = Clips(shard_descriptor.get_dataset("train"), self._mask, self._clusters)
+        self._validation = Clips(shard_descriptor.get_dataset("validation"), self._mask, self._clusters)
 
     def get_train_loader(self, **kwargs: Any) -> Clips:
         return self._train

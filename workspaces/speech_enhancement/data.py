@@ -49,7 +49,8 @@ class EnhancementData(DataInterface):
     """Gives the tasks their clips: those of the node's shard, `num_samples` of each."""
 
     def __init__(self, num_samples: int) -> None:
-        super().__init__(num_samples=num_samples)
+        super().__init__()
+        self._num_samples = num_samples
 
     @property
     def shard_descriptor(self) -> ShardDescriptor:
@@ -58,8 +59,8 @@ class EnhancementData(DataInterface):
     @shard_descriptor.setter
     def shard_descriptor(self, shard_descriptor: ShardDescriptor) -> None:
         self._shard_descriptor = shard_descriptor
-        self._train = Sources(shard_descriptor.get_dataset("train"), **self.kwargs)
-        self._validation = Sources(shard_descriptor.get_dataset("validation"), **self.kwargs)
+        self._train = Sources(shard_descriptor.get_dataset("train"), self._num_samples)
+        self._validation = Sources(shard_descriptor.get_dataset("validation"), self._num_samples)
 
     def get_train_loader(self, **kwargs: Any) -> Sources:
         return self._train
