@@ -30,9 +30,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `scripts` is no 
 
 from shard_descriptors.speech_commands import LABELS
 from shard_descriptors.superb import SuperbShardDescriptor
+from workspaces.keyword_spotting.encoder import EncoderModel
+from workspaces.keyword_spotting.encoder_data import EncoderClips, open_output_store
+from workspaces.keyword_spotting.encoder_tasks import EncoderSettings, train_round
 from workspaces.keyword_spotting.whisper import FORMS, WhisperForKeywords, create_whisper
-from workspaces.keyword_spotting.whisper_data import WhisperClips, open_output_store
-from workspaces.keyword_spotting.whisper_tasks import WhisperSettings, train_round
 
 
 class Noise:
@@ -67,7 +68,7 @@ class Recordings(Noise):
         self.dataset.set_epoch(epoch)
 
 
-class TimedClips(WhisperClips):
+class TimedClips(EncoderClips):
     """Adds up the seconds that its batches take."""
 
     batch_s = 0.0
@@ -79,15 +80,15 @@ class TimedClips(WhisperClips):
         return batch
 
 
-class EncodedEachTime(WhisperClips):
+class EncodedEachTime(EncoderClips):
     """Log-mel frames in memory, and an encoder that runs for every batch."""
 
     def __init__(self, shard: Noise, model: WhisperForKeywords, device: str) -> None:
         super().__init__(shard)
         self._model, self._device = model, device
-        self.features = torch.cat([self._log_mel(np.array([item])) for item in range(len(self))])
+        self.features = torch.cat([self._make_inputs(np.array([item])) for item in range(len(self))])
 
-    def prepare(self, model: WhisperForKeywords, device: str) -> None:
+    def prepare(self, model: EncoderModel, device: str) -> None:
         """Nothing more."""
 
     def batch(self, items: Sequence[int] | np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,9 +100,9 @@ class EncodedEachTime(WhisperClips):
 def benchmark(model: WhisperForKeywords, shard: Noise, epochs: int, device: str) -> dict:
     """Run an epoch without the cache and `1 + epochs` with it, and return what is reported."""
     optimizer = torch.optim.SGD(model.head.parameters(), lr=0.001)
-    settings = WhisperSettings(rounds=epochs)
+    settings = EncoderSettings(rounds=epochs)
 
-    def epoch(clips: WhisperClips, number: int) -> float:
+    def epoch(clips: EncoderClips, number: int) -> float:
         return seconds(lambda: train_round(model, clips, optimizer, device, number, settings))
 
     torch.nn.Module.to(model, device)
@@ -112,7 +113,7 @@ def benchmark(model: WhisperForKeywords, shard: Noise, epochs: int, device: str)
     clips.batch_s = 0.0
     later_s = [epoch(clips, number) for number in range(1, epochs + 1)]
     reading_s = clips.batch_s / epochs
-    again_s = seconds(lambda: WhisperClips(shard).prepare(model, device))
+    again_s = seconds(lambda: EncoderClips(shard).prepare(model, device))
 
     store = open_output_store(model)
     bytes_on_disk = sum(path.stat().st_size for path in store.folder.iterdir())

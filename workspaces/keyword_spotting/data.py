@@ -82,13 +82,19 @@ class KeywordData(DataInterface):
     @shard_descriptor.setter
     def shard_descriptor(self, shard_descriptor: ShardDescriptor) -> None:
         self._shard_descriptor = shard_descriptor
-        self._train = TrainClips(shard_descriptor.get_dataset("train"))
-        self._validation = Clips(shard_descriptor.get_dataset("validation"))
+        self._train = self.make_train_clips(shard_descriptor.get_dataset("train"))
+        self._validation = self.make_validation_clips(shard_descriptor.get_dataset("validation"))
 
-    def get_train_loader(self, **kwargs: Any) -> TrainClips:
+    def make_train_clips(self, shard_dataset: ShardDataset) -> Any:
+        return TrainClips(shard_dataset)
+
+    def make_validation_clips(self, shard_dataset: ShardDataset) -> Any:
+        return Clips(shard_dataset)
+
+    def get_train_loader(self, **kwargs: Any) -> Any:
         return self._train
 
-    def get_valid_loader(self, **kwargs: Any) -> Clips:
+    def get_valid_loader(self, **kwargs: Any) -> Any:
         return self._validation
 
     def get_train_data_size(self) -> int:

@@ -5,18 +5,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from federation.interactive_api import ModelInterface, TaskInterface
 from federation.progress import to_frame
 from federation.run_settings import Group, RunSettings
 from shard_descriptors.speech_commands import LABELS
 from shard_descriptors.superb import SuperbShardDescriptor
-from workspaces.keyword_spotting import tasks, whisper_tasks
+from workspaces.keyword_spotting import encoder_tasks, tasks
 from workspaces.keyword_spotting.data import Clips, KeywordData
+from workspaces.keyword_spotting.encoder_data import EncoderClips, EncoderData
 from workspaces.keyword_spotting.model import create_feature_extractor, create_wav2vec2
+from workspaces.keyword_spotting.upstream import create_upstream
 from workspaces.keyword_spotting.whisper import create_whisper
-from workspaces.keyword_spotting.whisper_data import WhisperClips, WhisperData
 
 SHARD_DESCRIPTOR = "shard_descriptors.superb.SuperbShardDescriptor"
 
@@ -24,15 +25,23 @@ SHARD_DESCRIPTOR = "shard_descriptors.superb.SuperbShardDescriptor"
 class ModelSettings(Group):
     """`pretrained` is a hub name or a folder, `config` a file in `configs/` (or a path) for a random start.
 
-    `form`, `frozen` and `compile` are Whisper's: see `create_whisper`.
+    With the architecture upstream it is `upstream` that names a trained model, or "log_mel". `form` and `compile` are
+    Whisper's, `frozen` is of Whisper and upstream: see `create_whisper` and `create_upstream`.
     """
 
-    architecture: Literal["whisper", "wav2vec2"]
+    architecture: Literal["whisper", "wav2vec2", "upstream"]
     pretrained: str | None = None
+    upstream: str | None = None
     config: str | None = None
     form: Literal["exact", "short"] = "exact"
     frozen: bool = True
     compile: bool = False
+
+    @field_validator("upstream", "config")
+    @classmethod
+    def resolve(cls, path: str | None) -> str | None:
+        # Whoever trains has a working directory of its own.
+        return str(Path(path).resolve()) if path is not None and Path(path).exists() else path
 
 
 class DataSettings(Group):
@@ -49,19 +58,24 @@ class Settings(RunSettings):
     model: ModelSettings
     data: DataSettings = DataSettings()
     warmup: float | None = Field(default=None, ge=0, lt=1)
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)  # Whisper's
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)  # not of wav2vec2
 
     @model_validator(mode="after")
     def check_model(self) -> "Settings":
-        if (self.model.pretrained is None) == (self.model.config is None):
-            raise ValueError("model needs either pretrained or config")
+        name, other = (
+            ("upstream", "pretrained") if self.model.architecture == "upstream" else ("pretrained", "upstream")
+        )
+        if (getattr(self.model, name) is None) == (self.model.config is None):
+            raise ValueError(f"model needs either {name} or config")
+        if getattr(self.model, other) is not None:
+            raise ValueError(f"model.{other} does not go with the architecture {self.model.architecture}")
         return self
 
 
 def arguments(settings: Settings) -> dict[str, Any]:
     """Of `FLExperiment.start` and `Simulation.start`: model, tasks and data."""
-    is_whisper = settings.model.architecture == "whisper"
-    train, validate = (_train_whisper, _validate_whisper) if is_whisper else (_train_wav2vec2, _validate_wav2vec2)
+    is_wav2vec2 = settings.model.architecture == "wav2vec2"
+    train, validate = (_train_wav2vec2, _validate_wav2vec2) if is_wav2vec2 else (_train_encoder, _validate_encoder)
     task_keeper = TaskInterface()
     task_keeper.register_fl_task(
         model="model", data_loader="clips", device="device", optimizer="optimizer", round_num="round_number"
@@ -73,7 +87,7 @@ def arguments(settings: Settings) -> dict[str, Any]:
             partial(create_model, settings.model, settings.seed), settings.optimizer.recipe()
         ),
         "task_keeper": task_keeper,
-        "data_loader": WhisperData(settings.batch_size) if is_whisper else KeywordData(),
+        "data_loader": KeywordData() if is_wav2vec2 else EncoderData(settings.batch_size),
         "best": ("accuracy", "max"),
         "corpus": SuperbShardDescriptor.corpus,
     }
@@ -83,6 +97,8 @@ def create_model(settings: ModelSettings, seed: int) -> torch.nn.Module:
     source: dict[str, Any] = {"config": settings.config, "labels": LABELS, "seed": seed}
     if settings.architecture == "wav2vec2":
         return create_wav2vec2(settings.pretrained, **source)
+    if settings.architecture == "upstream":
+        return create_upstream(settings.upstream, frozen=settings.frozen, **source)
     return create_whisper(
         settings.pretrained, form=settings.form, frozen=settings.frozen, compile=settings.compile, **source
     )
@@ -112,10 +128,10 @@ def evaluate(model: Any, settings: Settings, data: Path, device: str) -> dict[st
     metrics = {}
     for split in ("validation", "test"):
         dataset = descriptor.get_dataset(split)
-        if settings.model.architecture == "whisper":
-            metrics[split] = whisper_tasks.validate_clips(model, WhisperClips(dataset), device)
-        else:
+        if settings.model.architecture == "wav2vec2":
             metrics[split] = tasks.validate_clips(model, Clips(dataset), device)
+        else:
+            metrics[split] = encoder_tasks.validate_clips(model, EncoderClips(dataset), device)
     return metrics
 
 
@@ -146,17 +162,17 @@ def _training(settings: Settings) -> tasks.TrainingSettings:
     }
     if settings.model.architecture == "wav2vec2":
         return tasks.TrainingSettings(**values)
-    return whisper_tasks.WhisperSettings(
+    return encoder_tasks.EncoderSettings(
         **values, constant_rate=settings.warmup is None, label_smoothing=settings.label_smoothing
     )
 
 
-def _train_whisper(model, clips, device, optimizer, round_number, settings):
-    return whisper_tasks.train_round(model, clips, optimizer, device, round_number, settings)
+def _train_encoder(model, clips, device, optimizer, round_number, settings):
+    return encoder_tasks.train_round(model, clips, optimizer, device, round_number, settings)
 
 
-def _validate_whisper(model, clips, device):
-    return whisper_tasks.validate_clips(model, clips, device)
+def _validate_encoder(model, clips, device):
+    return encoder_tasks.validate_clips(model, clips, device)
 
 
 def _train_wav2vec2(model, clips, device, optimizer, round_number, settings):

@@ -1,17 +1,18 @@
 """Whisper's encoder with a small classification head, from pretrained weights or from a random start."""
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperPreTrainedModel
 
+from workspaces.keyword_spotting.encoder import EncoderModel
 from workspaces.keyword_spotting.model import (
     SAMPLE_RATE,
     check_source,
@@ -23,6 +24,9 @@ from workspaces.keyword_spotting.model import (
 FRAMES_PER_S = 50  # of the encoder; the log-mel that it reads has twice as many
 HEAD_CHANNELS = 128
 FORMS = ("exact", "short")
+MAX_STRETCH = 0.2  # of the natural logarithm: by up to 22 %
+MAX_SHIFT_FRAMES = 10  # of 10 ms: a tenth of a second, as in TensorFlow's recipe (Warden, arXiv 1804.03209)
+MAX_LEVEL = 0.2  # in Whisper's log-mel, four of which are a power of ten: 8 dB
 
 
 class WhisperKeywordsConfig(WhisperConfig):
@@ -32,7 +36,7 @@ class WhisperKeywordsConfig(WhisperConfig):
     frozen: bool = True
 
 
-class WhisperForKeywords(WhisperPreTrainedModel):
+class WhisperForKeywords(EncoderModel, WhisperPreTrainedModel):
     """Log-mel frames to logits: Whisper's encoder, then a head that reads frames as channels.
 
     The head is Conv1d(frames -> 128, kernel 1), ReLU, Flatten, Linear(128 * width -> labels): 781,964 parameters for
@@ -44,6 +48,7 @@ class WhisperForKeywords(WhisperPreTrainedModel):
 
     config_class = WhisperKeywordsConfig
     config: WhisperKeywordsConfig
+    inputs_name = "log-mel"
 
     def __init__(self, config: WhisperKeywordsConfig) -> None:
         super().__init__(config)
@@ -55,43 +60,42 @@ class WhisperForKeywords(WhisperPreTrainedModel):
             torch.nn.Linear(HEAD_CHANNELS * config.d_model, len(config.id2label or {})),
         )
         self.post_init()
-        self._freeze()
-
-    @property
-    def frozen(self) -> bool:
-        return self.config.frozen
+        self.freeze()
 
     @property
     def form(self) -> str:
         """ "short" if the encoder sees one second, else "exact"."""
         return "short" if self.config.max_source_positions == FRAMES_PER_S else "exact"
 
-    def forward(self, input_features: torch.Tensor) -> torch.Tensor:
-        """`input_features` (batch, n_mels, 2 * frames) to logits (batch, labels)."""
-        return self.head(self.encode(input_features))
+    @property
+    def frames(self) -> int:
+        return self.config.max_source_positions
 
-    def encode(self, input_features: torch.Tensor) -> torch.Tensor:
-        """`input_features` (batch, n_mels, 2 * frames) to encoder outputs (batch, frames, width), for `head`."""
-        return self.encoder(input_features).last_hidden_state
+    @property
+    def input_shape(self) -> tuple[int, int]:
+        """(n_mels, 2 * frames)"""
+        return self.config.num_mel_bins, 2 * self.frames
 
-    def train(self, mode: bool = True) -> "WhisperForKeywords":
-        super().train(mode)
-        # Here too, as from_pretrained makes everything trainable. The last that it does is to call this.
-        self._freeze()
-        return self
+    @property
+    def output_shape(self) -> tuple[int, int]:
+        """(frames, width)"""
+        return self.frames, self.config.d_model
 
-    def _freeze(self) -> None:
+    def make_inputs(self, waveforms: Sequence[np.ndarray], device: str = "cpu") -> torch.Tensor:
+        return compute_log_mel(self.config, waveforms, device)
+
+    def encode(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.encoder(inputs).last_hidden_state
+
+    def vary(self, inputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return vary(inputs, generator)
+
+    def encoder_values(self) -> dict[str, Any]:
+        return {name: value for name, value in _encoder_values(self.config).items() if "dropout" not in name}
+
+    def freeze(self) -> None:
         self.encoder.embed_positions.requires_grad_(False)  # fixed in Whisper
-        if self.frozen:
-            self.encoder.requires_grad_(False).eval()
-
-    def encoder_key(self) -> str:
-        """A hash of all that the encoder's outputs depend on, besides its input; kept until a weight changes."""
-        tensors = self.encoder.state_dict(keep_vars=True)
-        state = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors.values())
-        if getattr(self, "_key_state", None) != state:
-            self._key_state, self._key = state, _hash_encoder(self.config, tensors)
-        return self._key
+        super().freeze()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
         # PyTorch's own start, as in the example; Whisper's is many times as wide for so wide a layer.
@@ -171,6 +175,26 @@ def compute_log_mel(config: WhisperConfig, waveforms: Sequence[np.ndarray], devi
     return torch.cat([features, features[..., -1:].expand(-1, -1, 2 * (frames - computed))], dim=-1)
 
 
+def vary(input_features: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Log-mel (batch, n_mels, frames) as other speakers in other places might have said the clips.
+
+    Each is stretched at random in time, around half a second, and in frequency, shifted in time, and made louder or
+    softer. Of all that was tried on a thousand clips of Speech Commands, this raised the accuracy on new speakers most.
+    """
+    batch, n_mels, frames = input_features.shape
+    in_time, in_frequency, shift, level = 2 * torch.rand(4, batch, generator=generator) - 1
+    in_time, in_frequency = torch.exp(MAX_STRETCH * in_time), torch.exp(MAX_STRETCH * in_frequency)
+    middle = FRAMES_PER_S * 2 / frames - 1  # half a second, where grid_sample counts from -1 to 1
+    where = torch.zeros(batch, 2, 3)
+    where[:, 0, 0] = in_time
+    where[:, 0, 2] = (1 - in_time) * middle + shift * MAX_SHIFT_FRAMES * 2 / frames
+    where[:, 1, 1] = in_frequency
+    where[:, 1, 2] = in_frequency - 1  # the lowest band stays
+    grid = F.affine_grid(where, [batch, 1, n_mels, frames], align_corners=False).to(input_features.device)
+    varied = F.grid_sample(input_features[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
+    return varied + (MAX_LEVEL * level[:, None, None]).to(input_features.device)
+
+
 def _keywords_config(values: dict, labels: Sequence[str], form: str, frozen: bool) -> WhisperKeywordsConfig:
     config = WhisperKeywordsConfig(**values | label_names(labels) | {"frozen": frozen})
     if form == "short":
@@ -193,7 +217,7 @@ def _from_pretrained(pretrained: str, labels: Sequence[str], form: str, frozen: 
     return model
 
 
-def _encoder_values(config: WhisperConfig) -> dict:
+def _encoder_values(config: WhisperConfig) -> dict[str, Any]:
     """Of a whole Whisper's configuration, what its encoder needs."""
     names = ("num_mel_bins", "d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim")
     more = ("activation_function", "max_source_positions", "dropout", "attention_dropout", "activation_dropout")
@@ -206,12 +230,3 @@ def _check_saved(pretrained: str, saved: dict, labels: Sequence[str], form: str)
         raise ValueError(f"'{pretrained}' has a head for {own}, not for {list(labels)}")
     if form == "short" and saved["max_source_positions"] != FRAMES_PER_S:
         raise ValueError(f"'{pretrained}' has a head for {saved['max_source_positions']} frames, which is not short")
-
-
-def _hash_encoder(config: WhisperConfig, tensors: dict[str, torch.Tensor]) -> str:
-    values = {name: value for name, value in _encoder_values(config).items() if "dropout" not in name}
-    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().numpy().tobytes())
-    return digest.hexdigest()

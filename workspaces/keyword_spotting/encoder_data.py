@@ -1,28 +1,28 @@
-"""Clips of a shard as a Whisper keyword model reads them: outputs of its frozen encoder, or log-mel frames."""
+"""Clips of a shard as an EncoderModel reads them: outputs of its frozen encoder, or the inputs of one that learns."""
 
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from openfl.interface.interactive_api.experiment import DataInterface
-from openfl.interface.interactive_api.shard_descriptor import ShardDataset, ShardDescriptor
+from openfl.interface.interactive_api.shard_descriptor import ShardDataset
 
-from workspaces.keyword_spotting.data import repeat_rare_labels
+from workspaces.keyword_spotting.data import KeywordData, repeat_rare_labels
+from workspaces.keyword_spotting.encoder import EncoderModel
 from workspaces.keyword_spotting.encoder_cache import NOT_KEPT, OutputStore, clip_key, open_store
-from workspaces.keyword_spotting.whisper import WhisperForKeywords, compute_log_mel
 
 logger = logging.getLogger(__name__)
 
-FRAMES_AT_ONCE = 3_000  # of the encoder: 2 clips in the exact form, 60 in the short one; more take memory, no less time
-MAX_FEATURES_BYTES = 2_000_000_000
+FRAMES_AT_ONCE = 3_000  # of the encoder: 2 clips of 30 s, 60 of one second; more take memory, no less time
+MAX_INPUTS_BYTES = 2_000_000_000
 REPORT_EVERY_S = 30.0
 
 
-class WhisperClips:
+class EncoderClips:
     """A split of a shard, in batches of inputs for the model. Ready after `prepare`.
 
     With `repeat_rare`, silence comes as often as the median label does: each time as another second, cut out of one of
@@ -46,33 +46,32 @@ class WhisperClips:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def prepare(self, model: WhisperForKeywords, device: str) -> None:
-        """Move `model` to the device, and encode for it what the node's cache lacks, or compute log-mel frames once."""
+    def prepare(self, model: EncoderModel, device: str) -> None:
+        """Move `model` to the device, and encode for it what the node's cache lacks, or make its inputs once."""
         self._model, self._device = model, device
         torch.nn.Module.to(model, device)  # transformers has its own without types
-        sizes = (model.config.num_mel_bins, model.config.max_source_positions)
-        key = (model.encoder_key(), device) if model.frozen else sizes
+        key = (model.encoder_key(), device) if model.frozen else model.input_shape
         if key == self._prepared_for:
             return
         if model.frozen:
             self._store, self._slots = open_output_store(model), np.full(len(self), NOT_KEPT)
             self._fill_store()
         else:
-            self._features = self._compute_features()
+            self._inputs = self._make_all_inputs()
         self._prepared_for = key
 
     def batch(self, items: Sequence[int] | np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and labels (batch,) of some items, on the device.
 
-        The inputs are float32: (batch, frames, width) for `model.head` if the encoder is frozen, otherwise
-        (batch, n_mels, 2 * frames) for the model.
+        The inputs are float32: (batch, *output_shape) for `model.head` if the encoder is frozen, otherwise
+        (batch, *input_shape) for the model.
         """
         items = np.asarray(items)
         labels = torch.from_numpy(self.labels[items]).to(self._device)
         if self._model.frozen:
             return torch.from_numpy(self._outputs(items)).to(self._device).float(), labels
-        features = self._log_mel(items) if self._features is None else self._features[items]
-        return features.to(self._device), labels
+        inputs = self._make_inputs(items) if self._inputs is None else self._inputs[items]
+        return inputs.to(self._device), labels
 
     def _outputs(self, items: np.ndarray) -> np.ndarray:
         slots = self._slots[items]
@@ -85,7 +84,7 @@ class WhisperClips:
         return outputs
 
     def _fill_store(self) -> None:
-        size = max(1, FRAMES_AT_ONCE // self._model.config.max_source_positions)
+        size = max(1, FRAMES_AT_ONCE // self._model.frames)
         waiting: dict[int, tuple[bytes, np.ndarray]] = {}
         for item in _with_progress("encoder outputs", range(len(self))):
             waveform = self._waveform(item)
@@ -101,17 +100,16 @@ class WhisperClips:
         keys, waveforms = zip(*waiting.values(), strict=True)
         self._slots[list(waiting)] = self._store.add(keys, encode(self._model, waveforms, self._device))
 
-    def _compute_features(self) -> torch.Tensor | None:
-        config = self._model.config
-        if len(self) * config.num_mel_bins * 2 * config.max_source_positions * 4 > MAX_FEATURES_BYTES:
+    def _make_all_inputs(self) -> torch.Tensor | None:
+        if len(self) * math.prod(self._model.input_shape) * 4 > MAX_INPUTS_BYTES:
             return None
-        size = max(1, FRAMES_AT_ONCE // config.max_source_positions)
-        starts = _with_progress("log-mel frames", range(0, len(self), size))
-        batches = [self._log_mel(np.arange(start, min(start + size, len(self)))) for start in starts]
+        size = max(1, FRAMES_AT_ONCE // self._model.frames)
+        starts = _with_progress("inputs", range(0, len(self), size))
+        batches = [self._make_inputs(np.arange(start, min(start + size, len(self)))) for start in starts]
         return torch.cat(batches) if batches else None
 
-    def _log_mel(self, items: np.ndarray) -> torch.Tensor:
-        return compute_log_mel(self._model.config, [self._waveform(item) for item in items], self._device)
+    def _make_inputs(self, items: np.ndarray) -> torch.Tensor:
+        return self._model.make_inputs([self._waveform(item) for item in items], self._device)
 
     def _waveform(self, item: int) -> np.ndarray:
         # An epoch of its own for each repetition: its cut of noise does not depend on what was read before.
@@ -119,23 +117,22 @@ class WhisperClips:
         return self._shard_dataset[int(self.indices[item])][0]
 
 
-def encode(model: WhisperForKeywords, waveforms: Sequence[np.ndarray], device: str) -> np.ndarray:
-    """float16 (clips, frames, width): what the encoder makes of `waveforms`, each float32 (samples,) at 16 kHz.
+def encode(model: EncoderModel, waveforms: Sequence[np.ndarray], device: str) -> np.ndarray:
+    """float16 (clips, *output_shape): what the encoder makes of `waveforms`, each float32 (samples,) at 16 kHz.
 
     As precise as the cache, so that a result does not depend on what the cache held.
     """
     with torch.inference_mode():
-        features = compute_log_mel(model.config, waveforms, device)
-        return model.encode(features.to(device)).half().cpu().numpy()
+        return model.encode(model.make_inputs(waveforms, device).to(device)).half().cpu().numpy()
 
 
-def open_output_store(model: WhisperForKeywords) -> OutputStore:
-    """Where outputs of the model's encoder are kept: by its weights and sizes, its window and mel bands included."""
-    name = hashlib.sha256(f"log-mel, {model.encoder_key()}, float16".encode()).hexdigest()
-    return open_store(name, (model.config.max_source_positions, model.config.d_model))
+def open_output_store(model: EncoderModel) -> OutputStore:
+    """Where outputs of the model's encoder are kept: by its weights and sizes, and by its inputs."""
+    name = hashlib.sha256(f"{model.inputs_name}, {model.encoder_key()}, float16".encode()).hexdigest()
+    return open_store(name, model.output_shape)
 
 
-class WhisperData(DataInterface):
+class EncoderData(KeywordData):
     """Gives the tasks their clips: those of the node's shard. A shard below one batch of training clips has none.
 
     `batch_size` is that of the training.
@@ -145,21 +142,11 @@ class WhisperData(DataInterface):
         super().__init__(**kwargs)
         self.batch_size = batch_size
 
-    @property
-    def shard_descriptor(self) -> ShardDescriptor:
-        return self._shard_descriptor
+    def make_train_clips(self, shard_dataset: ShardDataset) -> EncoderClips:
+        return EncoderClips(shard_dataset, repeat_rare=True)
 
-    @shard_descriptor.setter
-    def shard_descriptor(self, shard_descriptor: ShardDescriptor) -> None:
-        self._shard_descriptor = shard_descriptor
-        self._train = WhisperClips(shard_descriptor.get_dataset("train"), repeat_rare=True)
-        self._validation = WhisperClips(shard_descriptor.get_dataset("validation"))
-
-    def get_train_loader(self, **kwargs: Any) -> WhisperClips:
-        return self._train
-
-    def get_valid_loader(self, **kwargs: Any) -> WhisperClips:
-        return self._validation
+    def make_validation_clips(self, shard_dataset: ShardDataset) -> EncoderClips:
+        return EncoderClips(shard_dataset)
 
     def get_train_data_size(self) -> int:
         return self._train.num_clips if self._train.num_clips >= self.batch_size else 0

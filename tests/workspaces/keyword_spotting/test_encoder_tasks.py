@@ -5,16 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from workspaces.keyword_spotting import whisper_data, whisper_tasks
-from workspaces.keyword_spotting.whisper import compute_log_mel, create_whisper
-from workspaces.keyword_spotting.whisper_data import WhisperClips, WhisperData, open_output_store
-from workspaces.keyword_spotting.whisper_tasks import (
-    WhisperSettings,
-    draw_batches,
-    train_round,
-    validate_clips,
-    vary,
-)
+from workspaces.keyword_spotting import encoder_data, whisper
+from workspaces.keyword_spotting.encoder_data import EncoderClips, EncoderData, open_output_store
+from workspaces.keyword_spotting.encoder_tasks import EncoderSettings, draw_batches, train_round, validate_clips
+from workspaces.keyword_spotting.whisper import compute_log_mel, create_whisper, vary
 
 LABELS = ("low", "high", "_silence_")
 TINY = {
@@ -86,16 +80,16 @@ def create(tmp_path):
 def encoded(monkeypatch):
     """How many clips each call of the encoder got."""
     sizes = []
-    encode = whisper_data.encode
+    encode = encoder_data.encode
     monkeypatch.setattr(
-        whisper_data, "encode", lambda model, clips, device: sizes.append(len(clips)) or encode(model, clips, device)
+        encoder_data, "encode", lambda model, clips, device: sizes.append(len(clips)) or encode(model, clips, device)
     )
     return sizes
 
 
 def train(model, clips, rounds=1, **values):
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
-    settings = WhisperSettings(rounds=rounds, **values)
+    settings = EncoderSettings(rounds=rounds, **values)
     return [train_round(model, clips, optimizer, "cpu", number, settings) for number in range(rounds)]
 
 
@@ -106,7 +100,7 @@ def direct_outputs(model, clips):
 
 
 def test_outputs_from_the_cache_are_the_encoders_to_half_precision(create):
-    model, clips = create(), WhisperClips(Tones(12), repeat_rare=True)
+    model, clips = create(), EncoderClips(Tones(12), repeat_rare=True)
     clips.prepare(model, "cpu")
     order = np.random.default_rng(0).permutation(len(clips))
     inputs, labels = clips.batch(order)
@@ -119,18 +113,18 @@ def test_outputs_from_the_cache_are_the_encoders_to_half_precision(create):
 
 def test_a_second_epoch_and_a_second_process_encode_nothing(create, encoded):
     model = create()
-    train(model, WhisperClips(Tones(20)), rounds=2)
+    train(model, EncoderClips(Tones(20)), rounds=2)
     assert sum(encoded) == 20
-    validate_clips(model, WhisperClips(Tones(20)), "cpu")  # the data was made anew
-    train(pickle.loads(pickle.dumps(model)), WhisperClips(Tones(20)))
+    validate_clips(model, EncoderClips(Tones(20)), "cpu")  # the data was made anew
+    train(pickle.loads(pickle.dumps(model)), EncoderClips(Tones(20)))
     assert sum(encoded) == 20
 
 
 def test_what_the_cache_lacks_is_encoded_and_nothing_else(create, encoded):
     model = create()
-    WhisperClips(Tones(9)).prepare(model, "cpu")
+    EncoderClips(Tones(9)).prepare(model, "cpu")
     assert sum(encoded) == 9
-    WhisperClips(Tones(12)).prepare(model, "cpu")  # of which 8 are the same tones, and silence the same cut
+    EncoderClips(Tones(12)).prepare(model, "cpu")  # of which 8 are the same tones, and silence the same cut
     assert sum(encoded) == 12
 
 
@@ -139,12 +133,12 @@ def test_other_weights_or_windows_or_bands_have_entries_of_their_own(create, enc
     for values in ({}, {"seed": 1}, {"max_source_positions": 100}, {"num_mel_bins": 16}):
         model = create(**values)
         before = sum(encoded)
-        WhisperClips(Tones(4)).prepare(model, "cpu")
+        EncoderClips(Tones(4)).prepare(model, "cpu")
         assert sum(encoded) - before == 4
         names.add(open_output_store(model).folder.name)
     assert len(names) == 4
     model = create()
-    clips = WhisperClips(Tones(4))
+    clips = EncoderClips(Tones(4))
     clips.prepare(model, "cpu")
     with torch.no_grad():
         model.encoder.layers[0].fc1.weight.mul_(3)
@@ -156,7 +150,7 @@ def test_other_weights_or_windows_or_bands_have_entries_of_their_own(create, enc
 def test_clips_beyond_the_bound_are_encoded_at_each_use_with_the_same_result(create, encoded, monkeypatch, caplog):
     def outcome(limit_gb):
         monkeypatch.setenv("OPENFL_AUDIO_CACHE_GB", limit_gb)
-        model, clips = create(), WhisperClips(Tones(16))
+        model, clips = create(), EncoderClips(Tones(16))
         train(model, clips)
         return validate_clips(model, clips, "cpu")
 
@@ -167,7 +161,7 @@ def test_clips_beyond_the_bound_are_encoded_at_each_use_with_the_same_result(cre
 
 
 def test_silence_is_as_many_cuts_as_other_labels_have_clips_and_the_same_in_every_epoch(create):
-    clips = WhisperClips(Tones(21), repeat_rare=True)
+    clips = EncoderClips(Tones(21), repeat_rare=True)
     assert np.bincount(clips.labels).tolist() == [10, 10, 10]
     assert clips.num_clips == 21
     silence = np.flatnonzero(clips.labels == 2)
@@ -179,7 +173,7 @@ def test_silence_is_as_many_cuts_as_other_labels_have_clips_and_the_same_in_ever
 
 def test_every_label_is_drawn_as_often():
     labels = np.repeat([0, 1, 2], [900, 90, 10])
-    settings = WhisperSettings(rounds=1, local_epochs=3)
+    settings = EncoderSettings(rounds=1, local_epochs=3)
     batches = list(draw_batches(labels, 1_000, settings, torch.Generator().manual_seed(0)))
     assert len(batches) == 3 * 125
     assert {len(batch) for batch in batches} == {8}
@@ -189,12 +183,12 @@ def test_every_label_is_drawn_as_often():
 
 
 def test_a_batch_that_is_not_full_is_left_out(create):
-    settings = WhisperSettings(rounds=1)
+    settings = EncoderSettings(rounds=1)
     assert len(list(draw_batches(np.zeros(23, int), 23, settings, torch.Generator()))) == 2
 
 
 def test_a_shard_below_one_batch_has_no_say_in_the_training(create):
-    data = pickle.loads(pickle.dumps(WhisperData(batch_size=8)))  # as it comes out of an experiment's archive
+    data = pickle.loads(pickle.dumps(EncoderData(batch_size=8)))  # as it comes out of an experiment's archive
     data.shard_descriptor = Shard(7, 3)
     assert (data.get_train_data_size(), data.get_valid_data_size()) == (0, 3)
     with pytest.raises(ValueError, match="7 clips do not fill a batch of 8"):
@@ -209,10 +203,10 @@ def test_a_shard_below_one_batch_has_no_say_in_the_training(create):
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_round_is_a_function_of_seed_and_round_number(create, frozen):
     def outcome(seed, round_number):
-        model, clips = create(frozen=frozen), WhisperClips(Tones(16), repeat_rare=True)
+        model, clips = create(frozen=frozen), EncoderClips(Tones(16), repeat_rare=True)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
         torch.rand(seed + 1)  # whatever happened before must not matter
-        metrics = train_round(model, clips, optimizer, "cpu", round_number, WhisperSettings(rounds=9, seed=seed))
+        metrics = train_round(model, clips, optimizer, "cpu", round_number, EncoderSettings(rounds=9, seed=seed))
         return metrics, torch.cat([parameter.flatten() for parameter in model.parameters()])
 
     (metrics, weights), (again, same) = outcome(0, 3), outcome(0, 3)
@@ -226,12 +220,12 @@ def test_a_round_leaves_the_random_state_alone(create):
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    train(create(frozen=False), WhisperClips(Tones(8)))
+    train(create(frozen=False), EncoderClips(Tones(8)))
     assert torch.rand(1) == expected
 
 
 def test_training_a_frozen_model_changes_the_head_only_and_learns(create):
-    model, clips = create(), WhisperClips(Tones(33), repeat_rare=True)
+    model, clips = create(), EncoderClips(Tones(33), repeat_rare=True)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     start = validate_clips(model, clips, "cpu")
     metrics = train(model, clips, rounds=4, local_epochs=10)
@@ -244,7 +238,7 @@ def test_training_a_frozen_model_changes_the_head_only_and_learns(create):
 
 
 def test_training_a_whole_model_changes_its_encoder_and_learns(create, encoded):
-    model, clips = create(frozen=False), WhisperClips(Tones(33), repeat_rare=True)
+    model, clips = create(frozen=False), EncoderClips(Tones(33), repeat_rare=True)
     before = model.encoder.conv1.weight.clone()
     train(model, clips, rounds=4, local_epochs=10)
     assert not torch.equal(model.encoder.conv1.weight, before)
@@ -255,9 +249,9 @@ def test_training_a_whole_model_changes_its_encoder_and_learns(create, encoded):
 def test_the_learning_rate_stays_or_follows_the_schedule_of_all_rounds(create):
     rates = {}
     for constant in (True, False):
-        model, clips = create(), WhisperClips(Tones(16))
+        model, clips = create(), EncoderClips(Tones(16))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-        settings = WhisperSettings(rounds=4, warmup=0.0, constant_rate=constant)
+        settings = EncoderSettings(rounds=4, warmup=0.0, constant_rate=constant)
         rates[constant] = []
         for number in range(4):
             train_round(model, clips, optimizer, "cpu", number, settings)
@@ -268,7 +262,7 @@ def test_the_learning_rate_stays_or_follows_the_schedule_of_all_rounds(create):
 
 def test_label_smoothing_moves_the_loss_towards_that_of_all_labels_alike(create):
     none, half, all_of_it = (
-        train(create(), WhisperClips(Tones(8)), label_smoothing=smoothing)[0]["loss"] for smoothing in (0.0, 0.5, 1.0)
+        train(create(), EncoderClips(Tones(8)), label_smoothing=smoothing)[0]["loss"] for smoothing in (0.0, 0.5, 1.0)
     )
     assert half == pytest.approx((none + all_of_it) / 2)  # of the one step, before it was made
     assert abs(none - all_of_it) > 1e-4
@@ -277,7 +271,7 @@ def test_label_smoothing_moves_the_loss_towards_that_of_all_labels_alike(create)
 @pytest.mark.parametrize("frozen", [True, False])
 def test_validation_is_the_mean_over_all_clips(create, frozen):
     """Not over batches: the last one may be smaller."""
-    model, clips = create(frozen=frozen), WhisperClips(Tones(13))
+    model, clips = create(frozen=frozen), EncoderClips(Tones(13))
     with torch.no_grad():
         logits = model.head(direct_outputs(model, clips))
     expected = {
@@ -290,10 +284,10 @@ def test_validation_is_the_mean_over_all_clips(create, frozen):
 
 
 def test_features_too_large_for_memory_are_computed_for_each_batch(create, monkeypatch):
-    kept, computed = WhisperClips(Tones(6), repeat_rare=True), WhisperClips(Tones(6), repeat_rare=True)
+    kept, computed = EncoderClips(Tones(6), repeat_rare=True), EncoderClips(Tones(6), repeat_rare=True)
     model = create(frozen=False)
     kept.prepare(model, "cpu")
-    monkeypatch.setattr(whisper_data, "MAX_FEATURES_BYTES", 1)
+    monkeypatch.setattr(encoder_data, "MAX_INPUTS_BYTES", 1)
     computed.prepare(model, "cpu")
     items = [3, 0, 5]
     torch.testing.assert_close(computed.batch(items)[0], kept.batch(items)[0])
@@ -329,6 +323,6 @@ def test_a_varied_clip_is_shifted_stretched_and_louder_within_limits(frames):
 
 def test_a_clip_that_is_not_varied_comes_out_as_it_was(monkeypatch):
     for name in ("MAX_STRETCH", "MAX_SHIFT_FRAMES", "MAX_LEVEL"):
-        monkeypatch.setattr(whisper_tasks, name, 0)
+        monkeypatch.setattr(whisper, name, 0)
     features = torch.randn(3, 8, 300)
     torch.testing.assert_close(vary(features, torch.Generator()), features, rtol=0, atol=1e-4)

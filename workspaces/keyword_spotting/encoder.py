@@ -1,0 +1,91 @@
+"""What keyword models have in common that are a head on an encoder of speech, which may be frozen."""
+
+import hashlib
+import json
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+
+class EncoderModel(torch.nn.Module):
+    """The first base of a PreTrainedModel with the modules `encoder` and `head`, and `frozen` in its configuration.
+
+    A frozen encoder stays as it is: no gradients, and no dropout in training.
+    """
+
+    config: Any
+    encoder: Any
+    head: Any
+
+    @property
+    @abstractmethod
+    def inputs_name(self) -> str:
+        """What the encoder reads, and what of its outputs `encode` gives."""
+
+    @property
+    @abstractmethod
+    def frames(self) -> int:
+        """How many the encoder makes of a clip."""
+
+    @property
+    @abstractmethod
+    def input_shape(self) -> tuple[int, ...]:
+        """Of a clip's inputs, without the batch."""
+
+    @property
+    @abstractmethod
+    def output_shape(self) -> tuple[int, int]:
+        """Of what `encode` makes of a clip."""
+
+    @property
+    def frozen(self) -> bool:
+        return self.config.frozen
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """`inputs` (batch, *input_shape) to logits (batch, labels)."""
+        return self.head(self.encode(inputs))
+
+    @abstractmethod
+    def make_inputs(self, waveforms: Sequence[np.ndarray], device: str = "cpu") -> torch.Tensor:
+        """`waveforms`, each float32 (samples,) at 16 kHz, to inputs (batch, *input_shape), on the CPU."""
+
+    @abstractmethod
+    def encode(self, inputs: torch.Tensor) -> torch.Tensor:
+        """`inputs` to what `head` reads, (batch, *output_shape)."""
+
+    @abstractmethod
+    def vary(self, inputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Inputs as other speakers in other places might have said the clips, for the training of a whole model."""
+
+    @abstractmethod
+    def encoder_values(self) -> dict[str, Any]:
+        """Of the configuration, what the encoder's outputs depend on."""
+
+    def train(self, mode: bool = True) -> "EncoderModel":
+        super().train(mode)
+        # Here too, as from_pretrained makes everything trainable. The last that it does is to call this.
+        self.freeze()
+        return self
+
+    def freeze(self) -> None:
+        if self.frozen:
+            self.encoder.requires_grad_(False).eval()
+
+    def encoder_key(self) -> str:
+        """A hash of all that the encoder's outputs depend on, besides its input; kept until a weight changes."""
+        tensors = self.encoder.state_dict(keep_vars=True)
+        state = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors.values())
+        if getattr(self, "_key_state", None) != state:
+            self._key_state, self._key = state, _hash_encoder(self.encoder_values(), tensors)
+        return self._key
+
+
+def _hash_encoder(values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,197 @@
+"""A speech model as the upstream of a small classifier, as SUPERB measures what its features are worth."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Wav2Vec2FeatureExtractor,
+    WhisperConfig,
+)
+
+from federation.run_settings import SettingsError
+from workspaces.keyword_spotting.data import MAX_SHIFT_SAMPLES
+from workspaces.keyword_spotting.encoder import EncoderModel
+from workspaces.keyword_spotting.model import (
+    SAMPLE_RATE,
+    check_source,
+    explain_missing_weights,
+    label_names,
+    read_config,
+)
+from workspaces.keyword_spotting.whisper import FRAMES_PER_S, compute_log_mel
+
+LOG_MEL = "log_mel"
+N_MELS = 80
+MODEL_TYPES = ("hubert", "wav2vec2")
+PROJECTOR_SIZE = 256
+
+
+class UpstreamKeywordsConfig(PreTrainedConfig):
+    """`upstream` is the configuration of the speech model; None where log-mel takes its place.
+
+    `normalize`: bring each clip to mean 0 and variance 1 first, as some published models want it. With
+    `fixed_convolutions` the rest of the speech model is all that learns where it is not frozen.
+    """
+
+    model_type = "upstream_keywords"
+    upstream: dict[str, Any] | None = None
+    normalize: bool = False
+    fixed_convolutions: bool = False
+    frozen: bool = True
+
+
+class WeightedSumHead(torch.nn.Module):
+    """Means over time of the layers' outputs (batch, layers, width) to logits (batch, labels).
+
+    SUPERB's head for keyword spotting (Yang et al., arXiv 2105.01051, section 3): the layers are summed with weights
+    that are learned, a softmax that begins even; then come a projection to 256, the mean over time, and a linear layer.
+    All of it is linear in the frames, so that the mean may as well come first.
+    """
+
+    def __init__(self, layers: int, width: int, labels: int) -> None:
+        super().__init__()
+        self.layer_weights = torch.nn.Parameter(torch.zeros(layers))
+        self.projector = torch.nn.Linear(width, PROJECTOR_SIZE)
+        self.classifier = torch.nn.Linear(PROJECTOR_SIZE, labels)
+
+    def forward(self, means: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.projector(self.layer_weights.softmax(0) @ means))
+
+
+class UpstreamForKeywords(EncoderModel, PreTrainedModel):
+    """One second of speech to logits: HuBERT, Wav2Vec2 or log-mel, then SUPERB's head.
+
+    Of a transformer the head sees the outputs of all layers and the input of the first. Log-mel is Whisper's, 80 bands
+    every 10 ms, as one layer: what the head can make of that is what its mean spectrum tells.
+    """
+
+    config_class = UpstreamKeywordsConfig
+    config: UpstreamKeywordsConfig
+    frames = FRAMES_PER_S
+
+    def __init__(self, config: UpstreamKeywordsConfig) -> None:
+        super().__init__(config)
+        self.encoder = torch.nn.Identity() if config.upstream is None else AutoModel.from_config(_read(config.upstream))
+        self.head = WeightedSumHead(*self.output_shape, len(config.id2label or {}))
+        self.post_init()
+        self.freeze()
+
+    @property
+    def inputs_name(self) -> str:
+        return "mean log-mel" if self.config.upstream is None else "means of layers"
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(samples,), or (n_mels, frames) for log-mel"""
+        return (SAMPLE_RATE,) if self.config.upstream is not None else (N_MELS, 2 * FRAMES_PER_S)
+
+    @property
+    def output_shape(self) -> tuple[int, int]:
+        """(layers, width)"""
+        if self.config.upstream is None:
+            return 1, N_MELS
+        return self.encoder.config.num_hidden_layers + 1, self.encoder.config.hidden_size
+
+    def make_inputs(self, waveforms: Sequence[np.ndarray], device: str = "cpu") -> torch.Tensor:
+        if self.config.upstream is None:
+            return compute_log_mel(_LOG_MEL, waveforms, device)
+        return torch.from_numpy(np.stack(waveforms))
+
+    def encode(self, inputs: torch.Tensor) -> torch.Tensor:
+        """`inputs` to the means over time of the layers' outputs, (batch, layers, width)."""
+        if self.config.upstream is None:
+            return inputs.mean(-1)[:, None]
+        waveforms = _standardize(inputs) if self.config.normalize else inputs
+        outputs = self.encoder(waveforms, output_hidden_states=True)
+        # Some models have one more normalization after the last layer.
+        states = [*outputs.hidden_states[:-1], outputs.last_hidden_state]
+        return torch.stack([state.mean(1) for state in states], dim=1)
+
+    def vary(self, inputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Each clip shifted in time by up to a tenth of a second, around the corner."""
+        most = MAX_SHIFT_SAMPLES * inputs.shape[-1] // SAMPLE_RATE
+        shifts = torch.randint(-most, most + 1, (len(inputs),), generator=generator).tolist()
+        return torch.stack([clip.roll(shift, -1) for clip, shift in zip(inputs, shifts, strict=True)])
+
+    def encoder_values(self) -> dict[str, Any]:
+        return {"upstream": self.config.upstream, "normalize": self.config.normalize}
+
+    def freeze(self) -> None:
+        super().freeze()
+        if self.config.fixed_convolutions:
+            self.encoder.feature_extractor._freeze_parameters()
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        """PyTorch's own start for the head; the encoder sees to its own."""
+        if isinstance(module, torch.nn.Linear) and module in (self.head.projector, self.head.classifier):
+            module.reset_parameters()
+
+
+def create_upstream(
+    upstream: str | None = None,
+    *,
+    config: str | Path | None = None,
+    labels: Sequence[str],
+    frozen: bool = True,
+    seed: int = 0,
+) -> UpstreamForKeywords:
+    """A keyword classifier over the features of a speech model.
+
+    Args:
+        upstream: HuBERT or Wav2Vec2 as a hub name or as a folder; or "log_mel". Where it is trained too, its
+            convolutions stay as they are, as in fine-tuning of HuBERT (Hsu et al., arXiv 2106.07447).
+        config: a JSON file of HubertConfig, for a random start. One of `upstream` and `config` is given.
+        labels: names of the classes.
+        frozen: train the head alone: the weights of the layers, the projection and the classifier.
+        seed: of all weights that are not pretrained.
+
+    Raises:
+        PretrainedWeightsError: the weights cannot be had.
+        SettingsError: the model is of another kind.
+    """
+    check_source(upstream, config)
+    values: dict[str, Any] = {"frozen": frozen, **label_names(labels)}
+    weights = None
+    if config is not None:
+        values["upstream"] = _complete(read_config(config), str(config))
+    elif upstream != LOG_MEL:
+        with explain_missing_weights(upstream):
+            values["upstream"] = _complete(PreTrainedConfig.get_config_dict(str(upstream))[0], str(upstream))
+            values["normalize"] = Wav2Vec2FeatureExtractor.from_pretrained(str(upstream)).do_normalize
+            values["fixed_convolutions"] = True
+            weights = AutoModel.from_pretrained(str(upstream), dtype=torch.float32).state_dict()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = UpstreamForKeywords(UpstreamKeywordsConfig(**values))
+    if weights is not None:
+        model.encoder.load_state_dict(weights)
+    return model
+
+
+def _complete(values: dict[str, Any], source: str) -> dict[str, Any]:
+    """A speech model's configuration, of a file that may leave out what is Transformers' default."""
+    kind = values.get("model_type", "hubert")
+    if kind not in MODEL_TYPES:
+        raise SettingsError(f"'{source}' is a model of type {kind!r}: an upstream should be {' or '.join(MODEL_TYPES)}")
+    # Masks would be drawn from a generator that nobody seeds, and the head needs the outputs of every layer.
+    return _read(values | {"model_type": kind, "apply_spec_augment": False, "layerdrop": 0.0}).to_dict()
+
+
+def _read(values: dict[str, Any]) -> PreTrainedConfig:
+    return AutoConfig.for_model(**values)
+
+
+def _standardize(waveforms: torch.Tensor) -> torch.Tensor:
+    # As Wav2Vec2FeatureExtractor does it.
+    variance, mean = torch.var_mean(waveforms, dim=-1, correction=0, keepdim=True)
+    return (waveforms - mean) / torch.sqrt(variance + 1e-7)
+
+
+_LOG_MEL = WhisperConfig(num_mel_bins=N_MELS, max_source_positions=FRAMES_PER_S)

@@ -1,0 +1,1 @@
+"""Speech recognition: utterances to letters, by CTC."""

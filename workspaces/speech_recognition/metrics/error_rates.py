@@ -1,0 +1,35 @@
+"""Word and character error rates as an `evaluate` module, so that an envoy needs no hub."""
+
+import datasets
+import evaluate
+import jiwer
+
+_DESCRIPTION = """Substitutions, insertions and deletions that turn the references into the predictions, summed over
+all clips, over the words (or characters, spaces included) of the references. Lower is better, 0 is perfect; a rate may
+be above 1."""
+_KWARGS_DESCRIPTION = """
+Args:
+    predictions: recognized texts (clips,)
+    references: true texts (clips,), none of them empty
+Returns:
+    wer: word error rate. Over several nodes, the mean weighted by words is that over all clips.
+    cer: character error rate; of that, the mean weighted by characters.
+"""
+
+
+class ErrorRates(evaluate.Metric):
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="",
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features(
+                {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
+            ),
+        )
+
+    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
+        return {
+            "wer": jiwer.process_words(references, predictions).wer,
+            "cer": jiwer.process_characters(references, predictions).cer,
+        }

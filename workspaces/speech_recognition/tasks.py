@@ -1,0 +1,98 @@
+"""Training and validation of one round, in plain PyTorch."""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import torch
+
+from workspaces.speech_recognition.data import Clips
+from workspaces.speech_recognition.letters import decode
+from workspaces.speech_recognition.loss import ctc_loss
+from workspaces.speech_recognition.model import Recognizer
+
+ERROR_RATES = Path(__file__).parent / "metrics" / "error_rates.py"
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How an envoy trains in each round. `warmup` is the share of all rounds' steps in which the rate rises."""
+
+    rounds: int
+    learning_rate: float
+    local_epochs: int = 1
+    batch_size: int = 8
+    warmup: float = 0.1
+    clip_grad_norm: float = 1.0
+
+    def learning_rate_at(self, progress: float) -> float:
+        """Linearly up from 0, then linearly down to 0; `progress` is the share of the whole run's steps done."""
+        if progress < self.warmup:
+            return self.learning_rate * progress / self.warmup
+        return self.learning_rate * (1 - progress) / (1 - self.warmup)
+
+
+def train_round(
+    model: Recognizer,
+    clips: Clips,
+    optimizer: torch.optim.Optimizer,
+    device: str,
+    round_number: int,
+    settings: TrainingSettings,
+) -> dict[str, float]:
+    """Train `model` in place for `settings.local_epochs`, by CTC.
+
+    Order and dropout follow from torch's global generator, which an envoy seeds by round and client. Returns the mean
+    loss over the letters (nats), each clip's as it was before its step, and the last learning rate. Raises ValueError
+    if there are no clips.
+    """
+    if not len(clips):
+        raise ValueError("there are no clips with a transcript to train with")
+    torch.nn.Module.to(model, device)  # transformers has its own without types
+    model.train()
+    generator = np.random.default_rng(int(torch.randint(2**62, ())))
+    steps = settings.local_epochs * math.ceil(len(clips) / settings.batch_size)
+    total, letters, step = 0.0, 0, 0
+    for _ in range(settings.local_epochs):
+        for batch in clips.train_batches(settings.batch_size, generator):
+            # The middle of the step: neither the first nor the last one is in vain.
+            rate = settings.learning_rate_at((round_number + (step + 0.5) / steps) / settings.rounds)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            loss = ctc_loss(model, batch, model(batch.waveforms.to(device), batch.lengths))
+            optimizer.zero_grad()
+            (loss / len(batch.targets)).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad_norm)
+            optimizer.step()
+            total, letters, step = total + loss.item(), letters + len(batch.targets), step + 1
+    return {"loss": total / letters, "learning_rate": rate}
+
+
+def validate_clips(model: Recognizer, clips: Clips, device: str, batch_size: int = 16) -> dict[str, float]:
+    """loss (nats a letter) and the metrics of metrics/error_rates.py over all clips, decoded greedily; lower is better.
+
+    Raises ValueError if there are no clips.
+    """
+    if not len(clips):
+        raise ValueError("there are no clips with a transcript to validate with")
+    torch.nn.Module.to(model, device)
+    model.eval()
+    metric = _error_rates()
+    total, letters = 0.0, 0
+    with torch.inference_mode():
+        for batch in clips.validation_batches(batch_size):
+            logits = model(batch.waveforms.to(device), batch.lengths)
+            total, letters = total + ctc_loss(model, batch, logits).item(), letters + len(batch.targets)
+            best, frames = logits.argmax(-1).cpu(), model.count_frames(batch.lengths).tolist()
+            predictions = [decode(clip[:n]) for clip, n in zip(best, frames, strict=True)]
+            metric.add_batch(predictions=predictions, references=batch.texts)
+    return {"loss": total / letters, **metric.compute()}
+
+
+@lru_cache
+def _error_rates() -> evaluate.EvaluationModule:
+    # In memory: loading takes a second, and files would be written at each use.
+    return evaluate.load(str(ERROR_RATES), keep_in_memory=True)
