@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from scripts.demo_corpus.fsd50k import make_fsd50k
+from scripts.demo_corpus.librispeech import make_librispeech
 from scripts.demo_corpus.speech_commands import make_speech_commands
 from scripts.local_federation import REPOSITORY, LocalFederation, free_port
 from tests.integration.conftest import READY_SECONDS, USER
@@ -70,7 +71,7 @@ def test_jupyter_and_the_notebook_are_where_the_readme_says(copy):
 def test_a_simulation_runs_as_the_readme_says(copy):
     small = " --clients 4 --rounds 1 --set batch_size=4"  # of the same command
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    train = command("--mode simulated").replace("--clients 40", "") + small
+    train = command("train.py keyword_spotting").replace("--clients 40", "") + small
     subprocess.run(train, shell=True, cwd=copy, env=environment, check=True, stdout=subprocess.DEVNULL)
     names = {path.name for path in (copy / "runs" / "simulated").iterdir()}
     assert {"result.json", "history.jsonl", "model", "accuracy.png"} <= names
@@ -103,6 +104,30 @@ def test_sound_events_are_prepared_trained_and_searched_as_the_readme_says(copy)
         )
     assert {"scores.png", "class_by_uploader.png"} <= {path.name for path in (copy / "runs" / "events").iterdir()}
     assert len((copy / "runs" / "grid" / "results.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.timeout(600)
+def test_speech_is_enhanced_and_a_hubert_pretrained_and_distilled_as_the_readme_says(copy):
+    make_fsd50k(copy / "data" / "FSD50K", n_dev_clips=40, n_eval_clips=18)
+    make_librispeech(
+        copy / "data" / "LibriSpeech", n_train_speakers=8, n_dev_speakers=1, n_test_speakers=1, n_utterances=4
+    )
+    for line in (
+        command("prepare_librifsd50k.py"),
+        command("train.py speech_enhancement").replace("--clients 8", "--clients 3") + " --rounds 1 --local-epochs 1",
+        command("prepare_librispeech.py"),
+        command("make_hubert_targets.py").replace("--clusters 100", "--clusters 50 --name federated-mfcc39-100"),
+        command("train.py hubert --mode simulated --data") + " --rounds 1 --local-epochs 1 --set model.clusters=50",
+        command("distillation_small.yaml") + " --rounds 1 --local-epochs 1",
+        command("benchmark_hubert.py").replace(
+            "--seconds 10 --clips 2 --repeats 2", "--seconds 1 --clips 1 --repeats 1"
+        ),
+    ):
+        subprocess.run(
+            line, shell=True, cwd=copy, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, stdout=subprocess.DEVNULL
+        )
+    for run in ("enhancement", "hubert", "student"):
+        assert {"result.json", "history.jsonl", "model"} <= {path.name for path in (copy / "runs" / run).iterdir()}
 
 
 def test_the_preparation_benchmark_runs_as_the_readme_says(copy):
