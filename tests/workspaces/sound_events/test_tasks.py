@@ -14,7 +14,7 @@ def train(model, patches, rounds, learning_rate=3e-3):
     return [train_round(model, patches, optimizer, "cpu", r, settings)["loss"] for r in range(rounds)]
 
 
-@pytest.mark.parametrize(("architecture", "normalisation", "rounds"), [("vgg", "batch", 2), ("crnn", "group", 4)])
+@pytest.mark.parametrize(("architecture", "normalisation", "rounds"), [("vgg", "batch", 4), ("crnn", "group", 4)])
 def test_training_learns(make_clips, architecture, normalisation, rounds):
     unseen = Patches(make_clips(40, seed=1))
     model = create_tagger(architecture, 4, normalisation, width=0.25)
