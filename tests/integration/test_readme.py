@@ -112,9 +112,11 @@ def test_speech_is_enhanced_and_a_hubert_pretrained_and_distilled_as_the_readme_
     make_librispeech(
         copy / "data" / "LibriSpeech", n_train_speakers=8, n_dev_speakers=1, n_test_speakers=1, n_utterances=4
     )
+    (copy / "workspaces" / "speech_enhancement" / "comparison.yaml").write_text("centralized: --mode centralized\n")
     for line in (
         command("prepare_librifsd50k.py"),
         command("train.py speech_enhancement").replace("--clients 8", "--clients 3") + " --rounds 1 --local-epochs 1",
+        command("compare_modes.py speech_enhancement") + " --rounds 1 --local-epochs 1",
         command("prepare_librispeech.py"),
         command("make_hubert_targets.py").replace("--clusters 100", "--clusters 50 --name federated-mfcc39-100"),
         command("train.py hubert --mode simulated --data") + " --rounds 1 --local-epochs 1 --set model.clusters=50",
