@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from openfl.interface.interactive_api.experiment import DataInterface
-from openfl.interface.interactive_api.shard_descriptor import ShardDataset, ShardDescriptor
+from openfl.interface.interactive_api.shard_descriptor import ShardDataset
 
 from federation.run_settings import SettingsError
+from federation.shard_data import ShardData
 from workspaces.hubert.masking import MaskSettings, draw_mask
 from workspaces.hubert.model import HOP_LENGTH, RECEPTIVE_FIELD, count_frames, real_frames
 
@@ -187,32 +187,18 @@ def _check_targets(info: dict[str, Any] | None, clusters: int) -> None:
         raise SettingsError(f"targets have {info['clusters']} clusters, and model.clusters is {clusters}")
 
 
-class HubertData(DataInterface):
+class HubertData(ShardData):
     """Gives the tasks their clips: those of the node's shard. Sizes are in frames, as the losses are means over those:
 
     the mean over nodes of masked_accuracy is then that over the masked frames of all.
     """
 
     def __init__(self, mask: MaskSettings | None, clusters: int | None) -> None:
-        # Not as arguments of OpenFL's, which it writes into its plan as YAML.
         super().__init__()
         self._mask, self._clusters = mask, clusters
 
-    @property
-    def shard_descriptor(self) -> ShardDescriptor:
-        return self._shard_descriptor
-
-    @shard_descriptor.setter
-    def shard_descriptor(self, shard_descriptor: ShardDescriptor) -> None:
-        self._shard_descriptor = shard_descriptor
-        self._train = Clips(shard_descriptor.get_dataset("train"), self._mask, self._clusters)
-        self._validation = Clips(shard_descriptor.get_dataset("validation"), self._mask, self._clusters)
-
-    def get_train_loader(self, **kwargs: Any) -> Clips:
-        return self._train
-
-    def get_valid_loader(self, **kwargs: Any) -> Clips:
-        return self._validation
+    def make_train(self, dataset: ShardDataset) -> Clips:
+        return Clips(dataset, self._mask, self._clusters)
 
     def get_train_data_size(self) -> int:
         return int(self._train.frames.sum())

@@ -4,10 +4,8 @@ What `save_model` writes is a folder of Transformers (`HubertModel.from_pretrain
 """
 
 import json
-import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from torchaudio.models.wav2vec2.components import ConvLayerBlock, GradMultiply
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 from transformers.utils.hub import cached_file
 
+from federation.pretrained import explain_missing_weights
 from federation.run_settings import SettingsError
 
 SAMPLE_RATE = 16_000
@@ -27,10 +26,6 @@ HOP_LENGTH = 320  # samples from one frame to the next, 20 ms
 RECEPTIVE_FIELD = 400  # samples that one frame sees
 LOGIT_TEMPERATURE = 0.1  # of the paper, equation 3
 CONFIGS = Path(__file__).parent / "configs"
-
-
-class PretrainedWeightsError(SettingsError):
-    """Pretrained weights are neither in a folder nor in the hub's cache, and the hub cannot be reached."""
 
 
 class Hubert(torch.nn.Module):
@@ -235,20 +230,6 @@ def check_frames(config: HubertConfig) -> None:
             f"conv_kernel {list(config.conv_kernel)} and conv_stride {list(config.conv_stride)} give frames of {field} "
             f"samples every {hop}: they should have {RECEPTIVE_FIELD} every {HOP_LENGTH}"
         )
-
-
-@contextmanager
-def explain_missing_weights(pretrained: str | Path) -> Iterator[None]:
-    """Raise PretrainedWeightsError when transformers does not find `pretrained`."""
-    try:
-        yield
-    except OSError as error:
-        cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
-        raise PretrainedWeightsError(
-            f"no weights for '{pretrained}': it is no folder, not in the cache ({cache}), and the hub did not "
-            f"answer. On a connected machine run `hf download {pretrained}` and copy the cache, or give a folder "
-            "written by save_pretrained"
-        ) from error
 
 
 def _torchaudio_arguments(config: HubertConfig) -> dict[str, Any]:

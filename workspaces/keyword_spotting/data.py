@@ -3,10 +3,10 @@
 from typing import Any
 
 import numpy as np
-from openfl.interface.interactive_api.experiment import DataInterface
-from openfl.interface.interactive_api.shard_descriptor import ShardDataset, ShardDescriptor
+from openfl.interface.interactive_api.shard_descriptor import ShardDataset
 from torch.utils.data import Dataset
 
+from federation.shard_data import ShardData
 from workspaces.keyword_spotting.model import create_feature_extractor
 
 
@@ -72,33 +72,11 @@ def repeat_rare_labels(labels: np.ndarray) -> np.ndarray:
     return np.concatenate([np.resize(group, max(len(group), wanted)) for group in groups] or [labels.astype(int)])
 
 
-class KeywordData(DataInterface):
+class KeywordData(ShardData):
     """Gives the tasks their clips: those of the node's shard."""
 
-    @property
-    def shard_descriptor(self) -> ShardDescriptor:
-        return self._shard_descriptor
+    def make_train(self, dataset: ShardDataset) -> Any:
+        return TrainClips(dataset)
 
-    @shard_descriptor.setter
-    def shard_descriptor(self, shard_descriptor: ShardDescriptor) -> None:
-        self._shard_descriptor = shard_descriptor
-        self._train = self.make_train_clips(shard_descriptor.get_dataset("train"))
-        self._validation = self.make_validation_clips(shard_descriptor.get_dataset("validation"))
-
-    def make_train_clips(self, shard_dataset: ShardDataset) -> Any:
-        return TrainClips(shard_dataset)
-
-    def make_validation_clips(self, shard_dataset: ShardDataset) -> Any:
-        return Clips(shard_dataset)
-
-    def get_train_loader(self, **kwargs: Any) -> Any:
-        return self._train
-
-    def get_valid_loader(self, **kwargs: Any) -> Any:
-        return self._validation
-
-    def get_train_data_size(self) -> int:
-        return len(self._train)
-
-    def get_valid_data_size(self) -> int:
-        return len(self._validation)
+    def make_validation(self, dataset: ShardDataset) -> Any:
+        return Clips(dataset)

@@ -5,7 +5,6 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -138,15 +137,15 @@ class EncoderData(KeywordData):
     `batch_size` is that of the training.
     """
 
-    def __init__(self, batch_size: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, batch_size: int) -> None:
+        super().__init__()
         self.batch_size = batch_size
 
-    def make_train_clips(self, shard_dataset: ShardDataset) -> EncoderClips:
-        return EncoderClips(shard_dataset, repeat_rare=True)
+    def make_train(self, dataset: ShardDataset) -> EncoderClips:
+        return EncoderClips(dataset, repeat_rare=True)
 
-    def make_validation_clips(self, shard_dataset: ShardDataset) -> EncoderClips:
-        return EncoderClips(shard_dataset)
+    def make_validation(self, dataset: ShardDataset) -> EncoderClips:
+        return EncoderClips(dataset)
 
     def get_train_data_size(self) -> int:
         return self._train.num_clips if self._train.num_clips >= self.batch_size else 0

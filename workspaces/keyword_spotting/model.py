@@ -1,23 +1,17 @@
 """Wav2Vec2 with a classification head, from pretrained weights or from a random start."""
 
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
 
-from federation.run_settings import SettingsError
+from federation.pretrained import explain_missing_weights
 
 SAMPLE_RATE = 16_000
 CONFIGS = Path(__file__).parent / "configs"
-
-
-class PretrainedWeightsError(SettingsError):
-    """Pretrained weights are neither in a folder nor in the hub's cache, and the hub cannot be reached."""
 
 
 def create_wav2vec2(
@@ -65,20 +59,3 @@ def check_source(pretrained: str | None, config: str | Path | None) -> None:
 def label_names(labels: Sequence[str]) -> dict[str, Any]:
     """What a configuration of transformers says about the classes."""
     return {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-
-
-@contextmanager
-def explain_missing_weights(pretrained: str | None) -> Iterator[None]:
-    """Raise PretrainedWeightsError when transformers does not find `pretrained`."""
-    try:
-        yield
-    except OSError as error:
-        raise PretrainedWeightsError(
-            f"no weights for '{pretrained}': it is no folder, not in the cache ({_cache()}), and the hub did not "
-            f"answer. On a connected machine run `hf download {pretrained}` and copy the cache, or give a folder "
-            "written by save_pretrained"
-        ) from error
-
-
-def _cache() -> str:
-    return os.environ.get("HF_HOME", "~/.cache/huggingface")

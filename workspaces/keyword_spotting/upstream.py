@@ -15,13 +15,13 @@ from transformers import (
     WhisperConfig,
 )
 
+from federation.pretrained import explain_missing_weights
 from federation.run_settings import SettingsError
 from workspaces.keyword_spotting.data import MAX_SHIFT_SAMPLES
 from workspaces.keyword_spotting.encoder import EncoderModel
 from workspaces.keyword_spotting.model import (
     SAMPLE_RATE,
     check_source,
-    explain_missing_weights,
     label_names,
     read_config,
 )

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperPreTrainedModel
 
+from federation.pretrained import explain_missing_weights
 from workspaces.keyword_spotting.encoder import EncoderModel
 from workspaces.keyword_spotting.model import (
     SAMPLE_RATE,
     check_source,
-    explain_missing_weights,
     label_names,
     read_config,
 )

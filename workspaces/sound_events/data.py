@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
-from openfl.interface.interactive_api.experiment import DataInterface
-from openfl.interface.interactive_api.shard_descriptor import ShardDataset, ShardDescriptor
+from openfl.interface.interactive_api.shard_descriptor import ShardDataset
 
 from federation.run_settings import SettingsError
+from federation.shard_data import ShardData
 
 
 class Patches:
@@ -59,7 +58,7 @@ def shuffled_batches(number: int, batch_size: int, seed: tuple[int, ...]) -> lis
     return [np.sort(batch) for batch in np.array_split(order, math.ceil(number / batch_size))]
 
 
-class SoundEventData(DataInterface):
+class SoundEventData(ShardData):
     """Gives the tasks the patches of the node's shard. The weight of a client's update is its number of patches."""
 
     def __init__(self, classes: int) -> None:
@@ -67,29 +66,9 @@ class SoundEventData(DataInterface):
         super().__init__()
         self._classes = classes
 
-    @property
-    def shard_descriptor(self) -> ShardDescriptor:
-        return self._shard_descriptor
-
-    @shard_descriptor.setter
-    def shard_descriptor(self, shard_descriptor: ShardDescriptor) -> None:
-        self._shard_descriptor = shard_descriptor
-        train = shard_descriptor.get_dataset("train")
-        check_classes(self._classes, train)
-        self._train = Patches(train)
-        self._validation = Patches(shard_descriptor.get_dataset("validation"))
-
-    def get_train_loader(self, **kwargs: Any) -> Patches:
-        return self._train
-
-    def get_valid_loader(self, **kwargs: Any) -> Patches:
-        return self._validation
-
-    def get_train_data_size(self) -> int:
-        return len(self._train)
-
-    def get_valid_data_size(self) -> int:
-        return len(self._validation)
+    def make_train(self, dataset: ShardDataset) -> Patches:
+        check_classes(self._classes, dataset)
+        return Patches(dataset)
 
 
 def check_classes(classes: int, shard_dataset: ShardDataset) -> None:

@@ -1,11 +1,10 @@
 """Clips of a shard as sources to mix."""
 
-from typing import Any
-
 import numpy as np
 import torch
-from openfl.interface.interactive_api.experiment import DataInterface
-from openfl.interface.interactive_api.shard_descriptor import ShardDataset, ShardDescriptor
+from openfl.interface.interactive_api.shard_descriptor import ShardDataset
+
+from federation.shard_data import ShardData
 
 
 class Sources:
@@ -45,31 +44,12 @@ class Sources:
         return max(0, int(recorded[-1]) + 1 - self.num_samples) if len(recorded) else 0
 
 
-class EnhancementData(DataInterface):
+class EnhancementData(ShardData):
     """Gives the tasks their clips: those of the node's shard, `num_samples` of each."""
 
     def __init__(self, num_samples: int) -> None:
         super().__init__()
         self._num_samples = num_samples
 
-    @property
-    def shard_descriptor(self) -> ShardDescriptor:
-        return self._shard_descriptor
-
-    @shard_descriptor.setter
-    def shard_descriptor(self, shard_descriptor: ShardDescriptor) -> None:
-        self._shard_descriptor = shard_descriptor
-        self._train = Sources(shard_descriptor.get_dataset("train"), self._num_samples)
-        self._validation = Sources(shard_descriptor.get_dataset("validation"), self._num_samples)
-
-    def get_train_loader(self, **kwargs: Any) -> Sources:
-        return self._train
-
-    def get_valid_loader(self, **kwargs: Any) -> Sources:
-        return self._validation
-
-    def get_train_data_size(self) -> int:
-        return len(self._train)
-
-    def get_valid_data_size(self) -> int:
-        return len(self._validation)
+    def make_train(self, dataset: ShardDataset) -> Sources:
+        return Sources(dataset, self._num_samples)

@@ -3,13 +3,12 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from openfl.interface.interactive_api.experiment import DataInterface
-from openfl.interface.interactive_api.shard_descriptor import ShardDataset, ShardDescriptor
+from openfl.interface.interactive_api.shard_descriptor import ShardDataset
 
+from federation.shard_data import ShardData
 from workspaces.speech_recognition.letters import encode, normalize
 
 logger = logging.getLogger(__name__)
@@ -88,30 +87,14 @@ class Clips:
         )
 
 
-class SpeechData(DataInterface):
+class SpeechData(ShardData):
     """Gives the tasks their clips: those of the node's shard.
 
     The size of a validation is in words: the mean over nodes of word error rates is then that over the words of all.
     """
 
-    @property
-    def shard_descriptor(self) -> ShardDescriptor:
-        return self._shard_descriptor
-
-    @shard_descriptor.setter
-    def shard_descriptor(self, shard_descriptor: ShardDescriptor) -> None:
-        self._shard_descriptor = shard_descriptor
-        self._train = Clips(shard_descriptor.get_dataset("train"))
-        self._validation = Clips(shard_descriptor.get_dataset("validation"))
-
-    def get_train_loader(self, **kwargs: Any) -> Clips:
-        return self._train
-
-    def get_valid_loader(self, **kwargs: Any) -> Clips:
-        return self._validation
-
-    def get_train_data_size(self) -> int:
-        return len(self._train)
+    def make_train(self, dataset: ShardDataset) -> Clips:
+        return Clips(dataset)
 
     def get_valid_data_size(self) -> int:
         return self._validation.num_words

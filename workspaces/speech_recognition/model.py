@@ -1,10 +1,7 @@
 """HuBERT with a linear layer to letters, from pretrained weights or from a random start."""
 
 import json
-import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +16,12 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
 )
 
+from federation.pretrained import explain_missing_weights
 from federation.run_settings import SettingsError
 from workspaces.speech_recognition.letters import BLANK, CLASSES, LETTERS
 
 SAMPLE_RATE = 16_000
 CONFIGS = Path(__file__).parent / "configs"
-
-
-class PretrainedWeightsError(SettingsError):
-    """Pretrained weights are neither in a folder nor in the hub's cache, and the hub cannot be reached."""
 
 
 class Recognizer(HubertForCTC):
@@ -121,20 +115,6 @@ def save_recognizer(model: Recognizer, folder: Path) -> None:
         vocabulary = Path(temporary) / "vocab.json"
         vocabulary.write_text(json.dumps(tokens), encoding="utf-8")
         Wav2Vec2CTCTokenizer(str(vocabulary), unk_token="<pad>", bos_token=None, eos_token=None).save_pretrained(folder)
-
-
-@contextmanager
-def explain_missing_weights(pretrained: str | None) -> Iterator[None]:
-    """Raise PretrainedWeightsError when transformers does not find `pretrained`."""
-    try:
-        yield
-    except OSError as error:
-        cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
-        raise PretrainedWeightsError(
-            f"no weights for '{pretrained}': it is no folder, not in the cache ({cache}), and the hub did not "
-            f"answer. On a connected machine run `hf download {pretrained}` and copy the cache, or give a folder "
-            "written by save_pretrained"
-        ) from error
 
 
 def _check_kind(values: dict, upstream: str | None) -> None:

@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from transformers import HubertConfig, HubertModel
 
 from federation.adapter import FrameworkAdapterPlugin
+from federation.pretrained import PretrainedWeightsError
 from federation.run_settings import SettingsError
 from tests.workspaces.hubert.tones import CLUSTERS, TINY, Tones, batch_of, clips_of, tiny_hubert
 from workspaces.hubert.data import Clips
 from workspaces.hubert.distillation import Distillation, compare_size_and_speed, create_student, load_teacher
 from workspaces.hubert.loss import FrameCounts
-from workspaces.hubert.model import PretrainedWeightsError, load_model, save_model
+from workspaces.hubert.model import load_model, save_model
 from workspaces.hubert.tasks import TrainingSettings, add_sums, train_round, validate_objective
 
 SMALLER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "conv_dim": [8, 12, 16]}

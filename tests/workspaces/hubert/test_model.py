@@ -7,10 +7,10 @@ import torch.nn.functional as F
 import torchaudio
 from transformers import AutoFeatureExtractor, HubertConfig, HubertModel
 
+from federation.pretrained import PretrainedWeightsError
 from federation.run_settings import SettingsError
 from tests.workspaces.hubert.tones import TINY, batch_of, tiny_hubert
 from workspaces.hubert.model import (
-    PretrainedWeightsError,
     check_frames,
     count_frames,
     create_hubert,

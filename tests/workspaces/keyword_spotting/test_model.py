@@ -3,8 +3,8 @@ import pytest
 import torch
 from transformers import pipeline
 
+from federation.pretrained import PretrainedWeightsError
 from workspaces.keyword_spotting.model import (
-    PretrainedWeightsError,
     create_feature_extractor,
     create_wav2vec2,
     read_config,

@@ -9,12 +9,13 @@ from transformers import HubertConfig, HubertModel, Wav2Vec2Config, Wav2Vec2Feat
 from transformers import WhisperConfig as OtherConfig
 
 from federation.adapter import FrameworkAdapterPlugin
+from federation.pretrained import PretrainedWeightsError
 from federation.run_settings import SettingsError, load_run_settings
 from workspaces.keyword_spotting import encoder_data
 from workspaces.keyword_spotting.encoder_data import EncoderClips, EncoderData, open_output_store
 from workspaces.keyword_spotting.encoder_tasks import EncoderSettings, train_round, validate_clips
 from workspaces.keyword_spotting.experiment import Settings, arguments
-from workspaces.keyword_spotting.model import CONFIGS, PretrainedWeightsError
+from workspaces.keyword_spotting.model import CONFIGS
 from workspaces.keyword_spotting.upstream import UpstreamForKeywords, create_upstream
 
 LABELS = ("low", "high")

@@ -6,7 +6,7 @@ import torch
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperModel
 
 from federation.adapter import FrameworkAdapterPlugin
-from workspaces.keyword_spotting.model import PretrainedWeightsError
+from federation.pretrained import PretrainedWeightsError
 from workspaces.keyword_spotting.whisper import (
     WhisperForKeywords,
     WhisperKeywordsConfig,

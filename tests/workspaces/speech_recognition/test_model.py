@@ -4,10 +4,11 @@ from transformers import HubertConfig, HubertForCTC, HubertModel, Wav2Vec2Featur
 from transformers import WhisperConfig as OtherConfig
 
 from federation.adapter import FrameworkAdapterPlugin
+from federation.pretrained import PretrainedWeightsError
 from federation.run_settings import SettingsError
 from tests.workspaces.speech_recognition.speech import TINY, tiny_recognizer
 from workspaces.speech_recognition.letters import encode
-from workspaces.speech_recognition.model import PretrainedWeightsError, create_recognizer, save_recognizer
+from workspaces.speech_recognition.model import create_recognizer, save_recognizer
 
 HEAD = {"lm_head.weight", "lm_head.bias"}
 

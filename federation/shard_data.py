@@ -1,0 +1,45 @@
+"""What gives an experiment's tasks the data of the node's shard."""
+
+from typing import Any
+
+from openfl.interface.interactive_api.experiment import DataInterface
+from openfl.interface.interactive_api.shard_descriptor import ShardDataset, ShardDescriptor
+
+
+class ShardData(DataInterface):
+    """A DataInterface that makes the loaders of a shard's train and validation datasets, when it gets the shard.
+
+    Sizes are those of the loaders: a client's update weighs as much as its train size, its metrics as the validation's.
+    """
+
+    def __init__(self) -> None:
+        # OpenFL's would take arguments, and write them into its plan as YAML.
+        super().__init__()
+
+    def make_train(self, dataset: ShardDataset) -> Any:
+        raise NotImplementedError
+
+    def make_validation(self, dataset: ShardDataset) -> Any:
+        return self.make_train(dataset)
+
+    @property
+    def shard_descriptor(self) -> ShardDescriptor:
+        return self._shard_descriptor
+
+    @shard_descriptor.setter
+    def shard_descriptor(self, shard_descriptor: ShardDescriptor) -> None:
+        self._shard_descriptor = shard_descriptor
+        self._train = self.make_train(shard_descriptor.get_dataset("train"))
+        self._validation = self.make_validation(shard_descriptor.get_dataset("validation"))
+
+    def get_train_loader(self, **kwargs: Any) -> Any:
+        return self._train
+
+    def get_valid_loader(self, **kwargs: Any) -> Any:
+        return self._validation
+
+    def get_train_data_size(self) -> int:
+        return len(self._train)
+
+    def get_valid_data_size(self) -> int:
+        return len(self._validation)
