@@ -1,9 +1,11 @@
-"""What a shard descriptor raises.
+"""What a shard descriptor raises, and how its messages name many things at once.
 
 ValueError
 ├── CorpusError  the corpus, or a parameter of the shard descriptor, cannot be used
 └── AudioError   one audio file cannot be used
 """
+
+from collections.abc import Iterable
 
 
 class CorpusError(ValueError):
@@ -12,3 +14,14 @@ class CorpusError(ValueError):
 
 class AudioError(ValueError):
     """An audio file cannot be used; the message names the file and the fault."""
+
+
+def first_names(names: Iterable[str], at_most: int = 3) -> str:
+    """The first names, and how many more there are.
+
+    >>> first_names(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    names = list(names)
+    more = f" and {len(names) - at_most:,} more" if len(names) > at_most else ""
+    return ", ".join(names[:at_most]) + more

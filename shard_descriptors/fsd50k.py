@@ -14,11 +14,10 @@ import numpy as np
 import yaml
 from openfl.interface.interactive_api.shard_descriptor import ShardDataset, ShardDescriptor
 
-from shard_descriptors.errors import CorpusError
+from shard_descriptors.errors import CorpusError, first_names
 from shard_descriptors.fsd50k_layout import SPLITS
 from shard_descriptors.mel_store import N_MELS, PATCH_FRAMES, MelStore, open_store
 from shard_descriptors.partition import by_speaker, parse_rank_worldsize
-from shard_descriptors.speech_commands import first_names
 
 DIVISIONS = ("official", "uploader")
 PUBLISHED = {"train": 36_796, "validation": 4_170, "test": 10_231}  # clips, arXiv 2010.00475

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shard_descriptors.errors import CorpusError
-from shard_descriptors.speech_commands import first_names
+from shard_descriptors.errors import CorpusError, first_names
 
 SPLITS = ("train", "validation", "test")
 OFFICIAL = {"train": "train", "val": "validation"}  # the column `split` of dev.csv

@@ -35,6 +35,7 @@ from rich.progress import (
 
 from shard_descriptors.audio import read_waveform
 from shard_descriptors.errors import AudioError, CorpusError
+from shard_descriptors.files import write_json
 from shard_descriptors.fsd50k_layout import Clip, Layout
 from shard_descriptors.mel_store import (
     DESCRIPTION,
@@ -179,10 +180,10 @@ def prepare_store(layout: Layout, out: Path, features: str = "log_mel", workers:
         return False
     out.mkdir(parents=True, exist_ok=True)
     if not (out / DESCRIPTION).exists():
-        _write_json(out / DESCRIPTION, description)
+        write_json(out / DESCRIPTION, description)
     _write_clips(layout, out, features, workers)
-    _write_json(out / REPORT, report(read_table(out / TABLE)))
-    _write_json(out / DESCRIPTION, {**description, "complete": True})
+    write_json(out / REPORT, report(read_table(out / TABLE)))
+    write_json(out / DESCRIPTION, {**description, "complete": True})
     return True
 
 
@@ -285,7 +286,7 @@ def _read(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
 def _is_complete(out: Path, description: dict[str, Any]) -> bool:
     """Whether there is nothing to do; raises if `out` is anything but this store."""
     if not (out / DESCRIPTION).is_file():
-        if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= {f"{DESCRIPTION}.partial"}):
+        if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= {f".{DESCRIPTION}.partial"}):
             raise CorpusError(f"out: {out} exists and is no store of mel frames; choose another folder")
         return False
     found = json.loads((out / DESCRIPTION).read_text(encoding="utf-8"))
@@ -326,12 +327,6 @@ def _line(row: StoredClip) -> bytes:
 
 def _end_of(rows: Sequence[StoredClip]) -> int:
     return sum(row.num_frames for row in rows) * FRAME_BYTES
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

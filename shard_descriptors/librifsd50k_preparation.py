@@ -17,6 +17,7 @@ import soundfile
 
 from shard_descriptors.audio import audio_problem, read_waveform
 from shard_descriptors.errors import AudioError, CorpusError
+from shard_descriptors.files import replacing
 from shard_descriptors.fsd50k_layout import DEVELOPMENT, EVALUATION, Part
 from shard_descriptors.librifsd50k_store import (
     CHUNK_SAMPLES,
@@ -26,7 +27,6 @@ from shard_descriptors.librifsd50k_store import (
     Pair,
     Plan,
     Written,
-    replacing,
     write_store,
 )
 from shard_descriptors.librispeech_layout import SUBSETS, Utterance, read_librispeech

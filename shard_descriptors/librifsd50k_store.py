@@ -13,15 +13,15 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from shard_descriptors.errors import CorpusError
+from shard_descriptors.files import replacing, write_json
 
 SAMPLE_RATE = 16_000
 CHUNK_SAMPLES = 64_000  # 4 s
@@ -165,8 +165,7 @@ def write_store(
     ]
     with replacing(out / TABLE) as path, path.open("w", newline="", encoding="utf-8") as lines:
         csv.writer(lines).writerows([Chunk._fields, *rows])
-    with replacing(out / REPORT) as path:
-        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(out / REPORT, report)
     (out / JOURNAL).unlink()
     return report
 
@@ -179,19 +178,6 @@ def summarize(report: Mapping[str, Any]) -> list[str]:
         for split, counts in report["splits"].items()
     ]
     return lines + [f"left out {of['count']:,}: {reason}" for reason, of in report["left_out"].items()]
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside a file, which takes the file's place when the block ends without an error."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield partial
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    partial.replace(path)
 
 
 # A process has one store, or a few: the speech to enhance, and the one that a model was trained on before.

@@ -18,7 +18,7 @@ import soundfile
 
 from shard_descriptors.audio import audio_problem, read_waveform
 from shard_descriptors.errors import AudioError, CorpusError
-from shard_descriptors.librifsd50k_store import replacing
+from shard_descriptors.files import replacing, write_json
 from shard_descriptors.librispeech import (
     COLUMNS,
     FRAME_SAMPLES,
@@ -96,8 +96,7 @@ def prepare_librispeech(
     clips += [to_clip(u, split) for split, subset in GLOBAL_SPLITS.items() for u in usable.get(subset, ())]
     report = _report(settings, found, used, scanned, clips)
     _write_table(out, clips)
-    with replacing(out / REPORT) as path:
-        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(out / REPORT, report)
     (out / JOURNAL).unlink()
     return report
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shard_descriptors.audio import AudioSource, audio_problem
-from shard_descriptors.errors import CorpusError
+from shard_descriptors.errors import CorpusError, first_names
 
 logger = logging.getLogger(__name__)
 
@@ -189,17 +189,6 @@ def read_hub(name: str) -> Corpus:
     version = next((version for version, published in PUBLISHED.values() if published == counts), None)
     shared = {split: tuple(clips) for split, clips in splits.items()}
     return Corpus(splits=shared, version=version, name=name, table=datasets.concatenate_datasets(tables))
-
-
-def first_names(names: Iterable[str], at_most: int = 3) -> str:
-    """The first names, and how many more there are.
-
-    >>> first_names(["a", "b", "c", "d", "e"])
-    'a, b, c and 2 more'
-    """
-    names = list(names)
-    more = f" and {len(names) - at_most:,} more" if len(names) > at_most else ""
-    return ", ".join(names[:at_most]) + more
 
 
 def count_files(count: int) -> str:

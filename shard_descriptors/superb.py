@@ -17,7 +17,7 @@ from shard_descriptors.division import (
     divide,
     split_silence,
 )
-from shard_descriptors.errors import CorpusError
+from shard_descriptors.errors import CorpusError, first_names
 from shard_descriptors.partition import count_groups, parse_rank_worldsize
 from shard_descriptors.speech_commands import (
     LABELS,
@@ -27,7 +27,6 @@ from shard_descriptors.speech_commands import (
     Clip,
     Corpus,
     count_files,
-    first_names,
     read_corpus,
 )
 

@@ -253,6 +253,12 @@ def test_a_killed_run_goes_on_to_the_same_store_and_leaves_no_process(tmp_path):
     assert check_store(layout, tmp_path / "store") == []
 
 
+def test_a_run_that_was_killed_at_its_first_file_is_begun_again(made, tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / ".store.json.partial").write_text("{")
+    assert prepare_store(read_layout(made[0]), tmp_path / "store")
+
+
 def test_lines_of_the_table_without_their_frames_are_written_again(made, store_folder, tmp_path):
     shutil.copytree(store_folder, tmp_path / "store")
     description = json.loads((tmp_path / "store/store.json").read_text())

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from shard_descriptors import division, partition, speech_commands
+from shard_descriptors import division, errors, partition
 from shard_descriptors.errors import CorpusError
 from shard_descriptors.partition import by_clip, by_speaker, by_speaker_groups, count_groups, parse_rank_worldsize
 
@@ -14,7 +14,7 @@ from shard_descriptors.partition import by_clip, by_speaker, by_speaker_groups, 
 SPEAKERS = [f"s{i:02d}" for i in range(40) for _ in range(i + 1)]
 
 
-@pytest.mark.parametrize("module", [partition, speech_commands, division], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [partition, errors, division], ids=lambda module: module.__name__)
 def test_examples_in_docstrings(module):
     failed, tried = doctest.testmod(module)
     assert (failed, tried > 0) == (0, True)
