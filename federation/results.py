@@ -26,6 +26,10 @@ def write_json_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
     _write(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def _write(path: Path, text: str) -> None:
     temporary = path.with_suffix(".partial")
     temporary.write_text(text, encoding="utf-8")

@@ -11,7 +11,7 @@ from federation.certificates import CertificateError
 from federation.definition import WeightsError
 from federation.interactive_api import DirectorError, ExperimentFailedError
 from federation.progress import TRAIN
-from federation.results import write_json, write_json_lines, write_result
+from federation.results import read_json_lines, write_json, write_json_lines, write_result
 from federation.rounds import TooFewUpdatesError
 from federation.run_settings import RunSettings, SettingsError
 from federation.virtual_envoys import SimulationError
@@ -61,7 +61,10 @@ def run(
     for clients in experiments:
         folder = out if len(experiments) == 1 else out / clients.trainers[0]
         result_file = folder / "result.json"
-        if not result_file.exists():
+        if result_file.exists():
+            for record in read_json_lines(folder / "history.jsonl"):
+                on_round(record)
+        else:
             _run_one(clients, mode, folder, workers, ray_address, gpus_per_client, on_round)
         results[clients.trainers[0]] = json.loads(result_file.read_text())
     if len(experiments) == 1:

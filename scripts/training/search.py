@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from federation.progress import VALIDATE
+from federation.results import read_json_lines
 from federation.run_settings import RunSettings, load_run_settings
 from federation.virtual_envoys import start_ray
 from scripts.training.modes import workspace_experiment
@@ -82,17 +84,16 @@ class Search:
         trainable = tune.with_resources(self._run_trial, {"cpu": 1, "gpu": gpus_per_trial})
         # A trial finds its folder by an absolute path, and the code where this process finds it.
         os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+        # Ray's own way to go on with a search forgets what ended trials reported, and in which order they came. Here
+        # every trial is run anew: it reports its earlier rounds, and goes on from there.
+        shutil.rmtree(self.out / "ray", ignore_errors=True)
         with start_ray(workers, ray_address):
-            earlier = self.out / "ray" / "search"
-            if tune.Tuner.can_restore(str(earlier)):
-                tuner = tune.Tuner.restore(str(earlier), trainable, resume_unfinished=True, restart_errored=True)
-            else:
-                tuner = tune.Tuner(
-                    trainable,
-                    param_space={"trial": tune.grid_search(list(range(len(self.choices))))},
-                    tune_config=self._tune_config(early_stopping),
-                    run_config=tune.RunConfig("search", str(self.out / "ray"), verbose=1),
-                )
+            tuner = tune.Tuner(
+                trainable,
+                param_space={"trial": tune.grid_search(list(range(len(self.choices))))},
+                tune_config=self._tune_config(early_stopping),
+                run_config=tune.RunConfig("search", str(self.out / "ray"), verbose=1),
+            )
             results = tuner.fit()
         failed = [results[trial] for trial in range(len(results)) if results[trial].error]
         if failed:
@@ -101,8 +102,7 @@ class Search:
 
     def history(self, trial: int) -> list[dict[str, Any]]:
         """The records of the trial's rounds."""
-        lines = (self._folder(trial) / "history.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
+        return read_json_lines(self._folder(trial) / "history.jsonl")
 
     def summary(self) -> pd.DataFrame:
         """A row a trial: its values, validation metrics in its best round, test metrics of that model, what it cost.

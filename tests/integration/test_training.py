@@ -16,6 +16,8 @@ import scripts.train
 from federation.tensors import TensorFile, Tensors
 from scripts.demo_corpus.speech_commands import make_speech_commands
 from scripts.local_federation import REPOSITORY
+from scripts.training.modes import workspace_experiment
+from scripts.training.run import run
 from tests.integration.conftest import wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -91,6 +93,16 @@ def test_a_simulated_run_leaves_its_result_and_all_that_belongs_to_it(simulated)
     assert result["metrics"]["best"]["validation"] == pytest.approx(
         records[best]["metrics"]["aggregated_model_validate"], abs=1e-6
     )
+
+
+def test_whoever_comes_after_the_end_gets_all_rounds_all_the_same(simulated, corpus):
+    """A search compares a trial that had ended when it was killed."""
+    values = json.loads((simulated / "run.json").read_text())
+    settings = workspace_experiment("keyword_spotting").Settings.model_validate(values["settings"])
+    seen: list[dict[str, Any]] = []
+    result = run("keyword_spotting", settings, "simulated", corpus, simulated, on_round=seen.append)
+    assert result == json.loads((simulated / "result.json").read_text())
+    assert [record["round"] for record in seen] == list(range(ROUNDS + 1))
 
 
 def test_a_federated_run_comes_to_the_weights_and_the_history_of_the_simulated_one(simulated, corpus, tmp_path):

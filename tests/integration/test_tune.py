@@ -41,8 +41,8 @@ def test_a_killed_search_goes_on_and_ends_the_trial_that_falls_behind(corpus, tm
     over = ["--early-stopping", "--over", "optimizer.learning_rate=0.002,0.000000001"]
     process = start(corpus, out, *over)
     try:
-        history = out / "trials" / "optimizer.learning_rate=0.002" / "history.jsonl"
-        wait_for(lambda: history.exists() and len(history.read_text().splitlines()) >= 2, seconds=200)
+        ended = out / "trials" / "optimizer.learning_rate=0.002"
+        wait_for((ended / "result.json").exists, seconds=200)
     finally:
         # Ray's processes stop by themselves when the one that started them is gone.
         os.killpg(process.pid, signal.SIGKILL)
@@ -52,7 +52,7 @@ def test_a_killed_search_goes_on_and_ends_the_trial_that_falls_behind(corpus, tm
 
     trials = pd.read_csv(out / "results.csv").set_index("optimizer.learning_rate")
     assert trials["finished"].tolist() == [True, False]
-    assert trials["rounds"][0.002] == 9 == len(history.read_text().splitlines())
+    assert trials["rounds"][0.002] == 9 == len((ended / "history.jsonl").read_text().splitlines())
     assert trials["rounds"][1e-9] < 9
     assert trials["validation accuracy"][0.002] > trials["validation accuracy"][1e-9]
     assert trials["test accuracy"].notna().tolist() == [True, False]
