@@ -1,9 +1,9 @@
-"""One experiment in all four modes, as one table: metrics, seconds, bytes.
+"""One experiment in all four modes, as one table and one picture: metrics, seconds, bytes.
 
     python scripts/compare_modes.py keyword_spotting --data data/speech_commands --out runs/modes
 
 `workspaces/NAME/comparison.yaml` has a row for each run. Settings are those of `small.yaml`; other arguments go to
-`train.py`. A run that was interrupted goes on.
+`train.py`. A run that was interrupted goes on. comparison.png in `--out` has validation by round.
 """
 
 import argparse
@@ -13,10 +13,15 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-TRAIN = Path(__file__).with_name("train.py")
+# `python scripts/compare_modes.py` has scripts/ in its path and not the repository.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.training.comparison import markdown, train
+
 WORKSPACES = Path(__file__).resolve().parents[1] / "workspaces"
 SPLITS = ("validation", "test")
 
@@ -27,40 +32,44 @@ def read_comparison(workspace: str) -> dict[str, list[str]]:
     return {name: shlex.split(arguments) for name, arguments in rows.items()}
 
 
-def train(workspace: str, name: str, arguments: list[str], data: Path, out: Path) -> dict:
-    """Raises CalledProcessError if it fails; what it printed says why."""
-    folder = out / re.sub(r"[^\w.]+", "-", name)
-    print(f"==> {name}: {' '.join(arguments)}", flush=True)
-    command = [sys.executable, str(TRAIN), workspace, *arguments, "--data", str(data), "--out", str(folder)]
-    subprocess.run(command, check=True)
-    return json.loads((folder / "result.json").read_text())
-
-
-def table(results: dict[str, dict], models: list[str]) -> str:
-    """As Markdown: every metric but the loss, of each of `models` ("best", "last") on validation and test."""
+def table(results: dict[str, dict[str, Any]], models: list[str]) -> str:
+    """As Markdown: every metric but the loss, of each of `models` ("best", "last"), on validation and test as far as
+    the corpus has them."""
     scores = {name: _scores(result["metrics"], models) for name, result in results.items()}
     metrics = list(dict.fromkeys(metric for each in scores.values() for metric in each))
-    lines = [_line("run", "clients", "rounds", *metrics, "seconds", "MB sent")]
-    lines.append("| --- " * (len(metrics) + 5) + "|")
+    rows = []
     for name, result in results.items():
-        values = (f"{scores[name][metric]:.3f}" if metric in scores[name] else "" for metric in metrics)
+        values = [f"{scores[name][metric]:.3f}" if metric in scores[name] else "" for metric in metrics]
         cost = f"{result['seconds']:.0f}", f"{result['bytes']['up'] / 1e6:.0f}"
-        lines.append(_line(name, str(result["clients"]), str(result["rounds"]), *values, *cost))
-    return "\n".join(lines)
+        rows.append([name, str(result["clients"]), str(result["rounds"]), *values, *cost])
+    return markdown(["run", "clients", "rounds", *metrics, "seconds", "MB sent"], rows)
 
 
-def _scores(metrics: dict, models: list[str]) -> dict[str, float]:
+def _scores(metrics: dict[str, Any], models: list[str]) -> dict[str, float]:
     names = [name for name in metrics[models[0]]["validation"] if name != "loss"]
     return {
         f"{name}, {split}, {model}": metrics[model][split][name]
         for name in names
         for model in models
         for split in SPLITS
+        if split in metrics[model]
     }
 
 
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
+def plot(workspace: str, folders: dict[str, Path], path: Path) -> None:
+    """Validation of all runs by round: as the workspace draws it, or the metric that chooses its best model."""
+    from federation.results import read_json_lines
+    from scripts.training.modes import workspace_experiment
+    from scripts.training.plots import plot_curves
+
+    experiment = workspace_experiment(workspace)
+    histories = {name: read_json_lines(folder / "history.jsonl") for name, folder in folders.items()}
+    if hasattr(experiment, "plot_comparison"):
+        experiment.plot_comparison(histories, path)
+        return
+    settings = json.loads((next(iter(folders.values())) / "run.json").read_text())["settings"]
+    metric, _ = experiment.arguments(experiment.Settings.model_validate(settings))["best"]
+    plot_curves(histories, metric, path)
 
 
 def main() -> int:
@@ -71,14 +80,16 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", choices=("best", "last"), default=["best", "last"])
     options, changes = parser.parse_known_args()
     rows = read_comparison(options.workspace)
+    folders = {name: options.out / re.sub(r"[^\w.]+", "-", name) for name in rows}
     try:
         results = {
-            name: train(options.workspace, name, [*arguments, *changes], options.data, options.out)
+            name: train(options.workspace, [*arguments, *changes], options.data, folders[name])
             for name, arguments in rows.items()
         }
     except subprocess.CalledProcessError as error:
         return error.returncode
     print(table(results, options.models))
+    plot(options.workspace, folders, options.out / "comparison.png")
     return 0
 
 

@@ -69,6 +69,7 @@ def create_search(options: argparse.Namespace) -> "Search":
 
 
 def tune(options: argparse.Namespace) -> None:
+    from scripts.training.modes import workspace_experiment
     from scripts.training.plots import plot_curves, plot_heat_map
 
     search = create_search(options)
@@ -85,6 +86,9 @@ def tune(options: argparse.Namespace) -> None:
     axes = list(search.choices[0])
     if len(axes) == 2:
         plot_heat_map(trials, axes[0], axes[1], metric, options.out / "heatmap.png")
+    experiment = workspace_experiment(options.workspace)
+    if hasattr(experiment, "plot_search"):
+        experiment.plot_search(trials, options.out)
     print(trials.to_string(index=False))
     print(f"{options.out} has results.csv, trials/ and plots")
 

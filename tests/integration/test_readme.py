@@ -112,7 +112,10 @@ def test_speech_is_enhanced_and_a_hubert_pretrained_and_distilled_as_the_readme_
     make_librispeech(
         copy / "data" / "LibriSpeech", n_train_speakers=8, n_dev_speakers=1, n_test_speakers=1, n_utterances=4
     )
-    (copy / "workspaces" / "speech_enhancement" / "comparison.yaml").write_text("centralized: --mode centralized\n")
+    for workspace in ("speech_enhancement", "hubert"):
+        (copy / "workspaces" / workspace / "comparison.yaml").write_text("centralized: --mode centralized\n")
+    upstream = copy / "workspaces" / "keyword_spotting" / "configs" / "upstream.yaml"
+    upstream.write_text(upstream.read_text().replace("rounds: 20", "rounds: 1").replace("local_epochs: 5", ""))
     for line in (
         command("prepare_librifsd50k.py"),
         command("train.py speech_enhancement").replace("--clients 8", "--clients 3") + " --rounds 1 --local-epochs 1",
@@ -121,6 +124,8 @@ def test_speech_is_enhanced_and_a_hubert_pretrained_and_distilled_as_the_readme_
         command("make_hubert_targets.py").replace("--clusters 100", "--clusters 50 --name federated-mfcc39-100"),
         command("train.py hubert --mode simulated --data") + " --rounds 1 --local-epochs 1 --set model.clusters=50",
         command("distillation_small.yaml") + " --rounds 1 --local-epochs 1",
+        command("compare_modes.py hubert") + " --rounds 1 --local-epochs 1 --set model.clusters=50",
+        command("compare_codebooks.py") + " --rounds 1 --local-epochs 1 --clusters 50 --seeds 1",
         command("benchmark_hubert.py").replace(
             "--seconds 10 --clips 2 --repeats 2", "--seconds 1 --clips 1 --repeats 1"
         ),

@@ -1,6 +1,6 @@
 """HuBERT as an experiment, pretraining or distillation: what `scripts/train.py` needs for any of the four modes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -181,6 +181,13 @@ def plot(records: list[dict[str, Any]], settings: Settings, data: Path, clients:
     plots.write_tensorboard(records, out / "tensorboard")
     if clients > 1:
         plots.plot_hours_per_client(LibriSpeechShardDescriptor.hours_per_client(data), out / "hours_per_client.png")
+
+
+def plot_comparison(histories: Mapping[str, list[dict[str, Any]]], path: Path) -> None:
+    """Masked accuracy of several runs of pretraining by round."""
+    from workspaces.hubert.plots import plot_masked_accuracy
+
+    plot_masked_accuracy({name: to_frame(records) for name, records in histories.items()}, path)
 
 
 def _recipe(settings: Settings) -> Callable[[], Hubert]:

@@ -1,6 +1,6 @@
 """Pictures of a run, and its history for TensorBoard."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,23 @@ def plot_progress(history: pd.DataFrame, metric: str, path: Path) -> Figure:
     loss.plot(history["round"], history["train loss"], color="C7", linestyle=":", label="training loss")
     loss.set(ylabel="training loss", ylim=(0, None))
     figure.legend(loc="outside upper center", ncols=4, fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return figure
+
+
+def plot_masked_accuracy(histories: Mapping[str, pd.DataFrame], path: Path) -> Figure:
+    """Of several runs by round, above what the most frequent cluster would give."""
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for name, history in histories.items():
+        validated = history.dropna(subset=["masked_accuracy"])
+        axes.plot(validated["round"], validated["masked_accuracy"], marker=".", label=name)
+    baseline = pd.concat(histories.values())["most_frequent_accuracy"].mean()
+    axes.axhline(baseline, color="black", linestyle="--", label=NAMES["most_frequent_accuracy"])
+    axes.set(xlabel="round", ylabel=NAMES["masked_accuracy"], ylim=(0, None))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return figure

@@ -1,10 +1,12 @@
 """Speech enhancement as an experiment: what `scripts/train.py` needs to run it in any of the four modes."""
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
 from pydantic import Field, field_validator
 
 from federation.interactive_api import ModelInterface, TaskInterface
@@ -16,6 +18,7 @@ from workspaces.speech_enhancement.data import EnhancementData, Sources
 from workspaces.speech_enhancement.listening import write_examples
 from workspaces.speech_enhancement.model import SAMPLE_RATE, SudoRmRfSettings, create_sudormrf, save_sudormrf
 
+SPLITS = ("validation", "test")
 SHARD_DESCRIPTOR = "shard_descriptors.librifsd50k.LibriFsd50kShardDescriptor"
 
 
@@ -130,7 +133,7 @@ def evaluate(model: Any, settings: Settings, data: Path, device: str) -> dict[st
     model.to(device)
     return {
         split: tasks.validate_clips(model, Sources(descriptor.get_dataset(split), settings.num_samples), device)
-        for split in ("validation", "test")
+        for split in SPLITS
     }
 
 
@@ -151,6 +154,26 @@ def plot(records: list[dict[str, Any]], settings: Settings, data: Path, clients:
         )
         supervised = count_supervised(settings.p_supervised, clients)
         plot_clips_per_client(counts, [i < supervised for i in range(clients)], out / "clips_per_client.png")
+
+
+def plot_comparison(histories: Mapping[str, list[dict[str, Any]]], path: Path) -> None:
+    """SI-SDR improvement of several runs by round, for one noise; the best of the run "centralized" is a bound."""
+    from workspaces.speech_enhancement.plots import plot_si_sdri
+
+    curves = {name: to_frame(records).set_index("round")["si_sdri_1_noise"] for name, records in histories.items()}
+    centralized = curves.pop("centralized", None)
+    plot_si_sdri(curves, path, None if centralized is None else centralized.max(), "1 noise, validation")
+
+
+def plot_search(trials: pd.DataFrame, out: Path) -> None:
+    """supervised_share.png, where that is all that a search was over; `trials` as `Search.summary` gives them."""
+    from workspaces.speech_enhancement.plots import LABELS, plot_supervised_share
+
+    columns = {f"{split} {metric}": f"{split}, {label}" for split in SPLITS for metric, label in LABELS.items()}
+    # The columns of the other axes would be between these two.
+    if trials.columns[:2].tolist() == ["p_supervised", "rounds"]:
+        scores = trials.set_index("p_supervised")[list(columns)].rename(columns=columns)
+        plot_supervised_share(scores, out / "supervised_share.png")
 
 
 def _training(settings: Settings) -> tasks.TrainingSettings:

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import matplotlib as mpl
+import pandas as pd
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -20,6 +21,7 @@ from workspaces.hubert.distillation import Distillation
 from workspaces.hubert.experiment import Settings, arguments, count_natural_clients, shard
 from workspaces.hubert.features import Mfcc
 from workspaces.hubert.model import load_model, save_model
+from workspaces.hubert.plots import plot_masked_accuracy
 from workspaces.hubert.targets import make_targets
 
 CONFIGS = Path(__file__).parents[3] / "workspaces" / "hubert" / "configs"
@@ -50,6 +52,23 @@ def load(config: str = "small.yaml", **changes) -> Settings:
 
 def pretraining(tiny, **changes) -> Settings:
     return load(**{"model.config": tiny, "model.clusters": CLUSTERS, "data.targets": "central"} | changes)
+
+
+def test_runs_are_drawn_above_what_the_most_frequent_cluster_would_give(tmp_path):
+    histories = {
+        name: pd.DataFrame(
+            {
+                "round": [0, 1, 2],
+                "masked_accuracy": [0.01, None, accuracy],
+                "most_frequent_accuracy": [0.02, None, 0.04],
+            }
+        )
+        for name, accuracy in {"centralized": 0.09, "federated": 0.08}.items()
+    }
+    axes = plot_masked_accuracy(histories, tmp_path / "comparison.png").axes[0]
+    assert [line.get_label() for line in axes.lines] == ["centralized", "federated", "most frequent cluster"]
+    assert axes.lines[1].get_xydata().tolist() == [[0, 0.01], [2, 0.08]]
+    assert axes.lines[2].get_ydata() == pytest.approx([0.03, 0.03])
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)

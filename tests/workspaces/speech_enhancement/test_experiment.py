@@ -1,12 +1,13 @@
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import soundfile
 
 from federation.participation import Participation
 from federation.run_settings import SettingsError, load_run_settings
 from federation.simulation import Simulation
-from workspaces.speech_enhancement import experiment
+from workspaces.speech_enhancement import experiment, plots
 from workspaces.speech_enhancement.experiment import Settings, arguments, count_supervised, shard
 from workspaces.speech_enhancement.model import SudoRmRfSettings
 
@@ -104,3 +105,26 @@ def test_wrong_settings_are_named(changes, sentence):
 
 def test_local_epochs_may_be_a_fraction():
     assert settings_of("small.yaml", local_epochs=0.5).local_epochs == 0.5
+
+
+def test_bars_are_drawn_of_a_search_over_the_share_of_supervised_clients_alone(tmp_path):
+    metrics = [f"{split} si_sdri_{noises}" for split in ("validation", "test") for noises in ("1_noise", "2_noises")]
+    scores = {"rounds": [9, 9]} | {metric: [1.0, 2.0] for metric in metrics}
+    for axes in ({"fraction": [0.1, 0.2]}, {"p_supervised": [0, 1], "fraction": [0.1, 0.1]}):
+        experiment.plot_search(pd.DataFrame(axes | scores), tmp_path)
+    assert not list(tmp_path.iterdir())
+    experiment.plot_search(pd.DataFrame({"p_supervised": [0, 1]} | scores), tmp_path)
+    assert (tmp_path / "supervised_share.png").stat().st_size > 1000
+
+
+def test_the_best_of_the_centralized_run_is_the_bound_of_the_others(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(plots, "plot_si_sdri", lambda curves, path, bound, title: drawn.update(curves, bound=bound))
+    record = {"envoys": {}, "seconds": 1.0, "bytes_up": 0, "bytes_down": 0}
+    rounds = [
+        record | {"round": number, "metrics": {"aggregated_model_validate": {"si_sdri_1_noise": value}}}
+        for number, value in enumerate((1.0, 3.0, 2.0))
+    ]
+    experiment.plot_comparison({"centralized": rounds, "federated": rounds[:2]}, tmp_path / "comparison.png")
+    assert (drawn.keys(), drawn["bound"]) == ({"federated", "bound"}, 3)
+    assert drawn["federated"].to_dict() == {0: 1, 1: 3}
