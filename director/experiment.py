@@ -97,7 +97,7 @@ class Experiment:
                 yield piece
 
     def kept_model(self, which: str) -> Iterator[bytes]:
-        """Pieces of model 'initial', 'last' or 'best'. Raises WireError if there is none yet."""
+        """Pieces of model 'initial', 'last', 'best' or another best one. Raises WireError if there is none yet."""
         path = self.folder.named_model(which)
 
         def pieces() -> Iterator[bytes]:
@@ -238,8 +238,8 @@ class Experiment:
     def _close_round(self) -> dict[str, Any]:
         """Go on to the next model. The round counts as soon as the state is saved, with the next round or the end."""
         record = self.rounds.record()
-        if record["best"]:
-            self.folder.link_model("best")
+        for name in self.rounds.better_scores():
+            self.folder.link_model(name)
         record |= {
             "seconds": round(self._seconds_open(), 4),
             "bytes_up": self.bytes_up,

@@ -6,7 +6,7 @@
     history.jsonl        one record a round
     models/N.safetensors the global model after N aggregations, and `N.optimizer.safetensors` with a server optimizer
     updates/             the current round's updates, one file each; the files are used again in the next round
-    initial, last, best, round-R .safetensors   links to models, for people
+    initial, last, best, best-METRIC, round-R .safetensors   links to models, for people
     tensorboard/         the history once more
 
 No file counts before it is whole: it is written under another name, then renamed. An update gets the length at its
@@ -152,10 +152,11 @@ class RunFolder:
         return self.path / "models" / f"{aggregations}.optimizer.safetensors"
 
     def named_model(self, which: str) -> Path:
-        """File of model 'initial', 'last' or 'best'. Raises WireError if there is none yet."""
+        """File of model 'initial', 'last' or one of the best. Raises WireError if there is none yet."""
         path = self.model if which == "last" else self.path / f"{which}.safetensors"
-        if which not in ("initial", "last", "best"):
-            raise WireError(f"there is no model {which[:80]!r}: ask for 'initial', 'last' or 'best'")
+        names = ("initial", "last", *self.plan.best.models)
+        if which not in names:
+            raise WireError(f"there is no model {which[:80]!r}: ask for one of {names}")
         if not path.exists():
             raise WireError(f"experiment '{self.plan.name}' has no {which} model yet")
         return path

@@ -17,6 +17,8 @@ from federation.tensors import TensorFile, Tensors, bytes_of, write_tensors
 
 # What is lost at most when the process is killed. Saving takes longer than a quick round.
 SECONDS_BETWEEN_CHECKPOINTS = 10.0
+# Parts of a checkpoint; the others are the best models.
+LAST, MOMENTS = "last", "moments"
 
 
 class Checkpoint:
@@ -24,7 +26,7 @@ class Checkpoint:
 
     experiment.json          the plan, and a hash of the first global model
     history.jsonl            a record a round
-    checkpoint.safetensors   the last and the best model, the server optimizer's state, and how far the rounds are
+    checkpoint.safetensors   the last and the best models, the server optimizer's state, and how far the rounds are
     round-N.safetensors      the global model that round N led to, of the last `keep` rounds
 
     The checkpoint is what counts: rounds after it are run again, to the same result.
@@ -36,7 +38,7 @@ class Checkpoint:
         self.keep = definition.plan.keep
         self.progress = Progress()
         self.model, self.moments = definition.tensors, Tensors()
-        self.best: Tensors = {}
+        self.best: dict[str, Tensors] = {}  # by the model's name
         self.history: list[dict[str, Any]] = []
         folder.mkdir(parents=True, exist_ok=True)
         self._check_experiment(_describe(definition))
@@ -45,10 +47,11 @@ class Checkpoint:
         self._cut_history()
         self._saved = time.monotonic()
 
-    def keep_best(self, model: Tensors) -> None:
+    def keep_best(self, which: str, model: Tensors) -> None:
+        best = self.best.setdefault(which, {})
         for name, tensor in model.items():
             # Into memory that is there: fresh memory takes longer than copying.
-            np.copyto(self.best.setdefault(name, np.empty_like(tensor)), tensor)
+            np.copyto(best.setdefault(name, np.empty_like(tensor)), tensor)
 
     def close_round(self, record: dict[str, Any], fold: Fold, progress: Progress, at_once: bool) -> None:
         """Note the record; save the rest now and then, or `at_once`."""
@@ -65,9 +68,8 @@ class Checkpoint:
     def save(self) -> None:
         with self._history_path.open("a") as lines:
             os.fsync(lines.fileno())
-        tensors = {f"last.{name}": tensor for name, tensor in self.model.items()}
-        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
-        tensors |= {f"moments.{name}": tensor for name, tensor in self.moments.items()}
+        parts = {LAST: self.model, MOMENTS: self.moments, **self.best}
+        tensors = {f"{part}.{name}": tensor for part, of_part in parts.items() for name, tensor in of_part.items()}
         _write(self._path, tensors, self.progress.model_dump())
         self._saved = time.monotonic()
 
@@ -95,11 +97,11 @@ class Checkpoint:
     def _load(self) -> None:
         with TensorFile(self._path) as file:
             tensors, self.progress = file.load(), Progress.model_validate(file.header.metadata)
-        parts: dict[str, Tensors] = {"last": {}, "best": {}, "moments": {}}
+        parts: dict[str, Tensors] = {LAST: {}, MOMENTS: {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
-            parts[part][rest] = tensor
-        self.model, self.best, self.moments = parts["last"], parts["best"], parts["moments"]
+            parts.setdefault(part, {})[rest] = tensor
+        self.model, self.moments, self.best = parts.pop(LAST), parts.pop(MOMENTS), parts
 
     def _cut_history(self) -> None:
         """To the rounds that count."""

@@ -1,6 +1,6 @@
 """What an experiment is, whatever mode it runs in: model, optimizer, tasks, data, and the plan of its rounds."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,7 +15,7 @@ from openfl.interface.interactive_api.experiment import DataInterface, TaskInter
 from federation.adapter import remember_weights
 from federation.aggregation import Aggregation
 from federation.participation import Participation
-from federation.plan import BestModel, ExperimentPlan, Task
+from federation.plan import BestModel, Direction, ExperimentPlan, Task
 from federation.progress import TRAIN, VALIDATE
 from federation.tensors import TensorFile, TensorFormatError, Tensors
 
@@ -148,7 +148,8 @@ def define(
     corpus: str | None = None,
     participation: Participation | None = None,
     aggregation: Aggregation | None = None,
-    best: tuple[str, Literal["max", "min"]] = ("accuracy", "max"),
+    best: tuple[str, Direction] = ("accuracy", "max"),
+    also_best: Mapping[str, Direction] | None = None,
     patience: int | None = None,
     keep: int = 0,
     precision: Literal["float32", "float16"] = "float32",
@@ -171,7 +172,7 @@ def define(
         tasks=_tasks(task_keeper),
         participation=participation or Participation(),
         aggregation=aggregation or Aggregation(),
-        best=BestModel(metric=best[0], direction=best[1], patience=patience),
+        best=BestModel(metric=best[0], direction=best[1], others=dict(also_best or {}), patience=patience),
         keep=keep,
         precision=precision,
         untrained=[tensor for tensor in tensors if tensor not in parameters],

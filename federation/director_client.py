@@ -17,7 +17,6 @@ from federation.wire import (
     ModelRequest,
     RoundsStub,
     StatusRequest,
-    Which,
     encode,
     open_channel,
     wait_for_connection,
@@ -110,8 +109,8 @@ class DirectorClient(director_client.DirectorClient):
         with self.translated_errors():
             return json.loads(self.rounds.get_status(encode(StatusRequest())))
 
-    def get_model(self, experiment_name: str, which: Which) -> Tensors:
-        """Model 'initial', 'last' or 'best' as the director keeps it."""
+    def get_model(self, experiment_name: str, which: str) -> Tensors:
+        """Model 'initial', 'last', 'best' or 'best-METRIC' as the director keeps it."""
         request = encode(ModelRequest(experiment=experiment_name, which=which))
         with self.translated_errors():
             tensors, _ = receive(self.rounds.get_model(request))

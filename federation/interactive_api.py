@@ -11,7 +11,7 @@ import json
 import logging
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -37,10 +37,11 @@ from federation.plan import (
     EXPERIMENT_PLAN,
     INITIAL_MODEL,
     PLAN_FILE,
+    Direction,
+    name_of_best,
 )
 from federation.progress import show_progress, to_frame
 from federation.tensors import write_tensors
-from federation.wire import Which
 
 __all__ = [
     "Aggregation",
@@ -122,7 +123,8 @@ class FLExperiment(openfl_experiment.FLExperiment):
         corpus: str | None = None,
         participation: Participation | None = None,
         aggregation: Aggregation | None = None,
-        best: tuple[str, Literal["max", "min"]] = ("accuracy", "max"),
+        best: tuple[str, Direction] = ("accuracy", "max"),
+        also_best: Mapping[str, Direction] | None = None,
         patience: int | None = None,
         keep: int = 0,
         precision: Literal["float32", "float16"] = "float32",
@@ -134,7 +136,8 @@ class FLExperiment(openfl_experiment.FLExperiment):
         left out where all envoys serve the same). `participation` says how many of them in a round, who only
         evaluates, and when a round closes; `aggregation` how updates become the next model.
         `best` is the validation metric that chooses the best model, and its direction, "max" or "min"; after `patience`
-        validations without a better one the experiment ends. The models of the last `keep` rounds are kept as well.
+        validations without a better one the experiment ends. For each metric of `also_best` the best model is kept too,
+        as are the models of the last `keep` rounds.
         With `precision` "float16" half as many bytes travel; the director's sums and models stay as they are.
         Raises DirectorError if the director refuses.
         """
@@ -152,6 +155,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
             participation=participation,
             aggregation=aggregation,
             best=best,
+            also_best=also_best,
             patience=patience,
             keep=keep,
             precision=precision,
@@ -259,9 +263,9 @@ class FLExperiment(openfl_experiment.FLExperiment):
                     archive.write(path, name)
         return buffer.getvalue()
 
-    def best_model(self) -> torch.nn.Module:
-        """A new model with the best weights so far."""
-        return self._model("best")
+    def best_model(self, metric: str | None = None) -> torch.nn.Module:
+        """A new model with the best weights so far, by another `metric` of `also_best` too."""
+        return self._model(name_of_best(metric))
 
     def last_model(self) -> torch.nn.Module:
         """A new model with the weights of the last round."""
@@ -275,7 +279,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
     get_best_model = best_model
     get_last_model = last_model
 
-    def _model(self, which: Which) -> torch.nn.Module:
+    def _model(self, which: str) -> torch.nn.Module:
         if self.model_provider is None:
             raise ValueError(f"give attach('{self.experiment_name}', model_provider) the model that was trained")
         tensors = self.federation.dir_client.get_model(self.experiment_name, which)

@@ -1,7 +1,7 @@
 """What a director must know of an experiment. It reads this; it never unpickles what a notebook sent."""
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -35,21 +35,41 @@ class Task(Part):
         return self.task_type == "validate" and not self.apply_local
 
 
+Direction = Literal["max", "min"]
+# It becomes part of a file's name.
+MetricName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+
+
 class BestModel(Part):
-    """The best global model is chosen by this metric of the validation task.
+    """The best global model is chosen by this metric of the validation task; by each of `others` one more is kept.
 
     With `patience`, an experiment ends early when that many validations in a row were no better than the best.
     """
 
     metric: str
-    direction: Literal["max", "min"]
+    direction: Direction
+    others: dict[MetricName, Direction] = {}
     patience: int | None = Field(default=None, ge=1)
 
-    def is_better(self, value: float | None, than: float | None) -> bool:
-        """None stands for a model that nobody has validated."""
-        if value is None or than is None:
-            return value is not None
-        return value > than if self.direction == "max" else value < than
+    @property
+    def models(self) -> dict[str, tuple[str, Direction]]:
+        """The metric that chooses a model, and its direction, by the model's name."""
+        others = {name_of_best(metric): (metric, direction) for metric, direction in self.others.items()}
+        return {"best": (self.metric, self.direction), **others}
+
+
+def name_of_best(metric: str | None) -> str:
+    """The name of the best model by `metric`; None is the one that chooses the best model.
+
+    >>> name_of_best(None), name_of_best("recall")
+    ('best', 'best-recall')
+    """
+    return "best" if metric is None else f"best-{metric}"
+
+
+def is_better(score: float, than: float | None, direction: Direction) -> bool:
+    """Anything is better than None."""
+    return than is None or (score > than if direction == "max" else score < than)
 
 
 class ExperimentPlan(Part):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from federation.plan import ExperimentPlan, Task
+from federation.plan import ExperimentPlan, Task, is_better
 from federation.wire import TaskResult, UpdateMessage
 
 Results = dict[str, TaskResult]
@@ -29,7 +29,7 @@ class Progress(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     round_number: int = 0
-    best_score: float | None = None
+    best_scores: dict[str, float] = {}
     validations_since_best: int = 0
     aggregations: int = 0
 
@@ -135,7 +135,7 @@ class Rounds:
         tasks = {task.name for tasks in self.asked.values() for task in tasks}
         return {
             "round": self.round_number,
-            "best": self.is_best(),
+            "best": "best" in self.better_scores(),
             "metrics": {task.name: self._mean_metrics(task.name) for task in self.plan.tasks if task.name in tasks},
             "envoys": {
                 envoy: {task: {"size": result.size, **result.metrics} for task, result in results.items()}
@@ -145,17 +145,23 @@ class Rounds:
             "missing": [envoy for envoy in self.asked if not self._has_answered(envoy)],
         }
 
-    def is_best(self) -> bool:
-        """Is the model that the round began with better than all before?"""
-        return self.plan.best.is_better(self._score(), self.progress.best_score)
+    def better_scores(self) -> dict[str, float]:
+        """The names ("best", ...) under which the model that the round began with is better than all before, with its
+        scores."""
+        better = {}
+        for name, (metric, direction) in self.plan.best.models.items():
+            score = self._score(metric)
+            if score is not None and is_better(score, self.progress.best_scores.get(name), direction):
+                better[name] = score
+        return better
 
     def next_progress(self) -> Progress:
         """Progress after this round."""
-        score, is_best = self._score(), self.is_best()
-        waited = 0 if is_best else self.progress.validations_since_best + (score is not None)
+        better, validated = self.better_scores(), self._score(self.plan.best.metric) is not None
+        waited = 0 if "best" in better else self.progress.validations_since_best + validated
         return Progress(
             round_number=self.round_number + 1,
-            best_score=score if is_best else self.progress.best_score,
+            best_scores=self.progress.best_scores | better,
             validations_since_best=waited,
             aggregations=self.progress.aggregations + bool(self.trained),
         )
@@ -182,8 +188,8 @@ class Rounds:
             means[name] = sum(value * (size / total) for value, size in reported)
         return means
 
-    def _score(self) -> float | None:
+    def _score(self, metric: str) -> float | None:
         for task in self.plan.tasks:
             if task.validates_global_model:
-                return self._mean_metrics(task.name).get(self.plan.best.metric)
+                return self._mean_metrics(task.name).get(metric)
         return None

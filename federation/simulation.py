@@ -21,7 +21,7 @@ import torch
 from federation.checkpoint import Checkpoint
 from federation.definition import Definition, define
 from federation.fold import Fold
-from federation.plan import NAME
+from federation.plan import NAME, name_of_best
 from federation.progress import show_progress, to_frame
 from federation.rounds import Rounds, UpdateRefusedError
 from federation.tensors import Tensors, describe
@@ -131,8 +131,8 @@ class Simulation:
                 n_bytes = self._run_round(rounds, fold, envoys, on_client)
                 record = rounds.record() | n_bytes
                 try:
-                    if record["best"]:
-                        checkpoint.keep_best(fold.model)
+                    for which in rounds.better_scores():
+                        checkpoint.keep_best(which, fold.model)
                     if rounds.trained:
                         fold.finish_round()
                     rounds.progress = rounds.next_progress()
@@ -176,11 +176,15 @@ class Simulation:
         """A new model with the weights of the last round."""
         return self.definition.model_provider.model_with(self._checkpoint.model)
 
-    def best_model(self) -> torch.nn.Module:
-        """A new model with the best weights so far. Raises SimulationError if no round has validated any."""
-        if not self._checkpoint.best:
-            raise SimulationError(f"experiment '{self.definition.plan.name}' has no best model yet")
-        return self.definition.model_provider.model_with(self._checkpoint.best)
+    def best_model(self, metric: str | None = None) -> torch.nn.Module:
+        """A new model with the best weights so far, by another `metric` of `also_best` too.
+
+        Raises SimulationError if no round has validated any.
+        """
+        which = name_of_best(metric)
+        if which not in self._checkpoint.best:
+            raise SimulationError(f"experiment '{self.definition.plan.name}' has no {which} model yet")
+        return self.definition.model_provider.model_with(self._checkpoint.best[which])
 
     @property
     def _keeps_state(self) -> bool:

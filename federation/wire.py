@@ -7,7 +7,7 @@ plain bytes: JSON for requests and answers, pieces of a safetensors file for ten
 
 import json
 import time
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 from openfl.protocols.interceptors import headers_adder
@@ -153,6 +153,3 @@ class RoundsStub:
         self.get_experiment = channel.unary_unary(f"/{SERVICE}/GetExperiment")
         self.stop_experiment = channel.unary_unary(f"/{SERVICE}/StopExperiment")
         self.get_status = channel.unary_unary(f"/{SERVICE}/GetStatus")
-
-
-Which = Literal["initial", "last", "best"]

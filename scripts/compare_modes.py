@@ -33,8 +33,8 @@ def read_comparison(workspace: str) -> dict[str, list[str]]:
 
 
 def table(results: dict[str, dict[str, Any]], models: list[str]) -> str:
-    """As Markdown: every metric but the loss, of each of `models` ("best", "last"), on validation and test as far as
-    the corpus has them."""
+    """As Markdown: every metric but the loss, of each of `models` ("best", "last", ...), on validation and test as far
+    as the corpus has them. Raises ValueError for a model that the runs have not kept."""
     scores = {name: _scores(result["metrics"], models) for name, result in results.items()}
     metrics = list(dict.fromkeys(metric for each in scores.values() for metric in each))
     rows = []
@@ -46,6 +46,8 @@ def table(results: dict[str, dict[str, Any]], models: list[str]) -> str:
 
 
 def _scores(metrics: dict[str, Any], models: list[str]) -> dict[str, float]:
+    if unknown := [model for model in models if model not in metrics]:
+        raise ValueError(f"--models {unknown[0]}: the runs have kept {', '.join(metrics)}")
     names = [name for name in metrics[models[0]]["validation"] if name != "loss"]
     return {
         f"{name}, {split}, {model}": metrics[model][split][name]
@@ -77,7 +79,7 @@ def main() -> int:
     parser.add_argument("workspace", choices=sorted(path.parent.name for path in WORKSPACES.glob("*/comparison.yaml")))
     parser.add_argument("--data", required=True, type=Path, help="the corpus, as for train.py")
     parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--models", nargs="+", choices=("best", "last"), default=["best", "last"])
+    parser.add_argument("--models", nargs="+", default=["best", "last"], help="such as best, best-METRIC, last")
     options, changes = parser.parse_known_args()
     rows = read_comparison(options.workspace)
     folders = {name: options.out / re.sub(r"[^\w.]+", "-", name) for name in rows}
@@ -88,7 +90,11 @@ def main() -> int:
         }
     except subprocess.CalledProcessError as error:
         return error.returncode
-    print(table(results, options.models))
+    try:
+        print(table(results, options.models))
+    except ValueError as error:
+        print(f"compare_modes: {error}", file=sys.stderr)
+        return 1
     plot(options.workspace, folders, options.out / "comparison.png")
     return 0
 

@@ -14,6 +14,7 @@ from envoys.settings import ShardDescriptorSettings, build_shard_descriptor
 from federation.certificates import write_certificates
 from federation.interactive_api import Federation, FLExperiment
 from federation.participation import Participation
+from federation.plan import name_of_best
 from federation.run_settings import RunSettings, SettingsError
 from federation.simulation import Simulation
 from scripts.local_federation import LocalFederation
@@ -116,19 +117,26 @@ def start_arguments(clients: Clients) -> dict[str, Any]:
 def simulate(
     clients: Clients, out: Path, progress: RunProgress, workers: int, ray_address: str | None, gpus_per_client: float
 ) -> dict[str, torch.nn.Module]:
-    """The best and the last model, in all modes but federated: centralized has one client, individual one of many."""
+    """All modes but federated: centralized has one client, individual one of many.
+
+    Returns the models as `kept_models` has them.
+    """
     simulation = Simulation(
         clients.names, clients.open, out, workers=workers, ray_address=ray_address, gpus_per_client=gpus_per_client
     )
-    simulation.start(EXPERIMENT, **start_arguments(clients))
+    arguments = start_arguments(clients)
+    simulation.start(EXPERIMENT, **arguments)
     progress.show_past(simulation.records)
     for record in simulation.run(on_client=progress.show_client):
         progress.show_round(record)
-    return {"best": simulation.best_model(), "last": simulation.last_model()}
+    return kept_models(simulation, arguments)
 
 
 def federate(clients: Clients, out: Path, progress: RunProgress) -> dict[str, torch.nn.Module]:
-    """A director and envoys on this machine, with TLS; an experiment that an earlier run began goes on."""
+    """A director and envoys on this machine, with TLS; an experiment that an earlier run began goes on.
+
+    Returns the models as `kept_models` has them.
+    """
     certificates = out / "certificates"
     if not certificates.exists():
         write_certificates(certificates, director_hosts=["127.0.0.1"], envoys=clients.names, users=[USER])
@@ -156,4 +164,10 @@ def federate(clients: Clients, out: Path, progress: RunProgress) -> dict[str, to
         for message in federation.dir_client.stream_history(EXPERIMENT):
             if "round" in message:
                 progress.show_round(message)
-        return {"best": experiment.best_model(), "last": experiment.last_model()}
+        return kept_models(experiment, arguments)
+
+
+def kept_models(experiment: Simulation | FLExperiment, arguments: dict[str, Any]) -> dict[str, torch.nn.Module]:
+    """The best and the last model, and for each metric of `also_best` the best by that, as "best-METRIC"."""
+    others = {name_of_best(metric): experiment.best_model(metric) for metric in arguments.get("also_best", ())}
+    return {"best": experiment.best_model(), **others, "last": experiment.last_model()}

@@ -35,6 +35,7 @@ def make_experiment(
     patience: int | None = None,
     participation: dict[str, Any] | None = None,
     is_online: Callable[[str], bool] = lambda _: True,
+    also_best: dict[str, str] | None = None,
     **plan: Any,
 ) -> Experiment:
     plan = {"tasks": [VALIDATE, TRAIN]} | plan
@@ -42,7 +43,7 @@ def make_experiment(
         name=name,
         federation_uuid="uuid",
         rounds=rounds,
-        best=BestModel(metric="score", direction="max", patience=patience),
+        best=BestModel(metric="score", direction="max", others=also_best or {}, patience=patience),
         participation=Participation(**(participation or {})),
         **plan,
     )
@@ -173,7 +174,7 @@ def assert_model(path: Path, expected: Tensors) -> None:
 
 
 def test_two_rounds_are_numpys(tmp_path):
-    experiment = make_experiment(tmp_path, rounds=2)
+    experiment = make_experiment(tmp_path, rounds=2, also_best={"score": "min"})
     assert play(experiment, serve(experiment, "a"), serve(experiment, "b")) == [[0, 1, 2], [0, 1, 2]]
     models = [MODEL]
     for round_number in range(2):
@@ -191,6 +192,7 @@ def test_two_rounds_are_numpys(tmp_path):
         all(score > other for other in scores[:index]) for index, score in enumerate(scores)
     ]
     assert_model(folder.named_model("best"), models[int(np.argmax(scores))])
+    assert_model(folder.named_model("best-score"), models[int(np.argmin(scores))])
     assert [set(record["metrics"]) for record in folder.history] == [{VALIDATE.name, "train"}] * 2 + [{VALIDATE.name}]
     assert list((folder.path / "updates").iterdir()) == []
     assert list((folder.path / "tensorboard").iterdir()) != []

@@ -346,7 +346,7 @@ def test_a_model_that_is_not_there_or_not_for_users_is_refused(folder):
     with pytest.raises(WireError, match="experiment 'toy' has no best model yet"):
         folder.named_model("best")
     for which in ("models/0", "../toy/initial", "round-1"):
-        with pytest.raises(WireError, match="ask for 'initial', 'last' or 'best'"):
+        with pytest.raises(WireError, match=r"ask for one of \('initial', 'last', 'best'\)"):
             folder.named_model(which)
 
 

@@ -50,10 +50,18 @@ def test_the_global_model_is_validated_before_it_is_trained_however_tasks_are_re
 def test_arguments_become_the_plan():
     participation = Participation(count=2, seed=7)
     plan = make_definition(
-        rounds=9, best=("loss", "min"), patience=4, keep=3, envoys=iter(["b", "a"]), participation=participation
+        rounds=9,
+        best=("loss", "min"),
+        also_best={"recall": "max"},
+        patience=4,
+        keep=3,
+        envoys=iter(["b", "a"]),
+        participation=participation,
     ).plan
     assert (plan.name, plan.rounds, plan.keep, plan.precision) == ("toy", 9, 3, "float32")
-    assert plan.best.model_dump() == {"metric": "loss", "direction": "min", "patience": 4}
+    assert plan.best.model_dump() == {
+        "metric": "loss", "direction": "min", "others": {"recall": "max"}, "patience": 4,
+    }  # fmt: skip
     assert (plan.envoys, plan.participation) == (["b", "a"], participation)
 
 

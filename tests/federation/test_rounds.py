@@ -3,6 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from federation.participation import Participation
 from federation.plan import BestModel, ExperimentPlan, Task
@@ -18,6 +19,7 @@ def make_rounds(
     envoys: str = "ab",
     direction: str = "max",
     patience: int | None = None,
+    also_best: dict[str, str] | None = None,
     tasks: Collection[Task] = (VALIDATE, TRAIN),
     **participation: Any,
 ) -> Rounds:
@@ -26,7 +28,7 @@ def make_rounds(
         federation_uuid="uuid",
         rounds=n_rounds,
         tasks=list(tasks),
-        best=BestModel(metric="score", direction=direction, patience=patience),
+        best=BestModel(metric="score", direction=direction, others=also_best or {}, patience=patience),
         participation=Participation(**participation),
     )
     rounds = Rounds(plan, Progress())
@@ -141,7 +143,28 @@ def test_the_best_model_follows_the_metric_and_its_direction(direction, expected
         flags.append(rounds.record()["best"])
         next_round(rounds)
     assert flags == expected
-    assert rounds.progress.best_score == last
+    assert rounds.progress.best_scores == {"best": last}
+
+
+def test_every_metric_has_a_best_model_of_its_own_and_one_of_them_the_patience():
+    rounds = make_rounds(n_rounds=9, patience=2, also_best={"error": "min", "unheard_of": "max"})
+    better = []
+    for score, error in ((0.5, 3.0), (0.7, 4.0), (0.6, 2.0), (0.6, 1.0)):
+        validated = TaskResult(size=1, metrics={"score": score, "error": error})
+        for envoy in "ab":
+            trained = make_update(envoy).results["train"]
+            answer(rounds, envoy, results={"aggregated_model_validate": validated, "train": trained})
+        better.append(set(rounds.better_scores()))
+        next_round(rounds)
+    assert better == [{"best", "best-error"}, {"best"}, {"best-error"}, {"best-error"}]
+    assert rounds.progress.best_scores == {"best": 0.7, "best-error": 1.0}
+    assert rounds.finished
+
+
+def test_a_metric_that_could_not_be_part_of_a_files_name_has_no_best_model():
+    for metric in ("../initial", "a.b", "", "m" * 65):
+        with pytest.raises(ValidationError, match="String should match pattern"):
+            make_rounds(also_best={metric: "max"})
 
 
 def test_a_score_that_is_equal_is_no_better():
@@ -150,7 +173,7 @@ def test_a_score_that_is_equal_is_no_better():
     for _ in range(2):
         for envoy in "ab":
             answer(rounds, envoy, score=0.5)
-        flags.append(rounds.is_best())
+        flags.append("best" in rounds.better_scores())
         next_round(rounds)
     assert flags == [True, False]
 
@@ -351,11 +374,11 @@ def test_progress_counts_rounds_and_those_of_them_that_made_a_model():
     rounds = make_rounds(n_rounds=1)
     answer(rounds, "a", score=0.25)
     answer(rounds, "b", score=0.75)
-    assert rounds.next_progress() == Progress(round_number=1, best_score=0.5, aggregations=1)
+    assert rounds.next_progress() == Progress(round_number=1, best_scores={"best": 0.5}, aggregations=1)
     next_round(rounds)
     answer(rounds, "a", score=0.25)
     answer(rounds, "b", score=0.25)
-    expected = Progress(round_number=2, best_score=0.5, validations_since_best=1, aggregations=1)
+    expected = Progress(round_number=2, best_scores={"best": 0.5}, validations_since_best=1, aggregations=1)
     assert rounds.next_progress() == expected
 
 

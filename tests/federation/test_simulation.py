@@ -264,6 +264,32 @@ def test_models_of_the_beginning_the_best_and_the_last_round(tmp_path):
         assert model.scale == 1, "what is frozen is there as well"
 
 
+def test_the_best_model_by_another_metric_is_kept_also_by_a_simulation_that_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("federation.checkpoint.SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+    losses = [3.0, 1.0, 2.0, 5.0]
+
+    def measure(model, points, device):
+        loss = losses.pop(0)
+        return {"accuracy": loss, "loss": loss}
+
+    arguments = toy.arguments(rounds=3, validate=measure, also_best={"loss": "min"})
+    simulation = Simulation(["all-9"], toy.Points, tmp_path)
+    simulation.start("toy", **arguments)
+    running = simulation.run()
+    for _ in range(3):
+        next(running)
+    running.close()
+    simulation = Simulation(["all-9"], toy.Points, tmp_path)
+    simulation.start("toy", **arguments)
+    for _ in simulation.run():
+        continue
+    for rounds, model in {1: simulation.best_model("loss"), 3: simulation.best_model()}.items():
+        expected = train_with_numpy(["all-9"], rounds)[0]
+        np.testing.assert_allclose(model.line.weight.detach(), expected, rtol=1e-5)
+    with pytest.raises(SimulationError, match="experiment 'toy' has no best-recall model yet"):
+        simulation.best_model("recall")
+
+
 def test_the_models_of_the_last_rounds_are_kept(tmp_path):
     simulation = toy.simulate(tmp_path, CLIENTS, rounds=4, keep=2)
     # The round after the last training only validates: it led to the same model.

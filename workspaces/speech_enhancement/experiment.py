@@ -50,7 +50,8 @@ class Settings(RunSettings):
 
     Of every clip the model is given `audio_seconds`. A local epoch may be a fraction. The learning rate is divided by
     `divide_lr_by` every `divide_lr_every` rounds; 0 is never. `assignments` are those that MixIT tries: "speech" keeps
-    the first source with the recording and gives each mixture one noise, "all" is every one.
+    the first source with the recording and gives each mixture one noise, "all" is every one. `best` is the metric that
+    chooses the best model; the best one by the other is kept as well.
     """
 
     local_epochs: float = Field(default=1.0, gt=0, allow_inf_nan=False)  # type: ignore[assignment]
@@ -95,6 +96,7 @@ def arguments(settings: Settings) -> dict[str, Any]:
         "task_keeper": task_keeper,
         "data_loader": EnhancementData(settings.num_samples),
         "best": (settings.best, "max"),
+        "also_best": {metric: "max" for metric in tasks.NOISES if metric != settings.best},
         "corpus": LibriFsd50kShardDescriptor.corpus,
     }
 
