@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from federation.interactive_api import DirectorError
 from tests.integration.conftest import wait_for
 
 pytestmark = pytest.mark.integration
@@ -61,15 +62,16 @@ def test_two_envoys_train_one_model(finished):
     assert list(folder.iterdir()) == [], "the notebook's folder must stay as it was"
 
 
-def test_an_experiment_can_run_on_named_envoys_only_and_choose_its_best_model_by_any_metric(start):
-    experiment = start(envoys=["a"], best=("slope", "min"))
+def test_an_experiment_can_run_on_named_envoys_only_and_choose_its_best_model_by_any_metrics(start):
+    experiment = start(envoys=["a"], best=("slope", "min"), also_best={"slope": "max"})
     assert experiment.watch()["slope"].tolist() == [0, 1, 2]
     assert experiment.best_model()[0].weight.item() == 0
+    assert experiment.best_model("slope")[0].weight.item() == 2
+    with pytest.raises(DirectorError, match="there is no model 'best-loss'"):
+        experiment.best_model("loss")
 
 
 def test_the_director_refuses_a_used_name_and_an_unknown_envoy(start, finished):
-    from federation.interactive_api import DirectorError
-
     with pytest.raises(DirectorError, match="'finished' exists already"):
         start(name="finished")
     with pytest.raises(DirectorError, match=r"envoys \['nobody'\] are not online \(online: \['a', 'b'\]\)"):
@@ -86,8 +88,6 @@ def test_metrics_also_come_as_openfl_streams_them(finished):
 
 
 def test_experiments_of_others_cannot_be_seen(finished, running, connect):
-    from federation.interactive_api import DirectorError
-
     client = connect(running, "colleague").dir_client
     with pytest.raises(DirectorError, match="user 'colleague' has no experiment 'finished'"):
         client.get_model("finished", "best")
