@@ -4,6 +4,7 @@
     python scripts/benchmark_rounds.py --workload head                     # this project, a table
     python scripts/benchmark_rounds.py --workload many --engine stock      # OpenFL 1.7.1 as it comes
     python scripts/benchmark_rounds.py --workload base --peer flower       # Flower, in an environment of its own
+    python scripts/benchmark_rounds.py --workload base --peer nvflare      # NVIDIA FLARE, in one, too
     python scripts/benchmark_rounds.py --workload base --tls --json        # one JSON object on standard output
 
 Director and envoys are real processes. Each envoy adds 1e-3 to every weight in its train task, nothing is validated,
@@ -11,7 +12,8 @@ and the run fails unless the final model has grown by as much. The first round i
 engines start up in it. `submit_to_first_round` has the whole of it, from the call that submits until the first round's
 weights are aggregated. Bytes are those of one envoy in one round (null where an engine does not tell), memory is the
 peak of the resident set: in stock OpenFL the envoy is its own worker, in Flower the superlink with its serverapp counts
-as director, the supernode as envoy and the clientapp as worker.
+as director, the supernode as envoy and the clientapp as worker, in NVIDIA FLARE the server with its process for the job
+as director, a client's parent process as envoy and its process for the job as worker.
 """
 
 import argparse
@@ -89,7 +91,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--float16", action="store_true", help="weights travel as float16")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--engine", choices=("ours", "stock"), default="ours")
-    what.add_argument("--peer", choices=("flower",), help="another framework")
+    what.add_argument("--peer", choices=("flower", "nvflare"), help="another framework")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     if options.envoys < 1 or (options.rounds is not None and options.rounds < 2):

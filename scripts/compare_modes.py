@@ -32,29 +32,31 @@ def read_comparison(workspace: str) -> dict[str, list[str]]:
     return {name: shlex.split(arguments) for name, arguments in rows.items()}
 
 
-def table(results: dict[str, dict[str, Any]], models: list[str]) -> str:
-    """As Markdown: every metric but the loss, of each of `models` ("best", "last", ...), on validation and test as far
-    as the corpus has them. Raises ValueError for a model that the runs have not kept."""
-    scores = {name: _scores(result["metrics"], models) for name, result in results.items()}
-    metrics = list(dict.fromkeys(metric for each in scores.values() for metric in each))
+def table(results: dict[str, dict[str, Any]], models: list[str], metrics: list[str] | None = None) -> str:
+    """As Markdown: `metrics`, or all but the loss, of each of `models` ("best", "last", ...), on validation and test as
+    far as the corpus has them. Raises ValueError for a model or a metric that the runs do not have."""
+    scores = {name: _scores(result["metrics"], models, metrics) for name, result in results.items()}
+    columns = list(dict.fromkeys(column for each in scores.values() for column in each))
     rows = []
     for name, result in results.items():
-        values = [f"{scores[name][metric]:.3f}" if metric in scores[name] else "" for metric in metrics]
+        values = [f"{scores[name][column]:.3f}" if column in scores[name] else "" for column in columns]
         cost = f"{result['seconds']:.0f}", f"{result['bytes']['up'] / 1e6:.0f}"
         rows.append([name, str(result["clients"]), str(result["rounds"]), *values, *cost])
-    return markdown(["run", "clients", "rounds", *metrics, "seconds", "MB sent"], rows)
+    return markdown(["run", "clients", "rounds", *columns, "seconds", "MB sent"], rows)
 
 
-def _scores(metrics: dict[str, Any], models: list[str]) -> dict[str, float]:
-    if unknown := [model for model in models if model not in metrics]:
-        raise ValueError(f"--models {unknown[0]}: the runs have kept {', '.join(metrics)}")
-    names = [name for name in metrics[models[0]]["validation"] if name != "loss"]
+def _scores(found: dict[str, Any], models: list[str], metrics: list[str] | None) -> dict[str, float]:
+    if unknown := [model for model in models if model not in found]:
+        raise ValueError(f"--models {unknown[0]}: the runs have kept {', '.join(found)}")
+    known = [name for name in found[models[0]]["validation"] if name != "loss"]
+    if unknown := [name for name in metrics or () if name not in known]:
+        raise ValueError(f"--metrics {unknown[0]}: the runs have {', '.join(known)}")
     return {
-        f"{name}, {split}, {model}": metrics[model][split][name]
-        for name in names
+        f"{name}, {split}, {model}": found[model][split][name]
+        for name in metrics or known
         for model in models
         for split in SPLITS
-        if split in metrics[model]
+        if split in found[model]
     }
 
 
@@ -79,6 +81,7 @@ def main() -> int:
     parser.add_argument("workspace", choices=sorted(path.parent.name for path in WORKSPACES.glob("*/comparison.yaml")))
     parser.add_argument("--data", required=True, type=Path, help="the corpus, as for train.py")
     parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--metrics", nargs="+", help="of all but the loss, these only")
     parser.add_argument("--models", nargs="+", default=["best", "last"], help="such as best, best-METRIC, last")
     options, changes = parser.parse_known_args()
     rows = read_comparison(options.workspace)
@@ -91,7 +94,7 @@ def main() -> int:
     except subprocess.CalledProcessError as error:
         return error.returncode
     try:
-        print(table(results, options.models))
+        print(table(results, options.models, options.metrics))
     except ValueError as error:
         print(f"compare_modes: {error}", file=sys.stderr)
         return 1

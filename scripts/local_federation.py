@@ -122,8 +122,10 @@ class LocalFederation:
                 process.wait()
 
     def wait_for_exit(self, name: str, seconds: float) -> int:
-        """The exit code of a process that is expected to end by itself."""
-        return self._processes[name].wait(seconds)
+        """The exit code of a process that is expected to end by itself, and then is none of those that have to live."""
+        code = self._processes[name].wait(seconds)
+        del self._processes[name]
+        return code
 
     def is_alive(self, name: str) -> bool:
         return self._processes[name].poll() is None

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -16,10 +15,11 @@ from scripts.rounds_benchmark.measure import (
     Measured,
     MemoryWatch,
     Processes,
+    follow_report,
+    make_environment,
     say,
-    time_limit,
 )
-from scripts.rounds_benchmark.workloads import STEP, TOLERANCE, WrongResultError, create_model
+from scripts.rounds_benchmark.workloads import STEP, create_model
 
 ENVIRONMENT = REPOSITORY / "runs" / "peers" / "flower"
 REQUIREMENT = "flwr==1.41.*"
@@ -28,7 +28,7 @@ REQUIREMENT = "flwr==1.41.*"
 def measure(job: Job, folder: Path) -> Measured:
     if job.tls or job.float16 or job.workload == "adam":
         raise BenchmarkError("--tls, --float16 and the workload 'adam' are for this project's engine only")
-    make_environment()
+    make_environment(ENVIRONMENT, "flower-superlink", REQUIREMENT)
     with Processes(folder, None, "") as processes:
         env = _environment(folder, processes.port)
         _start(job, processes, env)
@@ -36,16 +36,6 @@ def measure(job: Job, folder: Path) -> Measured:
         say("superlink and supernodes are ready")
         with MemoryWatch(processes.pid("superlink"), map(processes.pid, job.names)) as memory:
             return _run(job, processes, memory, env)
-
-
-def make_environment() -> None:
-    """A virtual environment with Flower, made once: its requirements and those of OpenFL exclude each other."""
-    if (ENVIRONMENT / "bin" / "flower-superlink").exists():
-        return
-    say(f"installing {REQUIREMENT} into {ENVIRONMENT}")
-    subprocess.run([sys.executable, "-m", "venv", "--clear", str(ENVIRONMENT)], check=True, stdout=sys.stderr)
-    install = [str(ENVIRONMENT / "bin" / "pip"), "install", "--quiet", REQUIREMENT, "numpy"]
-    subprocess.run(install, check=True, stdout=sys.stderr)
 
 
 def _environment(folder: Path, port: int) -> dict[str, str]:
@@ -97,16 +87,7 @@ def _run(job: Job, processes: Processes, memory: MemoryWatch, env: dict[str, str
     if code := processes.wait_for_exit("run", READY_SECONDS):
         raise BenchmarkError(f"flwr run ended with exit code {code}")
     submitted = time.time() - began
-    lines: list[dict] = []
-    while len(lines) <= job.rounds:
-        number = len(lines)
-        with time_limit(f"round {number} did not end" if number else "the app did not start"):
-            lines.append(_next_line(report, number))
-        say(f"round {number} ended" if number else "the app has started")
-    if not lines[-1]["off"] <= TOLERANCE:
-        raise WrongResultError(
-            f"after {job.rounds} rounds a weight is {lines[-1]['off']:.2g} away from what it should be"
-        )
+    lines = follow_report(report, job.rounds, "the app", processes)
     return Measured(
         seconds=[after["time"] - before["time"] for before, after in pairwise(lines)],
         submit_to_first_round=lines[1]["time"] - began,
@@ -116,12 +97,3 @@ def _run(job: Job, processes: Processes, memory: MemoryWatch, env: dict[str, str
         bytes_down=lines[-1]["bytes"],
         first_round={"submission": submitted, "app_start": lines[0]["time"] - began - submitted},
     )
-
-
-def _next_line(report: Path, number: int) -> dict:
-    while True:
-        if report.exists():
-            lines = report.read_text().split("\n")
-            if len(lines) > number + 1:  # the last piece is what has no end of line yet
-                return json.loads(lines[number])
-        time.sleep(0.1)

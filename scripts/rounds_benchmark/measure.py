@@ -1,24 +1,28 @@
 """Processes of a federation on this machine, and what they cost."""
 
 import contextlib
+import json
 import os
 import signal
 import statistics
+import subprocess
 import sys
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from scripts.local_federation import LocalFederation
+from scripts.rounds_benchmark.workloads import TOLERANCE, WrongResultError
 
 READY_SECONDS = 120.0
 GIVE_UP_SECONDS = 600.0
 """The longest that a submission or a round may take."""
 
 # Children with these words in their command are an envoy's workers; all others count as the process that began them.
-WORKERS = ("envoys.worker", "flwr-clientapp")
+WORKERS = ("envoys.worker", "flwr-clientapp", "nvflare.private.fed.app.client.worker_process")
 
 
 class BenchmarkError(RuntimeError):
@@ -147,6 +151,44 @@ def time_limit(sentence: str) -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def make_environment(folder: Path, program: str, requirement: str) -> None:
+    """A virtual environment with `requirement`, which brings `program`, made once: what other frameworks require and
+    what OpenFL does exclude each other."""
+    if (folder / "bin" / program).exists():
+        return
+    say(f"installing {requirement} into {folder}")
+    subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True, stdout=sys.stderr)
+    install = [str(folder / "bin" / "pip"), "install", "--quiet", requirement, "numpy"]
+    subprocess.run(install, check=True, stdout=sys.stderr)
+
+
+def follow_report(report: Path, rounds: int, what: str, processes: Processes) -> list[dict]:
+    """The lines of JSON that a peer's server writes: one when `what`, such as "the job", has started, and one a round.
+
+    Raises BenchmarkError when one takes too long, StartError if a process ends, and WrongResultError if the last model
+    is "off" by more than rounding.
+    """
+    lines: list[dict] = []
+    while len(lines) <= rounds:
+        number = len(lines)
+        with time_limit(f"round {number} did not end" if number else f"{what} did not start"):
+            lines.append(_next_line(report, number, processes))
+        say(f"round {number} ended" if number else f"{what} has started")
+    if not lines[-1]["off"] <= TOLERANCE:
+        raise WrongResultError(f"after {rounds} rounds a weight is {lines[-1]['off']:.2g} away from what it should be")
+    return lines
+
+
+def _next_line(report: Path, number: int, processes: Processes) -> dict:
+    while True:
+        processes.check()
+        if report.exists():
+            lines = report.read_text().split("\n")
+            if len(lines) > number + 1:  # the last piece is what has no end of line yet
+                return json.loads(lines[number])
+        time.sleep(0.1)
 
 
 def say(sentence: str) -> None:

@@ -132,4 +132,6 @@ def test_the_table_has_a_row_a_run_and_a_column_for_every_metric_but_the_loss():
     assert last == "| alone | 3 | 2 | 0.500 |  | 2 | 2 |"
     with pytest.raises(ValueError, match="--models best-wer: the runs have kept best, last"):
         table({"alone": result}, ["best-wer"])
+    with pytest.raises(ValueError, match="--metrics wer: the runs have accuracy"):
+        table({"alone": result}, ["best"], ["wer"])
     assert table({"alone": result}, ["last"]).splitlines()[2] == "| alone | 3 | 2 | 0.750 | 0.000 | 2 | 2 |"
