@@ -56,7 +56,8 @@ class FrameworkAdapterPlugin(FrameworkAdapterPluginInterface):
         Raises ValueError, naming the tensors, when names or shapes are not those of the model.
         """
         # First, so that an optimizer's state is made where the parameters are.
-        if any(parameter.device != torch.device(device) for parameter in model.parameters()):
+        wanted = torch.device(device)
+        if any(parameter.device != wanted for parameter in model.parameters()):
             model.to(device)
         own = _travelling(model)
         states = {} if optimizer is None else {name: (s, key) for name, s, key in _states(model, optimizer)}
@@ -147,4 +148,6 @@ def _to_array(value: torch.Tensor | float) -> np.ndarray:
 def _copy_into(name: str, tensor: torch.Tensor, value: np.ndarray) -> None:
     if tuple(tensor.shape) != value.shape:
         raise ValueError(f"tensor '{name}' has shape {value.shape}, the model's is {tuple(tensor.shape)}")
-    tensor.copy_(torch.from_numpy(np.require(value, requirements=["C", "W"])))
+    # As np.require, which takes longer than the copy of a small tensor.
+    plain = value.flags.c_contiguous and value.flags.writeable
+    tensor.copy_(torch.from_numpy(value if plain else np.array(value, order="C")))

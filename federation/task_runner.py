@@ -91,7 +91,8 @@ class TaskRunner(CoreTaskRunner):
         # The task before, which may have been another client's, leaves neither gradients nor modes.
         self.model.zero_grad()
         for module, training in self._modes:
-            module.training = training
+            if module.training != training:  # setting it takes a hundred times as long as reading it
+                module.training = training
         if self.opt_treatment != "CONTINUE_LOCAL":
             state = self.optimizer.state
             self.reset_opt_vars()

@@ -48,6 +48,21 @@ def test_wrong_names_and_shapes_raise_and_name_the_tensor(model):
         Adapter.set_tensor_dict(model, tensors | {"2.bias": np.zeros(2, np.float32)})
 
 
+def locked(tensor: np.ndarray) -> np.ndarray:
+    """As Ray's shared memory gives them."""
+    tensor.setflags(write=False)
+    return tensor
+
+
+@pytest.mark.parametrize("lying", [locked, np.asfortranarray, np.fliplr])
+def test_how_an_array_lies_in_memory_is_of_no_consequence(lying):
+    weight = np.arange(6, dtype=np.float32).reshape(2, 3)
+    network = torch.nn.Linear(3, 2, bias=False)
+    given = lying(weight.copy())
+    Adapter.set_tensor_dict(network, {"weight": given})
+    np.testing.assert_array_equal(network.weight.detach().numpy(), given)
+
+
 def make_network(dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.nn.Module:
     torch.manual_seed(seed)
     return torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1)).to(dtype)

@@ -115,6 +115,15 @@ def test_three_rounds_in_memory_are_those_of_the_director_to_the_bit(tmp_path, n
         assert found.moments[slot].tobytes() == moment.tobytes(), slot
 
 
+# The initial value of Yogi here is that of its first moment too: it moves by itself.
+@pytest.mark.parametrize("name", [name for name in AGGREGATIONS if name != "yogi"])
+def test_weights_that_no_client_changed_stay_as_they_are(name):
+    """Adam and its like divide a change by its size: rounding errors of a sum would become steps."""
+    model = make_tensors(0)
+    found = folded(model, [[model] * 4] * 20, AGGREGATIONS[name])
+    assert_same(found.model, model)
+
+
 @pytest.mark.parametrize("name", ["mean", "trimmed mean", "adam"])
 def test_updates_in_float16_are_summed_wide_into_the_models_own_types(tmp_path, name):
     model, rounds = make_tensors(0), [[as_float16(update) for update in updates_of(number)] for number in range(2)]
