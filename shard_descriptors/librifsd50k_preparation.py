@@ -70,10 +70,11 @@ _T = TypeVar("_T", Utterance, _Spoken)
 
 
 def prepare_librifsd50k(
-    librispeech: str | Path, fsd50k: str | Path, out: str | Path, seed: int = 0, workers: int = 1
+    librispeech: str | Path, fsd50k: str | Path, out: str | Path, seed: int = 0, workers: int = 1, clip_uses: int = 1
 ) -> dict[str, Any]:
     """Write LibriFSD50K into the folder `out`; the report says what is in it. See `write_store` about resuming."""
-    return write_store(Path(out).expanduser(), plan_librifsd50k(librispeech, fsd50k, seed), write_chunks, workers)
+    plan = plan_librifsd50k(librispeech, fsd50k, seed, clip_uses)
+    return write_store(Path(out).expanduser(), plan, write_chunks, workers)
 
 
 def prepare_fedwham(wham: str | Path, out: str | Path, seed: int = 0, workers: int = 1) -> dict[str, Any]:
@@ -81,20 +82,23 @@ def prepare_fedwham(wham: str | Path, out: str | Path, seed: int = 0, workers: i
     return write_store(Path(out).expanduser(), plan_fedwham(wham, seed), copy_pair, workers)
 
 
-def plan_librifsd50k(librispeech: str | Path, fsd50k: str | Path, seed: int = 0) -> Plan:
+def plan_librifsd50k(librispeech: str | Path, fsd50k: str | Path, seed: int = 0, clip_uses: int = 1) -> Plan:
     """Pair utterances with clips.
 
     Train speakers come from train-clean-100 and -360, validation from dev-clean, test from test-clean. FSD50K's dev
     clips that have none of `SPEECH_LABELS` are shuffled by the seed and cut 90/10 for train and validation; its eval
-    clips are for test. Utterances of a split, speaker by speaker, take a clip each until either is used up.
+    clips are for test. Utterances of a split, speaker by speaker, take a clip each until either is used up; with
+    `clip_uses` of more than 1, clips go round as often before they are. None is ever in two splits.
 
     Any part of the corpora will do. Where a split has no speakers of its own, a tenth of the train speakers (at least
     two), drawn by the seed, is held out for it; where FSD50K has its dev or its eval clips only, these are cut
     80/10/10. The notes of the plan say so.
 
     Raises:
-        CorpusError: not these corpora, or too little for three splits.
+        CorpusError: not these corpora, too little for three splits, or clips that are used less than once.
     """
+    if clip_uses < 1:
+        raise CorpusError(f"clip_uses: {clip_uses} should be a whole number from 1 on")
     speech_root, noise_root = Path(librispeech).expanduser(), Path(fsd50k).expanduser()
     notes: list[str] = []
     subsets = [subset for of_split in SPEECH_SUBSETS.values() for subset in of_split]
@@ -105,13 +109,13 @@ def plan_librifsd50k(librispeech: str | Path, fsd50k: str | Path, seed: int = 0)
     pairs: list[Pair] = []
     numbers: Counter[tuple[str, str]] = Counter()
     for split in FOLDERS:
-        for utterance, clip in zip(utterances[split], clips[split], strict=False):
+        paired = list(zip(utterances[split], clips[split] * clip_uses, strict=False))
+        for utterance, clip in paired:
             key = (split, utterance.speaker)
             pairs.append(Pair(split, utterance.speaker, numbers[key], utterance.file, clip.file, clip.labels[-1]))
             numbers[key] += 1
-        paired = min(len(utterances[split]), len(clips[split]))
-        left_out[f"no noise clip is left for it in {split}"] = [u.file for u in utterances[split][paired:]]
-        left_out[f"no utterance is left for it in {split}"] = [clip.file for clip in clips[split][paired:]]
+        left_out[f"no noise clip is left for it in {split}"] = [u.file for u in utterances[split][len(paired) :]]
+        left_out[f"no utterance is left for it in {split}"] = [clip.file for clip in clips[split][len(paired) :]]
     return Plan("librifsd50k", speech_root, noise_root, tuple(pairs), left_out, notes)
 
 

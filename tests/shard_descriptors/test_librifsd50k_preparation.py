@@ -5,7 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +175,21 @@ def test_the_dev_clips_are_cut_9_to_1(corpora):
     unused = {split: plan.left_out[f"no utterance is left for it in {split}"] for split in SPLITS}
     assert [len(used[split]) + len(unused[split]) for split in SPLITS] == [54, 6, 6]  # of 60 dev and 6 eval clips
     assert len(used["train"]) == 15  # all utterances of the train speakers
+
+
+def test_where_clips_are_few_they_go_round_within_their_split(tmp_path):
+    make_librispeech(tmp_path / "speech", {"train-clean-100": {str(10 + i): (4,) * 3 for i in range(20)}})
+    make_fsd50k_part(tmp_path / "noise", "dev", {str(1_000 + i): "Rain" for i in range(20)}, 3_000)
+    once, twice, often = (plan_librifsd50k(tmp_path / "speech", tmp_path / "noise", clip_uses=n) for n in (1, 2, 9))
+    for plan, train_uses in ((once, {1}), (twice, {2}), (often, {3})):
+        uses = {split: Counter(pair.noise for pair in plan.pairs if pair.split == split) for split in SPLITS}
+        assert set(uses["train"].values()) == train_uses
+        assert len(set().union(*uses.values())) == sum(map(len, uses.values())) == 20
+    assert once.pairs[:16] == twice.pairs[:16] == often.pairs[:16]
+    assert len(twice.left_out["no noise clip is left for it in train"]) == 48 - 2 * 16
+    assert not any(often.left_out[f"no {what} is left for it in train"] for what in ("noise clip", "utterance"))
+    with pytest.raises(CorpusError, match="clip_uses: 0 should be a whole number from 1 on"):
+        plan_librifsd50k(tmp_path / "speech", tmp_path / "noise", clip_uses=0)
 
 
 def test_clips_with_a_speech_like_label_are_left_out(corpora, store):
