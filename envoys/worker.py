@@ -14,13 +14,15 @@ import threading
 import traceback
 from pathlib import Path
 
+from envoys import libraries  # noqa: F401  loaded while there is time, and before all else of OpenFL
+
+# isort: split
 from openfl.federated import Plan
 
 from envoys.collaborator import RoundCollaborator
 from envoys.job import Job
 from envoys.settings import EnvoyFile, build_shard_descriptor, connect
 from envoys.transport import RoundsClient
-from federation import interactive_api  # noqa: F401  what an experiment's pickles refer to: loaded while there is time
 from federation.environment import check_environment
 from federation.plan import ENVIRONMENT_FILE, PLAN_FILE
 from federation.settings import load_settings
