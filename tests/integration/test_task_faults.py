@@ -11,7 +11,7 @@ from tests.integration.conftest import READY_SECONDS, USER, points
 
 pytestmark = pytest.mark.integration
 
-MEMORY_LIMIT_GB = 2.5
+MEMORY_LIMIT_GB = 2.0
 TASK_TIMEOUT_SECONDS = 5.0
 numbers = itertools.count()
 
