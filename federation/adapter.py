@@ -56,10 +56,9 @@ class FrameworkAdapterPlugin(FrameworkAdapterPluginInterface):
         Raises ValueError, naming the tensors, when names or shapes are not those of the model.
         """
         # First, so that an optimizer's state is made where the parameters are.
-        wanted = torch.device(device)
-        if any(parameter.device != wanted for parameter in model.parameters()):
-            model.to(device)
-        own = _travelling(model)
+        own, wanted = _travelling(model), torch.device(device)
+        if any(tensor.device != wanted for tensor in own.values()):
+            own = _travelling(model.to(device))
         states = {} if optimizer is None else {name: (s, key) for name, s, key in _states(model, optimizer)}
         missing, extra = (own | states).keys() - tensor_dict.keys(), tensor_dict.keys() - (own | states).keys()
         if missing or extra:
@@ -142,7 +141,7 @@ def _to_array(value: torch.Tensor | float) -> np.ndarray:
         return np.array(value, np.float32)
     # NumPy has no bfloat16.
     value = value.float() if value.dtype == torch.bfloat16 else value
-    return value.detach().cpu().numpy()
+    return value.numpy(force=True)
 
 
 def _copy_into(name: str, tensor: torch.Tensor, value: np.ndarray) -> None:

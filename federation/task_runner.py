@@ -6,6 +6,7 @@ import random
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,7 @@ class TaskRunner(CoreTaskRunner):
         seed_generators(f"{self.seed}:model")
         super().set_model_provider(model_provider)
         self._modes = [(module, module.training) for module in self.model.modules()]
+        self._parameters = list(self.model.parameters())
 
     @property
     def optimizer_travels(self) -> bool:
@@ -89,7 +91,8 @@ class TaskRunner(CoreTaskRunner):
     def rebuild_model(self, input_tensor_dict: Tensors, validation: bool = False, device: str = "cpu") -> None:
         """Write the tensors into the model, and treat the optimizer as the experiment says."""
         # The task before, which may have been another client's, leaves neither gradients nor modes.
-        self.model.zero_grad()
+        for parameter in self._parameters:
+            parameter.grad = None
         for module, training in self._modes:
             if module.training != training:  # setting it takes a hundred times as long as reading it
                 module.training = training
@@ -118,5 +121,9 @@ def seed_generators(name: str) -> None:
     np.random.seed(seed)
     # Not torch.manual_seed: without a GPU it takes a millisecond to note from where it was called.
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_available():
+    if _has_gpu():
         torch.cuda.manual_seed_all(seed)
+
+
+# Asked once: it takes as long as all of the above together.
+_has_gpu = cache(torch.cuda.is_available)

@@ -31,6 +31,16 @@ def test_tensors_come_back_with_their_types(model):
     assert model[2].bias.item() == pytest.approx(before + 5)
 
 
+def test_tensors_are_written_to_where_the_model_has_moved(model):
+    left = model[2].bias.detach()
+    before = left.clone()
+    tensors = {name: tensor + 1 for name, tensor in Adapter.get_tensor_dict(model).items()}
+    # The one other device that is everywhere; it keeps no values.
+    Adapter.set_tensor_dict(model, tensors, device="meta")
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    torch.testing.assert_close(left, before)
+
+
 def test_weight_normed_layers_travel_by_their_parametrization():
     layer = torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv1d(2, 2, 3))
     other = torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv1d(2, 2, 3))
