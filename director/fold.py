@@ -158,28 +158,35 @@ class _Folding:
         if not run.entry.is_float:
             values = np.maximum.reduce([update.read(run.name, first, last) for update in self.updates])
         else:
-            values = self.aggregation.rule.combine(self._slices_of_updates(run, first, last), self.clips)
+            current = self.model.read(run.name, first, last)
+            updates = self._slices_of_updates(run, first, last, current)
+            values = self.aggregation.rule.combine(updates, self.clips, current)
             if self.optimizer and state and run.trained:
-                values = self._step(self.optimizer, run, first, last, values, state)
+                values = self._step(self.optimizer, run, first, current, values, state)
         model.write(run.name, first, values)
 
-    def _slices_of_updates(self, run: Run, first: int, last: int) -> Iterator[np.ndarray]:
+    def _slices_of_updates(self, run: Run, first: int, last: int, current: np.ndarray) -> Iterator[np.ndarray]:
         for update, scale in zip(self.updates, self.scales, strict=True):
             values = update.read(run.name, first, last)
             if scale < 1 and run.trained:
-                values = clipped(self.model.read(run.name, first, last), values, scale)
+                values = clipped(current, values, scale)
             yield values
 
     def _step(
-        self, optimizer: ServerOptimizer, run: Run, first: int, last: int, combined: np.ndarray, state: "_Target"
+        self,
+        optimizer: ServerOptimizer,
+        run: Run,
+        first: int,
+        current: np.ndarray,
+        combined: np.ndarray,
+        state: "_Target",
     ) -> np.ndarray:
         slots = {}
         for slot in optimizer.slots:
             if self.moments:
-                slots[slot] = self.moments.read(f"{slot}.{run.name}", first, last)
+                slots[slot] = self.moments.read(f"{slot}.{run.name}", first, first + len(current))
             else:
-                slots[slot] = np.full(last - first, optimizer.initial_value, np.float32)
-        current = self.model.read(run.name, first, last)
+                slots[slot] = np.full(len(current), optimizer.initial_value, np.float32)
         values, slots = optimizer.step(current, combined, slots, self.aggregations)
         for slot, moment in slots.items():
             state.write(f"{slot}.{run.name}", first, moment)

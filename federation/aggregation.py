@@ -21,7 +21,9 @@ MAX_ITERATIONS = 1000
 # Squared distances are differences of float64 sums; below this share of what was summed they are rounding error.
 ROUNDING = 1e-12
 # Small enough for the processor's cache: what lies between two passes over an array need not go through memory.
-CACHED_ITEMS = 1 << 15
+CACHED_ITEMS = 1 << 17
+# An exact factor that keeps a sum over up to 2^30 clips within the range of float32.
+WEIGHT_UNIT = 2.0**-30
 # Columns of all updates that the geometric median takes at a time; ten updates are 5 MB in float64.
 BLOCK = 1 << 16
 
@@ -32,38 +34,49 @@ class _Part(BaseModel):
 
 
 class RunningMean:
-    """The weighted mean of flat arrays of one length, summed up in float64 as they come.
+    """The weighted mean of flat arrays of one length, from the sum of their differences to `origin`, as they come.
 
-    The order matters to the last bit, and nothing else does: not how an array is cut into slices.
+    The sum is in the type of `origin`, at least float32: with half the memory of float64 to go through it takes half
+    the time. Its rounding errors are, of n arrays, at most n * 1e-7 of the mean size of the differences. Arrays that
+    are all like `origin` have that as their mean, and one alone has itself, to the bit. The order matters to the last
+    bit, and nothing else does: not how an array is cut into slices.
     """
 
-    def __init__(self) -> None:
-        self._total = np.empty(0)
+    def __init__(self, origin: np.ndarray) -> None:
+        """`origin` is not copied: it may change between the result of one mean and the first array of the next."""
+        self._origin = origin
+        dtype = np.result_type(origin, np.float32)
+        self._total, self._first = np.empty(len(origin), dtype), np.empty(len(origin), dtype)
         self._weights: list[float] = []
 
     def add(self, update: np.ndarray, weight: float) -> None:
         """`update` is read and not kept."""
-        if len(self._total) != len(update):
-            self._total = np.empty(len(update))
-        product = np.empty(min(CACHED_ITEMS, len(update)))
-        for start in range(0, len(update), CACHED_ITEMS):
-            total = self._total[start : start + CACHED_ITEMS]
-            part = product[: len(total)] if self._weights else total
-            # Converted, then multiplied in place: one call that does both takes half as long again.
-            np.copyto(part, update[start : start + CACHED_ITEMS])
-            part *= weight
-            if self._weights:
-                total += part
+        if not self._weights:
+            self._first[:] = update
+            self._total.fill(0)
         self._weights.append(weight)
+        dtype = np.result_type(update, self._total)
+        buffer = np.empty(min(CACHED_ITEMS, len(update)), self._total.dtype)
+        for start in range(0, len(update), CACHED_ITEMS):
+            block = slice(start, start + CACHED_ITEMS)
+            total = self._total[block]
+            difference = np.subtract(update[block], self._origin[block], out=buffer[: len(total)], dtype=dtype)
+            difference *= weight * WEIGHT_UNIT
+            total += difference
 
     def result(self) -> np.ndarray:
-        """float64, and this object's own memory: valid until the next `add`, which begins a new mean.
+        """This object's own memory: valid until the next `add`, which begins a new mean.
 
         Raises ValueError if the weights do not add up to more than 0.
         """
-        divisor = _sum_of(self._weights)
+        divisor = _sum_of(self._weights) * WEIGHT_UNIT
+        alone = len(self._weights) == 1
         self._weights = []
-        return np.divide(self._total, divisor, out=self._total)
+        if alone:
+            return self._first
+        self._total /= divisor
+        self._total += self._origin
+        return self._total
 
 
 class Mean(_Part):
@@ -73,12 +86,12 @@ class Mean(_Part):
     weighted: bool = True
     whole_tensors: ClassVar[bool] = False
 
-    def combine(self, updates: Iterable[np.ndarray], weights: Sequence[float]) -> np.ndarray:
-        """The mean of `updates`, flat and of one length, as float64 of that length. They are taken one at a time.
+    def combine(self, updates: Iterable[np.ndarray], weights: Sequence[float], current: np.ndarray) -> np.ndarray:
+        """The mean of `updates`, flat and of one length, as summed by RunningMean. They are taken one at a time.
 
         Raises ValueError if updates and weights differ in number, or the weights do not add up to more than 0.
         """
-        mean = RunningMean()
+        mean = RunningMean(current)
         for update, weight in zip(updates, weights, strict=True):
             mean.add(update, weight if self.weighted else 1.0)
         return mean.result()
@@ -90,13 +103,12 @@ class Median(_Part):
     rule: Literal["median"] = "median"
     whole_tensors: ClassVar[bool] = False
 
-    def combine(self, updates: Iterable[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+    def combine(self, updates: Iterable[np.ndarray], weights: Sequence[float], current: np.ndarray) -> np.ndarray:
         """The median of `updates`, flat and of one length, as float64 of that length; of an even number the mid-point.
 
         Raises ValueError if there are no updates.
         """
-        stack = np.stack(list(updates))  # (n, length)
-        return _mean_of_the_middle(stack, cut=(len(stack) - 1) // 2)
+        return _median(np.stack(list(updates)))
 
 
 class TrimmedMean(_Part):
@@ -110,7 +122,7 @@ class TrimmedMean(_Part):
     share: float = Field(ge=0, lt=0.5)
     whole_tensors: ClassVar[bool] = False
 
-    def combine(self, updates: Iterable[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+    def combine(self, updates: Iterable[np.ndarray], weights: Sequence[float], current: np.ndarray) -> np.ndarray:
         """The trimmed mean of `updates`, flat and of one length, as float64 of that length.
 
         Raises ValueError if there are no updates.
@@ -132,14 +144,14 @@ class GeometricMedian(_Part):
     rule: Literal["geometric_median"] = "geometric_median"
     whole_tensors: ClassVar[bool] = True
 
-    def combine(self, updates: Iterable[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+    def combine(self, updates: Iterable[np.ndarray], weights: Sequence[float], current: np.ndarray) -> np.ndarray:
         """The geometric median of `updates`, each a whole flat tensor of one length, as float64 of that length.
 
         Raises ValueError if updates and weights differ in number, or the weights do not add up to more than 0.
         """
         shares = np.asarray(weights, np.float64) / _sum_of(weights)
         stack = np.stack(list(updates))  # (n, length)
-        return Mean().combine(stack, _geometric_median(_inner_products(stack), shares).tolist())
+        return _weighted_sum(stack, _geometric_median(_inner_products(stack), shares))
 
 
 Rule = Annotated[Mean | Median | TrimmedMean | GeometricMedian, Field(discriminator="rule")]
@@ -269,8 +281,21 @@ def _mean_of_the_middle(stack: np.ndarray, cut: int) -> np.ndarray:
     """The mean of each column of `stack` (n, length) without its `cut` lowest and highest values. Sorts `stack`."""
     stack.sort(axis=0)
     rows = stack[cut : len(stack) - cut]
-    # Not rows.mean(axis=0): how NumPy orders a sum depends on the shape, and so would the last bit.
-    return Mean().combine(rows, [1.0] * len(rows))
+    return _weighted_sum(rows, np.ones(len(rows))) / len(rows)
+
+
+def _median(stack: np.ndarray) -> np.ndarray:
+    """The median of each column of `stack` (n, length). Sorts `stack`."""
+    return _mean_of_the_middle(stack, cut=(len(stack) - 1) // 2)
+
+
+def _weighted_sum(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The sum of `rows` (n, length), each by its weight, as float64 of that length."""
+    # Not weights @ rows: how NumPy orders a sum depends on the shape, and so would the last bit.
+    total = np.zeros(rows.shape[1])
+    for row, weight in zip(rows, weights, strict=True):
+        total += np.multiply(row, weight, dtype=np.float64)
+    return total
 
 
 def _inner_products(stack: np.ndarray) -> np.ndarray:
@@ -281,7 +306,7 @@ def _inner_products(stack: np.ndarray) -> np.ndarray:
     products = np.zeros((len(stack), len(stack)))
     for start in range(0, stack.shape[1], BLOCK):
         block = stack[:, start : start + BLOCK]
-        block = block - Median().combine(block, [])
+        block = block - _median(block.copy())
         products += block @ block.T
     return products
 

@@ -12,8 +12,8 @@ from federation.tensors import Tensors
 class Fold:
     """`model` and `moments` (of the server optimizer, by "SLOT.NAME") are those after `aggregations` rounds.
 
-    Updates are added up as they come, in the memory of one model in float64 whatever their number; rules other than the
-    mean keep a copy of each. The result depends on their order, to the last bit.
+    Updates are added up as they come, in the memory of two models whatever their number; rules other than the mean keep
+    a copy of each. The result depends on their order, to the last bit.
     """
 
     def __init__(
@@ -30,7 +30,8 @@ class Fold:
         self.aggregations = aggregations
         self._floats = [name for name, tensor in model.items() if tensor.dtype.kind == "f"]
         self._parameters = {name for name in self._floats if name not in untrained}
-        self._means = {name: RunningMean() for name in self._floats}
+        # Views of the model: when it has changed, so has what the next mean begins with.
+        self._means = {name: RunningMean(self.model[name].reshape(-1)) for name in self._floats}
         self._counters: Tensors = {}
         self._kept: list[tuple[Tensors, int]] = []
 
@@ -57,7 +58,7 @@ class Fold:
         """Make what was added the next global model, in place."""
         for name in self._floats:
             tensor = self.model[name].reshape(-1)
-            values = self._combined(name)
+            values = self._combined(name, tensor)
             if name in self._parameters:
                 values = self._step(name, tensor, values)
             tensor[:] = values
@@ -66,11 +67,11 @@ class Fold:
         self.aggregations += 1
         self._counters, self._kept = {}, []
 
-    def _combined(self, name: str) -> np.ndarray:
+    def _combined(self, name: str, current: np.ndarray) -> np.ndarray:
         if isinstance(self.aggregation.rule, Mean):
             return self._means[name].result()
         weights = [clips for _, clips in self._kept]
-        return self.aggregation.rule.combine((update[name] for update, _ in self._kept), weights)
+        return self.aggregation.rule.combine((update[name] for update, _ in self._kept), weights, current)
 
     def _step(self, name: str, current: np.ndarray, combined: np.ndarray) -> np.ndarray:
         optimizer = self.aggregation.server_optimizer

@@ -72,13 +72,16 @@ def train(envoy: str, round_number: int, model: Tensors) -> Tensors:
     return {"weight": weight, "steps": model["steps"] + CLIPS[envoy]}
 
 
-def next_model(model: Tensors, envoys: Iterable[str], round_number: int) -> Tensors:
-    """FedAvg in NumPy."""
-    trained = {envoy: train(envoy, round_number, model) for envoy in sorted(envoys)}
-    clips = [CLIPS[envoy] for envoy in trained]
-    total = sum(tensors["weight"].astype(float) * n for tensors, n in zip(trained.values(), clips, strict=True))
-    weight = (total / sum(clips)).astype(np.float32)
-    return {"weight": weight, "steps": np.max([tensors["steps"] for tensors in trained.values()])}
+def next_model(model: Tensors, envoys: Iterable[str], round_number: int, precision: str = "float32") -> Tensors:
+    """FedAvg in NumPy: the mean change to the model, summed in float32. One update alone is the next model."""
+    travelled = model | {"weight": model["weight"].astype(precision)}
+    trained = {envoy: train(envoy, round_number, travelled) for envoy in sorted(envoys)}
+    steps = np.max([tensors["steps"] for tensors in trained.values()])
+    weights = {envoy: tensors["weight"].astype(np.float32) for envoy, tensors in trained.items()}
+    if len(weights) == 1:
+        return {"weight": weights.popitem()[1], "steps": steps}
+    total = sum(np.float32(CLIPS[envoy]) * (weight - model["weight"]) for envoy, weight in weights.items())
+    return {"weight": model["weight"] + total / np.float32(sum(CLIPS[envoy] for envoy in weights)), "steps": steps}
 
 
 def score_of(envoy: str, model: Tensors) -> float:
@@ -653,8 +656,7 @@ def test_in_float16_half_as_much_travels_and_sums_and_models_are_float32(tmp_pat
     assert seen[0]["steps"].dtype == MODEL["steps"].dtype
     model = MODEL
     for round_number in range(2):
-        half = model | {"weight": model["weight"].astype(np.float16)}
-        model = next_model(half, "ab", round_number)
+        model = next_model(model, "ab", round_number, "float16")
     assert_model(experiment.folder.named_model("last"), model)
     assert load(experiment.folder.named_model("last"))["weight"].dtype == np.float32
 
