@@ -134,7 +134,7 @@ class Director:
         try:
             folder.state.members = self._members(folder)
         except SubmissionError:
-            shutil.rmtree(folder.path)
+            folder.discard()
             raise
         folder.save_state()
         self._add(folder)

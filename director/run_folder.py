@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 MAX_PLAN_BYTES = 256 << 10
 MAX_ARCHIVE_BYTES = 1 << 30
 MAX_MODEL_BYTES = 64 << 30
-# Folders that are not finished: a submission on its way.
+# Folders that are not finished: a submission on its way, or on its way out.
 UNFINISHED = ".new-"
 
 
@@ -114,6 +114,12 @@ class RunFolder:
             raise
         folder.path = runs / plan.name
         return folder
+
+    def discard(self) -> None:
+        """Take the experiment back. From the first moment on its name is free, also while files are being removed."""
+        removed = self.path.with_name(f"{UNFINISHED}{uuid.uuid4().hex}")
+        self.path.rename(removed)
+        shutil.rmtree(removed)
 
     @classmethod
     def load(cls, path: Path) -> "RunFolder":

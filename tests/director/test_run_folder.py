@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,21 @@ def test_a_name_is_used_once_and_the_first_experiment_stays_as_it_was(tmp_path, 
         RunFolder.create(runs, other, "me")
     assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
     assert names_in(runs) == {"toy"}
+
+
+def test_a_name_is_free_while_the_experiment_that_had_it_is_still_being_removed(tmp_path, runs, folder, monkeypatch):
+    remove = shutil.rmtree
+    submission = write_submission(tmp_path / "other")
+
+    def take_the_name_and_remove(path):
+        monkeypatch.setattr(shutil, "rmtree", remove)
+        RunFolder.create(runs, submission, "you")
+        remove(path)
+
+    monkeypatch.setattr(shutil, "rmtree", take_the_name_and_remove)
+    folder.discard()
+    assert names_in(runs) == {folder.path.name}
+    assert RunFolder.load(folder.path).state.owner == "you"
 
 
 def test_an_experiment_comes_back_as_it_was(folder):

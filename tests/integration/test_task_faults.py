@@ -11,8 +11,9 @@ from tests.integration.conftest import READY_SECONDS, USER, points
 
 pytestmark = pytest.mark.integration
 
-MEMORY_LIMIT_GB = 2.0
-TASK_TIMEOUT_SECONDS = 5.0
+# A worker begins with 0.65 GB. What is left to fill takes a second, or some where the system is slow to hand it out.
+MEMORY_LIMIT_GB = 1.5
+TASK_TIMEOUT_SECONDS = 8.0
 numbers = itertools.count()
 
 
@@ -71,7 +72,7 @@ def hang_in_a_loop(model, points, device, optimizer):
     [
         (read_address_zero, ["killed by SIGSEGV", "in read_address_zero"]),
         (take_all_memory, [f"more than memory_limit_gb: {MEMORY_LIMIT_GB}"]),
-        (hang_in_a_loop, ["Timeout (0:00:05)!", "in hang_in_a_loop"]),
+        (hang_in_a_loop, ["Timeout (0:00:08)!", "in hang_in_a_loop"]),
     ],
 )
 def test_the_notebook_is_told_why_and_the_envoy_takes_the_next_experiment(federation, run, train, reasons):
