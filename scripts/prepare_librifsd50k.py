@@ -18,6 +18,7 @@ from shard_descriptors.librifsd50k_preparation import prepare_librifsd50k
 from shard_descriptors.librifsd50k_store import REPORT, summarize
 
 CLIP_USES = "utterances that a clip may go with, where there are more of them than clips; 1 is as published"
+EVALUATION_PAIRS = "clips that each utterance of validation and test goes with, where these are few; 1 is as published"
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -27,6 +28,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--seed", type=int, default=0, help="which clip goes with which utterance (%(default)s)")
     parser.add_argument("--clip-uses", type=int, default=1, metavar="N", help=CLIP_USES)
+    parser.add_argument("--evaluation-pairs", type=int, default=1, metavar="N", help=EVALUATION_PAIRS)
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="pairs written at a time (%(default)s)")
     return parser.parse_args(arguments)
 
@@ -35,7 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     try:
         report = prepare_librifsd50k(
-            options.librispeech, options.fsd50k, options.out, options.seed, options.workers, options.clip_uses
+            options.librispeech,
+            options.fsd50k,
+            options.out,
+            options.seed,
+            options.workers,
+            options.clip_uses,
+            options.evaluation_pairs,
         )
     except CorpusError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -70,10 +70,16 @@ _T = TypeVar("_T", Utterance, _Spoken)
 
 
 def prepare_librifsd50k(
-    librispeech: str | Path, fsd50k: str | Path, out: str | Path, seed: int = 0, workers: int = 1, clip_uses: int = 1
+    librispeech: str | Path,
+    fsd50k: str | Path,
+    out: str | Path,
+    seed: int = 0,
+    workers: int = 1,
+    clip_uses: int = 1,
+    evaluation_pairs: int = 1,
 ) -> dict[str, Any]:
     """Write LibriFSD50K into the folder `out`; the report says what is in it. See `write_store` about resuming."""
-    plan = plan_librifsd50k(librispeech, fsd50k, seed, clip_uses)
+    plan = plan_librifsd50k(librispeech, fsd50k, seed, clip_uses, evaluation_pairs)
     return write_store(Path(out).expanduser(), plan, write_chunks, workers)
 
 
@@ -82,23 +88,29 @@ def prepare_fedwham(wham: str | Path, out: str | Path, seed: int = 0, workers: i
     return write_store(Path(out).expanduser(), plan_fedwham(wham, seed), copy_pair, workers)
 
 
-def plan_librifsd50k(librispeech: str | Path, fsd50k: str | Path, seed: int = 0, clip_uses: int = 1) -> Plan:
+def plan_librifsd50k(
+    librispeech: str | Path, fsd50k: str | Path, seed: int = 0, clip_uses: int = 1, evaluation_pairs: int = 1
+) -> Plan:
     """Pair utterances with clips.
 
     Train speakers come from train-clean-100 and -360, validation from dev-clean, test from test-clean. FSD50K's dev
     clips that have none of `SPEECH_LABELS` are shuffled by the seed and cut 90/10 for train and validation; its eval
     clips are for test. Utterances of a split, speaker by speaker, take a clip each until either is used up; with
-    `clip_uses` of more than 1, clips go round as often before they are. None is ever in two splits.
+    `clip_uses` of more than 1, clips go round as often before they are. None is ever in two splits. With
+    `evaluation_pairs` of more than 1, each utterance of validation and test takes as many clips, and clips go round as
+    many times as often.
 
     Any part of the corpora will do. Where a split has no speakers of its own, a tenth of the train speakers (at least
     two), drawn by the seed, is held out for it; where FSD50K has its dev or its eval clips only, these are cut
     80/10/10. The notes of the plan say so.
 
     Raises:
-        CorpusError: not these corpora, too little for three splits, or clips that are used less than once.
+        CorpusError: not these corpora, too little for three splits, clips that are used less than once, or more pairs
+            of an utterance than there are clips.
     """
-    if clip_uses < 1:
-        raise CorpusError(f"clip_uses: {clip_uses} should be a whole number from 1 on")
+    for name, value in (("clip_uses", clip_uses), ("evaluation_pairs", evaluation_pairs)):
+        if value < 1:
+            raise CorpusError(f"{name}: {value} should be a whole number from 1 on")
     speech_root, noise_root = Path(librispeech).expanduser(), Path(fsd50k).expanduser()
     notes: list[str] = []
     subsets = [subset for of_split in SPEECH_SUBSETS.values() for subset in of_split]
@@ -109,12 +121,18 @@ def plan_librifsd50k(librispeech: str | Path, fsd50k: str | Path, seed: int = 0,
     pairs: list[Pair] = []
     numbers: Counter[tuple[str, str]] = Counter()
     for split in FOLDERS:
-        paired = list(zip(utterances[split], clips[split] * clip_uses, strict=False))
+        times = 1 if split == "train" else evaluation_pairs
+        if times > len(clips[split]):
+            raise CorpusError(
+                f"evaluation_pairs: {times} should be at most {len(clips[split])}, the noise clips of {split}"
+            )
+        spoken = [utterance for utterance in utterances[split] for _ in range(times)]
+        paired = list(zip(spoken, clips[split] * (clip_uses * times), strict=False))
         for utterance, clip in paired:
             key = (split, utterance.speaker)
             pairs.append(Pair(split, utterance.speaker, numbers[key], utterance.file, clip.file, clip.labels[-1]))
             numbers[key] += 1
-        left_out[f"no noise clip is left for it in {split}"] = [u.file for u in utterances[split][len(paired) :]]
+        left_out[f"no noise clip is left for it in {split}"] = [u.file for u in spoken[len(paired) :: times]]
         left_out[f"no utterance is left for it in {split}"] = [clip.file for clip in clips[split][len(paired) :]]
     return Plan("librifsd50k", speech_root, noise_root, tuple(pairs), left_out, notes)
 

@@ -192,6 +192,22 @@ def test_where_clips_are_few_they_go_round_within_their_split(tmp_path):
         plan_librifsd50k(tmp_path / "speech", tmp_path / "noise", clip_uses=0)
 
 
+def test_an_utterance_of_validation_and_test_goes_with_several_clips_where_asked(corpora):
+    plans = [plan_librifsd50k(corpora.librispeech, corpora.fsd50k, evaluation_pairs=n) for n in (1, 2)]
+    once, twice = ({split: [pair for pair in plan.pairs if pair.split == split] for split in SPLITS} for plan in plans)
+    assert twice["train"] == once["train"]
+    for split in ("validation", "test"):
+        utterances = [pair.speech for pair in once[split]]
+        assert sorted(pair.speech for pair in twice[split]) == sorted(2 * utterances)
+        assert len({(pair.speech, pair.noise) for pair in twice[split]}) == 2 * len(utterances)
+        assert len({(pair.speaker, pair.number) for pair in twice[split]}) == 2 * len(utterances)
+    unused = [len(plan.left_out["no utterance is left for it in test"]) for plan in plans]
+    assert unused[0] > unused[1] == 0
+    for wrong, why in ((0, "should be a whole number from 1 on"), (999, r"should be at most \d+, the noise clips of")):
+        with pytest.raises(CorpusError, match=f"evaluation_pairs: {wrong} {why}"):
+            plan_librifsd50k(corpora.librispeech, corpora.fsd50k, evaluation_pairs=wrong)
+
+
 def test_clips_with_a_speech_like_label_are_left_out(corpora, store):
     out, report = store
     assert {source(row["noise"]) for row in table(out)}.isdisjoint({"73", "83", "93", "74", "84", "94"})
