@@ -17,8 +17,7 @@ from shard_descriptors.errors import CorpusError
 from shard_descriptors.librifsd50k_preparation import prepare_librifsd50k
 from shard_descriptors.librifsd50k_store import REPORT, summarize
 
-CLIP_USES = "utterances that a clip may go with, where there are more of them than clips; 1 is as published"
-EVALUATION_PAIRS = "clips that each utterance of validation and test goes with, where these are few; 1 is as published"
+CLIPS_PER_UTTERANCE = "clips that each utterance goes with, for few recordings; as published, one while there are clips"
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -27,8 +26,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--fsd50k", type=Path, required=True, metavar="DIR", help="has FSD50K.dev_audio and so on")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--seed", type=int, default=0, help="which clip goes with which utterance (%(default)s)")
-    parser.add_argument("--clip-uses", type=int, default=1, metavar="N", help=CLIP_USES)
-    parser.add_argument("--evaluation-pairs", type=int, default=1, metavar="N", help=EVALUATION_PAIRS)
+    parser.add_argument("--clips-per-utterance", type=int, metavar="N", help=CLIPS_PER_UTTERANCE)
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="pairs written at a time (%(default)s)")
     return parser.parse_args(arguments)
 
@@ -42,8 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.out,
             options.seed,
             options.workers,
-            options.clip_uses,
-            options.evaluation_pairs,
+            options.clips_per_utterance,
         )
     except CorpusError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -9,6 +9,7 @@ import csv
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -75,11 +76,10 @@ def prepare_librifsd50k(
     out: str | Path,
     seed: int = 0,
     workers: int = 1,
-    clip_uses: int = 1,
-    evaluation_pairs: int = 1,
+    clips_per_utterance: int | None = None,
 ) -> dict[str, Any]:
     """Write LibriFSD50K into the folder `out`; the report says what is in it. See `write_store` about resuming."""
-    plan = plan_librifsd50k(librispeech, fsd50k, seed, clip_uses, evaluation_pairs)
+    plan = plan_librifsd50k(librispeech, fsd50k, seed, clips_per_utterance)
     return write_store(Path(out).expanduser(), plan, write_chunks, workers)
 
 
@@ -89,28 +89,24 @@ def prepare_fedwham(wham: str | Path, out: str | Path, seed: int = 0, workers: i
 
 
 def plan_librifsd50k(
-    librispeech: str | Path, fsd50k: str | Path, seed: int = 0, clip_uses: int = 1, evaluation_pairs: int = 1
+    librispeech: str | Path, fsd50k: str | Path, seed: int = 0, clips_per_utterance: int | None = None
 ) -> Plan:
     """Pair utterances with clips.
 
     Train speakers come from train-clean-100 and -360, validation from dev-clean, test from test-clean. FSD50K's dev
     clips that have none of `SPEECH_LABELS` are shuffled by the seed and cut 90/10 for train and validation; its eval
     clips are for test. Utterances of a split, speaker by speaker, take a clip each until either is used up; with
-    `clip_uses` of more than 1, clips go round as often before they are. None is ever in two splits. With
-    `evaluation_pairs` of more than 1, each utterance of validation and test takes as many clips, and clips go round as
-    many times as often.
+    `clips_per_utterance` each takes as many, and the clips of its split go round. None is ever in two splits.
 
     Any part of the corpora will do. Where a split has no speakers of its own, a tenth of the train speakers (at least
     two), drawn by the seed, is held out for it; where FSD50K has its dev or its eval clips only, these are cut
     80/10/10. The notes of the plan say so.
 
     Raises:
-        CorpusError: not these corpora, too little for three splits, clips that are used less than once, or more pairs
-            of an utterance than there are clips.
+        CorpusError: not these corpora, too little for three splits, or fewer clips in one than an utterance takes.
     """
-    for name, value in (("clip_uses", clip_uses), ("evaluation_pairs", evaluation_pairs)):
-        if value < 1:
-            raise CorpusError(f"{name}: {value} should be a whole number from 1 on")
+    if clips_per_utterance is not None and clips_per_utterance < 1:
+        raise CorpusError(f"clips_per_utterance: {clips_per_utterance} should be a whole number from 1 on")
     speech_root, noise_root = Path(librispeech).expanduser(), Path(fsd50k).expanduser()
     notes: list[str] = []
     subsets = [subset for of_split in SPEECH_SUBSETS.values() for subset in of_split]
@@ -121,18 +117,19 @@ def plan_librifsd50k(
     pairs: list[Pair] = []
     numbers: Counter[tuple[str, str]] = Counter()
     for split in FOLDERS:
-        times = 1 if split == "train" else evaluation_pairs
-        if times > len(clips[split]):
+        each = clips_per_utterance or 1
+        if each > len(clips[split]):
             raise CorpusError(
-                f"evaluation_pairs: {times} should be at most {len(clips[split])}, the noise clips of {split}"
+                f"clips_per_utterance: {each} should be at most {len(clips[split])}, the noise clips of {split}"
             )
-        spoken = [utterance for utterance in utterances[split] for _ in range(times)]
-        paired = list(zip(spoken, clips[split] * (clip_uses * times), strict=False))
+        spoken = [utterance for utterance in utterances[split] for _ in range(each)]
+        heard = cycle(clips[split]) if clips_per_utterance else clips[split]
+        paired = list(zip(spoken, heard, strict=False))
         for utterance, clip in paired:
             key = (split, utterance.speaker)
             pairs.append(Pair(split, utterance.speaker, numbers[key], utterance.file, clip.file, clip.labels[-1]))
             numbers[key] += 1
-        left_out[f"no noise clip is left for it in {split}"] = [u.file for u in spoken[len(paired) :: times]]
+        left_out[f"no noise clip is left for it in {split}"] = [u.file for u in spoken[len(paired) :]]
         left_out[f"no utterance is left for it in {split}"] = [clip.file for clip in clips[split][len(paired) :]]
     return Plan("librifsd50k", speech_root, noise_root, tuple(pairs), left_out, notes)
 

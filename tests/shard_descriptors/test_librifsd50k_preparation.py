@@ -177,35 +177,33 @@ def test_the_dev_clips_are_cut_9_to_1(corpora):
     assert len(used["train"]) == 15  # all utterances of the train speakers
 
 
-def test_where_clips_are_few_they_go_round_within_their_split(tmp_path):
+@pytest.mark.parametrize("each", [1, 2])
+def test_where_recordings_are_few_clips_go_round_within_their_split(tmp_path, each):
     make_librispeech(tmp_path / "speech", {"train-clean-100": {str(10 + i): (4,) * 3 for i in range(20)}})
     make_fsd50k_part(tmp_path / "noise", "dev", {str(1_000 + i): "Rain" for i in range(20)}, 3_000)
-    once, twice, often = (plan_librifsd50k(tmp_path / "speech", tmp_path / "noise", clip_uses=n) for n in (1, 2, 9))
-    for plan, train_uses in ((once, {1}), (twice, {2}), (often, {3})):
-        uses = {split: Counter(pair.noise for pair in plan.pairs if pair.split == split) for split in SPLITS}
-        assert set(uses["train"].values()) == train_uses
-        assert len(set().union(*uses.values())) == sum(map(len, uses.values())) == 20
-    assert once.pairs[:16] == twice.pairs[:16] == often.pairs[:16]
-    assert len(twice.left_out["no noise clip is left for it in train"]) == 48 - 2 * 16
-    assert not any(often.left_out[f"no {what} is left for it in train"] for what in ("noise clip", "utterance"))
-    with pytest.raises(CorpusError, match="clip_uses: 0 should be a whole number from 1 on"):
-        plan_librifsd50k(tmp_path / "speech", tmp_path / "noise", clip_uses=0)
+    published, plan = (
+        plan_librifsd50k(tmp_path / "speech", tmp_path / "noise", clips_per_utterance=n) for n in (None, each)
+    )
+    assert (
+        len([pair for pair in published.pairs if pair.split == "train"]) == 16
+    )  # of 48 utterances; there are 16 clips
+    clips = set()
+    for split, utterances in (("train", 48), ("validation", 6), ("test", 6)):
+        pairs = [pair for pair in plan.pairs if pair.split == split]
+        assert set(Counter(pair.speech for pair in pairs).values()) == {each}
+        assert len({(pair.speech, pair.noise) for pair in pairs}) == len(pairs) == utterances * each
+        assert len({(pair.speaker, pair.number) for pair in pairs}) == len(pairs)
+        uses = Counter(pair.noise for pair in pairs)
+        assert max(uses.values()) - min(uses.values()) <= 1
+        assert clips.isdisjoint(uses)
+        clips |= uses.keys()
+    assert not any(files for reason, files in plan.left_out.items() if "is left for it" in reason)
 
 
-def test_an_utterance_of_validation_and_test_goes_with_several_clips_where_asked(corpora):
-    plans = [plan_librifsd50k(corpora.librispeech, corpora.fsd50k, evaluation_pairs=n) for n in (1, 2)]
-    once, twice = ({split: [pair for pair in plan.pairs if pair.split == split] for split in SPLITS} for plan in plans)
-    assert twice["train"] == once["train"]
-    for split in ("validation", "test"):
-        utterances = [pair.speech for pair in once[split]]
-        assert sorted(pair.speech for pair in twice[split]) == sorted(2 * utterances)
-        assert len({(pair.speech, pair.noise) for pair in twice[split]}) == 2 * len(utterances)
-        assert len({(pair.speaker, pair.number) for pair in twice[split]}) == 2 * len(utterances)
-    unused = [len(plan.left_out["no utterance is left for it in test"]) for plan in plans]
-    assert unused[0] > unused[1] == 0
+def test_an_utterance_takes_each_clip_once_at_most(corpora):
     for wrong, why in ((0, "should be a whole number from 1 on"), (999, r"should be at most \d+, the noise clips of")):
-        with pytest.raises(CorpusError, match=f"evaluation_pairs: {wrong} {why}"):
-            plan_librifsd50k(corpora.librispeech, corpora.fsd50k, evaluation_pairs=wrong)
+        with pytest.raises(CorpusError, match=f"clips_per_utterance: {wrong} {why}"):
+            plan_librifsd50k(corpora.librispeech, corpora.fsd50k, clips_per_utterance=wrong)
 
 
 def test_clips_with_a_speech_like_label_are_left_out(corpora, store):
