@@ -26,7 +26,7 @@ class RefusingInterceptor(aio.ServerInterceptor):
             return None  # gRPC itself says that there is no such call
         name = details.method.rpartition("/")[2]
         make, behavior = _kind(handler)
-        answer = _answer_stream if handler.response_streaming else _answer_one
+        answer = _answer_stream if handler.unary_stream else _answer_one
 
         def deserialize(data: bytes) -> Any:
             try:
@@ -38,6 +38,8 @@ class RefusingInterceptor(aio.ServerInterceptor):
 
 
 def _kind(handler: grpc.RpcMethodHandler) -> tuple[Callable, Callable]:
+    if handler.request_streaming and handler.response_streaming:
+        return grpc.stream_stream_rpc_method_handler, handler.stream_stream
     if handler.request_streaming:
         return grpc.stream_unary_rpc_method_handler, handler.stream_unary
     if handler.response_streaming:
@@ -46,6 +48,8 @@ def _kind(handler: grpc.RpcMethodHandler) -> tuple[Callable, Callable]:
 
 
 def _answer_one(name: str, behavior: Callable) -> Callable:
+    """Of a call with one answer, or one that writes its answers itself while it reads."""
+
     async def answer(request: Any, context: Context) -> Any:
         if request is MALFORMED:
             await _refuse_malformed(context, name)

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import tempfile
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ from director.experiment import BrokenUploadError, Experiment
 from director.gate import Context, Gate, header_of, refuse
 from director.run_folder import SubmissionError
 from director.stock import StockUpdates, named_tensor
+from director.uploads import Uploads
 from federation.plan import NAME
 from federation.rounds import UpdateRefusedError
 from federation.tensors import PIECE_BYTES, Header, TensorFormatError
@@ -112,21 +114,6 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
         return director_pb2.SetExperimentFailedResponse()
 
     # Calls of notebooks
-
-    async def SetNewExperiment(self, request_iterator, context: Context):  # noqa: N802
-        owner = await self.gate.user(context)
-        with tempfile.NamedTemporaryFile(dir=self.director.runs, prefix=SUBMISSION) as file:
-            async for request in request_iterator:
-                file.write(request.experiment_data.npbytes)
-                if file.tell() > MAX_SUBMISSION_BYTES:
-                    sentence = f"the experiment is larger than {MAX_SUBMISSION_BYTES} bytes"
-                    await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, sentence)
-            file.flush()
-            try:
-                await self.director.submit(Path(file.name), owner)
-            except SubmissionError as error:
-                await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        return director_pb2.SetNewExperimentResponse(accepted=True)
 
     async def GetExperimentStatus(self, request: director_pb2.GetExperimentStatusRequest, context: Context):  # noqa: N802
         experiment = await find_users_experiment(self.director, self.gate, context, request.experiment_name)
@@ -250,6 +237,7 @@ class RoundsService:
     def __init__(self, director: Director, gate: Gate) -> None:
         self.director = director
         self.gate = gate
+        self._uploads = Uploads()
 
     def handler(self) -> grpc.GenericRpcHandler:
         return grpc.method_handlers_generic_handler(
@@ -257,7 +245,8 @@ class RoundsService:
             {
                 "Attend": grpc.unary_stream_rpc_method_handler(self.attend),
                 "GetModel": grpc.unary_stream_rpc_method_handler(self.get_model),
-                "SendUpdate": grpc.stream_unary_rpc_method_handler(self.send_update),
+                "SendUpdate": grpc.stream_stream_rpc_method_handler(self.send_update),
+                "Submit": grpc.stream_stream_rpc_method_handler(self.submit),
                 "GetHistory": grpc.unary_stream_rpc_method_handler(self.get_history),
                 "GetExperiment": grpc.unary_unary_rpc_method_handler(self.get_experiment),
                 "StopExperiment": grpc.unary_unary_rpc_method_handler(self.stop_experiment),
@@ -293,8 +282,8 @@ class RoundsService:
         async for piece in without_blocking(pieces):
             yield piece
 
-    async def send_update(self, request_iterator: AsyncIterator[bytes], context: Context) -> bytes:
-        """Tensors as `federation.tensors.stream` gives them, with an UpdateMessage as metadata."""
+    async def send_update(self, request_iterator: AsyncIterator[bytes], context: Context) -> None:
+        """Tensors as `federation.tensors.stream` gives them, with an UpdateMessage as metadata; answers {"counted"}."""
         pieces = aiter(request_iterator)
         try:
             packed = await anext(pieces, b"")
@@ -303,14 +292,40 @@ class RoundsService:
             name = await self.gate.envoy(context, sender.envoy)
             experiment = await find_envoys_experiment(self.director, context, sender.experiment, name)
             experiment.bytes_up += len(packed)
-            counted = await experiment.receive_update(sender, header, pieces)
+            async with self._with_leave(pieces, context) as data:
+                counted = await experiment.receive_update(sender, header, data)
         except (WireError, TensorFormatError, UpdateRefusedError) as error:
             await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except BrokenUploadError as error:
             await refuse(context, grpc.StatusCode.ABORTED, str(error))
-        return encode({"counted": counted})
+        await context.write(encode({"counted": counted}))
+
+    def _with_leave(self, pieces: AsyncIterator[bytes], context: Context) -> aclosing[AsyncGenerator[bytes, None]]:
+        """`pieces`; the answers {"leave": n} say for how many more there is room. See `federation.wire.send_pieces`."""
+
+        async def give_leave(pieces: int) -> None:
+            await context.write(encode({"leave": pieces}))
+
+        return aclosing(self._uploads.receive(pieces, give_leave))
 
     # Calls of notebooks
+
+    async def submit(self, request_iterator: AsyncIterator[bytes], context: Context) -> None:
+        """An experiment, in pieces; answers {} when it is accepted."""
+        owner = await self.gate.user(context)
+        with tempfile.NamedTemporaryFile(dir=self.director.runs, prefix=SUBMISSION) as file:
+            async with self._with_leave(aiter(request_iterator), context) as pieces:
+                async for piece in pieces:
+                    file.write(piece)
+                    if file.tell() > MAX_SUBMISSION_BYTES:
+                        sentence = f"the experiment is larger than {MAX_SUBMISSION_BYTES} bytes"
+                        await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, sentence)
+            file.flush()
+            try:
+                await self.director.submit(Path(file.name), owner)
+            except SubmissionError as error:
+                await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        await context.write(encode({}))
 
     async def get_history(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
         """One JSON record a round until the experiment ends, then {"status", "error"}."""

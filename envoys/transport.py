@@ -9,7 +9,15 @@ import numpy as np
 from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc
 
 from federation.tensors import Receiver, Tensors, stream
-from federation.wire import ModelRequest, RoundsStub, TaskResult, UpdateMessage, encode, wait_for_connection
+from federation.wire import (
+    ModelRequest,
+    RoundsStub,
+    TaskResult,
+    UpdateMessage,
+    encode,
+    send_pieces,
+    wait_for_connection,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +79,7 @@ class RoundsClient:
         """Raises DirectorRefusedError for an update that the director does not count."""
         update = UpdateMessage(experiment=self.experiment, envoy=self.envoy, round=round_number, results=results)
         sent = {name: self._as_sent(tensor) for name, tensor in tensors.items()}
-        self._insist(lambda: self._rounds.send_update(stream(sent, update.model_dump())))
+        self._insist(lambda: send_pieces(self._rounds.send_update, stream(sent, update.model_dump())))
 
     def _as_sent(self, tensor: np.ndarray) -> np.ndarray:
         half = self.precision == np.float16 and np.issubdtype(tensor.dtype, np.floating)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from openfl.protocols import director_pb2, director_pb2_grpc
+from openfl.protocols import director_pb2_grpc
 from openfl.transport.grpc import director_client
 
 from federation.tensors import PIECE_BYTES, Tensors, receive
@@ -19,6 +19,7 @@ from federation.wire import (
     StatusRequest,
     encode,
     open_channel,
+    send_pieces,
     wait_for_connection,
 )
 
@@ -58,15 +59,14 @@ class DirectorClient(director_client.DirectorClient):
                 ) from None
             raise DirectorError(f"the director at {self.address} refused: {error.details()}") from None
 
-    def submit(self, name: str, submission: Path) -> None:
-        def messages() -> Iterator[director_pb2.ExperimentInfo]:
+    def submit(self, submission: Path) -> None:
+        def pieces() -> Iterator[bytes]:
             with submission.open("rb") as file:
                 while piece := file.read(PIECE_BYTES):
-                    data = director_pb2.ExperimentData(size=len(piece), npbytes=piece)
-                    yield director_pb2.ExperimentInfo(name=name, experiment_data=data)
+                    yield piece
 
         with self.translated_errors():
-            self.stub.SetNewExperiment(messages())
+            send_pieces(self.rounds.submit, pieces())
 
     def stream_history(self, experiment_name: str) -> Iterator[dict[str, Any]]:
         """One record a round until the experiment has ended, then its {"status"}. Raises ExperimentFailedError.

@@ -188,7 +188,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
                 zipped.writestr(EXPERIMENT_PLAN, plan.model_dump_json())
                 zipped.writestr(ARCHIVE, self._pack_workspace(*interfaces))
                 zipped.write(model, INITIAL_MODEL)
-            self.federation.dir_client.submit(plan.name, submission)
+            self.federation.dir_client.submit(submission)
         self.experiment_submitted = True
         self.logger.info("experiment '%s' was submitted", plan.name)
 

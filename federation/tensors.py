@@ -19,7 +19,8 @@ import numpy as np
 
 Tensors = dict[str, np.ndarray]
 
-PIECE_BYTES = 1 << 20
+# A director with many envoys has several pieces of each in memory.
+PIECE_BYTES = 1 << 18
 # Some tens of thousands of tensors.
 MAX_HEADER_BYTES = 8 << 20
 MAX_METADATA_CHARACTERS = 64 << 10

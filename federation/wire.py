@@ -6,7 +6,9 @@ plain bytes: JSON for requests and answers, pieces of a safetensors file for ten
 """
 
 import json
+import threading
 import time
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import grpc
@@ -142,13 +144,38 @@ def wait_for_connection(channel: grpc.Channel, seconds: float) -> None:
         ready.cancel()
 
 
+def send_pieces(call: grpc.StreamStreamMultiCallable, pieces: Iterable[bytes]) -> dict[str, Any]:
+    """Send the first piece at once and the others as the director gives leave, {"leave": n}; returns its last answer.
+
+    Raises grpc.RpcError.
+    """
+    leave = threading.Semaphore(1)
+
+    def with_leave() -> Iterator[bytes]:
+        for piece in pieces:
+            leave.acquire()
+            yield piece
+
+    answers, message = call(with_leave()), {}
+    try:
+        for answer in answers:
+            message = json.loads(answer)
+            leave.release(message.get("leave", 1))
+        return message
+    finally:
+        # gRPC's thread may wait for leave; with the call it ends.
+        answers.cancel()
+        leave.release()
+
+
 class RoundsStub:
     """Client side of the service `openfl_audio.Rounds`."""
 
     def __init__(self, channel: grpc.Channel) -> None:
         self.attend = channel.unary_stream(f"/{SERVICE}/Attend")
         self.get_model = channel.unary_stream(f"/{SERVICE}/GetModel")
-        self.send_update = channel.stream_unary(f"/{SERVICE}/SendUpdate")
+        self.send_update = channel.stream_stream(f"/{SERVICE}/SendUpdate")
+        self.submit = channel.stream_stream(f"/{SERVICE}/Submit")
         self.get_history = channel.unary_stream(f"/{SERVICE}/GetHistory")
         self.get_experiment = channel.unary_unary(f"/{SERVICE}/GetExperiment")
         self.stop_experiment = channel.unary_unary(f"/{SERVICE}/StopExperiment")

@@ -1,5 +1,8 @@
 import json
 import math
+import threading
+import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -14,6 +17,7 @@ from federation.wire import (
     WireError,
     decode,
     encode,
+    send_pieces,
 )
 
 UPDATE = UpdateMessage(
@@ -97,3 +101,52 @@ def test_a_refusal_stays_short_whatever_was_sent():
 def test_a_message_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         UPDATE.round = 4
+
+
+class Call:
+    """A call as gRPC makes it: a thread of its own takes pieces as long as there are any."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self.sent: list[bytes] = []
+        self.sent_with_leave: list[int] = []
+        self._thread = threading.Thread(target=self._take, args=(pieces,), daemon=True)
+        self._thread.start()
+
+    def _take(self, pieces: Iterator[bytes]) -> None:
+        for piece in pieces:
+            self.sent.append(piece)
+
+    def __iter__(self) -> Iterator[bytes]:
+        for leave in (3, 2):
+            time.sleep(0.05)  # for a piece too many, should one be sent
+            self.sent_with_leave.append(len(self.sent))
+            yield encode({"leave": leave})
+        self._thread.join(10)
+        yield encode({"counted": True})
+
+    def cancel(self) -> None:
+        pass
+
+
+def test_pieces_go_as_leave_is_given_and_the_last_answer_is_returned():
+    calls = []
+
+    def call(pieces: Iterator[bytes]) -> Call:
+        calls.append(Call(pieces))
+        return calls[0]
+
+    assert send_pieces(call, (bytes([n]) for n in range(6))) == {"counted": True}
+    assert calls[0].sent == [bytes([n]) for n in range(6)]
+    assert calls[0].sent_with_leave == [1, 4]
+
+
+def test_nobody_waits_for_leave_after_the_call_has_ended():
+    class Broken(Call):
+        def __iter__(self) -> Iterator[bytes]:
+            raise ConnectionError("gone")
+
+    calls = []
+    with pytest.raises(ConnectionError):
+        send_pieces(lambda pieces: calls.append(Broken(pieces)) or calls[0], (b"x" for _ in range(2)))
+    calls[0]._thread.join(10)
+    assert not calls[0]._thread.is_alive()

@@ -9,6 +9,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from safetensors.numpy import save
 from federation.certificates import load_credentials, write_certificates
 from federation.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL
 from federation.tensors import Tensors, receive
-from federation.wire import AttendRequest, ModelRequest, RoundsStub, StatusRequest, encode, open_channel
+from federation.wire import AttendRequest, ModelRequest, RoundsStub, StatusRequest, encode, open_channel, send_pieces
 from scripts.local_federation import LocalFederation
 
 HERE = str(Path(__file__).parent)
@@ -143,9 +144,7 @@ def submission_of(plan: Any, workspace: bytes | None = None, model: bytes | None
 def submit(channel: grpc.Channel, submission: bytes, piece_bytes: int = 1 << 20) -> None:
     """Past all checks of a notebook. Raises grpc.RpcError."""
     pieces = (submission[at : at + piece_bytes] for at in range(0, len(submission), piece_bytes))
-    data = (director_pb2.ExperimentData(size=len(piece), npbytes=piece) for piece in pieces)
-    messages = (director_pb2.ExperimentInfo(name="any", experiment_data=each) for each in data)
-    director_pb2_grpc.DirectorStub(channel).SetNewExperiment(messages, timeout=60)
+    send_pieces(partial(RoundsStub(channel).submit, timeout=60), pieces)
 
 
 class FakeEnvoy:

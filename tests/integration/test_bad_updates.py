@@ -51,8 +51,8 @@ class Turn:
 
     def send_pieces(self, pieces: Iterator[bytes]) -> None:
         try:
-            answer = json.loads(self.envoy.rounds.send_update(pieces, timeout=30))
-            self.answers.append(Answer(counted=answer["counted"]))
+            *_, answer = self.envoy.rounds.send_update(pieces, timeout=30)
+            self.answers.append(Answer(counted=json.loads(answer)["counted"]))
         except grpc.RpcError as error:
             self.answers.append(Answer(code=error.code(), sentence=error.details()))
 
@@ -110,10 +110,10 @@ def give_up_often(turn: Turn) -> None:
     header, data = stream(turn.tensors, turn.metadata)
     for attempt in range(30):
         pieces: queue.Queue[bytes] = queue.Queue()
-        call = turn.envoy.rounds.send_update.future(iter(pieces.get, b""))
+        call = turn.envoy.rounds.send_update(iter(pieces.get, b""))
         pieces.put(header)
         pieces.put(data[: attempt % len(data)] or data[:1])
-        wait_for(lambda queued=pieces, call=call: queued.empty() or call.done(), 10)
+        wait_for(lambda queued=pieces, call=call: queued.empty() or not call.is_active(), 10)
         call.cancel()
         pieces.put(b"")
     turn.send()

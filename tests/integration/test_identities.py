@@ -67,11 +67,7 @@ CALLS_OF_ENVOYS: dict[str, list[bytes | Message]] = {
 }
 # Each call as the experiment's owner would make it.
 CALLS_OF_NOTEBOOKS: dict[str, list[bytes | Message]] = {
-    DIRECTOR + "SetNewExperiment": [
-        director_pb2.ExperimentInfo(
-            name="new", experiment_data=director_pb2.ExperimentData(npbytes=submission_of(plan_of("new")))
-        )
-    ],
+    ROUNDS + "Submit": [submission_of(plan_of("new"))],
     DIRECTOR + "GetExperimentStatus": [director_pb2.GetExperimentStatusRequest(experiment_name=EXPERIMENT)],
     DIRECTOR + "GetDatasetInfo": [director_pb2.GetDatasetInfoRequest()],
     DIRECTOR + "GetMetricStream": [director_pb2.GetMetricStreamRequest(experiment_name=EXPERIMENT)],
@@ -83,6 +79,7 @@ CALLS_OF_NOTEBOOKS: dict[str, list[bytes | Message]] = {
     ROUNDS + "GetStatus": [encode(StatusRequest())],
 }
 NOT_SERVED: dict[str, list[bytes | Message]] = {
+    DIRECTOR + "SetNewExperiment": [director_pb2.ExperimentInfo(name="new")],
     DIRECTOR + "GetExperimentDescription": [director_pb2.GetExperimentDescriptionRequest(name=EXPERIMENT)],
     DIRECTOR + "GetExperimentsList": [director_pb2.GetExperimentsListRequest()],
     DIRECTOR + "GetTrainedModel": [director_pb2.GetTrainedModelRequest(experiment_name=EXPERIMENT)],

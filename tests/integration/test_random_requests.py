@@ -68,7 +68,6 @@ def requests() -> dict[str, list[bytes]]:
     )
     experiment = encode(ExperimentRequest(experiment=NAME))
     by_name = {"experiment_name": NAME, "collaborator_name": ENVOY}
-    submission = submission_of(plan_of("of-noise", envoys=["nobody"]))
     messages = {
         director + "UpdateShardInfo": director_pb2.UpdateShardInfoRequest(shard_info=SHARD),
         director + "WaitExperiment": director_pb2.WaitExperimentRequest(collaborator_name=ENVOY),
@@ -79,9 +78,7 @@ def requests() -> dict[str, list[bytes]]:
         ),
         director + "GetExperimentDescription": director_pb2.GetExperimentDescriptionRequest(name=NAME),
         director + "GetExperimentsList": director_pb2.GetExperimentsListRequest(),
-        director + "SetNewExperiment": director_pb2.ExperimentInfo(
-            name="of-noise", experiment_data=director_pb2.ExperimentData(npbytes=submission)
-        ),
+        director + "SetNewExperiment": director_pb2.ExperimentInfo(name="of-noise"),
         director + "GetExperimentStatus": director_pb2.GetExperimentStatusRequest(experiment_name=NAME),
         director + "GetDatasetInfo": director_pb2.GetDatasetInfoRequest(),
         director + "GetTrainedModel": director_pb2.GetTrainedModelRequest(experiment_name=NAME),
@@ -101,6 +98,7 @@ def requests() -> dict[str, list[bytes]]:
         rounds + "Attend": [encode(AttendRequest(envoy="noise", instance="noise"))],
         rounds + "GetModel": [encode(ModelRequest(experiment=NAME, envoy=ENVOY))],
         rounds + "SendUpdate": list(stream({"weight": np.ones(3, np.float32)}, UPDATE)),
+        rounds + "Submit": [submission_of(plan_of("of-noise", envoys=["nobody"]))],
         rounds + "GetHistory": [experiment],
         rounds + "GetExperiment": [experiment],
         # Nobody's: the experiment must still be there for the next request.
@@ -150,8 +148,8 @@ class Mutator:
         pieces = [as_envoy(piece, envoy) for piece in GOOD[path]]
         if path.endswith("/SendUpdate"):
             ways += [self.header, self.header, self.header]
-        if path.endswith("/SetNewExperiment") and self.chance.random() < 0.5:
-            return [self.submission(pieces[0])]
+        if path.endswith("/Submit") and self.chance.random() < 0.5:
+            return [self.submission()]
         at = self.chance.randrange(len(pieces))
         changed = [*pieces[:at], self.chance.choice(ways)(pieces[at]), *pieces[at + 1 :]]
         if KINDS[path].startswith("stream") and self.chance.random() < 0.5:
@@ -240,14 +238,13 @@ class Mutator:
         packed = zlib.compress(len(text).to_bytes(8, "little") + text)
         return packed if chance.random() < 0.9 else self.flip(packed)
 
-    def submission(self, data: bytes) -> bytes:
+    def submission(self) -> bytes:
         """A whole submission in which something is wrong."""
         way = self.chance.choice((self.flip, self.cut, self.insert))
         fault = self.chance.choice(("rounds", "tasks", "best", "name", "envoys", "participation", "more"))
         plan = json.dumps(plan_of("of-noise") | {fault: self.value()}).encode()
         zipped = submission_of(plan if self.chance.random() < 0.5 else way(plan))
-        content = director_pb2.ExperimentData(npbytes=zipped if self.chance.random() < 0.5 else way(zipped))
-        return director_pb2.ExperimentInfo(name="of-noise", experiment_data=content).SerializeToString()
+        return zipped if self.chance.random() < 0.5 else way(zipped)
 
     def shuffle(self, pieces: list[bytes]) -> list[bytes]:
         pieces = [*pieces, *(self.noise(b"") for _ in range(self.chance.randrange(3)))]

@@ -9,7 +9,7 @@ import pytest
 
 from federation.certificates import create_authority, issue, load_authority, write_certificates
 from scripts.local_federation import LocalFederation, StartError
-from tests.integration.conftest import ENVOYS, READY_SECONDS, USER, open_as, points
+from tests.integration.conftest import ENVOYS, READY_SECONDS, USER, open_as, plan_of, points, submission_of, submit
 
 pytestmark = pytest.mark.integration
 
@@ -129,13 +129,9 @@ def test_the_director_refuses_an_envoy_that_says_it_is_another(director, certifi
 
 def test_an_envoys_certificate_cannot_submit(director, certificates):
     import grpc
-    from openfl.protocols import director_pb2, director_pb2_grpc
 
-    messages = iter([director_pb2.ExperimentInfo(name="x", collaborator_names=["a"])])
-    with open_as(director, "b") as channel:
-        stub = director_pb2_grpc.DirectorStub(channel)
-        with pytest.raises(grpc.RpcError) as caught:
-            stub.SetNewExperiment(messages, timeout=10)
+    with open_as(director, "b") as channel, pytest.raises(grpc.RpcError) as caught:
+        submit(channel, submission_of(plan_of("x")))
     assert caught.value.details() == "the certificate is that of envoy 'b', this call is for notebook users"
     assert not (director.folder / "director" / "x").exists()
 
