@@ -106,6 +106,7 @@ def test_an_undisturbed_run_gives_the_mean_of_what_both_envoys_trained(undisturb
         Fault("stall", "up", MIDDLE),
         Fault("reset", "up", MIDDLE),
         Fault("cut", "down", MIDDLE),
+        Fault("stall", "down", MIDDLE),
         Fault("reset", "down", MIDDLE),
     ],
     ids=lambda fault: f"{fault.kind}-{fault.direction}",
@@ -119,4 +120,6 @@ def test_a_round_completes_after_a_connection_broke_in_the_middle_of_a_model(run
     for record in experiment["history"]:
         assert list(record["envoys"]) == ["a", "b"]
         assert (record["refused"], record["missing"]) == ({}, [])
+    # A stall is noticed after 15 s; gRPC by itself would take a minute.
+    assert max(record["seconds"] for record in experiment["history"]) < 55
     np.testing.assert_array_equal(model["weight"], undisturbed)
