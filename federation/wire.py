@@ -163,7 +163,8 @@ def send_pieces(call: grpc.StreamStreamMultiCallable, pieces: Iterable[bytes]) -
     try:
         for answer in answers:
             message = json.loads(answer)
-            leave.release(message.get("leave", 1))
+            if "leave" in message:
+                leave.release(message["leave"])
         return message
     finally:
         # gRPC's thread may wait for leave; with the call it ends.

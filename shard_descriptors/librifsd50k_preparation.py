@@ -117,12 +117,10 @@ def plan_librifsd50k(
     pairs: list[Pair] = []
     numbers: Counter[tuple[str, str]] = Counter()
     for split in FOLDERS:
-        each = clips_per_utterance or 1
-        if each > len(clips[split]):
-            raise CorpusError(
-                f"clips_per_utterance: {each} should be at most {len(clips[split])}, the noise clips of {split}"
-            )
-        spoken = [utterance for utterance in utterances[split] for _ in range(each)]
+        if clips_per_utterance and clips_per_utterance > len(clips[split]):
+            most = f"{len(clips[split])}, the noise clips of {split}"
+            raise CorpusError(f"clips_per_utterance: {clips_per_utterance} should be at most {most}")
+        spoken = [utterance for utterance in utterances[split] for _ in range(clips_per_utterance or 1)]
         heard = cycle(clips[split]) if clips_per_utterance else clips[split]
         paired = list(zip(spoken, heard, strict=False))
         for utterance, clip in paired:

@@ -117,7 +117,10 @@ class Call:
             self.sent.append(piece)
 
     def __iter__(self) -> Iterator[bytes]:
-        for leave in (3, 2):
+        for leave, expected in ((3, 1), (2, 4)):
+            deadline = time.monotonic() + 10
+            while len(self.sent) < expected and time.monotonic() < deadline:
+                time.sleep(0.001)
             time.sleep(0.05)  # for a piece too many, should one be sent
             self.sent_with_leave.append(len(self.sent))
             yield encode({"leave": leave})

@@ -184,9 +184,8 @@ def test_where_recordings_are_few_clips_go_round_within_their_split(tmp_path, ea
     published, plan = (
         plan_librifsd50k(tmp_path / "speech", tmp_path / "noise", clips_per_utterance=n) for n in (None, each)
     )
-    assert (
-        len([pair for pair in published.pairs if pair.split == "train"]) == 16
-    )  # of 48 utterances; there are 16 clips
+    # There are 16 clips for 48 utterances.
+    assert sum(pair.split == "train" for pair in published.pairs) == 16
     clips = set()
     for split, utterances in (("train", 48), ("validation", 6), ("test", 6)):
         pairs = [pair for pair in plan.pairs if pair.split == split]
