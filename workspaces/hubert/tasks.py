@@ -67,8 +67,7 @@ def train_round(
     """Train `model` in place for `settings.local_epochs`.
 
     Everything that is drawn (order, crops, masks, dropout) follows from torch's global generator, which an envoy seeds
-    by round and client. With `proximal_mu` the loss has mu / 2 * |w - w_round|^2 besides, which keeps the weights near
-    those that the round began with: FedProx, Li et al., arXiv 1812.06127.
+    by round and client.
 
     Returns the objective's metrics over all frames of the round, each as it was before its step, and learning_rate (at
     the end), gradient_norm (the mean, before clipping), seconds, samples_per_second, and `usage` of memory.
@@ -99,10 +98,8 @@ def train_round(
         add_gradients(model, parts, objective, settings.autocast, scaler, sums)
         scaler.unscale_(optimizer)
         norms.append(torch.nn.utils.clip_grad_norm_(parameters, settings.clip_grad_norm))
-        # Not by OpenFL's FedProx optimizers, which lose count of the weights where a layer was dropped.
-        for parameter, start in zip(parameters, origin, strict=bool(origin)):
-            if parameter.grad is not None:
-                parameter.grad.add_(parameter.detach() - start, alpha=settings.proximal_mu)
+        if settings.proximal_mu:
+            pull_back(parameters, origin, settings.proximal_mu)
         scaler.step(optimizer)
         scaler.update()
     seconds = time.monotonic() - began
@@ -135,6 +132,17 @@ def add_gradients(
             loss, seen = objective(model, batch, counts)
         scaler.scale(loss).backward()
         add_sums(sums, seen)
+
+
+def pull_back(parameters: list[torch.nn.Parameter], origin: list[torch.Tensor], mu: float) -> None:
+    """Add to the gradients those of mu / 2 * |w - origin|^2, which keeps the weights near those that the round began
+    with: FedProx, Li et al., arXiv 1812.06127.
+
+    OpenFL's FedProx optimizers lose count of the weights where a layer was dropped and has no gradient.
+    """
+    for parameter, start in zip(parameters, origin, strict=True):
+        if parameter.grad is not None:
+            parameter.grad.add_(parameter.detach() - start, alpha=mu)
 
 
 def add_sums(sums: Sums, seen: Sums) -> None:
