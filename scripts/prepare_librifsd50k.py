@@ -13,7 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from shard_descriptors.errors import CorpusError
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `scripts` is no installed package
+
+from scripts.preparation import run_preparation
 from shard_descriptors.librifsd50k_preparation import prepare_librifsd50k
 from shard_descriptors.librifsd50k_store import REPORT, summarize
 
@@ -33,23 +35,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
-    try:
+
+    def prepare() -> list[str]:
         report = prepare_librifsd50k(
-            options.librispeech,
-            options.fsd50k,
-            options.out,
-            options.seed,
-            options.workers,
-            options.clips_per_utterance,
+            options.librispeech, options.fsd50k, options.out, options.seed, options.workers, options.clips_per_utterance
         )
-    except CorpusError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped; the same command goes on.", file=sys.stderr)
-        return 130
-    print("\n".join([*summarize(report), f"See {options.out / REPORT}"]))
-    return 0
+        return [*summarize(report), f"See {options.out / REPORT}"]
+
+    return run_preparation(prepare)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `scripts` is no installed package
 
-from shard_descriptors.errors import CorpusError
+from scripts.preparation import run_preparation
 from shard_descriptors.librispeech_preparation import PARTITIONS, prepare_librispeech, summarize
 
 
@@ -32,18 +32,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
-    try:
-        report = prepare_librispeech(
-            options.data, options.out, options.clients, options.partition, options.seed, options.workers
+    return run_preparation(
+        lambda: summarize(
+            prepare_librispeech(
+                options.data, options.out, options.clients, options.partition, options.seed, options.workers
+            )
         )
-    except CorpusError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped; the same command goes on.", file=sys.stderr)
-        return 130
-    print("\n".join(summarize(report)))
-    return 0
+    )
 
 
 if __name__ == "__main__":

@@ -105,6 +105,7 @@ def plan_librifsd50k(
     Raises:
         CorpusError: not these corpora, too little for three splits, or fewer clips in one than an utterance takes.
     """
+    _check_seed(seed)
     if clips_per_utterance is not None and clips_per_utterance < 1:
         raise CorpusError(f"clips_per_utterance: {clips_per_utterance} should be a whole number from 1 on")
     speech_root, noise_root = Path(librispeech).expanduser(), Path(fsd50k).expanduser()
@@ -141,6 +142,7 @@ def plan_fedwham(wham: str | Path, seed: int = 0) -> Plan:
     Raises:
         CorpusError: no such folder, or one without pairs in tr/s1 and tr/noise.
     """
+    _check_seed(seed)
     root = Path(wham).expanduser()
     notes: list[str] = []
     left_out: dict[str, list[str]] = {"has no noise of its name": [], "has no speech of its name": []}
@@ -276,6 +278,11 @@ def to_int16(waveform: np.ndarray) -> tuple[np.ndarray, bool]:
 def _chunk(samples: np.ndarray, number: int) -> np.ndarray:
     chunk = samples[number * CHUNK_SAMPLES : (number + 1) * CHUNK_SAMPLES]
     return np.pad(chunk, (0, CHUNK_SAMPLES - len(chunk)))
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise CorpusError(f"seed: {seed} should be a whole number from 0 on")
 
 
 def _plan_speech(found: dict[str, tuple[Utterance, ...]], seed: int, notes: list[str]) -> dict[str, list[Utterance]]:

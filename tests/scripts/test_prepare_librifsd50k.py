@@ -44,6 +44,15 @@ def test_a_wrong_folder_is_one_sentence(corpora, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_seed_below_0_and_a_folder_that_cannot_be_written_are_one_sentence(corpora, tmp_path, capsys):
+    sources = ["--librispeech", str(corpora.librispeech), "--fsd50k", str(corpora.fsd50k)]
+    assert prepare_librifsd50k.main([*sources, "--out", str(tmp_path / "out"), "--seed", "-1"]) == 1
+    assert capsys.readouterr().err == "error: seed: -1 should be a whole number from 0 on\n"
+    (tmp_path / "file").touch()
+    assert prepare_librifsd50k.main([*sources, "--out", str(tmp_path / "file" / "out")]) == 1
+    assert capsys.readouterr().err.startswith("error: [Errno 20] Not a directory")
+
+
 def test_fedwham_is_written_and_read_by_the_same_shard(tmp_path, capsys):
     names = [f"{speaker}a010{take}_1_999a0102_-1" for speaker in ("011", "012") for take in range(3)]
     folders = {"tr": names, "cv": [f"cv{name}" for name in names], "tt": [f"tt{name}" for name in names]}
