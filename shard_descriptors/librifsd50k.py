@@ -40,7 +40,8 @@ class LibriFsd50kShardDataset(ShardDataset):
         each float32, shape (64000,): 4 s at 16 kHz, mono, nominally in [-1, 1]
 
     A mixture is speech + noise, the mixture of mixtures that MixIT separates speech + noise + extra_noise. An extra
-    noise comes from the pairs whose speech is not available; where there is none, it is zeros.
+    noise comes from the pairs whose speech is not available, and is of another clip than the noise; where there is
+    none, it is zeros.
 
     On the train split each access draws, as a function of (seed, epoch, item): which extra noise; which 4 s of a longer
     recording; with `max_abs_snr_db` two levels; with `p_single_mix` whether one of the mixtures is silent. On
@@ -67,6 +68,8 @@ class LibriFsd50kShardDataset(ShardDataset):
         self.files = [store.chunks[row].speech for row in roles.mixed]
         self._store = store
         self._roles = roles
+        self._noise_rows = np.array(roles.noise)
+        self._noise_clips = np.array([store.chunks[row].clip for row in roles.noise])
         self._seed = seed
         self._p_single_mix = p_single_mix
         self._max_abs_snr_db = max_abs_snr_db
@@ -87,17 +90,29 @@ class LibriFsd50kShardDataset(ShardDataset):
         speech, noise = (self._read(file, generator) for file in (chunk.speech, chunk.noise))
         if not self._roles.noise:
             return self._augment(speech, noise, np.zeros_like(noise), generator)
-        extra = self._roles.noise[generator.integers(len(self._roles.noise))]
-        extra_noise = self._read(self._store.chunks[extra].noise, generator)
+        extra_noise = self._read(self._draw_extra(chunk, generator).noise, generator)
         return self._augment(speech, noise, extra_noise, generator)
+
+    def _draw_extra(self, chunk: Chunk, generator: np.random.Generator) -> Chunk:
+        # One noise in two mixtures could not be taken apart. A node that has no other clip has to make do with its own.
+        rows = self._noise_rows[self._noise_clips != chunk.clip]
+        if not len(rows):
+            rows = self._noise_rows
+        return self._store.chunks[rows[generator.integers(len(rows))]]
 
     def _read(self, file: str, generator: np.random.Generator) -> np.ndarray:
         waveform = read_waveform(self._store.root / file, SAMPLE_RATE, name=file)
         spare = len(waveform) - CHUNK_SAMPLES
         if spare <= 0:
             return np.pad(waveform, (0, -spare))
-        start = 0 if self._seed is None else int(generator.integers(spare + 1))
+        start = 0 if self._seed is None else int(generator.integers(self._last_start(waveform) + 1))
         return waveform[start : start + CHUNK_SAMPLES].copy()  # not a view that keeps the whole recording in memory
+
+    @staticmethod
+    def _last_start(waveform: np.ndarray) -> int:
+        """Where 4 s may begin without running into zeros: WHAM fills up the shorter of two recordings with them."""
+        recorded = np.flatnonzero(waveform)
+        return max(0, int(recorded[-1]) + 1 - CHUNK_SAMPLES) if len(recorded) else 0
 
     def _augment(
         self, speech: np.ndarray, noise: np.ndarray, extra_noise: np.ndarray, generator: np.random.Generator
@@ -286,7 +301,7 @@ def contiguous(speakers: Sequence[str], world_size: int) -> dict[str, int]:
 def assign_roles(chunks: Sequence[Chunk], rows: Sequence[int], share: float) -> Roles:
     """Which pairs are mixed, and which are heard as noise only: ceil(share * pairs), spread evenly.
 
-    It goes by pairs, not by chunks, so that no recording of noise is both in a mixture and alone.
+    It goes by pairs, not by chunks, so that a recording of noise with one pair is not both in a mixture and alone.
     """
     exact = Fraction(str(share))  # in floating point, 0.07 * 100 is a little more than 7
     mixed: list[int] = []

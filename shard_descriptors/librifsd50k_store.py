@@ -102,6 +102,11 @@ class Chunk(NamedTuple):
     speech: str
     noise: str
 
+    @property
+    def clip(self) -> str:
+        """The name of the recording of noise, which other pairs may have too."""
+        return Path(self.noise).stem.rpartition("_id_")[2]
+
 
 @dataclass(frozen=True, eq=False)  # equal is the same: all shards of a process share one
 class Store:

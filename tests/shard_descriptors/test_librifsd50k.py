@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import yaml
 
 from shard_descriptors.audio import AudioError
@@ -89,7 +90,7 @@ def test_an_item_is_speech_its_noise_and_the_noise_of_a_pair_that_is_not_mixed(c
         dataset[len(dataset)]
 
 
-def test_no_recording_of_noise_is_both_mixed_and_alone():
+def test_all_chunks_of_a_pair_are_mixed_or_alone():
     # pairs of 3, 1, 2, 1, 1 chunks
     chunks = [
         Chunk("train", speaker, pair, f"{speaker}{pair}{k}", "")
@@ -99,6 +100,25 @@ def test_no_recording_of_noise_is_both_mixed_and_alone():
     roles = assign_roles(chunks, range(len(chunks)), 0.5)
     assert roles.mixed == (0, 1, 2, 4, 5, 7)  # the first, third and fifth pair
     assert roles.noise == (3, 6)
+
+
+def test_an_extra_noise_is_another_clip_than_the_mixtures(tmp_path):
+    # 20 pairs of 4 clips: each clip is in mixtures and alone
+    folder = tmp_path / "train" / "19"
+    chunks = [
+        Chunk("train", "19", i, f"train/19/{i}.wav", f"train/19/{i}_0_id_{i * 7 % 20 // 5}.wav") for i in range(20)
+    ]
+    chunks += [Chunk(split, "84", i, *chunks[i][3:]) for split in ("validation", "test") for i in range(2)]
+    folder.mkdir(parents=True)
+    for chunk in chunks[:20]:
+        soundfile.write(tmp_path / chunk.speech, np.zeros(64_000), 16_000)
+        soundfile.write(tmp_path / chunk.noise, np.full(64_000, 0.1 * (1 + int(chunk.clip))), 16_000)
+    dataset = LibriFsd50kShardDescriptor(write_table(tmp_path, chunks), **HALF).get_dataset("train")
+    drawn = set()
+    for epoch in range(20):
+        dataset.set_epoch(epoch)
+        drawn |= {tuple(round(10 * waveform[0]) for waveform in dataset[i][1:]) for i in range(len(dataset))}
+    assert drawn == {(noise, extra) for noise in range(1, 5) for extra in range(1, 5) if noise != extra}
 
 
 @pytest.mark.parametrize(
@@ -291,6 +311,20 @@ def test_a_longer_recording_is_cut_at_random_in_train_and_at_its_beginning_elsew
     spectrum = np.abs(np.fft.rfft(test[0][0]))
     assert spectrum.argmax() == 4 * tones["0ttx_1"]
     assert spectrum[4 * (tones["0ttx_1"] + 1_000)] < 0.01 * spectrum.max()
+
+
+def test_a_cut_does_not_run_into_the_zeros_that_fill_up_a_shorter_recording(tmp_path):
+    names = [f"011a010{take}_1_999a0102_-1" for take in range(2)]
+    make_wham(tmp_path / "wham", {"tr": names, "cv": ["cv1", "cv2"], "tt": ["0ttx_1", "0tty_1"]}, seconds=9)
+    prepare_fedwham(tmp_path / "wham", tmp_path / "store")
+    dataset = LibriFsd50kShardDescriptor(tmp_path / "store", **HALF).get_dataset("train")
+    path = tmp_path / "store" / dataset.files[0]
+    waveform, _ = soundfile.read(path)
+    waveform[5 * 16_000 :] = 0
+    soundfile.write(path, waveform, 16_000)
+    for epoch in range(20):
+        dataset.set_epoch(epoch)
+        assert dataset[0][0][-100:].any()
 
 
 # Opening, and faults

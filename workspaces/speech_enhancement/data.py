@@ -13,10 +13,8 @@ class Sources:
     With `supervised` the client knows the three apart; otherwise it has the recording, and the third by itself.
     """
 
-    def __init__(self, shard_dataset: ShardDataset, num_samples: int) -> None:
-        """Of each waveform `num_samples` are taken, which are no more than it has."""
+    def __init__(self, shard_dataset: ShardDataset) -> None:
         self.shard_dataset = shard_dataset
-        self.num_samples = num_samples
         self.supervised: bool = shard_dataset.supervised
 
     def __len__(self) -> int:
@@ -26,30 +24,31 @@ class Sources:
         """What the shard draws at random does not depend on the epochs before."""
         self.shard_dataset.set_epoch(epoch)
 
-    def batch(self, items: np.ndarray, generator: np.random.Generator | None = None) -> torch.Tensor:
-        """float32 (items, 3, samples), cut out of the clips where `generator` says, or at their beginning.
+    def whole(self, items: np.ndarray) -> torch.Tensor:
+        """float32 (items, 3, samples)."""
+        return torch.from_numpy(np.array([self.shard_dataset[int(item)] for item in items]))
+
+    def crops(self, items: np.ndarray, num_samples: int, generator: np.random.Generator) -> torch.Tensor:
+        """float32 (items, 3, num_samples), each cut out of its waveform where `generator` says.
 
         The zeros that a short recording ends in are left out of a cut as far as can be: where one of two mixtures is
         silent, there is nothing to learn.
         """
-        batch = torch.empty(len(items), 3, self.num_samples)
+        batch = torch.empty(len(items), 3, num_samples)
         for row, item in zip(batch, items, strict=True):
             for target, waveform in zip(row, self.shard_dataset[int(item)], strict=True):
-                start = 0 if generator is None else generator.integers(self._last_start(waveform) + 1)
-                target.copy_(torch.from_numpy(waveform[start : start + self.num_samples]))
+                start = generator.integers(_last_start(waveform, num_samples) + 1)
+                target.copy_(torch.from_numpy(waveform[start : start + num_samples]))
         return batch
 
-    def _last_start(self, waveform: np.ndarray) -> int:
-        recorded = np.flatnonzero(waveform)
-        return max(0, int(recorded[-1]) + 1 - self.num_samples) if len(recorded) else 0
+
+def _last_start(waveform: np.ndarray, num_samples: int) -> int:
+    recorded = np.flatnonzero(waveform)
+    return max(0, int(recorded[-1]) + 1 - num_samples) if len(recorded) else 0
 
 
 class EnhancementData(ShardData):
-    """Gives the tasks their clips: those of the node's shard, `num_samples` of each."""
-
-    def __init__(self, num_samples: int) -> None:
-        super().__init__()
-        self._num_samples = num_samples
+    """Gives the tasks the clips of the node's shard."""
 
     def make_train(self, dataset: ShardDataset) -> Sources:
-        return Sources(dataset, self._num_samples)
+        return Sources(dataset)

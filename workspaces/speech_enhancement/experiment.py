@@ -46,11 +46,11 @@ class ListeningSettings(Group):
 
 
 class Settings(RunSettings):
-    """`p_supervised` is the share of clients that know their clean speech: the first ones, rounded down.
+    """`p_supervised` is the share of clients that know their clean speech: the first ones, rounded down, so that
+    centralized is supervised with 1 only.
 
-    Of every clip the model is given `audio_seconds`. A local epoch may be a fraction. The learning rate is divided by
-    `divide_lr_by` every `divide_lr_every` rounds; 0 is never. `assignments` are those that MixIT tries: "speech" keeps
-    the first source with the recording and gives each mixture one noise, "all" is every one. `best` is the metric that
+    The model is trained on `audio_seconds` of every clip and evaluated on whole clips. A local epoch may be a fraction.
+    The learning rate is divided by `divide_lr_by` every `divide_lr_every` rounds; 0 is never. `best` is the metric that
     chooses the best model; the best one by the other is kept as well.
     """
 
@@ -62,7 +62,6 @@ class Settings(RunSettings):
     clip_grad_norm: float = Field(default=5.0, gt=0)
     divide_lr_by: float = Field(default=2.0, gt=0)
     divide_lr_every: int = Field(default=0, ge=0)
-    assignments: Literal["speech", "all"] = "speech"
     best: Literal["si_sdri_1_noise", "si_sdri_2_noises"] = "si_sdri_2_noises"
     listening: ListeningSettings | None = None
 
@@ -72,10 +71,6 @@ class Settings(RunSettings):
         if model.num_sources != 3:
             raise ValueError("num_sources should be 3: speech and two noises")
         return model
-
-    @property
-    def num_samples(self) -> int:
-        return round(self.audio_seconds * SAMPLE_RATE)
 
 
 def arguments(settings: Settings) -> dict[str, Any]:
@@ -94,7 +89,7 @@ def arguments(settings: Settings) -> dict[str, Any]:
             partial(create_sudormrf, settings.model, settings.seed), settings.optimizer.recipe()
         ),
         "task_keeper": task_keeper,
-        "data_loader": EnhancementData(settings.num_samples),
+        "data_loader": EnhancementData(),
         "best": (settings.best, "max"),
         "also_best": {metric: "max" for metric in tasks.NOISES if metric != settings.best},
         "corpus": LibriFsd50kShardDescriptor.corpus,
@@ -133,10 +128,7 @@ def evaluate(model: Any, settings: Settings, data: Path, device: str) -> dict[st
     """SI-SDR improvements of `model`, in dB, on all validation clips and on the test clips."""
     descriptor = LibriFsd50kShardDescriptor(data)
     model.to(device)
-    return {
-        split: tasks.validate_clips(model, Sources(descriptor.get_dataset(split), settings.num_samples), device)
-        for split in SPLITS
-    }
+    return {split: tasks.validate_clips(model, Sources(descriptor.get_dataset(split)), device) for split in SPLITS}
 
 
 def save(model: Any, settings: Settings, folder: Path) -> None:
@@ -183,10 +175,10 @@ def _training(settings: Settings) -> tasks.TrainingSettings:
         learning_rate=settings.optimizer.learning_rate,
         local_epochs=settings.local_epochs,
         batch_size=settings.batch_size,
+        num_samples=round(settings.audio_seconds * SAMPLE_RATE),
         clip_grad_norm=settings.clip_grad_norm,
         divide_lr_by=settings.divide_lr_by,
         divide_lr_every=settings.divide_lr_every,
-        assignments=settings.assignments,
         seed=settings.seed,
     )
 

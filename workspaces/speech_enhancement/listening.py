@@ -14,7 +14,7 @@ from workspaces.speech_enhancement.tasks import NOISES, enhance
 
 def separate_example(model: SudoRmRf, clips: Sources, item: int, noises: int, device: str) -> dict[str, np.ndarray]:
     """{"mixture", "estimate", "reference"} of one clip with that many noises, 1 or 2: float32 (samples,) each."""
-    sources = clips.batch(np.array([item]))
+    sources = clips.whole(np.array([item]))
     mixture = sources[:, : 1 + noises].sum(dim=1)
     estimate = enhance(model, mixture, device)
     signals: dict[str, torch.Tensor] = {"mixture": mixture, "estimate": estimate, "reference": sources[:, 0]}

@@ -31,7 +31,7 @@ class SudoRmRfSettings(Group):
     upsampling_depth: int = Field(default=5, ge=1)
     kernel_size: int = Field(default=41, ge=5)
     num_bases: int = Field(default=512, ge=1)
-    num_groups: int = Field(default=16, ge=1)
+    num_groups: int = Field(default=16, ge=1, validate_default=True)
     num_sources: int = Field(default=3, ge=2)
 
     @field_validator("kernel_size")

@@ -3,9 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import evaluate
 import numpy as np
@@ -13,7 +11,6 @@ import torch
 
 from workspaces.speech_enhancement.data import Sources
 from workspaces.speech_enhancement.loss import (
-    all_assignments,
     mixit_loss,
     si_sdr,
     speech_assignments,
@@ -29,7 +26,7 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How an envoy trains in each round; the defaults are FedEnhance's.
+    """How an envoy trains in each round, on cuts of `num_samples`; the defaults are FedEnhance's.
 
     The learning rate is divided by `divide_lr_by` every `divide_lr_every` rounds, or never, with 0.
     """
@@ -37,10 +34,10 @@ class TrainingSettings:
     learning_rate: float
     local_epochs: float = 1.0
     batch_size: int = 6
+    num_samples: int = 64_000
     clip_grad_norm: float = 5.0
     divide_lr_by: float = 2.0
     divide_lr_every: int = 0
-    assignments: Literal["speech", "all"] = "speech"
     seed: int = 0
 
     def learning_rate_of(self, round_number: int) -> float:
@@ -63,7 +60,7 @@ def train_round(
     """
     for group in optimizer.param_groups:
         group["lr"] = settings.learning_rate_of(round_number)
-    name, loss = ("supervised_loss", _supervised) if clips.supervised else ("mixit_loss", _mixit(settings.assignments))
+    name, loss = ("supervised_loss", _supervised) if clips.supervised else ("mixit_loss", _mixit)
     model.train()
     losses = []
     for sources in batches(clips, settings, round_number):
@@ -75,7 +72,7 @@ def train_round(
 
 
 def batches(clips: Sources, settings: TrainingSettings, round_number: int) -> Iterator[torch.Tensor]:
-    """Sources (batch, 3, samples) in another order every epoch, without the last batch where it is not full.
+    """Sources (batch, 3, num_samples) in another order every epoch, without the last batch where it is not full.
 
     Of a fraction of an epoch there are as many batches, rounded. A client with less than one has a batch of all it has.
     """
@@ -86,7 +83,8 @@ def batches(clips: Sources, settings: TrainingSettings, round_number: int) -> It
         if position == 0:
             clips.begin_epoch(round_number * math.ceil(settings.local_epochs) + epoch)
             order = generator.permutation(len(clips))
-        yield clips.batch(order[position * settings.batch_size :][: settings.batch_size], generator)
+        items = order[position * settings.batch_size :][: settings.batch_size]
+        yield clips.crops(items, settings.num_samples, generator)
 
 
 def accumulate_gradients(model: SudoRmRf, sources: torch.Tensor, loss: Loss) -> float:
@@ -101,7 +99,7 @@ def accumulate_gradients(model: SudoRmRf, sources: torch.Tensor, loss: Loss) -> 
 
 
 def validate_clips(model: SudoRmRf, clips: Sources, device: str, batch_size: int = 32) -> dict[str, float]:
-    """SI-SDR improvement of the speech in dB over all clips (higher is better), with one noise and with two.
+    """SI-SDR improvement of the speech in dB over all clips (higher is better), whole, with one noise and with two.
 
     As in FedEnhance the speech is the first estimate: no permutation is tried. There half of the clips have one noise,
     here every clip is heard both ways.
@@ -109,7 +107,7 @@ def validate_clips(model: SudoRmRf, clips: Sources, device: str, batch_size: int
     metrics = {name: evaluate.load(str(SI_SDRI), keep_in_memory=True) for name in NOISES}
     model.eval()
     for items in np.array_split(np.arange(len(clips)), math.ceil(len(clips) / batch_size)):
-        sources = clips.batch(items)
+        sources = clips.whole(items)
         for name, noises in NOISES.items():
             mixtures = sources[:, : 1 + noises].sum(dim=1)
             speech = sources[:, 0]
@@ -131,12 +129,7 @@ def _supervised(estimate: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
     return supervised_loss(estimate=estimate, reference=sources)
 
 
-def _mixit(assignments: str) -> Loss:
-    chosen = speech_assignments(2) if assignments == "speech" else all_assignments(3, 2)
-    return partial(_recording_and_noise, assignments=chosen)
-
-
-def _recording_and_noise(estimate: torch.Tensor, sources: torch.Tensor, assignments: torch.Tensor) -> torch.Tensor:
-    """MixIT on what an unsupervised client has: its noisy recording, and a noise by itself."""
+def _mixit(estimate: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
+    """On what an unsupervised client has: its noisy recording, and a noise by itself. Speech is the first estimate."""
     mixtures = torch.stack([sources[:, :2].sum(dim=1), sources[:, 2]], dim=1)
-    return mixit_loss(estimate=estimate, mixtures=mixtures, assignments=assignments)
+    return mixit_loss(estimate=estimate, mixtures=mixtures, assignments=speech_assignments(2))

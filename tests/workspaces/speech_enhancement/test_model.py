@@ -233,6 +233,7 @@ def test_a_saved_model_is_loaded_as_it_was(tmp_path):
     [
         ({"kernel_size": 40}, "it should be odd"),
         ({"num_groups": 7}, r"it should divide (out|in)_channels, which is"),
+        ({"out_channels": 100}, r"it should divide out_channels, which is 100"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(values, sentence):

@@ -19,13 +19,13 @@ from workspaces.speech_enhancement.tasks import (
     validate_clips,
 )
 
-SETTINGS = TrainingSettings(learning_rate=0.003, batch_size=4, local_epochs=2)
+SETTINGS = TrainingSettings(learning_rate=0.003, batch_size=4, local_epochs=2, num_samples=8_000)
 
 
 @pytest.fixture
 def clips(open_shard):
-    def of(name: str, split: str = "train", num_samples: int = 8_000) -> Sources:
-        return Sources(open_shard(name).get_dataset(split), num_samples)
+    def of(name: str, split: str = "train") -> Sources:
+        return Sources(open_shard(name).get_dataset(split))
 
     return of
 
@@ -63,7 +63,12 @@ def test_gradients_of_parts_are_those_of_the_whole_batch(tiny_model, monkeypatch
 
 def test_the_learning_rate_is_a_function_of_the_round(clips, tiny_model):
     settings = TrainingSettings(
-        learning_rate=0.008, divide_lr_by=2.0, divide_lr_every=3, local_epochs=0.1, batch_size=4
+        learning_rate=0.008,
+        divide_lr_by=2.0,
+        divide_lr_every=3,
+        local_epochs=0.1,
+        batch_size=4,
+        num_samples=8_000,
     )
     assert [settings.learning_rate_of(r) for r in range(7)] == [0.008] * 3 + [0.004] * 3 + [0.002]
     assert TrainingSettings(learning_rate=0.008).learning_rate_of(1000) == 0.008
@@ -74,7 +79,7 @@ def test_the_learning_rate_is_a_function_of_the_round(clips, tiny_model):
 
 
 def test_gradients_are_clipped(clips, tiny_model):
-    settings = TrainingSettings(learning_rate=1.0, local_epochs=0.1, batch_size=4, clip_grad_norm=0.25)
+    settings = TrainingSettings(1.0, local_epochs=0.1, batch_size=4, num_samples=8_000, clip_grad_norm=0.25)
     model = create_sudormrf(tiny_model)
     before = torch.nn.utils.parameters_to_vector(model.parameters())
     train_round(model, clips("supervised"), torch.optim.SGD(model.parameters(), lr=1.0), "cpu", 0, settings)
@@ -96,13 +101,13 @@ def test_gradients_are_clipped(clips, tiny_model):
 def test_a_local_epoch_may_be_a_fraction_and_a_small_client_has_one_batch(clips, number, local_epochs, sizes):
     sources = clips("unsupervised")
     sources.shard_dataset.number = number
-    settings = TrainingSettings(learning_rate=1, batch_size=4, local_epochs=local_epochs)
+    settings = TrainingSettings(learning_rate=1, batch_size=4, local_epochs=local_epochs, num_samples=100)
     assert [len(batch) for batch in batches(sources, settings, 0)] == sizes
 
 
 def test_every_epoch_has_every_clip_in_another_order_and_new_noises(clips):
     sources = clips("unsupervised")
-    settings = TrainingSettings(learning_rate=1, batch_size=4, local_epochs=2)
+    settings = TrainingSettings(learning_rate=1, batch_size=4, local_epochs=2, num_samples=8_000)
     first, second, again = (torch.cat(list(batches(sources, settings, r))) for r in (0, 1, 0))
     assert torch.equal(first, again)
     epochs = [first[:16], first[16:], second[:16], second[16:]]
@@ -112,12 +117,12 @@ def test_every_epoch_has_every_clip_in_another_order_and_new_noises(clips):
         assert set(one[:, 2, 100].tolist()).isdisjoint(other[:, 2, 100].tolist())
 
 
-def test_crops_are_drawn_for_training_and_are_the_beginning_otherwise(clips):
-    sources, items = clips("unsupervised", num_samples=3_000), np.arange(4)
-    whole = clips("unsupervised").batch(items)
-    assert torch.equal(sources.batch(items), whole[..., :3_000])
+def test_a_client_trains_on_crops_drawn_anew(clips):
+    sources, items = clips("unsupervised"), np.arange(4)
+    whole = sources.whole(items)
+    assert whole.shape == (4, 3, 8_000)
     generator = np.random.default_rng(0)
-    crops = [sources.batch(items, generator) for _ in range(20)]
+    crops = [sources.crops(items, 3_000, generator) for _ in range(20)]
     starts = {
         next(start for start in range(5_001) if torch.equal(whole[0, 0, start : start + 3_000], crop[0, 0]))
         for crop in crops
@@ -125,14 +130,16 @@ def test_crops_are_drawn_for_training_and_are_the_beginning_otherwise(clips):
     assert len(starts) > 15
     assert min(starts) < 1_000
     assert max(starts) > 4_000
+    settings = TrainingSettings(learning_rate=1, batch_size=4, num_samples=3_000)
+    assert {batch.shape for batch in batches(sources, settings, 0)} == {(4, 3, 3_000)}
 
 
 def test_crops_are_taken_out_of_what_was_recorded(clips, monkeypatch):
-    sources = clips("unsupervised", num_samples=3_000)
+    sources = clips("unsupervised")
     speech, noise, silence = np.ones(8_000, np.float32), np.ones(8_000, np.float32), np.zeros(8_000, np.float32)
     noise[3_500:] = 0
     monkeypatch.setattr(type(sources.shard_dataset), "__getitem__", lambda *_: (speech, noise, silence))
-    crops = sources.batch(np.zeros(200, int), np.random.default_rng(0))
+    crops = sources.crops(np.zeros(200, int), 3_000, np.random.default_rng(0))
     assert crops[:, :2].all()
     assert not crops[:, 2].any()
 
@@ -140,7 +147,7 @@ def test_crops_are_taken_out_of_what_was_recorded(clips, monkeypatch):
 def test_validation_is_the_mean_over_all_clips_with_one_noise_and_with_two(clips, tiny_model):
     model, sources = create_sudormrf(tiny_model), clips("unsupervised", "validation")
     scores = validate_clips(model, sources, "cpu", batch_size=3)
-    speech, noise, extra = sources.batch(np.arange(4)).double().unbind(1)
+    speech, noise, extra = sources.whole(np.arange(4)).double().unbind(1)
 
     def db(estimate: torch.Tensor) -> torch.Tensor:
         cosine = torch.nn.functional.cosine_similarity(
@@ -168,7 +175,7 @@ def test_examples_are_files_of_mixture_estimate_and_reference(clips, tiny_model,
     paths = write_examples(model, sources, range(2), tmp_path / "audio", "cpu")
     assert sorted(path.name for path in paths) == sorted(path.name for path in (tmp_path / "audio").iterdir())
     assert len(paths) == 12
-    speech, noise, extra = sources.batch(np.array([1]))[0]
+    speech, noise, extra = sources.whole(np.array([1]))[0]
     signals = {}
     for name in ("mixture", "estimate", "reference"):
         signals[name], rate = soundfile.read(tmp_path / "audio" / f"0001_2_noises_{name}.wav", dtype="float32")
