@@ -14,6 +14,7 @@ from openfl.protocols import director_pb2
 from director.changes import Changes
 from director.experiment import Experiment
 from director.run_folder import UNFINISHED, RunFolder, RunFolderError, Status, SubmissionError
+from federation.rounds import Progress, Rounds
 
 logger = logging.getLogger(__name__)
 
@@ -234,6 +235,12 @@ class Director:
         unknown = [name for name in plan.participation.evaluators if name not in members]
         if unknown:
             raise SubmissionError(f"evaluators {unknown} are not among the experiment's envoys {members}")
+        rounds = Rounds(plan, Progress())
+        if not rounds.can_reach_quorum(members):
+            raise SubmissionError(
+                f"of the envoys {members} a round has {len(rounds.contributors(members))} to count on, fewer than its "
+                f"quorum of {rounds.quorum}: name more envoys, or fewer evaluators"
+            )
         return members
 
     def _let_join(self, name: str, entry: EnvoyEntry) -> None:

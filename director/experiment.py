@@ -141,15 +141,15 @@ class Experiment:
             self._changes.notify()
 
     def leave(self, envoy: str, reason: str) -> None:
-        """The experiment failed on `envoy`. With a deadline the others go on, as long as they are a quorum."""
+        """The experiment failed on `envoy`. With a deadline the others go on, as long as they can be a quorum."""
         if self.ended:
             return
         self.state.left[envoy] = reason
         self.state.members = [member for member in self.state.members if member != envoy]
         if self.rounds.tasks_for(envoy):
             self.rounds.refuse(envoy, reason.partition("\n")[0])
-        participation = self.plan.participation
-        if participation.deadline_seconds is None or len(self.state.members) < participation.quorum:
+        has_deadline = self.plan.participation.deadline_seconds is not None
+        if not has_deadline or not self.rounds.can_reach_quorum(self.state.members):
             self.fail(f"envoy '{envoy}': {reason}")
         else:
             logger.warning("experiment '%s' goes on without envoy '%s': %s", self.plan.name, envoy, reason)
@@ -209,14 +209,14 @@ class Experiment:
 
     def _open_round(self) -> None:
         self._opened = time.monotonic()
-        members, participation = set(self.state.members), self.plan.participation
+        members = set(self.state.members)
         resumed = self.state.asked
         if resumed is not None:
             resumed = [envoy for envoy in resumed if envoy in members]
-        elif participation.deadline_seconds is not None:
+        elif self.plan.participation.deadline_seconds is not None:
             # Whoever is away now would only be waited for. Without a deadline they are, so that every run is the same.
             online = {envoy for envoy in members if self._is_online(envoy)}
-            members = online if len(online) >= participation.quorum else members
+            members = online if self.rounds.can_reach_quorum(online) else members
         self.rounds.open(members, resumed)
         self.state.asked = list(self.rounds.asked)
         self.folder.save_state()
@@ -229,6 +229,8 @@ class Experiment:
 
     async def _wait_until_complete(self) -> None:
         deadline = self.plan.participation.deadline_seconds
+        # A round that asks nobody waits for nothing; all others have their turn even so.
+        await asyncio.sleep(0)
         while not self.ended and not self.rounds.is_complete(self._seconds_open()):
             left = None if deadline is None else deadline - self._seconds_open()
             # After the deadline only news can complete the round: it is short of its quorum.

@@ -12,7 +12,7 @@ class Participation(BaseModel):
 
     `fraction` or `count` of the members, drawn anew for each round, train in it. Where there are `evaluators`, they
     validate the global model and the others train: a validation in every round is of the same clips then.
-    After `deadline_seconds` a round closes without the rest, if `quorum` updates counted.
+    After `deadline_seconds` a round closes without the rest, if `quorum` updates counted; evaluators may be fewer.
     """
 
     model_config = ConfigDict(
@@ -59,14 +59,14 @@ class Participation(BaseModel):
         """Whether this round validates the model it begins with: rounds 0, validate_every, ... and always the last."""
         return round_number % self.validate_every == 0 or round_number == last_round
 
-    def is_complete(self, asked: int, answered: int, counted: int, seconds_open: float) -> bool:
-        """Whether a round closes now: all have answered, or the deadline has come and enough updates counted.
+    def is_complete(self, asked: int, answered: int, is_quorum: bool, seconds_open: float) -> bool:
+        """Whether a round closes now: all have answered, or the deadline has come and those that count are a quorum.
 
-        Of the `asked` clients `answered` have answered in one way or another, and `counted` with an update that counts.
+        Of the `asked` clients `answered` have answered in one way or another.
         """
         if answered >= asked:
             return True
-        return self.deadline_seconds is not None and seconds_open >= self.deadline_seconds and counted >= self.quorum
+        return self.deadline_seconds is not None and seconds_open >= self.deadline_seconds and is_quorum
 
     def _how_many(self, members: int) -> int:
         if self.count is not None:

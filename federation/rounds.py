@@ -55,7 +55,16 @@ class Rounds:
 
     @property
     def trains(self) -> bool:
-        return any(task.task_type == "train" for tasks in self.asked.values() for task in tasks)
+        """Whether the round is there to train, also where nobody could be asked who does."""
+        return _has_training(self.plan.tasks_for_round(self.round_number))
+
+    @property
+    def quorum(self) -> int:
+        """How many answers have to count. Evaluators among themselves may be fewer than a quorum of updates."""
+        participation = self.plan.participation
+        if self.trains or not participation.evaluators:
+            return participation.quorum
+        return min(participation.quorum, len(participation.evaluators))
 
     @property
     def trained(self) -> dict[str, int]:
@@ -66,16 +75,16 @@ class Rounds:
 
     def open(self, members: Collection[str], asked: Collection[str] | None = None) -> None:
         """Ask those whose turn it is; after a restart, the same ones (`asked`) as before."""
-        evaluators = set(self.plan.participation.evaluators)
-        if asked is None:
-            trainers = self.plan.participation.trainers(self.round_number, members)
-            asked = {*trainers, *evaluators.intersection(members)}
-        tasks = {
-            envoy: self.plan.tasks_for_round(self.round_number, trains=envoy not in evaluators)
-            for envoy in sorted(asked)
-        }
-        self.asked = {envoy: tasks[envoy] for envoy in tasks if tasks[envoy]}
+        self.asked = self._tasks_of(self._draw(members) if asked is None else asked)
         self._forget_answers()
+
+    def contributors(self, members: Collection[str]) -> list[str]:
+        """Those of `members` that the round would ask for what its quorum is of: updates where it trains."""
+        tasks = self._tasks_of(self._draw(members))
+        return [envoy for envoy in tasks if _has_training(tasks[envoy]) or not self.trains]
+
+    def can_reach_quorum(self, members: Collection[str]) -> bool:
+        return len(self.contributors(members)) >= self.quorum
 
     def tasks_for(self, envoy: str) -> list[Task]:
         """What `envoy` has still to do in this round; nothing when it has answered."""
@@ -83,8 +92,8 @@ class Rounds:
 
     def is_complete(self, seconds_open: float) -> bool:
         answered = sum(self._has_answered(envoy) for envoy in self.asked)
-        counted = len(self.trained) if self.trains else len(self.results)
-        return self.plan.participation.is_complete(len(self.asked), answered, counted, seconds_open)
+        is_quorum = self._counted() >= self.quorum
+        return self.plan.participation.is_complete(len(self.asked), answered, is_quorum, seconds_open)
 
     def is_late_or_repeated(self, envoy: str, round_number: int) -> bool:
         """An answer that is dropped without a word: its sender could not know that it is not wanted any more."""
@@ -115,11 +124,11 @@ class Rounds:
 
     def require_quorum(self) -> None:
         """Raises TooFewUpdatesError, with the reasons, if too few answers count. All who were asked have answered."""
-        counted = len(self.trained) if self.trains else len(self.results)
-        quorum = self.plan.participation.quorum
-        if not self.asked or counted >= quorum:
+        counted, quorum = self._counted(), self.quorum
+        nothing_to_do = not self.asked and not self.trains
+        if nothing_to_do or counted >= quorum:
             return
-        trainers = [envoy for envoy, tasks in self.asked.items() if any(task.task_type == "train" for task in tasks)]
+        trainers = [envoy for envoy, tasks in self.asked.items() if _has_training(tasks)]
         idle = [envoy for envoy in trainers if envoy in self.results and envoy not in self.trained]
         reasons = [*self.refused.values(), *(f"envoy '{envoy}' trained on no clips" for envoy in idle)]
         raise TooFewUpdatesError(
@@ -166,6 +175,26 @@ class Rounds:
             aggregations=self.progress.aggregations + bool(self.trained),
         )
 
+    def _draw(self, members: Collection[str]) -> set[str]:
+        """Those of `members` whose turn it is."""
+        participation = self.plan.participation
+        return {
+            *participation.trainers(self.round_number, members),
+            *set(participation.evaluators).intersection(members),
+        }
+
+    def _tasks_of(self, envoys: Collection[str]) -> dict[str, list[Task]]:
+        """The round's tasks by envoy, of those that have any."""
+        evaluators = set(self.plan.participation.evaluators)
+        tasks = {
+            envoy: self.plan.tasks_for_round(self.round_number, trains=envoy not in evaluators)
+            for envoy in sorted(envoys)
+        }
+        return {envoy: tasks[envoy] for envoy in tasks if tasks[envoy]}
+
+    def _counted(self) -> int:
+        return len(self.trained) if self.trains else len(self.results)
+
     def _forget_answers(self) -> None:
         self.results: dict[str, Results] = {}
         self.refused: dict[str, str] = {}
@@ -193,3 +222,7 @@ class Rounds:
             if task.validates_global_model:
                 return self._mean_metrics(task.name).get(metric)
         return None
+
+
+def _has_training(tasks: Collection[Task]) -> bool:
+    return any(task.task_type == "train" for task in tasks)

@@ -22,6 +22,7 @@ from federation.wire import TaskResult, UpdateMessage
 
 # Nothing has to be trained here: an update is its results.
 VALIDATE = Task(name="aggregated_model_validate", function_name="validate", task_type="validate")
+TRAIN = Task(name="train", function_name="fit", task_type="train")
 CORPORA = {"a": "superb", "b": "superb", "c": "superb", "x": "esc50", "y": "esc50"}
 SECONDS = 10
 
@@ -49,9 +50,8 @@ async def submit(director: Director, name: str, rounds: int = 3, owner: str = "m
         name=name,
         federation_uuid=name,
         rounds=rounds,
-        tasks=[VALIDATE],
         best=BestModel(metric="score", direction="max"),
-        **plan,
+        **{"tasks": [VALIDATE]} | plan,
     )
     workspace = io.BytesIO()
     with zipfile.ZipFile(workspace, "w") as zipped:
@@ -166,6 +166,14 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "an evaluator of another corpus": (
         {"corpus": "superb", "participation": Participation(evaluators=["x"])},
         r"evaluators \['x'\] are not among the experiment's envoys \['a', 'b'\]",
+    ),
+    "evaluators and nobody who trains": (
+        {"envoys": ["a"], "tasks": [VALIDATE, TRAIN], "participation": Participation(evaluators=["a"])},
+        r"of the envoys \['a'\] a round has 0 to count on, fewer than its quorum of 1: name more envoys, or fewer eval",
+    ),
+    "fewer envoys than a quorum": (
+        {"corpus": "superb", "participation": Participation(deadline_seconds=9, quorum=3)},
+        r"of the envoys \['a', 'b'\] a round has 2 to count on, fewer than its quorum of 3",
     ),
 }
 

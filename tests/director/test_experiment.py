@@ -142,6 +142,50 @@ def test_when_fewer_are_there_than_the_quorum_the_round_waits_for_more(tmp_path)
     assert (experiment.state.status, experiment.state.error) == (Status.FINISHED, "")
 
 
+def test_an_evaluator_makes_up_no_quorum_and_the_round_waits_for_a_trainer(tmp_path):
+    online = {"b"}
+    experiment = make_experiment(
+        tmp_path,
+        rounds=1,
+        participation={"deadline_seconds": 0.1, "evaluators": ["b"]},
+        is_online=lambda envoy: envoy in online,
+    )
+
+    async def late() -> None:
+        await until(lambda: experiment._seconds_open() > 0.2 and bool(experiment.rounds.results))
+        assert experiment.summary()["waiting_for"] == ["a"]
+        online.add("a")
+        await serve(experiment, "a")
+
+    play(experiment, serve(experiment, "b"), late())
+    assert experiment.state.status is Status.FINISHED
+    assert_model(experiment.folder.named_model("last"), next_model(MODEL, "a", 0))
+
+
+def test_the_last_model_is_validated_by_fewer_evaluators_than_a_quorum_of_updates(tmp_path):
+    participation = QUORUM_OF_TWO | {"evaluators": ["c"]}
+    experiment = make_experiment(tmp_path, rounds=1, members="abc", participation=participation)
+    play(experiment, *(serve(experiment, envoy) for envoy in "abc"))
+    assert (experiment.state.status, experiment.state.error) == (Status.FINISHED, "")
+    assert list(experiment.folder.history[-1]["envoys"]) == ["c"]
+
+
+def test_rounds_that_ask_nobody_leave_others_their_turn(tmp_path):
+    experiment = make_experiment(tmp_path, rounds=100, tasks=[VALIDATE], participation={"validate_every": 100})
+    seen = []
+
+    async def look() -> None:
+        await answer(experiment, "a")
+        await answer(experiment, "b")
+        while experiment.rounds.round_number < 100:
+            seen.append(experiment.rounds.round_number)
+            await asyncio.sleep(0)
+        await asyncio.gather(serve(experiment, "a"), serve(experiment, "b"))
+
+    play(experiment, look())
+    assert len(set(seen)) > 90
+
+
 def test_a_stop_ends_all_waiting_at_once_and_keeps_history_and_models(tmp_path):
     experiment = make_experiment(tmp_path, rounds=9)
 
@@ -232,6 +276,18 @@ def test_below_the_quorum_nobody_goes_on(tmp_path):
     play(experiment, serve(experiment, "a"), leave())
     assert experiment.state.status is Status.FAILED
     assert "out of memory" in experiment.state.error
+
+
+def test_when_no_trainer_is_left_an_evaluator_does_not_go_on(tmp_path):
+    participation = {"deadline_seconds": 1000, "evaluators": ["b"]}
+    experiment = make_experiment(tmp_path, rounds=1, participation=participation)
+
+    async def leave() -> None:
+        await experiment.wait_for_tasks("a")
+        experiment.leave("a", "out of memory")
+
+    play(experiment, serve(experiment, "b"), leave())
+    assert (experiment.state.status, experiment.state.error) == (Status.FAILED, "envoy 'a': out of memory")
 
 
 def test_patience_ends_the_experiment_early(tmp_path):

@@ -10,7 +10,7 @@ def test_without_a_word_everybody_trains_and_validates_in_every_round_and_no_clo
     participation = Participation()
     assert participation.trainers(3, reversed(MEMBERS)) == MEMBERS
     assert all(participation.validates(round_number, 5) for round_number in range(6))
-    assert not participation.is_complete(asked=3, answered=2, counted=2, seconds_open=1e9)
+    assert not participation.is_complete(asked=3, answered=2, is_quorum=True, seconds_open=1e9)
 
 
 def test_a_draw_is_the_same_after_a_restart_and_on_every_python():
@@ -80,22 +80,21 @@ def test_validation_comes_every_so_many_rounds_and_in_the_last():
 
 
 @pytest.mark.parametrize(
-    ("answered", "counted", "seconds_open", "complete"),
+    ("answered", "is_quorum", "seconds_open", "complete"),
     [
-        (5, 5, 0.0, True),
-        (5, 1, 0.0, True),  # everybody has answered: nobody is left to wait for
-        (4, 4, 59.9, False),
-        (4, 4, 60.0, True),
-        (3, 2, 60.0, True),
-        (3, 1, 60.0, False),
-        (3, 1, 1e6, False),
+        (5, True, 0.0, True),
+        (5, False, 0.0, True),  # everybody has answered: nobody is left to wait for
+        (4, True, 59.9, False),
+        (4, True, 60.0, True),
+        (3, False, 60.0, False),
+        (3, False, 1e6, False),
     ],
 )
 def test_a_round_closes_when_all_have_answered_or_at_the_deadline_with_a_quorum(
-    answered, counted, seconds_open, complete
+    answered, is_quorum, seconds_open, complete
 ):
     participation = Participation(deadline_seconds=60, quorum=2)
-    assert participation.is_complete(5, answered, counted, seconds_open) is complete
+    assert participation.is_complete(5, answered, is_quorum, seconds_open) is complete
 
 
 def test_it_comes_back_from_json_as_it_was():

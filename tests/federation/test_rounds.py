@@ -360,6 +360,39 @@ def test_an_evaluator_does_not_make_up_a_quorum_of_trained_updates():
     assert rounds.is_complete(11)
 
 
+def test_a_round_that_is_there_to_train_does_not_count_when_an_evaluator_alone_was_asked():
+    rounds = make_rounds(envoys="c", evaluators=["c"])
+    answer(rounds, "c")
+    with pytest.raises(TooFewUpdatesError, match="round 0: 0 updates counted of a quorum of 1: nobody else was asked"):
+        rounds.require_quorum()
+
+
+def test_with_a_deadline_it_is_trainers_who_can_reach_the_quorum_and_after_the_last_training_all_evaluators():
+    rounds = make_rounds(n_rounds=1, envoys="abc", evaluators=["c"], deadline_seconds=10, quorum=2)
+    assert [rounds.can_reach_quorum(members) for members in ("abc", "ab", "ac", "c")] == [True, True, False, False]
+    for envoy in "abc":
+        answer(rounds, envoy)
+    next_round(rounds, "abc")
+    assert [rounds.can_reach_quorum(members) for members in ("abc", "ab", "c")] == [True, False, True]
+    answer(rounds, "c")
+    rounds.require_quorum()
+
+
+def test_of_a_fraction_only_those_who_would_be_asked_can_reach_the_quorum():
+    rounds = make_rounds(envoys="abcd", fraction=0.5, deadline_seconds=10, quorum=2)
+    assert rounds.can_reach_quorum("abc"), "two of three"
+    assert not rounds.can_reach_quorum("ab"), "one of two"
+
+
+def test_a_last_validation_without_evaluators_that_are_left_asks_nobody_and_is_no_fault():
+    rounds = make_rounds(n_rounds=1, envoys="abc", evaluators=["c"], deadline_seconds=10)
+    for envoy in "ab":
+        answer(rounds, envoy)
+    next_round(rounds, "ab")
+    assert rounds.is_complete(0)
+    rounds.require_quorum()
+
+
 def test_in_a_round_that_only_validates_the_quorum_is_of_validations():
     rounds = make_rounds(n_rounds=1, deadline_seconds=10)
     for envoy in "ab":
