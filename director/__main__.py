@@ -14,6 +14,7 @@ from openfl.protocols import aggregator_pb2_grpc, director_pb2_grpc
 from director.director import Director
 from director.gate import Gate
 from director.interceptor import RefusingInterceptor
+from director.runs_lock import sole_director
 from director.service import AggregatorService, DirectorService, RoundsService
 from federation.certificates import CertificateError, Credentials, load_credentials
 from federation.settings import Settings, SettingsError, load_settings
@@ -37,15 +38,27 @@ class DirectorFile(Settings):
 
 
 async def serve(settings: DirectorSettings, credentials: Credentials | None) -> None:
-    """Serve until SIGINT or SIGTERM. Raises OSError if the port cannot be had."""
+    """Serve until SIGINT or SIGTERM. Raises OSError if the port or the folder of experiments cannot be had."""
     server = aio.server(options=CHANNEL_OPTIONS, interceptors=[RefusingInterceptor()])
-    director = Director(settings.runs, settings.envoy_health_check_period)
-    gate = Gate(tls=credentials is not None)
-    await director.recover()
-    director_pb2_grpc.add_DirectorServicer_to_server(DirectorService(director, gate), server)
-    aggregator_pb2_grpc.add_AggregatorServicer_to_server(AggregatorService(director, gate), server)
-    server.add_generic_rpc_handlers((RoundsService(director, gate).handler(),))
+    # Both before the folder is touched: a director that was started by mistake must not go on with experiments.
+    address = bind(server, settings, credentials)
+    with sole_director(settings.runs):
+        director = Director(settings.runs, settings.envoy_health_check_period)
+        gate = Gate(tls=credentials is not None)
+        await director.recover()
+        director_pb2_grpc.add_DirectorServicer_to_server(DirectorService(director, gate), server)
+        aggregator_pb2_grpc.add_AggregatorServicer_to_server(AggregatorService(director, gate), server)
+        server.add_generic_rpc_handlers((RoundsService(director, gate).handler(),))
+        await server.start()
+        how = "with TLS" if credentials else "without TLS: anybody may connect"
+        logger.info("director listens on %s %s", address, how)
+        await interrupted()
+        logger.info("director stops")
+        await server.stop(grace=1)
 
+
+def bind(server: aio.Server, settings: DirectorSettings, credentials: Credentials | None) -> str:
+    """The address that `server` has now. Raises OSError."""
     address = f"{settings.listen_host}:{settings.listen_port}"
     try:
         if credentials is None:
@@ -54,15 +67,15 @@ async def serve(settings: DirectorSettings, credentials: Credentials | None) -> 
             server.add_secure_port(address, server_credentials(credentials))
     except RuntimeError as error:
         raise OSError(f"cannot listen on {address}: is another director running there?") from error
-    await server.start()
-    logger.info("director listens on %s %s", address, "with TLS" if credentials else "without TLS: anybody may connect")
+    return address
 
+
+async def interrupted() -> None:
+    """Wait for SIGINT or SIGTERM."""
     stopped = asyncio.Event()
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(signal_number, stopped.set)
     await stopped.wait()
-    logger.info("director stops")
-    await server.stop(grace=1)
 
 
 def server_credentials(credentials: Credentials) -> grpc.ServerCredentials:

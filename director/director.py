@@ -58,7 +58,6 @@ class Director:
 
     async def recover(self) -> None:
         """Take up the experiments on disk where a director before this one left them."""
-        self.runs.mkdir(parents=True, exist_ok=True)
         folders = []
         for path in sorted(self.runs.iterdir()):
             if path.name.startswith((UNFINISHED, SUBMISSION)):

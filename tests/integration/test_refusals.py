@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from federation.certificates import create_authority, issue, load_authority, write_certificates
-from scripts.local_federation import LocalFederation, StartError
+from scripts.local_federation import LocalFederation, StartError, free_port
 from tests.integration.conftest import ENVOYS, READY_SECONDS, USER, open_as, plan_of, points, submission_of, submit
 
 pytestmark = pytest.mark.integration
@@ -64,6 +64,23 @@ def test_two_directors_cannot_share_a_port(beside):
     second.start_director()
     sentence = ends_with(second, "director")
     assert sentence == f"director: cannot listen on 127.0.0.1:{second.port}: is another director running there?"
+
+
+@pytest.mark.parametrize(
+    ("has_own_port", "sentence"),
+    [(False, "is another director running there?"), (True, "another director works in")],
+    ids=["the same port", "a port of its own"],
+)
+def test_a_second_director_leaves_the_folder_of_the_first_alone(director, beside, has_own_port, sentence):
+    runs, second = director.folder / "director", beside()
+    (second.folder / "director").symlink_to(runs)
+    if has_own_port:
+        second.port = free_port()
+    submission = runs / ".submission-on-its-way"
+    submission.touch()
+    second.start_director()
+    assert sentence in ends_with(second, "director")
+    assert submission.exists()
 
 
 def test_a_second_envoy_of_one_name_is_refused_and_the_first_stays(director, beside):
