@@ -1,6 +1,7 @@
 """The director: which envoys there are, which experiments, and which experiment runs where."""
 
 import asyncio
+import contextlib
 import logging
 import shutil
 import time
@@ -14,6 +15,7 @@ from openfl.protocols import director_pb2
 from director.changes import Changes
 from director.experiment import Experiment
 from director.run_folder import UNFINISHED, RunFolder, RunFolderError, Status, SubmissionError
+from federation.plan import ExperimentPlan
 from federation.rounds import Progress, Rounds
 
 logger = logging.getLogger(__name__)
@@ -129,14 +131,20 @@ class Director:
         self._changes.notify()
 
     async def submit(self, submission: Path, owner: str) -> None:
-        """Take an experiment in. Raises SubmissionError."""
-        folder = await asyncio.to_thread(RunFolder.create, self.runs, submission, owner)
+        """Take an experiment in; one whose submission is cancelled leaves nothing behind. Raises SubmissionError."""
+        creating = asyncio.ensure_future(asyncio.to_thread(RunFolder.create, self.runs, submission, owner))
         try:
-            folder.state.members = self._members(folder)
-        except SubmissionError:
+            folder = await asyncio.shield(creating)
+        except asyncio.CancelledError:
+            # Its thread goes on all the same, and reads the submission, which lasts only as long as this call.
+            with contextlib.suppress(SubmissionError):
+                (await creating).discard()
+            raise
+        try:
+            folder.accept(self._members(folder.plan))
+        except BaseException:
             folder.discard()
             raise
-        folder.save_state()
         self._add(folder)
         logger.info("experiment '%s' submitted by '%s'", folder.plan.name, owner)
         self.assign()
@@ -209,19 +217,20 @@ class Director:
         self._running[name] = asyncio.create_task(experiment.run(ended=self.assign))
         self._running[name].add_done_callback(lambda _: self._running.pop(name))
 
-    def _members(self, folder: RunFolder) -> list[str]:
+    def _members(self, plan: ExperimentPlan) -> list[str]:
         """The envoys of a new experiment. Raises SubmissionError."""
-        plan = folder.plan
-        if any(each.plan.federation_uuid == plan.federation_uuid for each in self.experiments.values()):
+        # What has its name as well is refused for the name.
+        others = [experiment for name, experiment in self.experiments.items() if name != plan.name]
+        if any(other.plan.federation_uuid == plan.federation_uuid for other in others):
             raise SubmissionError(f"federation_uuid '{plan.federation_uuid[:80]}' is that of another experiment")
         online = {name: entry.corpus for name, entry in sorted(self.envoys.items()) if self.is_online(name)}
         if plan.envoys is not None:
             absent = [name for name in plan.envoys if name not in online]
             if absent:
                 raise SubmissionError(f"envoys {absent} are not online (online: {list(online)})")
-            others = {name: online[name] for name in plan.envoys if plan.corpus not in (None, online[name])}
-            if others:
-                raise SubmissionError(f"the experiment is for the corpus '{plan.corpus}', but envoys serve {others}")
+            strangers = {name: online[name] for name in plan.envoys if plan.corpus not in (None, online[name])}
+            if strangers:
+                raise SubmissionError(f"the experiment is for the corpus '{plan.corpus}', but envoys serve {strangers}")
             members = plan.envoys
         else:
             members = [name for name, corpus in online.items() if plan.corpus in (None, corpus)]

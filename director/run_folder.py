@@ -93,33 +93,39 @@ class RunFolder:
 
     @classmethod
     def create(cls, runs: Path, submission: Path, owner: str) -> "RunFolder":
-        """Raises SubmissionError if it is no experiment, or its name was used before: nothing is ever overwritten."""
+        """An unfinished folder, which counts once it is accepted. Raises SubmissionError if it is no experiment."""
         new = runs / f"{UNFINISHED}{uuid.uuid4().hex}"
         (new / "models").mkdir(parents=True)
         (new / "updates").mkdir()
         try:
             plan = _extract(submission, new)
             folder = cls(new, plan, State(owner=owner, submitted=time.time()))
-            folder.save_state()
             folder.link_model("initial")
             folder.link_model("last")
-            try:
-                new.rename(runs / plan.name)
-            except OSError:
-                raise SubmissionError(
-                    f"an experiment named '{plan.name}' exists already: choose another name"
-                ) from None
         except BaseException:
             shutil.rmtree(new)
             raise
-        folder.path = runs / plan.name
         return folder
 
+    def accept(self, members: list[str]) -> None:
+        """From here on it is there, under its name, and runs on `members`: all of that at once, or nothing.
+
+        Raises SubmissionError if the name was used before: nothing is ever overwritten.
+        """
+        self.state.members = members
+        self.save_state()
+        named = self.path.with_name(self.plan.name)
+        try:
+            self.path.rename(named)
+        except OSError:
+            raise SubmissionError(
+                f"an experiment named '{self.plan.name}' exists already: choose another name"
+            ) from None
+        self.path = named
+
     def discard(self) -> None:
-        """Take the experiment back. From the first moment on its name is free, also while files are being removed."""
-        removed = self.path.with_name(f"{UNFINISHED}{uuid.uuid4().hex}")
-        self.path.rename(removed)
-        shutil.rmtree(removed)
+        """Remove what was not accepted."""
+        shutil.rmtree(self.path)
 
     @classmethod
     def load(cls, path: Path) -> "RunFolder":

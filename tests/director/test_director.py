@@ -45,7 +45,9 @@ async def register(director: Director, names: str, instance: str = "first") -> N
         director.register(shard_info(name), CORPORA[name], instance, f"peer of {name}")
 
 
-async def submit(director: Director, name: str, rounds: int = 3, owner: str = "me", **plan: Any) -> Experiment:
+async def submit(
+    director: Director, name: str, rounds: int = 3, owner: str = "me", weights: int = 2, **plan: Any
+) -> Experiment:
     plan = ExperimentPlan(
         name=name,
         federation_uuid=name,
@@ -60,7 +62,7 @@ async def submit(director: Director, name: str, rounds: int = 3, owner: str = "m
     with zipfile.ZipFile(path, "w") as zipped:
         zipped.writestr(EXPERIMENT_PLAN, plan.model_dump_json())
         zipped.writestr(ARCHIVE, workspace.getvalue())
-        zipped.writestr(INITIAL_MODEL, safetensors.numpy.save({"weight": np.zeros(2, np.float32)}))
+        zipped.writestr(INITIAL_MODEL, safetensors.numpy.save({"weight": np.zeros(weights, np.float32)}))
     await director.submit(path, owner)
     return director.experiments[name]
 
@@ -207,6 +209,21 @@ def test_without_any_envoy_an_experiment_is_refused_in_plain_words(play):
         with pytest.raises(SubmissionError, match="no envoy") as caught:
             await submit(director, "one")
         assert "None" not in str(caught.value)
+
+    play(story)
+
+
+def test_a_submission_that_is_cancelled_leaves_nothing_behind_and_its_name_is_free(play):
+    async def story(director: Director) -> None:
+        await register(director, "a")
+        submission = asyncio.create_task(submit(director, "one", weights=1 << 21))
+        while not any(director.runs.iterdir()):
+            await asyncio.sleep(0)
+        assert submission.cancel(), "it is being unpacked"
+        with pytest.raises(asyncio.CancelledError):
+            await submission
+        assert (director.experiments, list(director.runs.iterdir())) == ({}, [])
+        await submit(director, "one")
 
     play(story)
 

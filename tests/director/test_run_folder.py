@@ -1,7 +1,6 @@
 import io
 import json
 import os
-import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from director.run_folder import RunFolder, RunFolderError, State, Status, SubmissionError
+from director.run_folder import UNFINISHED, RunFolder, RunFolderError, State, Status, SubmissionError
 from federation.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL, BestModel, ExperimentPlan, Task
 from federation.rounds import Progress
 from federation.tensors import TensorFile, Tensors, write_tensors
@@ -62,7 +61,9 @@ def runs(tmp_path) -> Path:
 
 @pytest.fixture
 def folder(runs, tmp_path) -> RunFolder:
-    return RunFolder.create(runs, write_submission(tmp_path / "submission", make_plan(keep=2)), "me")
+    folder = RunFolder.create(runs, write_submission(tmp_path / "submission", make_plan(keep=2)), "me")
+    folder.accept(["a", "b"])
+    return folder
 
 
 def weight(path: Path) -> float:
@@ -169,25 +170,21 @@ def test_a_submission_that_cannot_be_unpacked_is_refused_too(tmp_path, runs, fau
 def test_a_name_is_used_once_and_the_first_experiment_stays_as_it_was(tmp_path, runs, folder):
     before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
     other = write_submission(tmp_path / "other", initial__safetensors=model_bytes({"weight": np.zeros(7)}))
+    second = RunFolder.create(runs, other, "me")
     with pytest.raises(SubmissionError, match="an experiment named 'toy' exists already: choose another name"):
-        RunFolder.create(runs, other, "me")
+        second.accept(["a"])
+    second.discard()
     assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
     assert names_in(runs) == {"toy"}
 
 
-def test_a_name_is_free_while_the_experiment_that_had_it_is_still_being_removed(tmp_path, runs, folder, monkeypatch):
-    remove = shutil.rmtree
-    submission = write_submission(tmp_path / "other")
-
-    def take_the_name_and_remove(path):
-        monkeypatch.setattr(shutil, "rmtree", remove)
-        RunFolder.create(runs, submission, "you")
-        remove(path)
-
-    monkeypatch.setattr(shutil, "rmtree", take_the_name_and_remove)
-    folder.discard()
-    assert names_in(runs) == {folder.path.name}
-    assert RunFolder.load(folder.path).state.owner == "you"
+def test_an_experiment_has_its_name_no_earlier_than_its_members(tmp_path, runs):
+    folder = RunFolder.create(runs, write_submission(tmp_path / "submission"), "me")
+    (unfinished,) = names_in(runs)
+    assert unfinished.startswith(UNFINISHED)
+    folder.accept(["a", "b"])
+    assert names_in(runs) == {"toy"}
+    assert RunFolder.load(runs / "toy").state.members == ["a", "b"]
 
 
 def test_an_experiment_comes_back_as_it_was(folder):

@@ -55,8 +55,7 @@ def make_experiment(
         zipped.writestr(ARCHIVE, workspace.getvalue())
         zipped.writestr(INITIAL_MODEL, safetensors.numpy.save(MODEL))
     folder = RunFolder.create(tmp_path, tmp_path / "submission", "me")
-    folder.state.members = list(members)
-    folder.save_state()
+    folder.accept(list(members))
     return Experiment(folder, is_online)
 
 
