@@ -114,6 +114,9 @@ class RunFolder:
         """
         self.state.members = members
         self.save_state()
+        # Under its name it must be whole also after a power cut.
+        for folder in (self.path / "models", self.path):
+            _sync(folder)
         named = self.path.with_name(self.plan.name)
         try:
             self.path.rename(named)
@@ -122,6 +125,7 @@ class RunFolder:
                 f"an experiment named '{self.plan.name}' exists already: choose another name"
             ) from None
         self.path = named
+        _sync(named.parent)
 
     def discard(self) -> None:
         """Remove what was not accepted."""
@@ -143,8 +147,11 @@ class RunFolder:
             # What a killed process wrote is there. What was under way when the machine went down may be so in part.
             for path_of_update in folder.updates():
                 path_of_update.unlink()
-        if not folder.model.exists():
-            raise RunFolderError(f"{folder.model} is missing")
+        try:
+            with TensorFile(folder.model):
+                pass
+        except (OSError, TensorFormatError) as error:
+            raise RunFolderError(f"{folder.model} cannot be read: {error}") from error
         folder.link_model("last")
         return folder
 
@@ -268,6 +275,15 @@ def boot_id() -> str:
     """Names the time since the machine was started; empty where the system does not tell."""
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text().strip() if path.exists() else ""
+
+
+def _sync(folder: Path) -> None:
+    """Bring to the disk which names `folder` has."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _extract(submission: Path, folder: Path) -> ExperimentPlan:

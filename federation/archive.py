@@ -2,6 +2,7 @@
 
 import errno
 import lzma
+import os
 import shutil
 import stat
 import zipfile
@@ -54,7 +55,10 @@ def unpack_archive(archive: Path, folder: Path) -> None:
 
 
 def extract_file(zipped: zipfile.ZipFile, name: str, target: Path, limit: int) -> None:
-    """Copy one entry to `target`, never holding it in memory. Raises ArchiveError if it is absent or too large."""
+    """Copy one entry to `target`, down to the disk, never holding it in memory.
+
+    Raises ArchiveError if it is absent or too large.
+    """
     try:
         entry = zipped.getinfo(name)
     except KeyError:
@@ -64,6 +68,8 @@ def extract_file(zipped: zipfile.ZipFile, name: str, target: Path, limit: int) -
     try:
         with zipped.open(entry) as source, target.open("wb") as file:
             shutil.copyfileobj(source, file, 1 << 20)
+            file.flush()
+            os.fsync(file.fileno())
     except UNREADABLE as error:
         raise ArchiveError(f"'{name}' cannot be unpacked: {error}") from error
     except OSError as error:

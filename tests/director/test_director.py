@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import io
+import os
 import time
 import zipfile
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -491,7 +492,16 @@ def test_a_director_that_starts_again_goes_on_where_it_was(play):
     play(after)
 
 
-def test_one_folder_that_cannot_be_read_keeps_no_other_experiment_from_going_on(play):
+def cut_model(path: Path) -> None:
+    os.truncate(path / "models/0.safetensors", 0)
+
+
+def cut_history(path: Path) -> None:
+    (path / "history.jsonl").write_text('{"rou')
+
+
+@pytest.mark.parametrize("spoil", [cut_model, cut_history])
+def test_one_folder_that_cannot_be_read_keeps_no_other_experiment_from_going_on(play, spoil):
     async def before(director: Director) -> None:
         await register(director, "ab")
         for name, envoy in (("bad", "a"), ("good", "b")):
@@ -500,7 +510,7 @@ def test_one_folder_that_cannot_be_read_keeps_no_other_experiment_from_going_on(
             await until(lambda experiment=experiment: len(experiment.folder.history) == 1)
 
     async def after(director: Director) -> None:
-        (director.runs / "bad/history.jsonl").write_text('{"rou')
+        spoil(director.runs / "bad")
         await director.recover()
         await is_running(director.experiments["good"])
 

@@ -299,7 +299,18 @@ BAD_FOLDERS = {
     "no state": (lambda path: (path / "state.json").unlink(), "toy cannot be read: .*state.json"),
     "half a state": (lambda path: (path / "state.json").write_text('{"owner": "m'), "toy cannot be read"),
     "a state of another time": (lambda path: (path / "state.json").write_text('{"owner": "m"}'), "submitted"),
-    "no model": (lambda path: (path / "models/0.safetensors").unlink(), r"0\.safetensors is missing"),
+    "no model": (
+        lambda path: (path / "models/0.safetensors").unlink(),
+        r"0\.safetensors cannot be read: .*No such file",
+    ),
+    "an empty model": (
+        lambda path: os.truncate(path / "models/0.safetensors", 0),
+        r"0\.safetensors cannot be read: not a safetensors header: 0 bytes",
+    ),
+    "half a model": (
+        lambda path: os.truncate(path / "models/0.safetensors", 150),
+        r"0\.safetensors cannot be read: .*bytes",
+    ),
 }
 
 
@@ -309,6 +320,26 @@ def test_a_folder_that_holds_no_experiment_raises_and_is_named(folder, fault):
     spoil(folder.path)
     with pytest.raises(RunFolderError, match=sentence):
         RunFolder.load(folder.path)
+
+
+def test_an_experiment_has_its_name_only_when_all_of_it_is_on_the_disk(tmp_path, runs, monkeypatch):
+    synced, sync, rename = set(), os.fsync, Path.rename
+
+    def note_and_sync(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    def look_and_rename(path: Path, target: Path) -> Path:
+        if target == runs / "toy":
+            whole = [path, path / "models", *(file for file in path.rglob("*") if file.is_file())]
+            assert [file.name for file in whole if file.stat().st_ino not in synced] == []
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", note_and_sync)
+    monkeypatch.setattr(Path, "rename", look_and_rename)
+    RunFolder.create(runs, write_submission(tmp_path / "submission"), "me").accept(["a"])
+    assert names_in(runs) == {"toy"}
+    assert runs.stat().st_ino in synced
 
 
 def test_links_cost_nothing_and_outlive_the_models_they_were_made_of(folder):
