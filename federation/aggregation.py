@@ -12,6 +12,8 @@ import numpy as np
 from openfl.utilities.optimizers.numpy import NumPyAdagrad, NumPyAdam, NumPyYogi
 from pydantic import BaseModel, ConfigDict, Field
 
+from federation.tensors import Tensors
+
 # Weiszfeld's iteration ends when the pulls of the updates balance to within this share of their sum. The median is then
 # known to about a millionth of the distance between updates, finer than float32 resolves the parameters themselves.
 TOLERANCE = 1e-6
@@ -268,6 +270,11 @@ def is_finite(values: np.ndarray) -> bool:
     with np.errstate(over="ignore", invalid="ignore"):
         wide = values.astype(np.float32) if values.dtype == np.float16 else values
         return bool(np.isfinite(np.dot(wide, wide))) or bool(np.isfinite(values).all())
+
+
+def are_finite(tensors: Tensors) -> bool:
+    """Whether all floating ones hold nothing but numbers, whatever their shapes."""
+    return all(is_finite(tensor.reshape(-1)) for tensor in tensors.values() if tensor.dtype.kind == "f")
 
 
 def _sum_of(weights: Sequence[float]) -> float:

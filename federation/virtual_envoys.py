@@ -16,6 +16,7 @@ from openfl.federated import Plan
 from openfl.interface.interactive_api.experiment import DataInterface
 from openfl.interface.interactive_api.shard_descriptor import ShardDescriptor
 
+from federation.aggregation import are_finite
 from federation.definition import Definition
 from federation.plan import Task
 from federation.task_runner import TaskRunner, seed_generators
@@ -116,7 +117,8 @@ class VirtualEnvoys:
             results, trained = self._runner.run_tasks(tasks, round_number, client, tensors, self._device)
         except Exception as error:
             raise SimulationError(f"client '{client}' in round {round_number}: {error!r}") from error
-        if self._states and trained:
+        # After NaN no later round of this client would bring a number again.
+        if self._states and trained and are_finite(trained):
             self._states.save(client, round_number, self._runner, trained)
         return results, {name: tensor for name, tensor in trained.items() if name not in self._initial_local}
 

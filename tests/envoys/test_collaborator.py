@@ -292,18 +292,75 @@ def test_tensors_that_match_a_pattern_never_leave_and_go_on_from_round_to_round(
     # The global part began at 10, the local one at 0.5, where the model does.
     assert (client.models[-1]["0.weight"] == 13).all()
     with TensorFile(path) as file:
-        assert file.header.metadata == {"federation_uuid": "uuid"}
+        assert file.header.metadata == {"federation_uuid": "uuid", "round": 2}
         np.testing.assert_array_equal(file.load()["1.weight"], [[3.5, 3.5]])
+
+
+def local_weight(path: Path) -> list[list[float]]:
+    with TensorFile(path) as file:
+        return file.load()["1.weight"].tolist()
 
 
 def test_local_tensors_outlive_the_process_and_are_those_of_their_experiment(tmp_path):
     path = tmp_path / "local.safetensors"
-    settings = {"rounds": 2, "local_tensors": ["1.weight"], "local_path": path, "fit": add_one}
-    make_collaborator(**settings).run()
-    for uuid, expected in (("uuid", 4.5), ("other", 2.5)):
-        make_collaborator(**settings, federation_uuid=uuid).run()
-        with TensorFile(path) as file:
-            np.testing.assert_array_equal(file.load()["1.weight"], [[expected, expected]])
+    settings = {"local_tensors": ["1.weight"], "local_path": path, "fit": add_one}
+    make_collaborator(**settings, rounds=2).run()
+    for uuid, first_round, expected in (("uuid", 2, 4.5), ("other", 0, 2.5)):
+        collaborator = make_collaborator(**settings, rounds=first_round + 2, federation_uuid=uuid)
+        collaborator.client.updates = [(number, {}, {}) for number in range(first_round)]
+        collaborator.run()
+        assert local_weight(path) == [[expected, expected]]
+
+
+class Killed(BaseException):
+    """The end of a process."""
+
+
+class Unplugged(FakeClient):
+    """The plug is pulled before the update for round 1 has counted."""
+
+    def send_update(self, round_number: int, results: dict[str, TaskResult], tensors: Tensors) -> None:
+        if round_number == 1:
+            raise Killed
+        super().send_update(round_number, results, tensors)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_round_that_is_asked_for_again_trains_local_tensors_once(tmp_path, times):
+    path = tmp_path / "local.safetensors"
+    settings: dict[str, Any] = {"local_tensors": ["1.*"], "local_path": path, "fit": add_one}
+    client = Unplugged(make_collaborator(**settings).client.models[0], rounds=2)
+    for _ in range(times):
+        with pytest.raises(Killed):
+            make_collaborator(client, **settings).run()
+    client.send_update = partial(FakeClient.send_update, client)
+    make_collaborator(client, **settings).run()
+    assert [round_number for round_number, _, _ in client.updates] == [0, 1]
+    assert local_weight(path) == [[2.5, 2.5]]
+
+
+class Careful(FakeClient):
+    def send_update(self, round_number: int, results: dict[str, TaskResult], tensors: Tensors) -> None:
+        finite = all(np.isfinite(tensor).all() for tensor in tensors.values())
+        super().send_update(round_number, results, tensors if finite else {})
+        if not finite:
+            raise DirectorRefusedError("it holds NaN")
+
+
+@pytest.mark.parametrize("spoilt", ["0.weight", "1.weight"])
+def test_a_round_that_ends_in_nan_leaves_local_tensors_as_they_were(tmp_path, spoilt):
+    def fit(model, loader, device, optimizer):
+        result = add_one(model, loader, device, optimizer)
+        if len(client.updates) == 1:
+            with torch.no_grad():
+                model.get_parameter(spoilt)[0, 0] = torch.nan
+        return result
+
+    path = tmp_path / "local.safetensors"
+    settings: dict[str, Any] = {"local_tensors": ["1.*"], "local_path": path, "fit": fit}
+    client = Careful(make_collaborator(**settings).client.models[0], rounds=3)
+    make_collaborator(client, **settings).run()
+    assert local_weight(path) == [[2.5, 2.5]], "rounds 0 and 2 count"
 
 
 def test_a_validation_sees_the_global_and_the_local_tensors_together(tmp_path):

@@ -72,6 +72,21 @@ def test_a_client_that_sits_out_finds_its_own_tensors_again(tmp_path):
     assert len(waited) > 1, "one could not tell"
 
 
+def add_clips_but_fail_once(model, points, device, optimizer, round_number):
+    result = add_clips(model, points, device, optimizer, round_number)
+    if (round_number, points.client) == (1, "a-4"):
+        model.line.bias.data.fill_(torch.nan)
+    return result
+
+
+def test_a_round_that_ends_in_nan_leaves_what_stays_with_the_client_as_it_was(tmp_path):
+    simulation = toy.simulate(
+        tmp_path, ["a-4", "b-2"], train=add_clips_but_fail_once, local_tensors=["line.bias"], rounds=4
+    )
+    biases = [record["envoys"]["a-4"]["train"]["bias"] for record in simulation.records[:-1]]
+    assert biases == [-0.5 + 4 * times for times in (1, 2, 2, 3)]
+
+
 class DrawnHead(toy.Line):
     """A recipe that draws what stays on the nodes."""
 
