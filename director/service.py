@@ -284,10 +284,13 @@ class RoundsService:
 
     async def send_update(self, request_iterator: AsyncIterator[bytes], context: Context) -> None:
         """Tensors as `federation.tensors.stream` gives them, with an UpdateMessage as metadata; answers {"counted"}."""
+        # Which envoy it is stands in the header; that it is one must be known before that is unpacked.
+        await self.gate.any_envoy(context)
         pieces = aiter(request_iterator)
         try:
             packed = await anext(pieces, b"")
-            header = Header.unpack(packed)
+            # With tens of thousands of tensors it takes seconds.
+            header = await asyncio.to_thread(Header.unpack, packed)
             sender = decode(encode(header.metadata), UpdateEnvelope)
             name = await self.gate.envoy(context, sender.envoy)
             experiment = await find_envoys_experiment(self.director, context, sender.experiment, name)

@@ -23,6 +23,10 @@ Tensors = dict[str, np.ndarray]
 PIECE_BYTES = 1 << 18
 # Some tens of thousands of tensors.
 MAX_HEADER_BYTES = 8 << 20
+# As many as every NumPy can hold.
+MAX_DIMENSIONS = 32
+# More is beyond any file. Without a bound, numbers of thousands of digits would be multiplied for seconds.
+MAX_LENGTH = 1 << 63
 MAX_METADATA_CHARACTERS = 64 << 10
 METADATA_KEY = "openfl_audio"
 DTYPES = {
@@ -146,7 +150,9 @@ class Header:
 
 def _decode_entry(described: dict[str, Any]) -> Entry:
     shape, (start, end) = described["shape"], described["data_offsets"]
-    if type(shape) is not list or not all(type(n) is int and n >= 0 for n in (*shape, start, end)):
+    if type(shape) is not list or len(shape) > MAX_DIMENSIONS:
+        raise ValueError(f"shape {shape}")
+    if not all(type(n) is int and 0 <= n < MAX_LENGTH for n in (*shape, start, end)):
         raise ValueError(f"shape {shape}, offsets {start} and {end}")
     return Entry(np.dtype(DTYPES[described["dtype"]]), tuple(shape), start)
 

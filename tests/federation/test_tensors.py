@@ -215,6 +215,20 @@ BAD_HEADERS = {
 }
 
 
+BAD_SHAPES = {
+    "of more dimensions than an array can have": entry(0, 4, shape=[1] * 33),
+    "of numbers that would take seconds to multiply": entry(shape=[int("9" * 4000)] * 320),
+    "of more than any file holds": entry(shape=[0, 2**63], end=0),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_SHAPES)
+def test_a_shape_is_refused_before_anything_is_computed_from_it(fault):
+    with pytest.raises(TensorFormatError, match=r"not a safetensors header: ValueError\('shape \[") as caught:
+        Header.decode(framed({"a": BAD_SHAPES[fault]}))
+    assert len(str(caught.value)) < 400
+
+
 @pytest.mark.parametrize("fault", BAD_HEADERS)
 def test_a_malformed_header_raises_one_error_with_a_short_text(fault):
     with pytest.raises(TensorFormatError, match="not a safetensors header") as caught:

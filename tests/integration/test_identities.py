@@ -15,7 +15,7 @@ from openfl.protocols import aggregator_pb2, base_pb2, director_pb2
 
 from director.service import RoundsService
 from federation.certificates import create_authority, issue, load_authority
-from federation.tensors import stream
+from federation.tensors import Entry, Header, stream
 from federation.wire import AttendRequest, ExperimentRequest, ModelRequest, StatusRequest, encode
 from scripts.local_federation import LocalFederation
 from tests.integration.conftest import (
@@ -186,6 +186,31 @@ def test_nobody_calls_in_the_name_of_another_envoy(director, path, name, role):
     assert error.code() is grpc.StatusCode.PERMISSION_DENIED
     assert error.details() in refusals_of(role, name)
     assert director.log("director").read_text().splitlines()[-1].endswith(error.details())
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_nothing_is_unpacked_for_who_is_no_envoy(director):
+    with open_as(director, USER) as channel:
+        error = refusal(lambda: call(channel, ROUNDS + "SendUpdate", [b"no header"]))
+    assert error.details() == f"the certificate is that of user '{USER}', this call is for envoys"
+
+
+def header_of(n_tensors: int) -> bytes:
+    entries = {str(n): Entry(np.dtype("<f4"), (1,), 4 * n) for n in range(n_tensors)}
+    return Header(entries, UPDATE | {"experiment": "of-nobody"}).pack()
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_others_are_answered_while_a_large_header_is_unpacked(director):
+    answered = 0
+    with open_as(director, "b") as envoy, open_as(director, USER) as notebook:
+        answers = envoy.stream_stream(ROUNDS + "SendUpdate")(iter([header_of(100_000)]), timeout=60)
+        while not answers.done():
+            call(notebook, ROUNDS + "GetStatus", [encode(StatusRequest())])
+            answered += 1
+        error = refusal(lambda: list(answers))
+    assert error.details() == "envoy 'b' has no experiment 'of-nobody'"
+    assert answered > 10
 
 
 @pytest.mark.parametrize("path", CALLS_OF_NOTEBOOKS)
