@@ -110,10 +110,21 @@ class Experiment:
         """Take in one envoy's update. False: it came too late, or once more, and was dropped.
 
         Raises UpdateRefusedError for one that must not count; then the round goes on without this envoy. One that
-        breaks off (BrokenUploadError) may come again.
+        breaks off (BrokenUploadError) may come again. One that cannot be kept ends the experiment: what fails for one
+        would fail for all, as often as they send.
         """
         if self._is_dropped(sender):
             return False
+        try:
+            return await self._take_in(sender, header, pieces)
+        except UpdateRefusedError as error:
+            self.refuse(sender, str(error))
+            raise
+        except OSError as error:
+            self.fail(f"the director cannot read or write: {error}")
+            return False
+
+    async def _take_in(self, sender: UpdateEnvelope, header: Header, pieces: AsyncIterator[bytes]) -> bool:
         path = self.folder.take_update_file()
         counted = False
         try:
@@ -126,9 +137,6 @@ class Experiment:
             if counted:
                 self._count(update, header, path)
                 self._changes.notify()
-        except UpdateRefusedError as error:
-            self.refuse(sender, str(error))
-            raise
         finally:
             if not counted:
                 self.folder.free_update_file(path)

@@ -22,13 +22,13 @@ from openfl.protocols import director_pb2, director_pb2_grpc
 
 from envoys.job import Job
 from envoys.settings import EnvoySettings, connect
+from envoys.transport import REFUSALS, RETRY_SECONDS, wait_to_repeat
 from federation.archive import ArchiveError, unpack_archive
 from federation.plan import ARCHIVE, NAME
 from federation.wire import AttendRequest, RoundsStub, encode, wait_for_connection
 
 logger = logging.getLogger("envoy")
 
-RETRY_SECONDS = 1.0
 # How much of a failed worker's output goes to the notebook: a traceback, not a novel.
 REPORTED_CHARACTERS = 6000
 STOP_SECONDS = 10.0
@@ -116,13 +116,12 @@ class Envoy:
         logger.info("envoy '%s' is registered at %s: %s", self.name, self._address, info.shard_description)
 
     def call(self, call: Callable[[], Answer], deadline: float = float("inf")) -> Answer:
-        """The answer to `call`, repeated while the director is out of reach."""
+        """The answer to `call`, repeated while the director is out of reach or stumbles."""
         while True:
             try:
                 return call()
             except grpc.RpcError as error:
-                lost = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
-                if error.code() not in lost:
+                if error.code() in REFUSALS:
                     raise ConnectionRefusedByDirectorError(
                         f"the director at {self._address} refused: {error.details()}"
                     ) from error
@@ -132,7 +131,7 @@ class Envoy:
                         f"and with TLS {'on' if self.tls else 'off'} like this envoy?"
                     ) from error
                 logger.info("waiting for the director at %s: %s", self._address, error.details())
-                wait_for_connection(self._channel, RETRY_SECONDS)
+                wait_to_repeat(error, self._channel)
 
     def download(self, experiment: str) -> Path:
         """The folder into which the experiment's archive was unpacked. Raises ArchiveError."""
@@ -199,16 +198,24 @@ class RunningExperiment:
 
     def _run(self) -> None:
         try:
-            reason = self._work(self._envoy.download(self.experiment))
+            reason = self._attempt()
             if reason and not self._stopping:
                 self._envoy.report_failure(self.experiment, reason)
-        except ArchiveError as error:
-            end_worker(self._worker)
-            self._envoy.report_failure(self.experiment, str(error))
         except ConnectionRefusedByDirectorError as error:
             # It ended before this envoy came to it.
             logger.warning("experiment '%s': %s", self.experiment, error)
             end_worker(self._worker)
+
+    def _attempt(self) -> str:
+        """Download and run the experiment. Returns why it failed, or nothing."""
+        try:
+            return self._work(self._envoy.download(self.experiment))
+        except ArchiveError as error:
+            reason = str(error)
+        except OSError as error:
+            reason = f"the envoy cannot read or write: {error}"
+        end_worker(self._worker)
+        return reason
 
     def _work(self, workspace: Path) -> str:
         """Let the worker run the experiment. Returns why it failed, or nothing."""

@@ -1,6 +1,7 @@
 """The worker's line to its experiment on the director."""
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 RETRY_SECONDS = 1.0
 # The director has answered, and will not answer otherwise. Everything else is a connection that broke somewhere.
 REFUSALS = {
+    grpc.StatusCode.ALREADY_EXISTS,
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.PERMISSION_DENIED,
@@ -35,6 +37,14 @@ Answer = TypeVar("Answer")
 
 class DirectorRefusedError(RuntimeError):
     """The director answered, and does not want what was sent."""
+
+
+def wait_to_repeat(error: grpc.RpcError, channel: grpc.Channel) -> None:
+    """After a call that failed, and was not refused."""
+    if error.code() is grpc.StatusCode.UNKNOWN:
+        # The director is there, and stumbled: over a lack of file descriptors, say. Haste would not help it.
+        time.sleep(RETRY_SECONDS)
+    wait_for_connection(channel, RETRY_SECONDS)
 
 
 class RoundsClient:
@@ -94,4 +104,4 @@ class RoundsClient:
                 if error.code() in REFUSALS:
                     raise DirectorRefusedError(f"the director refused: {error.details()}") from None
                 logger.warning("the director is out of reach: %s %s", error.code().name, error.details())
-                wait_for_connection(self._channel, RETRY_SECONDS)
+                wait_to_repeat(error, self._channel)

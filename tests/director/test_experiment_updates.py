@@ -148,9 +148,9 @@ def test_an_update_that_breaks_off_leaves_nothing_behind_and_may_be_sent_again(t
 
         async def break_off() -> AsyncIterator[bytes]:
             yield pieces[0][:10]
-            raise ConnectionResetError
+            raise asyncio.CancelledError  # as gRPC ends the call of an envoy that is gone
 
-        with pytest.raises(ConnectionResetError):
+        with pytest.raises(asyncio.CancelledError):
             await experiment.receive_update(update, Header.unpack(header), break_off())
         (path,) = experiment.folder.updates()
         with pytest.raises(TensorFormatError):
@@ -159,6 +159,30 @@ def test_an_update_that_breaks_off_leaves_nothing_behind_and_may_be_sent_again(t
 
     play(experiment, broken(), serve(experiment, "b"))
     assert_model(experiment.folder.named_model("last"), next_model(MODEL, "ab", 0))
+
+
+def fill_disk(folder: RunFolder) -> None:
+    path = folder.path / "updates" / "full"
+    path.symlink_to("/dev/full")
+    folder.free_update_file(path)
+
+
+def lose_folder(folder: RunFolder) -> None:
+    (folder.path / "updates").rmdir()
+
+
+@pytest.mark.parametrize("break_disk", [fill_disk, lose_folder])
+def test_an_update_that_cannot_be_kept_ends_the_experiment_with_the_reason(tmp_path, break_disk):
+    experiment = make_experiment(tmp_path, rounds=1, tasks=[TRAIN])
+
+    async def unlucky() -> bool:
+        tasks, _ = await experiment.wait_for_tasks("a")
+        break_disk(experiment.folder)
+        return await send(experiment, "a", 0, train("a", 0, MODEL), results_of("a", tasks, MODEL))
+
+    assert play(experiment, unlucky()) == [False]
+    assert experiment.state.status is Status.FAILED
+    assert experiment.state.error.startswith("the director cannot read or write: [Errno ")
 
 
 def test_in_float16_what_it_cannot_hold_is_refused_by_name(tmp_path):

@@ -1,11 +1,14 @@
 """What a notebook submits and a director sends, made by somebody who means ill: refused, and nothing is touched."""
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
+import os
 import queue
 import stat
+import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +20,7 @@ import pytest
 from openfl.protocols import director_pb2, director_pb2_grpc
 from safetensors.numpy import save
 
+from envoys.transport import RETRY_SECONDS
 from federation.archive import ArchiveError, unpack_archive
 from federation.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL
 from federation.wire import SERVICE, encode
@@ -282,6 +286,7 @@ class BrokenDirector(director_pb2_grpc.DirectorServicer):
         self.orders: queue.Queue[str | None] = queue.Queue()
         self.reports: queue.Queue[tuple[str, str]] = queue.Queue()
         self.archive = b""
+        self.stumbles = 0  # so many downloads fail first
         self._server = grpc.server(ThreadPoolExecutor(8))
         director_pb2_grpc.add_DirectorServicer_to_server(self, self._server)
         methods = {"Attend": grpc.unary_stream_rpc_method_handler(self.attend)}
@@ -304,6 +309,9 @@ class BrokenDirector(director_pb2_grpc.DirectorServicer):
         return director_pb2.UpdateShardInfoResponse(accepted=True)
 
     def GetExperimentData(self, request, context):  # noqa: N802
+        if self.stumbles:
+            self.stumbles -= 1
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         yield director_pb2.ExperimentData(size=len(self.archive), npbytes=self.archive)
 
     def SetExperimentFailed(self, request, context):  # noqa: N802
@@ -341,14 +349,38 @@ def test_an_envoy_refuses_a_bad_archive_or_name_and_says_so_and_stays(deceived, 
 
     before, logged = around(), len(processes.log("a").read_text())
     broken.archive = (BAD_WORKSPACES | BAD_INSIDE)[case]
-    broken.orders.put(experiment)
-    try:
-        reported, sentence = broken.reports.get(timeout=20)
-    finally:
-        broken.orders.put("")
+    reported, sentence = report_of(broken, experiment)
     assert reported == experiment
     assert "archive" in sentence or "workspace.zip" in sentence or "the director sent the experiment name" in sentence
     assert "\n" not in sentence
     assert around() == before
     assert processes.is_alive("a")
     assert "Traceback" not in processes.log("a").read_text()[logged:]
+
+
+def report_of(broken: BrokenDirector, experiment: str) -> tuple[str, str]:
+    """What the envoy says of an experiment that it is told to run, and cannot."""
+    broken.orders.put(experiment)
+    try:
+        return broken.reports.get(timeout=20)
+    finally:
+        broken.orders.put("")
+
+
+def test_an_envoy_whose_disk_is_full_says_so(deceived):
+    broken, processes = deceived
+    archive = processes.folder / "envoys" / "a" / "on-a-full-disk" / ARCHIVE
+    archive.parent.mkdir()
+    archive.symlink_to("/dev/full")
+    broken.archive = workspace_with(WORKSPACE)
+    reported = report_of(broken, "on-a-full-disk")
+    assert reported == ("on-a-full-disk", "the envoy cannot read or write: [Errno 28] No space left on device")
+
+
+def test_an_envoy_asks_again_when_the_director_stumbles_and_takes_its_time(deceived):
+    broken, _ = deceived
+    began = time.monotonic()
+    broken.archive, broken.stumbles = b"no zip at all", 2
+    assert report_of(broken, "stumbled-over")[1].startswith(f"{ARCHIVE} is no zip archive")
+    assert broken.stumbles == 0
+    assert time.monotonic() - began > 2 * RETRY_SECONDS
