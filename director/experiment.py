@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 # A long poll is answered after this many seconds even if there is nothing to say, so that dead peers are noticed.
 LONG_POLL_SECONDS = 20.0
+# A refusal quotes what was sent, and is kept in the history.
+MAX_REASON_CHARACTERS = 500
 
 
 class Experiment:
@@ -145,7 +147,7 @@ class Experiment:
     def refuse(self, sender: UpdateEnvelope, reason: str) -> None:
         """The answer of an envoy that was asked does not count, and none other of it will in this round."""
         if sender.round == self.rounds.round_number and self.rounds.tasks_for(sender.envoy):
-            self.rounds.refuse(sender.envoy, reason)
+            self.rounds.refuse(sender.envoy, reason[:MAX_REASON_CHARACTERS])
             self._changes.notify()
 
     def leave(self, envoy: str, reason: str) -> None:

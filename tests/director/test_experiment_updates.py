@@ -67,6 +67,19 @@ def test_a_bad_update_is_refused_while_the_good_one_counts(tmp_path, fault):
     assert_model(experiment.folder.named_model("last"), next_model(MODEL, "a", 0))
 
 
+def test_of_a_refusal_that_quotes_much_the_history_keeps_the_beginning(tmp_path):
+    experiment = make_experiment(tmp_path, rounds=1, tasks=[TRAIN])
+
+    async def bad() -> None:
+        with pytest.raises(UpdateRefusedError, match="unknown"):
+            await answer(experiment, "b", lambda tensors: tensors | {"n" * 100_000: tensors["steps"]})
+
+    play(experiment, serve(experiment, "a"), bad())
+    reason = experiment.folder.history[0]["refused"]["b"]
+    assert reason.startswith("update of envoy 'b' for round 0: tensors missing [], unknown ['nnn")
+    assert len(reason) == 500
+
+
 def test_when_all_updates_are_refused_the_experiment_fails_with_the_reasons(tmp_path):
     experiment = make_experiment(tmp_path, rounds=1)
 
