@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from director.run_folder import RunFolder, Status
 from director.tensorboard import TensorBoard
 from federation.plan import ExperimentPlan, Task
 from federation.rounds import Rounds, TooFewUpdatesError, UpdateRefusedError
-from federation.tensors import Header, TensorFile, TensorFormatError
-from federation.wire import UpdateEnvelope, UpdateMessage, describe_faults
+from federation.tensors import Header, TensorFile, TensorFormatError, Tensors
+from federation.wire import TaskResult, UpdateEnvelope, UpdateMessage, describe_faults
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,14 @@ logger = logging.getLogger(__name__)
 LONG_POLL_SECONDS = 20.0
 # A refusal quotes what was sent, and is kept in the history.
 MAX_REASON_CHARACTERS = 500
+
+
+@dataclass
+class PartialUpdate:
+    """What an envoy of OpenFL has sent in this round so far: it sends the results of each task by themselves."""
+
+    results: dict[str, TaskResult] = field(default_factory=dict)
+    tensors: Tensors = field(default_factory=dict)
 
 
 class Experiment:
@@ -36,6 +45,7 @@ class Experiment:
         self._is_online = is_online
         self._changes = Changes()
         self._updates: dict[str, tuple[Path, Header]] = {}  # those that count
+        self.partial_updates: dict[str, PartialUpdate] = {}
         self._model_header = self._read_model_header()
         self._accepts_updates = False
         self._opened = time.monotonic()
@@ -115,7 +125,7 @@ class Experiment:
         breaks off (BrokenUploadError) may come again. One that cannot be kept ends the experiment: what fails for one
         would fail for all, as often as they send.
         """
-        if self._is_dropped(sender):
+        if self.is_dropped(sender):
             return False
         try:
             return await self._take_in(sender, header, pieces)
@@ -135,7 +145,7 @@ class Experiment:
             await self._write(path, header, pieces, str(sender))
             if header.entries:
                 await asyncio.to_thread(check_finite, path, str(update), header)
-            counted = not self._is_dropped(sender)
+            counted = not self.is_dropped(sender)
             if counted:
                 self._count(update, header, path)
                 self._changes.notify()
@@ -144,10 +154,16 @@ class Experiment:
                 self.folder.free_update_file(path)
         return counted
 
+    def is_dropped(self, sender: UpdateEnvelope) -> bool:
+        """Whether an answer comes too late, or once more."""
+        is_old = self.rounds.is_late_or_repeated(sender.envoy, sender.round)
+        return self.ended or is_old or (sender.round == self.rounds.round_number and not self._accepts_updates)
+
     def refuse(self, sender: UpdateEnvelope, reason: str) -> None:
         """The answer of an envoy that was asked does not count, and none other of it will in this round."""
         if sender.round == self.rounds.round_number and self.rounds.tasks_for(sender.envoy):
             self.rounds.refuse(sender.envoy, reason[:MAX_REASON_CHARACTERS])
+            self.partial_updates.pop(sender.envoy, None)
             self._changes.notify()
 
     def leave(self, envoy: str, reason: str) -> None:
@@ -297,14 +313,11 @@ class Experiment:
         for path, _ in self._updates.values():
             self.folder.free_update_file(path)
         self._updates = {}
+        self.partial_updates.clear()
 
     def _read_model_header(self) -> Header:
         with TensorFile(self.folder.model) as model:
             return model.header
-
-    def _is_dropped(self, sender: UpdateEnvelope) -> bool:
-        is_old = self.rounds.is_late_or_repeated(sender.envoy, sender.round)
-        return self.ended or is_old or (sender.round == self.rounds.round_number and not self._accepts_updates)
 
     def check(self, update: UpdateMessage, header: Header) -> None:
         """Raises UpdateRefusedError unless results and tensors are those that were asked for."""

@@ -16,7 +16,7 @@ from director.director import SUBMISSION, Director, EnvoyRefusedError
 from director.experiment import BrokenUploadError, Experiment
 from director.gate import Context, Gate, header_of, refuse
 from director.run_folder import SubmissionError
-from director.stock import StockUpdates, named_tensor
+from director.stock import named_tensor, receive_results
 from director.uploads import Uploads
 from federation.plan import NAME
 from federation.rounds import UpdateRefusedError
@@ -165,7 +165,6 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServicer):
     def __init__(self, director: Director, gate: Gate) -> None:
         self.director = director
         self.gate = gate
-        self.stock_updates = StockUpdates()
 
     async def GetTasks(self, request: aggregator_pb2.GetTasksRequest, context: Context):  # noqa: N802
         experiment, name = await self._find(context, request.header)
@@ -206,7 +205,7 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServicer):
         experiment, name = await self._find(context, results.header)
         experiment.bytes_up += len(buffer)
         try:
-            await self.stock_updates.add(experiment, name, results)
+            await receive_results(experiment, name, results)
         except UpdateRefusedError as error:
             # OpenFL's envoy repeats a call that fails, for ever; the reason is in the history.
             logger.warning("%s", error)

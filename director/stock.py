@@ -1,13 +1,12 @@
 """Envoys of OpenFL itself (`fx envoy`): they fetch each tensor by a call of its own, and send each task's results."""
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 
 import numpy as np
 from openfl.protocols import base_pb2
 from openfl.protocols.aggregator_pb2 import TaskResults
 
-from director.experiment import Experiment
+from director.experiment import Experiment, PartialUpdate
 from federation.rounds import UpdateRefusedError
 from federation.tensors import TensorFile, Tensors, describe, stream
 from federation.wire import TaskResult, UpdateEnvelope, UpdateMessage
@@ -31,57 +30,51 @@ def named_tensor(experiment: Experiment, name: str, round_number: int, tags: lis
     return tensor
 
 
-@dataclass
-class _Pending:
-    results: dict[str, TaskResult] = field(default_factory=dict)
-    tensors: Tensors = field(default_factory=dict)
+async def receive_results(experiment: Experiment, envoy: str, message: TaskResults) -> None:
+    """Take in the results of one task; with the last one that the round asks for they are an update.
+
+    Raises UpdateRefusedError. Results that came too late, or once more, are dropped.
+    """
+    sender = UpdateEnvelope(experiment=experiment.plan.name, envoy=envoy, round=message.round_number, results=None)
+    if experiment.is_dropped(sender):
+        return
+    try:
+        wanted = _wanted(experiment, sender, message)
+        partial = experiment.partial_updates.setdefault(envoy, PartialUpdate())
+        _add(experiment, partial, sender, message)
+    except UpdateRefusedError as error:
+        experiment.refuse(sender, str(error))
+        raise
+    if wanted == partial.results.keys():
+        del experiment.partial_updates[envoy]
+        update = UpdateMessage(**sender.model_dump(exclude={"results"}), results=partial.results)
+        await experiment.receive_update(update, describe(partial.tensors, update.model_dump()), _data(partial.tensors))
 
 
-class StockUpdates:
-    """Collects the results of one envoy's tasks until they are a whole update."""
-
-    def __init__(self) -> None:
-        self._pending: dict[tuple[str, str], tuple[int, _Pending]] = {}
-
-    async def add(self, experiment: Experiment, envoy: str, message: TaskResults) -> None:
-        """Raises UpdateRefusedError; an update that is not complete yet is only kept."""
-        sender = UpdateEnvelope(experiment=experiment.plan.name, envoy=envoy, round=message.round_number, results=None)
-        try:
-            await self._add(experiment, sender, message)
-        except UpdateRefusedError as error:
-            experiment.refuse(sender, str(error))
-            raise
-
-    async def _add(self, experiment: Experiment, sender: UpdateEnvelope, message: TaskResults) -> None:
-        envoy = sender.envoy
-        key = (experiment.plan.name, envoy)
-        round_number, pending = self._pending.get(key, (-1, _Pending()))
-        if round_number != message.round_number:
-            pending = _Pending()
-        self._pending[key] = (message.round_number, pending)
-        with TensorFile(experiment.folder.model) as model:
-            entries = model.header.entries
-        metrics = {}
-        for tensor in message.tensors:
-            values = _values(tensor, str(sender))
-            if "metric" in tensor.tags:
-                metrics[tensor.name] = float(values.reshape(-1)[0])
-            elif "trained" in tensor.tags and tensor.name in entries:
-                # OpenFL sends everything as float32.
-                pending.tensors[tensor.name] = values.astype(entries[tensor.name].dtype)
-        pending.results[message.task_name] = TaskResult(size=max(0, message.data_size), metrics=metrics)
-
-        wanted = {task.name for task in experiment.rounds.tasks_for(envoy)}
-        if wanted and wanted == pending.results.keys():
-            del self._pending[key]
-            await self._hand_in(experiment, envoy, message.round_number, pending)
-
-    @staticmethod
-    async def _hand_in(experiment: Experiment, envoy: str, round_number: int, pending: _Pending) -> None:
-        update = UpdateMessage(
-            experiment=experiment.plan.name, envoy=envoy, round=round_number, results=pending.results
+def _wanted(experiment: Experiment, sender: UpdateEnvelope, message: TaskResults) -> set[str]:
+    """Names of the tasks that the round asks for. Raises UpdateRefusedError if that of `message` is none of them."""
+    current = experiment.rounds.round_number
+    wanted = {task.name for task in experiment.rounds.tasks_for(sender.envoy)}
+    if sender.round != current or message.task_name not in wanted:
+        asked = sorted(wanted) or "nothing"
+        raise UpdateRefusedError(
+            f"{sender}: has results of '{message.task_name[:200]}', round {current} asks for {asked} from it"
         )
-        await experiment.receive_update(update, describe(pending.tensors, update.model_dump()), _data(pending.tensors))
+    return wanted
+
+
+def _add(experiment: Experiment, partial: PartialUpdate, sender: UpdateEnvelope, message: TaskResults) -> None:
+    with TensorFile(experiment.folder.model) as model:
+        entries = model.header.entries
+    metrics = {}
+    for tensor in message.tensors:
+        values = _values(tensor, str(sender))
+        if "metric" in tensor.tags:
+            metrics[tensor.name] = float(values.reshape(-1)[0])
+        elif "trained" in tensor.tags and tensor.name in entries:
+            # OpenFL sends everything as float32.
+            partial.tensors[tensor.name] = values.astype(entries[tensor.name].dtype)
+    partial.results[message.task_name] = TaskResult(size=max(0, message.data_size), metrics=metrics)
 
 
 async def _data(tensors: Tensors) -> AsyncIterator[bytes]:
