@@ -22,6 +22,7 @@ from federation.plan import NAME
 from federation.rounds import UpdateRefusedError
 from federation.tensors import PIECE_BYTES, Header, TensorFormatError
 from federation.wire import (
+    MAX_REQUEST_BYTES,
     SERVICE,
     AttendRequest,
     ExperimentRequest,
@@ -72,6 +73,12 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
         if not NAME.fullmatch(name):
             sentence = (
                 f"envoy name {name[:80]!r}: use 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first"
+            )
+            await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, sentence)
+        if request.ByteSize() > MAX_REQUEST_BYTES:
+            # Each notebook gets the descriptions of all envoys in one message.
+            sentence = (
+                f"envoy '{name}' describes its shard in {request.ByteSize()} bytes, more than {MAX_REQUEST_BYTES}"
             )
             await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, sentence)
         corpus, instance = header_of(context, "corpus"), header_of(context, "instance") or name

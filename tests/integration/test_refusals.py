@@ -144,6 +144,19 @@ def test_the_director_refuses_an_envoy_that_says_it_is_another(director, certifi
             assert caught.value.details() == "the certificate is that of envoy 'b', the call is made as envoy 'c'"
 
 
+def test_a_description_that_no_notebook_could_fetch_is_refused(director):
+    import grpc
+    from openfl.protocols import director_pb2, director_pb2_grpc
+
+    info = director_pb2.ShardInfo(node_info=director_pb2.NodeInfo(name="b"), shard_description="x" * 100_000)
+    with open_as(director, "b") as channel, pytest.raises(grpc.RpcError) as caught:
+        director_pb2_grpc.DirectorStub(channel).UpdateShardInfo(
+            director_pb2.UpdateShardInfoRequest(shard_info=info), timeout=10
+        )
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details() == "envoy 'b' describes its shard in 100013 bytes, more than 65536"
+
+
 def test_an_envoys_certificate_cannot_submit(director, certificates):
     import grpc
 
