@@ -41,7 +41,6 @@ logger = logging.getLogger(__name__)
 # A fault in it is described in hundreds of bytes.
 MAX_PLAN_BYTES = 256 << 10
 MAX_ARCHIVE_BYTES = 1 << 30
-MAX_MODEL_BYTES = 64 << 30
 # Folders that are not finished: a submission on its way, or on its way out.
 UNFINISHED = ".new-"
 
@@ -293,7 +292,8 @@ def _extract(submission: Path, folder: Path) -> ExperimentPlan:
         with zipfile.ZipFile(submission) as zipped:
             extract_file(zipped, EXPERIMENT_PLAN, folder / EXPERIMENT_PLAN, MAX_PLAN_BYTES)
             extract_file(zipped, ARCHIVE, folder / ARCHIVE, MAX_ARCHIVE_BYTES)
-            extract_file(zipped, INITIAL_MODEL, model, MAX_MODEL_BYTES)
+            # Notebooks do not compress it: one larger than all that came would only fill the disk.
+            extract_file(zipped, INITIAL_MODEL, model, submission.stat().st_size)
         plan = ExperimentPlan.model_validate_json((folder / EXPERIMENT_PLAN).read_bytes())
         check_archive(folder / ARCHIVE)
         _check_model(model)

@@ -141,6 +141,16 @@ def test_a_bad_submission_is_refused_and_leaves_nothing_behind(tmp_path, runs, f
     assert names_in(runs) == set()
 
 
+def test_a_model_that_unpacks_to_more_than_was_sent_is_not_unpacked(tmp_path, runs):
+    path = write_submission(tmp_path / "submission", initial__safetensors=None)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as zipped:
+        zipped.writestr(INITIAL_MODEL, model_bytes({"weight": np.zeros(100_000, np.float32)}))
+    sentence = f"'initial.safetensors' has 400080 bytes, more than {path.stat().st_size}"
+    with pytest.raises(SubmissionError, match=sentence):
+        RunFolder.create(runs, path, "me")
+    assert names_in(runs) == set()
+
+
 def with_flags(path: Path, offset: int, data: bytes) -> None:
     """Change two bytes of the first entry's header, and of its copy in the archive's directory."""
     content = bytearray(path.read_bytes())
