@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from federation.aggregation import Aggregation
 
@@ -25,6 +25,13 @@ class OptimizerSettings(Group):
     learning_rate: float = Field(gt=0)
     momentum: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
+
+    @field_validator("momentum")
+    @classmethod
+    def check_momentum(cls, momentum: float, info: ValidationInfo) -> float:
+        if momentum and info.data.get("name") != "sgd":
+            raise ValueError("only sgd has one")
+        return momentum
 
     def recipe(self) -> Callable[..., torch.optim.Optimizer]:
         """What makes the optimizer of given parameters."""
@@ -55,6 +62,13 @@ class RunSettings(Group):
     seed: int = Field(default=0, ge=0)
     init: Path | None = None
 
+    @field_validator("clients", mode="before")
+    @classmethod
+    def check_clients(cls, clients: Any) -> Any:
+        if clients == "natural" or (isinstance(clients, int) and clients >= 1):
+            return clients
+        raise ValueError("it should be a number from 1 on, or natural")
+
     @field_validator("init")
     @classmethod
     def check_init(cls, init: Path | None) -> Path | None:
@@ -73,7 +87,7 @@ def load_run_settings(kind: type[Settings], path: Path, changes: dict[str, Any])
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SettingsError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise SettingsError(f"{path} should hold keys and values")
@@ -114,4 +128,4 @@ def _describe(fault: Any) -> str:
     key = ".".join(map(str, fault["loc"]))
     if fault["type"] == "extra_forbidden":
         return f"there is no key '{key}'"
-    return f"{key} is {fault['input']!r:.80}: {fault['msg']}"
+    return f"{key} is {fault['input']!r:.80}: {fault['msg'].removeprefix('Value error, ')}"

@@ -27,6 +27,7 @@ import torchaudio
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `scripts` is no installed package
 
+from scripts.arguments import whole_number
 from shard_descriptors.errors import CorpusError
 from shard_descriptors.fsd50k_layout import Clip, Layout, read_layout
 from shard_descriptors.fsd50k_preparation import prepare_store
@@ -117,8 +118,8 @@ def cpu_seconds(action: Callable[[], object]) -> float:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="an FSD50K folder; by default noise is made here")
-    parser.add_argument("--clips", type=int, default=100, help="at most %(default)s")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--clips", type=whole_number, default=100, help="at most %(default)s")
+    parser.add_argument("--repeats", type=whole_number, default=3, help="the fastest counts (%(default)s)")
     return parser.parse_args()
 
 

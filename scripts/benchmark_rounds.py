@@ -29,6 +29,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `scripts` is no installed package
 
+from scripts.arguments import whole_number
 from scripts.local_federation import REPOSITORY, StartError
 from scripts.rounds_benchmark.measure import BenchmarkError, Job, Measured
 from scripts.rounds_benchmark.workloads import MODELS, WrongResultError, create_model
@@ -85,7 +86,7 @@ def show(result: dict) -> None:
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", choices=sorted(MODELS), required=True)
-    parser.add_argument("--envoys", type=int, default=2, metavar="N")
+    parser.add_argument("--envoys", type=whole_number, default=2, metavar="N", help="%(default)s by default")
     parser.add_argument("--rounds", type=int, metavar="R", help="two at least, as the first is not counted")
     parser.add_argument("--tls", action="store_true", help="mutual TLS")
     parser.add_argument("--float16", action="store_true", help="weights travel as float16")

@@ -28,6 +28,7 @@ from openfl.interface.interactive_api.shard_descriptor import ShardDataset, Shar
 
 from federation.interactive_api import DataInterface, ModelInterface, Participation, TaskInterface
 from federation.simulation import Simulation
+from scripts.arguments import whole_number
 
 CLIENTS, CLIENTS_PER_ROUND, BATCH_SIZE, LEARNING_RATE = 64, 16, 8, 1e-3
 WARM_UP_ROUNDS = 3
@@ -147,8 +148,8 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time simulated rounds against a plain PyTorch loop.")
-    parser.add_argument("--rounds", type=int, default=60)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=whole_number, default=60, help="of each kind (%(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object in place of lines")
     arguments = parser.parse_args()
     steps = max(5, arguments.rounds // 6)

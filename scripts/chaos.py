@@ -223,8 +223,8 @@ def say(sentence: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=10, help="how long (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the faults (%(default)s)")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "runs" / "chaos")
     arguments = parser.parse_args()
     out = arguments.out.resolve() / time.strftime("%Y%m%d-%H%M%S")

@@ -20,6 +20,7 @@ import numpy as np
 # `python scripts/compare_codebooks.py` has scripts/ in its path and not the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from scripts.arguments import whole_number
 from scripts.training.comparison import markdown, train
 
 HEAD = (
@@ -32,12 +33,16 @@ HEAD = (
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(description="Compare HuBERT's codebooks.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, type=Path, help="from scripts/prepare_librispeech.py")
     parser.add_argument("--keywords", required=True, type=Path, help="a Speech Commands corpus")
-    parser.add_argument("--out", required=True, type=lambda path: Path(path).resolve())
-    parser.add_argument("--clusters", type=int, default=100)
-    parser.add_argument("--seeds", type=int, default=3, help="runs of keyword spotting, whose mean is told")
+    parser.add_argument(
+        "--out", required=True, type=lambda path: Path(path).resolve(), help="a new folder, or one to go on with"
+    )
+    parser.add_argument("--clusters", type=whole_number, default=100, help="of each codebook (%(default)s)")
+    parser.add_argument(
+        "--seeds", type=whole_number, default=3, help="runs of keyword spotting, whose mean is told (%(default)s)"
+    )
     return parser.parse_known_args()
 
 
@@ -105,6 +110,9 @@ def main() -> int:
         return 1
     except subprocess.CalledProcessError as error:
         return error.returncode
+    except KeyboardInterrupt:
+        print(f"compare_codebooks: interrupted; the same command goes on with {options.out}", file=sys.stderr)
+        return 130
     return 0
 
 

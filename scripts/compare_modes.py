@@ -77,12 +77,12 @@ def plot(workspace: str, folders: dict[str, Path], path: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Run one experiment in all four modes.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workspace", choices=sorted(path.parent.name for path in WORKSPACES.glob("*/comparison.yaml")))
     parser.add_argument("--data", required=True, type=Path, help="the corpus, as for train.py")
-    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--out", required=True, type=Path, help="a new folder, or that of a comparison to go on with")
     parser.add_argument("--metrics", nargs="+", help="of all but the loss, these only")
-    parser.add_argument("--models", nargs="+", default=["best", "last"], help="such as best, best-METRIC, last")
+    parser.add_argument("--models", nargs="+", default=["best", "last"], help="such as best-METRIC (best last)")
     options, changes = parser.parse_known_args()
     rows = read_comparison(options.workspace)
     folders = {name: options.out / re.sub(r"[^\w.]+", "-", name) for name in rows}
@@ -93,6 +93,9 @@ def main() -> int:
         }
     except subprocess.CalledProcessError as error:
         return error.returncode
+    except KeyboardInterrupt:
+        print(f"compare_modes: interrupted; the same command goes on with {options.out}", file=sys.stderr)
+        return 130
     try:
         print(table(results, options.models, options.metrics))
     except ValueError as error:

@@ -36,6 +36,7 @@ from workspaces.hubert.features import Mfcc
 from workspaces.hubert.targets import make_targets
 
 NOTEBOOKS = REPOSITORY / "notebooks"
+DATA = "a corpus in its published layout, in place of one that is made; for librifsd50k, of LibriSpeech and FSD50K"
 ENVOYS = ("envoy_1", "envoy_2", "envoy_3")
 EVALUATOR = "evaluation"
 USER = "scientist"
@@ -241,7 +242,9 @@ def run_demo(workload: str, data: Path | None, out: Path, **parameters: object) 
     chosen = WORKLOADS[workload]
     out = out.resolve()
     remove_earlier_run(out)
-    data = chosen.corpus.prepare(out.with_name(f"{out.name}-{chosen.corpus.name}"), data and data.resolve())
+    # What is prepared of other recordings has a folder of its own.
+    corpus = chosen.corpus.name if data is None else f"{chosen.corpus.name}-{data.resolve().name}"
+    data = chosen.corpus.prepare(out.with_name(f"{out.name}-{corpus}"), data and data.resolve())
     shards = chosen.corpus.shards(data)
     certificates = out / "certificates"
     write_certificates(certificates, director_hosts=["127.0.0.1"], envoys=list(shards), users=[USER])
@@ -319,10 +322,10 @@ def say(sentence: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Federate a workload over one director and three envoys.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", choices=sorted(WORKLOADS), default="wav2vec2")
-    parser.add_argument("--data", type=Path, help="a corpus in its published layout, in place of one that is made")
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "runs" / "demo")
+    parser.add_argument("--data", type=Path, help=DATA)
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "runs" / "demo", help="runs/demo by default")
     arguments = parser.parse_args()
     # A terminated demo must stop what it started, as one that is interrupted does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("demo: terminated"))

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable
+from concurrent.futures.process import BrokenProcessPool
 
 from shard_descriptors.errors import CorpusError
 
@@ -10,7 +11,7 @@ def run_preparation(prepare: Callable[[], Iterable[str]]) -> int:
     """Print the sentences that `prepare` returns, or the one that says why it could not. Returns the exit status."""
     try:
         print("\n".join(prepare()))
-    except (CorpusError, OSError) as error:
+    except (CorpusError, OSError, BrokenProcessPool) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

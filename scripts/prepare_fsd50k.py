@@ -13,12 +13,12 @@ import argparse
 import json
 import os
 import sys
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `scripts` is no installed package
 
-from shard_descriptors.errors import CorpusError
+from scripts.arguments import whole_number
+from scripts.preparation import run_preparation
 from shard_descriptors.fsd50k_layout import read_layout
 from shard_descriptors.fsd50k_preparation import REPORT, check_store, prepare_store
 from shard_descriptors.mel_store import FEATURES
@@ -28,32 +28,25 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder that holds FSD50K.dev_audio")
     parser.add_argument("--out", type=Path, required=True, help="folder of the store")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (one per core)")
+    parser.add_argument("--workers", type=whole_number, default=os.cpu_count(), help="processes (one per core)")
     parser.add_argument("--features", choices=FEATURES, default="log_mel", help="%(default)s by default")
     parser.add_argument("--check", action="store_true", help="look whether the store is complete and right")
-    options = parser.parse_args(arguments)
-    if options.workers < 1:
-        parser.error(f"--workers: {options.workers} should be 1 or more")
-    return options
+    return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
-    try:
+    faults: list[str] = []
+
+    def prepare() -> list[str]:
         layout = read_layout(options.data)
         if options.check:
-            faults = check_store(layout, options.out, options.features)
-            print("\n".join(faults) or f"{options.out} is complete and right.")
-            return 1 if faults else 0
+            faults.extend(check_store(layout, options.out, options.features))
+            return faults or [f"{options.out} is complete and right."]
         made = prepare_store(layout, options.out, options.features, options.workers)
-    except CorpusError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except (OSError, BrokenProcessPool) as error:
-        print(f"{options.out}: stopped ({error}); the same command goes on from here", file=sys.stderr)
-        return 1
-    print(f"{options.out}: {describe(options.out)}" if made else f"{options.out} is complete; nothing to do.")
-    return 0
+        return [f"{options.out}: {describe(options.out)}" if made else f"{options.out} is complete; nothing to do."]
+
+    return run_preparation(prepare) or bool(faults)
 
 
 def describe(out: Path) -> str:

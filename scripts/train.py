@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 # `python scripts/train.py` has scripts/ in its path and not the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from scripts.arguments import whole_number
+
 if TYPE_CHECKING:
     from federation.run_settings import RunSettings
 
@@ -38,21 +40,25 @@ def find_config(workspace: str, config: str) -> Path:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Run one experiment in any of four modes.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workspace", choices=workspaces())
     parser.add_argument("--mode", required=True, choices=("centralized", "individual", "simulated", "federated"))
-    parser.add_argument("--data", required=True, type=Path, help="the corpus: a folder in its published layout")
+    parser.add_argument("--data", required=True, type=Path, help="the corpus: what its workspace's shard reads")
     parser.add_argument("--out", required=True, type=Path, help="a new folder, or that of a run to go on with")
-    parser.add_argument("--config", default="small.yaml", help="a file in the workspace's configs/, or a path")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. optimizer.momentum=0.9")
-    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--config", default="small.yaml", help="in the workspace's configs/, or a path (%(default)s)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as batch_size=8")
+    parser.add_argument("--rounds", type=int, help="this and the next are settings: by default what --config says")
     parser.add_argument("--clients", help="a number, or natural: those of the corpus")
     parser.add_argument("--fraction", type=float, help="of the clients that train in a round")
     parser.add_argument("--local-epochs", type=float, help="how often a client sees its data in a round")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--init", help="the folder of an earlier run: start from its best model")
-    parser.add_argument("--client-ids", type=int, nargs="+", default=[0], help="individual: who trains; -1 is the last")
-    parser.add_argument("--workers", type=int, default=1, help="simulated: processes that run clients, on Ray")
+    parser.add_argument(
+        "--client-ids", type=int, nargs="+", default=[0], help="individual: who trains; -1 is the last (0)"
+    )
+    parser.add_argument(
+        "--workers", type=whole_number, default=1, help="simulated: processes that run clients, on Ray (%(default)s)"
+    )
     parser.add_argument("--ray-address", help="simulated: of a Ray cluster")
     parser.add_argument("--gpus-per-client", type=float, default=0.0, help="simulated: such as 0.25")
     return parser.parse_args()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 # `python scripts/tune.py` has scripts/ in its path and not the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from scripts.arguments import whole_number
 from scripts.train import find_config, workspaces
 
 if TYPE_CHECKING:
@@ -23,17 +24,19 @@ if TYPE_CHECKING:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Search over settings with simulated runs.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workspace", choices=workspaces())
     parser.add_argument("--data", required=True, type=Path, help="the corpus, as for train.py")
     parser.add_argument("--out", required=True, type=Path, help="a new folder, or that of a search to go on with")
-    parser.add_argument("--config", default="small.yaml", help="a file in the workspace's configs/, or a path")
+    parser.add_argument("--config", default="small.yaml", help="in the workspace's configs/, or a path (%(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="the same in all trials")
     parser.add_argument("--over", action="append", required=True, metavar="KEY=V1,V2,...", help="an axis of the grid")
-    parser.add_argument("--samples", type=int, help="so many of the grid's points, drawn at random, in place of all")
-    parser.add_argument("--seed", type=int, default=0, help="of the drawn points")
+    parser.add_argument(
+        "--samples", type=whole_number, help="so many of the grid's points, drawn at random, in place of all"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the drawn points (%(default)s)")
     parser.add_argument("--early-stopping", action="store_true", help="end trials that fall behind (ASHA)")
-    parser.add_argument("--workers", type=int, default=1, help="trials that run side by side")
+    parser.add_argument("--workers", type=whole_number, default=1, help="trials that run side by side (%(default)s)")
     parser.add_argument("--ray-address", help="of a Ray cluster")
     parser.add_argument("--gpus-per-trial", type=float, default=0.0, help="such as 0.25")
     return parser.parse_args()

@@ -16,7 +16,7 @@ from federation.rounds import TooFewUpdatesError
 from federation.run_settings import RunSettings, SettingsError
 from federation.virtual_envoys import SimulationError
 from scripts.local_federation import StartError
-from scripts.training.modes import Clients, choose_clients, federate, simulate, workspace_experiment
+from scripts.training.modes import EVALUATOR, Clients, choose_clients, federate, simulate, workspace_experiment
 from scripts.training.progress import OnRound, RunProgress
 from shard_descriptors.errors import CorpusError
 
@@ -26,6 +26,7 @@ EXPECTED_ERRORS = (
     CorpusError,
     DirectorError,
     ExperimentFailedError,
+    OSError,
     SettingsError,
     SimulationError,
     StartError,
@@ -54,6 +55,8 @@ def run(
     """
     out, data = out.resolve(), data.resolve() if data.exists() else data
     experiments = choose_clients(workspace, settings, data, mode, client_ids)
+    # A corpus that cannot be read should not claim the folder.
+    experiments[0].open(EVALUATOR)
     alone = [clients.trainers[0] for clients in experiments] if mode == "individual" else None
     values = settings.model_dump(mode="json")
     claim(out, {"workspace": workspace, "mode": mode, "alone": alone, "data": str(data), "settings": values})
@@ -113,10 +116,16 @@ def _run_one(
 def claim(out: Path, run: dict[str, Any]) -> None:
     """Note in `out` what it is for. Raises SettingsError, naming the first difference, if it is for something else."""
     path = out / "run.json"
-    if not path.exists():
+    history = out / "history.jsonl"
+    if path.exists() and history.exists() and not history.stat().st_size:
+        # A run that failed before its first round is over has nothing to lose: the settings may be mended.
+        (out / "experiment.json").unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+    elif not path.exists():
         if out.exists() and any(out.iterdir()):
             raise SettingsError(f"{out} is not empty, and no earlier run: choose another --out")
         out.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
         write_json(path, run)
         return
     before, now = _flat(json.loads(path.read_text())), _flat(json.loads(json.dumps(run)))

@@ -17,7 +17,7 @@ from federation.progress import VALIDATE
 from federation.results import read_json_lines
 from federation.run_settings import RunSettings, load_run_settings
 from federation.virtual_envoys import start_ray
-from scripts.training.modes import workspace_experiment
+from scripts.training.modes import EVALUATOR, choose_clients, workspace_experiment
 from scripts.training.run import claim, run
 
 # Values by dotted key, as `parse_change` gives them.
@@ -80,6 +80,7 @@ class Search:
         except ImportError:
             raise SearchError("a search needs Ray Tune: pip install 'openfl-audio[tune]'") from None
         trials = [settings.model_dump(mode="json") for settings in self.settings]
+        choose_clients(self.workspace, self.settings[0], self.data, "centralized", ())[0].open(EVALUATOR)
         claim(self.out, {"workspace": self.workspace, "data": str(self.data), "trials": trials})
         trainable = tune.with_resources(self._run_trial, {"cpu": 1, "gpu": gpus_per_trial})
         # A trial finds its folder by an absolute path, and the code where this process finds it.

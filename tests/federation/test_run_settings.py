@@ -26,7 +26,12 @@ FAULTS = {
     "a key in a value": ({"rounds.x": 5}, "rounds.x: 'rounds' is a value, not a group of keys"),
     "a wrong type": ({"rounds": "many"}, "rounds is 'many'"),
     "out of range": ({"fraction": 0}, "fraction is 0"),
-    "a word where one is asked for": ({"clients": "some"}, "clients.* is 'some'"),
+    "a word where one is asked for": (
+        {"clients": "some"},
+        "clients is 'some': it should be a number from 1 on, or nat",
+    ),
+    "no client": ({"clients": 0}, "clients is 0: it should be a number from 1 on, or natural"),
+    "a value without effect": ({"optimizer.name": "adam", "optimizer.momentum": 0.9}, "momentum is 0.9: only sgd has"),
 }
 
 
@@ -41,6 +46,12 @@ def test_a_wrong_key_or_value_is_named(tmp_path, fault):
 def test_a_file_without_settings_is_named(tmp_path, content):
     with pytest.raises(SettingsError, match=r"small.yaml"):
         load(tmp_path, content)
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "photo.yaml").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(SettingsError, match=r"photo.yaml cannot be read"):
+        load_run_settings(RunSettings, tmp_path / "photo.yaml", {})
 
 
 def test_changes_are_yaml_values():
@@ -58,7 +69,8 @@ def test_changes_are_yaml_values():
     ("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
 )
 def test_optimizers_are_made_with_their_settings(tmp_path, name, kind):
-    settings = load(tmp_path, **{"optimizer.name": name, "optimizer.weight_decay": 0.3, "optimizer.momentum": 0.5})
+    momentum = {"optimizer.momentum": 0.5} if name == "sgd" else {}
+    settings = load(tmp_path, **{"optimizer.name": name, "optimizer.weight_decay": 0.3} | momentum)
     optimizer = settings.optimizer.recipe()([torch.nn.Parameter(torch.ones(1))])
     assert type(optimizer) is kind
     (group,) = optimizer.param_groups

@@ -37,4 +37,4 @@ def test_a_folder_that_is_no_fsd50k_and_workers_that_are_none_are_refused(corpus
     assert "is not an FSD50K folder: it lacks FSD50K.ground_truth" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         prepare_fsd50k.main([*corpus, "--workers", "0"])
-    assert "--workers: 0 should be 1 or more" in capsys.readouterr().err
+    assert "--workers: 0 should be a whole number from 1 on" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """What `scripts/train.py` decides before anything runs."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import soundfile
 from federation.run_settings import SettingsError, load_run_settings
 from scripts.compare_modes import WORKSPACES, read_comparison, table
 from scripts.training.modes import EVALUATOR, choose_clients, client_names, start_arguments
-from scripts.training.run import claim
+from scripts.training.run import claim, run
+from shard_descriptors.errors import CorpusError
 from workspaces.keyword_spotting.experiment import Settings
 from workspaces.keyword_spotting.model import CONFIGS
 
@@ -92,9 +94,23 @@ def test_settings_become_arguments_of_an_experiment(corpus):
     assert start_arguments(alone)["participation"].fraction is None
 
 
+def test_a_run_without_a_corpus_or_without_a_round_leaves_its_folder_to_the_next(tmp_path, corpus):
+    out = tmp_path / "run"
+    with pytest.raises(CorpusError, match="there is no folder"):
+        run("keyword_spotting", load(), "simulated", tmp_path / "nowhere", out)
+    assert not out.exists()
+    claim(out, {"settings": {"clients": 3}})
+    (out / "experiment.json").write_text("{}")
+    (out / "history.jsonl").touch()
+    claim(out, {"settings": {"clients": 2}})
+    assert json.loads((out / "run.json").read_text()) == {"settings": {"clients": 2}}
+    assert not (out / "experiment.json").exists()
+
+
 def test_a_folder_belongs_to_one_run(tmp_path):
     out = tmp_path / "run"
     claim(out, {"mode": "simulated", "settings": {"seed": 0}})
+    (out / "history.jsonl").write_text("{}")
     claim(out, {"mode": "simulated", "settings": {"seed": 0}})
     with pytest.raises(SettingsError, match=r"has a run with settings.seed 0, now it is 1: choose another --out"):
         claim(out, {"mode": "simulated", "settings": {"seed": 1}})

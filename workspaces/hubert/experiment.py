@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -22,10 +22,13 @@ from workspaces.hubert.model import Hubert, create_hubert, save_model
 SHARD_DESCRIPTOR = "shard_descriptors.librispeech.LibriSpeechShardDescriptor"
 
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
 class AdamSettings(OptimizerSettings):
     """`betas` and `epsilon` are those of Adam and AdamW; fairseq's for HuBERT by default."""
 
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Share, Share] = (0.9, 0.98)
     epsilon: float = Field(default=1e-6, gt=0)
 
     def recipe(self) -> Callable[..., torch.optim.Optimizer]:
