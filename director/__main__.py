@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 from grpc import aio
 from openfl.protocols import aggregator_pb2_grpc, director_pb2_grpc
+from pydantic import Field
 
 from director.director import Director
 from director.gate import Gate
@@ -27,8 +28,8 @@ class DirectorSettings(Settings):
     """The `settings` of a director's YAML file."""
 
     listen_host: str = "localhost"
-    listen_port: int = 50051
-    envoy_health_check_period: int = 5
+    listen_port: int = Field(default=50051, ge=1, le=65_535)
+    envoy_health_check_period: int = Field(default=5, ge=1)
     certificates: Path
     runs: Path
 

@@ -32,6 +32,7 @@ def test_shipped_settings_are_good_and_paths_are_relative_to_their_file():
     ("change", "sentence"),
     [
         (("listen_port", "listen_prot"), r"unknown key 'settings.listen_prot' \(known here: listen_host, listen_port"),
+        (("50051", "99999"), r"'settings.listen_port' is '?99999'?: input should be less than or equal to 65535"),
         (("50051", "'50051'"), r"'settings.listen_port' is '50051': input should be a valid integer"),
         (("  runs: runs", ""), r"'settings.runs' is missing"),
         (("settings:", "setings:"), r"unknown key 'setings' \(known here: settings\)"),
