@@ -176,7 +176,7 @@ FAULTS = {
     "no value": (["--set", "seed"], "'seed' should be key=value"),
     "a run that is not there": (
         ["--init", "nowhere"],
-        "init is 'nowhere': Value error, it has no model/model.safetensors",
+        "init is 'nowhere': it has no model/model.safetensors",
     ),
     "a file that is not there": (["--config", "large.yaml"], "large.yaml cannot be read"),
     "a client that is not there": (["--client-ids", "7"], r"client ids [7] are not from -3 to 2"),
