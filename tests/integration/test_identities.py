@@ -210,7 +210,7 @@ def test_others_are_answered_while_a_large_header_is_unpacked(director):
             answered += 1
         error = refusal(lambda: list(answers))
     assert error.details() == "envoy 'b' has no experiment 'of-nobody'"
-    assert answered > 10
+    assert answered > 3  # of a director that unpacks before it answers, one or two
 
 
 @pytest.mark.parametrize("path", CALLS_OF_NOTEBOOKS)
