@@ -11,8 +11,11 @@ def run_preparation(prepare: Callable[[], Iterable[str]]) -> int:
     """Print the sentences that `prepare` returns, or the one that says why it could not. Returns the exit status."""
     try:
         print("\n".join(prepare()))
-    except (CorpusError, OSError, BrokenProcessPool) as error:
+    except CorpusError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (OSError, BrokenProcessPool) as error:
+        print(f"error: stopped ({error}); the same command goes on", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Stopped; the same command goes on.", file=sys.stderr)

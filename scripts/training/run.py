@@ -115,17 +115,15 @@ def _run_one(
 
 def claim(out: Path, run: dict[str, Any]) -> None:
     """Note in `out` what it is for. Raises SettingsError, naming the first difference, if it is for something else."""
-    path = out / "run.json"
-    history = out / "history.jsonl"
+    path, history = out / "run.json", out / "history.jsonl"
     if path.exists() and history.exists() and not history.stat().st_size:
         # A run that failed before its first round is over has nothing to lose: the settings may be mended.
         (out / "experiment.json").unlink(missing_ok=True)
         path.unlink(missing_ok=True)
-    elif not path.exists():
-        if out.exists() and any(out.iterdir()):
-            raise SettingsError(f"{out} is not empty, and no earlier run: choose another --out")
-        out.mkdir(parents=True, exist_ok=True)
+    elif not path.exists() and out.exists() and any(out.iterdir()):
+        raise SettingsError(f"{out} is not empty, and no earlier run: choose another --out")
     if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
         write_json(path, run)
         return
     before, now = _flat(json.loads(path.read_text())), _flat(json.loads(json.dumps(run)))

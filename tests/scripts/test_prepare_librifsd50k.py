@@ -50,7 +50,7 @@ def test_a_seed_below_0_and_a_folder_that_cannot_be_written_are_one_sentence(cor
     assert capsys.readouterr().err == "error: seed: -1 should be a whole number from 0 on\n"
     (tmp_path / "file").touch()
     assert prepare_librifsd50k.main([*sources, "--out", str(tmp_path / "file" / "out")]) == 1
-    assert capsys.readouterr().err.startswith("error: [Errno 20] Not a directory")
+    assert capsys.readouterr().err.startswith("error: stopped ([Errno 20] Not a directory")
 
 
 def test_fedwham_is_written_and_read_by_the_same_shard(tmp_path, capsys):
