@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -99,8 +100,12 @@ def main() -> int:
         asyncio.run(serve(settings, credentials))
     except (SettingsError, CertificateError, OSError) as error:
         print(f"director: {error}", file=sys.stderr)
-        return 1
-    return 0
+    else:
+        return 0
+    # The error's traceback held the server. Freed as late as with the interpreter, gRPC's server waits for a thread of
+    # its own that no longer runs: in one start of twenty for ever.
+    gc.collect()
+    return 1
 
 
 if __name__ == "__main__":
