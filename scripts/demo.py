@@ -102,7 +102,8 @@ def prepare_speech_and_noise(folder: Path, data: Path | None) -> Path:
     if data is None:
         say(f"corpora of synthetic speech and sounds in {folder}")
         make_librispeech(folder / "LibriSpeech")
-        make_fsd50k(folder / "FSD50K")
+        # Noises as long as the chunks of 4 s; a clip of FSD50K has 7.6 s on average.
+        make_fsd50k(folder / "FSD50K", median_seconds=5.0)
     chunks = folder.with_name(f"{folder.name}-chunks")
     say(f"speech and noise in pairs in {chunks}")
     prepare_librifsd50k(source / "LibriSpeech", source / "FSD50K", chunks, workers=os.cpu_count() or 1)

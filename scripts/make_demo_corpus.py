@@ -2,7 +2,7 @@
 
     python scripts/make_demo_corpus.py --out corpora/words [--speakers 52]             # as Speech Commands
     python scripts/make_demo_corpus.py --layout librispeech --out corpora/sentences    # as LibriSpeech
-    python scripts/make_demo_corpus.py --layout fsd50k --out corpora/sounds            # as FSD50K
+    python scripts/make_demo_corpus.py --layout fsd50k --out corpora/sounds            # as FSD50K [--seconds 1.4]
 
 Words and sentences are said by espeak-ng in many voices, sounds are made by numpy. The same seed gives the same bytes.
 """
@@ -32,16 +32,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--layout", choices=LAYOUTS, default="speech_commands", help="(%(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     parser.add_argument("--speakers", type=int, help="number of voices of speech_commands (52)")
+    parser.add_argument("--seconds", type=float, help="median length of a clip of fsd50k (1.4)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (%(default)s)")
     options = parser.parse_args(arguments)
     if options.speakers is not None and options.layout != "speech_commands":
         parser.error(f"--speakers is the number of voices of speech_commands, and --layout is {options.layout}")
+    if options.seconds is not None and options.layout != "fsd50k":
+        parser.error(f"--seconds is the median length of a clip of fsd50k, and --layout is {options.layout}")
     return options
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
-    sizes = {} if options.speakers is None else {"n_speakers": options.speakers}
+    asked = {"n_speakers": options.speakers, "median_seconds": options.seconds}
+    sizes = {name: size for name, size in asked.items() if size is not None}
     try:
         made = LAYOUTS[options.layout](options.out, seed=options.seed, **sizes)
     except DemoCorpusError as error:

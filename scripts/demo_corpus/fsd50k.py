@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.demo_corpus.output import check_count, check_seed, make_folder, with_progress
+from scripts.demo_corpus.output import DemoCorpusError, check_count, check_seed, make_folder, with_progress
 from scripts.demo_corpus.recordings import Recording, record
 from scripts.demo_corpus.sound_events import SAMPLE_RATE, SOUNDS
 
@@ -27,6 +27,7 @@ DEV_UPLOADERS, EVAL_UPLOADERS = 20, 10
 VALIDATION_SHARE = 0.15
 TWO_EVENTS_SHARE = 0.15
 DURATION_S = (0.3, 12.0)
+MEDIAN_SECONDS = 1.4
 # Weight of a leaf class in an uploader's taste: the smaller, the fewer classes an uploader records.
 DIRICHLET_CONCENTRATION = 0.4
 LICENSE = "http://creativecommons.org/publicdomain/zero/1.0/"
@@ -94,32 +95,47 @@ class Clip:
         return list(dict.fromkeys([*self.leaves, *ancestors]))
 
 
-def make_fsd50k(out: Path, *, n_dev_clips: int = 400, n_eval_clips: int = 100, seed: int = 0) -> bool:
+def make_fsd50k(
+    out: Path,
+    *,
+    n_dev_clips: int = 400,
+    n_eval_clips: int = 100,
+    median_seconds: float = MEDIAN_SECONDS,
+    seed: int = 0,
+) -> bool:
     """Write the corpus to `out`, which appears only when it is complete.
 
+    Half of the clips are longer than `median_seconds`; all are between 0.3 and 12 s.
+
     Returns True when the corpus was made, and False when `out` already held a complete corpus of the same parameters.
-    Raises `DemoCorpusError` when `out` holds anything else, or for fewer clips than it takes to have every class in
-    train, validation and evaluation.
+    Raises `DemoCorpusError` when `out` holds anything else, for a median that is no such length, or for fewer clips
+    than it takes to have every class in train, validation and evaluation.
     """
     check_count("clips of the dev set", n_dev_clips, 2 * len(LEAVES))
     check_count("clips of the eval set", n_eval_clips, len(LEAVES))
     check_seed(seed)
+    shortest, longest = DURATION_S
+    if not shortest <= median_seconds <= longest:
+        raise DemoCorpusError(
+            f"The median length of a clip must be from {shortest} to {longest} seconds, not {median_seconds}."
+        )
     parameters = {
         "layout": "fsd50k",
         "version": CORPUS_VERSION,
         "n_dev_clips": n_dev_clips,
         "n_eval_clips": n_eval_clips,
+        "median_seconds": median_seconds,
         "seed": seed,
     }
     return make_folder(
         out,
         parameters,
-        f"{n_dev_clips} and {n_eval_clips} clips in FSD50K's layout and seed {seed}",
-        lambda folder: write_corpus(folder, n_dev_clips=n_dev_clips, n_eval_clips=n_eval_clips, seed=seed),
+        f"{n_dev_clips} and {n_eval_clips} clips of {median_seconds} s in FSD50K's layout and seed {seed}",
+        lambda folder: write_corpus(folder, n_dev_clips, n_eval_clips, median_seconds, seed),
     )
 
 
-def write_corpus(folder: Path, *, n_dev_clips: int, n_eval_clips: int, seed: int) -> None:
+def write_corpus(folder: Path, n_dev_clips: int, n_eval_clips: int, median_seconds: float, seed: int) -> None:
     """Write every file but the completion marker `corpus.json`."""
     import soundfile
 
@@ -132,7 +148,7 @@ def write_corpus(folder: Path, *, n_dev_clips: int, n_eval_clips: int, seed: int
     for subset, clips in (("dev", dev), ("eval", evaluation)):
         (folder / f"FSD50K.{subset}_audio").mkdir()
         for clip in with_progress(clips, len(clips), f"Making the sounds of FSD50K.{subset}_audio"):
-            waveform = make_clip(clip, np.random.default_rng([seed, 2, int(clip.fname)]))
+            waveform = make_clip(clip, median_seconds, np.random.default_rng([seed, 2, int(clip.fname)]))
             path = folder / f"FSD50K.{subset}_audio" / f"{clip.fname}.wav"
             soundfile.write(path, waveform, SAMPLE_RATE, subtype="PCM_16")
 
@@ -227,9 +243,9 @@ def draw_splits(leaves: np.ndarray, validation_share: float | None, rng: np.rand
     return splits.tolist()
 
 
-def make_clip(clip: Clip, rng: np.random.Generator) -> np.ndarray:
+def make_clip(clip: Clip, median_seconds: float, rng: np.random.Generator) -> np.ndarray:
     """The clip as its uploader recorded it. Shape: (samples,) at 44.1 kHz, within [-1, 1]."""
-    duration_s = np.clip(rng.lognormal(np.log(1.4), 0.75), *DURATION_S)
+    duration_s = np.clip(rng.lognormal(np.log(median_seconds), 0.75), *DURATION_S)
     n_samples = round(duration_s * SAMPLE_RATE)
     waveform = np.zeros(n_samples)
     for leaf in clip.leaves:

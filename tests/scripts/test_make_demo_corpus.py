@@ -36,10 +36,24 @@ def test_another_folder_is_refused_and_untouched(tmp_path, layout):
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
-def test_a_number_of_voices_for_another_layout_is_refused(tmp_path):
-    refused = run("--layout", "fsd50k", "--out", str(tmp_path / "sounds"), "--speakers", "3")
+@pytest.mark.parametrize(
+    ("layout", "size", "sentence"),
+    [
+        ("fsd50k", "--speakers", "--speakers is the number of voices of speech_commands, and --layout is fsd50k"),
+        ("librispeech", "--seconds", "--seconds is the median length of a clip of fsd50k, and --layout is librispeech"),
+    ],
+)
+def test_a_size_of_another_layout_is_refused(tmp_path, layout, size, sentence):
+    refused = run("--layout", layout, "--out", str(tmp_path / "corpus"), size, "3")
     assert refused.returncode == 2
-    assert "--speakers is the number of voices of speech_commands, and --layout is fsd50k" in refused.stderr
+    assert sentence in refused.stderr
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_a_median_length_that_no_clip_has_is_refused(tmp_path):
+    refused = run("--layout", "fsd50k", "--out", str(tmp_path / "sounds"), "--seconds", "30")
+    assert refused.returncode == 1
+    assert refused.stderr == "The median length of a clip must be from 0.3 to 12.0 seconds, not 30.0.\n"
     assert not (tmp_path / "sounds").exists()
 
 

@@ -163,8 +163,15 @@ def test_a_complete_corpus_is_left_as_it_is_and_refused_for_other_parameters(cor
     before = (corpus / "corpus.json").stat().st_mtime_ns
     assert not demo.make_fsd50k(corpus, **SIZES, seed=7)
     assert (corpus / "corpus.json").stat().st_mtime_ns == before
-    with pytest.raises(DemoCorpusError, match="not a demo corpus of 41 and 18 clips in FSD50K's layout and seed 7"):
+    with pytest.raises(DemoCorpusError, match="not a demo corpus of 41 and 18 clips of 1.4 s in FSD50K's layout"):
         demo.make_fsd50k(corpus, n_dev_clips=41, n_eval_clips=18, seed=7)
+
+
+def test_half_of_the_clips_are_longer_than_the_median_asked_for(tmp_path):
+    demo.make_fsd50k(tmp_path / "long", **SIZES, median_seconds=5.0)
+    seconds = [soundfile.info(path).duration for path in (tmp_path / "long" / "FSD50K.dev_audio").iterdir()]
+    assert 3.5 < np.median(seconds) < 7.0
+    assert max(seconds) <= 12.0
 
 
 def test_nothing_of_an_interrupted_run_is_left(tmp_path, monkeypatch):
