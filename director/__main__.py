@@ -41,6 +41,7 @@ class DirectorFile(Settings):
 
 async def serve(settings: DirectorSettings, credentials: Credentials | None) -> None:
     """Serve until SIGINT or SIGTERM. Raises OSError if the port or the folder of experiments cannot be had."""
+    stopped = interruption()
     server = aio.server(options=CHANNEL_OPTIONS, interceptors=[RefusingInterceptor()])
     # Both before the folder is touched: a director that was started by mistake must not go on with experiments.
     address = bind(server, settings, credentials)
@@ -54,7 +55,7 @@ async def serve(settings: DirectorSettings, credentials: Credentials | None) -> 
         await server.start()
         how = "with TLS" if credentials else "without TLS: anybody may connect"
         logger.info("director listens on %s %s", address, how)
-        await interrupted()
+        await stopped.wait()
         logger.info("director stops")
         await server.stop(grace=1)
 
@@ -72,12 +73,12 @@ def bind(server: aio.Server, settings: DirectorSettings, credentials: Credential
     return address
 
 
-async def interrupted() -> None:
-    """Wait for SIGINT or SIGTERM."""
+def interruption() -> asyncio.Event:
+    """Is set by SIGINT or SIGTERM."""
     stopped = asyncio.Event()
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(signal_number, stopped.set)
-    await stopped.wait()
+    return stopped
 
 
 def server_credentials(credentials: Credentials) -> grpc.ServerCredentials:

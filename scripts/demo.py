@@ -207,9 +207,10 @@ WORKLOADS = {
         {
             "EVALUATOR": EVALUATOR,
             "MODEL": SMALL_SUDORMRF,
-            "AUDIO_SECONDS": 1.0,
+            "AUDIO_SECONDS": 2.0,
             "ROUNDS": 40,
-            "LOCAL_EPOCHS": 3.0,
+            "BATCH_SIZE": 2,
+            "LEARNING_RATE": 2e-3,
         },
         ("si_sdri", "SI-SDR improvement in dB on speakers that no envoy has, with one noise"),
     ),
