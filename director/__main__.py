@@ -19,10 +19,32 @@ from director.interceptor import RefusingInterceptor
 from director.runs_lock import sole_director
 from director.service import AggregatorService, DirectorService, RoundsService
 from federation.certificates import CertificateError, Credentials, load_credentials
+from federation.process import prepare_process
 from federation.settings import Settings, SettingsError, load_settings
-from federation.wire import CHANNEL_OPTIONS
+from federation.tensors import MAX_HEADER_BYTES
+from federation.wire import CHANNEL_OPTIONS, MAX_REQUEST_BYTES
 
 logger = logging.getLogger("director")
+
+# The largest message that anybody sends here is the header of a model; OpenFL's envoys send pieces of two megabytes.
+MAX_RECEIVED_BYTES = MAX_HEADER_BYTES + MAX_REQUEST_BYTES
+# Somebody who connects and says nothing is sent away. TLS takes a few round trips.
+HANDSHAKE_SECONDS = 2.5
+# A notebook or a worker has a handful of calls open at a time. Further ones wait with their sender.
+MAX_CALLS_PER_CONNECTION = 32
+# The part of the files a process may open that connections may be, so that experiments can write what they must.
+CONNECTIONS_SHARE = 0.75
+
+
+def server_options(max_files: int) -> list[tuple[str, int]]:
+    """Options of a server whose process may open `max_files`."""
+    return [
+        *(option for option in CHANNEL_OPTIONS if option[0] != "grpc.max_receive_message_length"),
+        ("grpc.max_receive_message_length", MAX_RECEIVED_BYTES),
+        ("grpc.max_concurrent_streams", MAX_CALLS_PER_CONNECTION),
+        ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_SECONDS * 1000)),
+        ("grpc.max_allowed_incoming_connections", int(max_files * CONNECTIONS_SHARE)),
+    ]
 
 
 class DirectorSettings(Settings):
@@ -39,10 +61,10 @@ class DirectorFile(Settings):
     settings: DirectorSettings
 
 
-async def serve(settings: DirectorSettings, credentials: Credentials | None) -> None:
+async def serve(settings: DirectorSettings, credentials: Credentials | None, max_files: int) -> None:
     """Serve until SIGINT or SIGTERM. Raises OSError if the port or the folder of experiments cannot be had."""
     stopped = interruption()
-    server = aio.server(options=CHANNEL_OPTIONS, interceptors=[RefusingInterceptor()])
+    server = aio.server(options=server_options(max_files), interceptors=[RefusingInterceptor()])
     # Both before the folder is touched: a director that was started by mistake must not go on with experiments.
     address = bind(server, settings, credentials)
     with sole_director(settings.runs):
@@ -95,10 +117,11 @@ def main() -> int:
     parser.add_argument("--disable-tls", action="store_true", help="no encryption, and anybody may connect")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    max_files = prepare_process()
     try:
         settings = load_settings(arguments.config, DirectorFile).settings
         credentials = None if arguments.disable_tls else load_credentials(settings.certificates, "director")
-        asyncio.run(serve(settings, credentials))
+        asyncio.run(serve(settings, credentials, max_files))
     except (SettingsError, CertificateError, OSError) as error:
         print(f"director: {error}", file=sys.stderr)
     else:

@@ -118,6 +118,8 @@ class Director:
             entry.attending, entry.last_seen = False, 0.0
             if self.envoys.get(name) is entry:
                 logger.warning("envoy '%s' is gone", name)
+                # Those that wait for it keep nobody from the others any more.
+                self.assign()
 
     def heard_from(self, name: str) -> None:
         """Raises EnvoyRefusedError for an envoy that has to register (again)."""
@@ -165,8 +167,9 @@ class Director:
     def assign(self) -> None:
         """Start pending experiments whose envoys are all here and free, in the order of submission.
 
-        An experiment that has to wait keeps its envoys: a later one must not overtake it on them. Free envoys then join
-        the running experiments that take whoever comes.
+        An experiment whose envoys are all here, some at work, keeps the others: a later one must not overtake it on
+        them. One that waits for an envoy that is gone keeps nobody. Free envoys then join the running experiments that
+        take whoever comes.
         """
         busy = set()
         for name, entry in self.envoys.items():
@@ -177,7 +180,9 @@ class Director:
         for experiment in list(self.experiments.values()):
             if experiment.state.status is Status.PENDING:
                 members = experiment.state.members
-                if not busy.intersection(members) and all(self.is_online(name) for name in members):
+                if not all(self.is_online(name) for name in members):
+                    continue
+                if not busy.intersection(members):
                     for name in members:
                         self.envoys[name].experiment = experiment
                     self._run(experiment)

@@ -19,7 +19,6 @@ import os
 import shutil
 import time
 import uuid
-import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from director.fold import check_finite
-from federation.archive import ArchiveError, check_archive, extract_file
+from federation.archive import ArchiveError, check_archive, extract_file, open_archive
 from federation.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL, ExperimentPlan
 from federation.rounds import Progress, UpdateRefusedError
 from federation.tensors import Header, TensorFile, TensorFormatError
@@ -289,7 +288,7 @@ def _extract(submission: Path, folder: Path) -> ExperimentPlan:
     """Take a submitted zip file apart into `folder`. Raises SubmissionError."""
     model = folder / "models" / "0.safetensors"
     try:
-        with zipfile.ZipFile(submission) as zipped:
+        with open_archive(submission) as zipped:
             extract_file(zipped, EXPERIMENT_PLAN, folder / EXPERIMENT_PLAN, MAX_PLAN_BYTES)
             extract_file(zipped, ARCHIVE, folder / ARCHIVE, MAX_ARCHIVE_BYTES)
             # Notebooks do not compress it: one larger than all that came would only fill the disk.
@@ -299,7 +298,7 @@ def _extract(submission: Path, folder: Path) -> ExperimentPlan:
         _check_model(model)
     except ValidationError as error:
         raise SubmissionError(describe_faults(error)) from None
-    except (zipfile.BadZipFile, ArchiveError) as error:
+    except ArchiveError as error:
         raise SubmissionError(f"not an experiment of this project's notebooks: {error}") from None
     return plan
 

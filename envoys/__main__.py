@@ -11,6 +11,7 @@ from envoys.envoy import ConnectionRefusedByDirectorError, Envoy
 from envoys.settings import EnvoyFile, build_shard_descriptor
 from federation.certificates import CertificateError
 from federation.plan import NAME
+from federation.process import prepare_process
 from federation.settings import SettingsError, load_settings
 
 
@@ -28,6 +29,7 @@ def main() -> int:
     parser.add_argument("--disable-tls", action="store_true", help="no encryption, and no proof of who is who")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    prepare_process()
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, stop)
     config = arguments.config.resolve()

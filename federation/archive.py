@@ -1,16 +1,22 @@
 """The zip archives that an experiment travels in: checked before anything is unpacked."""
 
 import errno
+import io
 import lzma
 import os
 import shutil
 import stat
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 MAX_UNPACKED_BYTES = 1 << 30
 MAX_FILES = 10_000
+# The list of files at the end of an archive has 46 bytes for each, and its name.
+MAX_LIST_BYTES = MAX_FILES * 1024
+LIST_ENTRY = b"PK\x01\x02"
 # What zipfile raises for archives that are damaged, encrypted, or compressed in a way it does not know.
 UNREADABLE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError)
 
@@ -19,18 +25,43 @@ class ArchiveError(ValueError):
     """An archive that must not be unpacked."""
 
 
+class _BoundedList(io.FileIO):
+    """A file whose list of zip entries is bounded before zipfile makes objects of it: it reads the list at once."""
+
+    is_open = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.is_open:
+            return super().read(size)
+        if size is not None and size > MAX_LIST_BYTES:
+            raise ArchiveError(f"the archive's list of files has {size} bytes, more than {MAX_LIST_BYTES}")
+        data = super().read(size)
+        count = data.count(LIST_ENTRY)
+        if count > MAX_FILES:
+            raise ArchiveError(f"the archive has {count} files, more than {MAX_FILES}")
+        return data
+
+
+@contextmanager
+def open_archive(archive: Path) -> Iterator[zipfile.ZipFile]:
+    """A zip archive to read. Raises ArchiveError if it is none, or has more than MAX_FILES files."""
+    with _BoundedList(archive) as file:
+        try:
+            zipped = zipfile.ZipFile(file)
+        except zipfile.BadZipFile as error:
+            raise ArchiveError(f"{archive.name} is no zip archive: {error}") from error
+        file.is_open = True
+        with zipped:
+            yield zipped
+
+
 def check_archive(archive: Path) -> None:
     """Raises ArchiveError, naming the entry, for one that leads out of its folder, is a link or unpacks to too much."""
-    try:
-        with zipfile.ZipFile(archive) as zipped:
-            _check_entries(zipped.infolist())
-    except zipfile.BadZipFile as error:
-        raise ArchiveError(f"{archive.name} is no zip archive: {error}") from error
+    with open_archive(archive) as zipped:
+        _check_entries(zipped.infolist())
 
 
 def _check_entries(entries: list[zipfile.ZipInfo]) -> None:
-    if len(entries) > MAX_FILES:
-        raise ArchiveError(f"the archive has {len(entries)} files, more than {MAX_FILES}")
     for entry in entries:
         path = PurePosixPath(entry.filename.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or ":" in entry.filename:
@@ -47,7 +78,7 @@ def unpack_archive(archive: Path, folder: Path) -> None:
     """Unpack into `folder`. Raises ArchiveError, also for an entry that is larger than it says."""
     check_archive(archive)
     try:
-        with zipfile.ZipFile(archive) as zipped:
+        with open_archive(archive) as zipped:
             # zipfile stops reading an entry at the size it declares, and checks its checksum.
             zipped.extractall(folder)
     except (*UNREADABLE, OSError) as error:

@@ -292,6 +292,25 @@ def test_a_pending_experiment_waits_for_an_envoy_that_went_away(play):
     play(story)
 
 
+@pytest.mark.parametrize("gone", ["before", "after"])
+def test_one_that_waits_for_an_envoy_that_is_gone_lets_others_pass(play, gone):
+    async def story(director: Director) -> None:
+        await register(director, "ab")
+        async with attending(director, "b"):
+            await is_running(await submit(director, "first", envoys=["b"]))
+            waiting = await submit(director, "waiting", envoys=["a", "b"])
+            if gone == "after":
+                later = await submit(director, "later", envoys=["a"])
+                await asyncio.sleep(0.02)
+                assert later.state.status is Status.PENDING
+        if gone == "before":
+            later = await submit(director, "later", envoys=["a"])
+        await is_running(later)
+        assert waiting.state.status is Status.PENDING
+
+    play(story)
+
+
 def test_a_late_envoy_joins_an_experiment_of_its_corpus_from_the_next_round(play):
     async def story(director: Director) -> None:
         await register(director, "abx")

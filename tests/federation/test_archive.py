@@ -11,6 +11,7 @@ from federation.archive import (
     ArchiveError,
     check_archive,
     extract_file,
+    open_archive,
     unpack_archive,
 )
 
@@ -69,6 +70,10 @@ BAD_ARCHIVES: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda path: write_claiming(path, *[MAX_UNPACKED_BYTES // 2] * 3),
         "unpacks to 1610612736 bytes",
     ),
+    "more names than a list of files may have": (
+        lambda path: write_archive(path, *[named(f"{index:0>5}" + "n" * 1500) for index in range(8000)], content=b""),
+        "the archive's list of files has [0-9]+ bytes, more than 10240000",
+    ),
     "too many files": (
         lambda path: write_archive(path, *[named(f"{index}") for index in range(MAX_FILES + 1)], content=b""),
         f"has {MAX_FILES + 1} files, more than {MAX_FILES}",
@@ -87,6 +92,14 @@ def test_a_bad_archive_is_refused_before_anything_is_unpacked(tmp_path, fault):
         unpack_archive(archive, tmp_path / "target")
     assert list((tmp_path / "target").iterdir()) == []
     assert {path.name for path in tmp_path.iterdir()} == {"workspace.zip", "target"}
+
+
+@pytest.mark.parametrize("fault", ["too many files", "more names than a list of files may have"])
+def test_a_long_list_of_files_is_refused_before_it_is_read(tmp_path, monkeypatch, fault):
+    archive = BAD_ARCHIVES[fault][0](tmp_path / "workspace.zip")
+    monkeypatch.setattr(zipfile, "ZipInfo", None)  # of which zipfile makes one for each file
+    with pytest.raises(ArchiveError, match=BAD_ARCHIVES[fault][1]), open_archive(archive):
+        pass
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04" + b"\0" * 100])
