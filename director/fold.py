@@ -186,7 +186,7 @@ class _Folding:
             if self.moments:
                 slots[slot] = self.moments.read(f"{slot}.{run.name}", first, first + len(current))
             else:
-                slots[slot] = np.full(len(current), optimizer.initial_value, np.float32)
+                slots[slot] = np.full(len(current), optimizer.initial_value(slot), np.float32)
         values, slots = optimizer.step(current, combined, slots, self.aggregations)
         for slot, moment in slots.items():
             state.write(f"{slot}.{run.name}", first, moment)

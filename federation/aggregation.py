@@ -160,20 +160,17 @@ Rule = Annotated[Mean | Median | TrimmedMean | GeometricMedian, Field(discrimina
 
 
 class _ServerOptimizer(_Part):
-    """OpenFL's optimizers as those of Reddi et al. 2020, arXiv 2003.00295, algorithm 2.
+    """Steps from the global model towards what the rule made of the updates.
 
-    `learning_rate` is the paper's server learning rate, `epsilon` its tau. What is kept from round to round is named by
-    `slots`: arrays of the model's shapes, filled with `initial_value` before the first round.
+    What is kept from round to round is named by `slots`: float32 arrays of the model's shapes.
     """
 
-    openfl_class: ClassVar[type[NumPyAdam] | type[NumPyAdagrad]]
     slots: ClassVar[tuple[str, ...]]
     learning_rate: float = Field(default=0.01, gt=0)
-    initial_accumulator_value: float = Field(default=0.0, ge=0)
 
-    @property
-    def initial_value(self) -> float:
-        return self.initial_accumulator_value
+    def initial_value(self, slot: str) -> float:
+        """What fills the arrays of `slot` before the first round."""
+        raise NotImplementedError
 
     def step(
         self, current: np.ndarray, combined: np.ndarray, state: dict[str, np.ndarray], steps_before: int
@@ -183,6 +180,92 @@ class _ServerOptimizer(_Part):
         `state` holds an array of that length for each slot, `steps_before` counts the rounds it has seen. Returns the
         next values in float64 and the next state in float32; the arguments stay as they are.
         """
+        raise NotImplementedError
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _AdaptiveOptimizer(_ServerOptimizer):
+    """An optimizer of Reddi et al. 2020, arXiv 2003.00295, algorithm 2. With d = combined - current:
+
+        m = beta1 * m + (1 - beta1) * d
+        v = what the optimizer makes of v and d^2
+        next = current + learning_rate * m / (sqrt(v) + epsilon)
+
+    m starts at 0 and v at epsilon^2; nothing corrects the bias of either. `epsilon` is the paper's tau. The defaults of
+    epsilon and betas are those of its experiments (appendix D.2).
+    """
+
+    epsilon: float = Field(default=1e-3, gt=0)
+
+    def initial_value(self, slot: str) -> float:
+        return self.epsilon**2 if slot == "second_moment" else 0.0
+
+    def step(
+        self, current: np.ndarray, combined: np.ndarray, state: dict[str, np.ndarray], steps_before: int
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        change = np.subtract(combined, current, dtype=np.float64)
+        moments = self.next_moments({slot: state[slot].astype(np.float64) for slot in self.slots}, change)
+        first, second = moments.get("first_moment", change), moments["second_moment"]
+        values = current + self.learning_rate * first / (np.sqrt(second) + self.epsilon)
+        return values, {slot: moments[slot].astype(np.float32) for slot in self.slots}
+
+    def next_moments(self, moments: dict[str, np.ndarray], change: np.ndarray) -> dict[str, np.ndarray]:
+        raise NotImplementedError
+
+
+class FedAdam(_AdaptiveOptimizer):
+    """v = beta2 * v + (1 - beta2) * d^2."""
+
+    slots = ("first_moment", "second_moment")
+    optimizer: Literal["adam"] = "adam"
+    betas: tuple[Beta, Beta] = (0.9, 0.99)
+
+    def next_moments(self, moments: dict[str, np.ndarray], change: np.ndarray) -> dict[str, np.ndarray]:
+        first = _decayed(moments["first_moment"], change, self.betas[0])
+        return {"first_moment": first, "second_moment": _decayed(moments["second_moment"], change**2, self.betas[1])}
+
+
+class FedYogi(_AdaptiveOptimizer):
+    """v = v - (1 - beta2) * d^2 * sign(v - d^2)."""
+
+    slots = ("first_moment", "second_moment")
+    optimizer: Literal["yogi"] = "yogi"
+    betas: tuple[Beta, Beta] = (0.9, 0.99)
+
+    def next_moments(self, moments: dict[str, np.ndarray], change: np.ndarray) -> dict[str, np.ndarray]:
+        first = _decayed(moments["first_moment"], change, self.betas[0])
+        before, square = moments["second_moment"], change**2
+        second = before - (1 - self.betas[1]) * square * np.sign(before - square)
+        return {"first_moment": first, "second_moment": second}
+
+
+class FedAdagrad(_AdaptiveOptimizer):
+    """v = v + d^2, and m = d: beta1 is 0, as in the paper's experiments."""
+
+    slots = ("second_moment",)
+    optimizer: Literal["adagrad"] = "adagrad"
+
+    def next_moments(self, moments: dict[str, np.ndarray], change: np.ndarray) -> dict[str, np.ndarray]:
+        return {"second_moment": moments["second_moment"] + change**2}
+
+
+class _OpenFLOptimizer(_ServerOptimizer):
+    """One of OpenFL's optimizers, with OpenFL's constants: for runs that are to be compared with OpenFL's.
+
+    Every slot starts at `initial_accumulator_value`.
+    """
+
+    openfl_class: ClassVar[type[NumPyAdam] | type[NumPyAdagrad]]
+    initial_accumulator_value: float = Field(default=0.0, ge=0)
+
+    def initial_value(self, slot: str) -> float:
+        return self.initial_accumulator_value
+
+    def step(
+        self, current: np.ndarray, combined: np.ndarray, state: dict[str, np.ndarray], steps_before: int
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         name = "slice"
         values = current.astype(np.float64)  # a copy, as OpenFL steps in place
         optimizer = self.openfl_class(params={name: values}, **self.model_dump(exclude={"optimizer"}))
@@ -193,44 +276,42 @@ class _ServerOptimizer(_Part):
         return values, {slot: getattr(optimizer, f"grads_{slot}")[name].astype(np.float32) for slot in self.slots}
 
 
-Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-class FedAdam(_ServerOptimizer):
-    """Unlike the paper's, OpenFL's Adam corrects the bias of both moments, and fills both with the initial value."""
+class OpenFLAdam(_OpenFLOptimizer):
+    """Unlike FedAdam, corrects the bias of both moments."""
 
     openfl_class = NumPyAdam
     slots = ("first_moment", "second_moment")
-    optimizer: Literal["adam"] = "adam"
+    optimizer: Literal["openfl_adam"] = "openfl_adam"
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     epsilon: float = Field(default=1e-8, gt=0)
 
 
-class FedYogi(_ServerOptimizer):
-    """OpenFL's Yogi is its Adam (see there) with another second moment v, which is also not quite the paper's.
+class OpenFLYogi(_OpenFLOptimizer):
+    """OpenFLAdam with another second moment: v = beta2 * v + (1 - beta2) * sign(d^2 - v) * d^2.
 
-    With d the step of the round's mean: OpenFL keeps beta2 * v + (1 - beta2) * sign(d^2 - v) * d^2, the paper
-    v + (1 - beta2) * sign(d^2 - v) * d^2. OpenFL's can fall below 0 where beta2 is below 0.5, so that is refused.
+    It can fall below 0 where beta2 is below 0.5, so that is refused.
     """
 
     openfl_class = NumPyYogi
     slots = ("first_moment", "second_moment")
-    optimizer: Literal["yogi"] = "yogi"
+    optimizer: Literal["openfl_yogi"] = "openfl_yogi"
     betas: tuple[Beta, Annotated[float, Field(ge=0.5, lt=1)]] = (0.9, 0.999)
     epsilon: float = Field(default=1e-8, gt=0)
 
 
-class FedAdagrad(_ServerOptimizer):
-    """The paper's with beta1 = 0: OpenFL's Adagrad has no first moment."""
+class OpenFLAdagrad(_OpenFLOptimizer):
+    """FedAdagrad without a first moment, and with a v that starts at `initial_accumulator_value`."""
 
     openfl_class = NumPyAdagrad
     slots = ("squared",)
-    optimizer: Literal["adagrad"] = "adagrad"
+    optimizer: Literal["openfl_adagrad"] = "openfl_adagrad"
     initial_accumulator_value: float = Field(default=0.1, ge=0)
     epsilon: float = Field(default=1e-10, gt=0)
 
 
-ServerOptimizer = Annotated[FedAdam | FedYogi | FedAdagrad, Field(discriminator="optimizer")]
+ServerOptimizer = Annotated[
+    FedAdam | FedYogi | FedAdagrad | OpenFLAdam | OpenFLYogi | OpenFLAdagrad, Field(discriminator="optimizer")
+]
 
 
 class Aggregation(_Part):
@@ -275,6 +356,10 @@ def is_finite(values: np.ndarray) -> bool:
 def are_finite(tensors: Tensors) -> bool:
     """Whether all floating ones hold nothing but numbers, whatever their shapes."""
     return all(is_finite(tensor.reshape(-1)) for tensor in tensors.values() if tensor.dtype.kind == "f")
+
+
+def _decayed(average: np.ndarray, value: np.ndarray, beta: float) -> np.ndarray:
+    return beta * average + (1 - beta) * value
 
 
 def _sum_of(weights: Sequence[float]) -> float:

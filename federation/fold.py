@@ -79,7 +79,7 @@ class Fold:
             return combined
         state = {}
         for slot in optimizer.slots:
-            initial = np.full(len(current), optimizer.initial_value, np.float32)
+            initial = np.full(len(current), optimizer.initial_value(slot), np.float32)
             state[slot] = self.moments.get(f"{slot}.{name}", initial)
         values, state = optimizer.step(current, combined, state, self.aggregations)
         self.moments |= {f"{slot}.{name}": moment for slot, moment in state.items()}

@@ -159,11 +159,12 @@ def test_fedadam_takes_three_steps_through_its_state_files(tmp_path, monkeypatch
     names = ["weight", "bias"]
     model = make_tensors(0)
     expected = {name: model[name].astype(float) for name in names}
-    first, second = ({name: np.zeros(SHAPES[name]) for name in names} for _ in range(2))
+    first = {name: np.zeros(SHAPES[name]) for name in names}
+    second = {name: np.full(SHAPES[name], epsilon**2) for name in names}
     state = None
     for step in range(3):
         updates = [make_tensors(10 * step + seed) for seed in (1, 2, 3)]
-        gradients = {name: expected[name] - weighted_mean(model, updates, name) for name in names}
+        changes = {name: weighted_mean(model, updates, name) - expected[name] for name in names}
         running_mean = weighted_mean(model, updates, "running_mean")
         current, contributions = write_all(tmp_path, model, updates)
         target, target_state = tmp_path / f"{step}", tmp_path / f"{step}.state"
@@ -171,12 +172,9 @@ def test_fedadam_takes_three_steps_through_its_state_files(tmp_path, monkeypatch
         fold(current, contributions, aggregation, step, ["running_mean"], state, target, target_state, {})
         model, state = load(target), target_state
         for name in names:
-            first[name] = beta1 * first[name] + (1 - beta1) * gradients[name]
-            second[name] = beta2 * second[name] + (1 - beta2) * gradients[name] ** 2
-            unbiased = second[name] / (1 - beta2 ** (step + 1))
-            expected[name] = expected[name] - rate * first[name] / (1 - beta1 ** (step + 1)) / (
-                np.sqrt(unbiased) + epsilon
-            )
+            first[name] = beta1 * first[name] + (1 - beta1) * changes[name]
+            second[name] = beta2 * second[name] + (1 - beta2) * changes[name] ** 2
+            expected[name] = expected[name] + rate * first[name] / (np.sqrt(second[name]) + epsilon)
             # Models and moments are kept in float32.
             np.testing.assert_allclose(model[name], expected[name], rtol=1e-4, atol=1e-5)
         np.testing.assert_array_equal(model["running_mean"], running_mean)

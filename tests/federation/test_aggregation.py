@@ -14,6 +14,9 @@ from federation.aggregation import (
     GeometricMedian,
     Mean,
     Median,
+    OpenFLAdagrad,
+    OpenFLAdam,
+    OpenFLYogi,
     Rule,
     TrimmedMean,
     clipped,
@@ -28,7 +31,14 @@ RULES = {
 }
 ELEMENTWISE = [name for name, rule in RULES.items() if not rule.whole_tensors]
 ROBUST = ["median", "trimmed mean", "geometric median"]
-OPTIMIZERS = {"adam": FedAdam(), "yogi": FedYogi(), "adagrad": FedAdagrad()}
+OPTIMIZERS = {
+    "adam": FedAdam(),
+    "yogi": FedYogi(),
+    "adagrad": FedAdagrad(),
+    "openfl_adam": OpenFLAdam(),
+    "openfl_yogi": OpenFLYogi(),
+    "openfl_adagrad": OpenFLAdagrad(),
+}
 
 
 def make_updates(n: int, size: int = 50, seed: int = 0) -> tuple[list[np.ndarray], list[float]]:
@@ -227,43 +237,118 @@ def test_updates_and_weights_that_differ_in_number_are_an_error(rule):
             combine(rule, updates, [0, 0, 0])
 
 
-def adam_step(values, gradient, kept, t):
-    kept["m"] = 0.9 * kept["m"] + 0.1 * gradient
-    kept["v"] = 0.999 * kept["v"] + 0.001 * gradient**2
-    return values - 0.05 * (kept["m"] / (1 - 0.9**t)) / (np.sqrt(kept["v"] / (1 - 0.999**t)) + 1e-3)
-
-
-def yogi_step(values, gradient, kept, t):
-    kept["m"] = 0.9 * kept["m"] + 0.1 * gradient
-    kept["v"] = 0.999 * kept["v"] + 0.001 * np.sign(gradient**2 - kept["v"]) * gradient**2
-    return values - 0.05 * (kept["m"] / (1 - 0.9**t)) / (np.sqrt(kept["v"] / (1 - 0.999**t)) + 1e-3)
-
-
-def adagrad_step(values, gradient, kept, t):
-    kept["v"] = kept["v"] + gradient**2
-    return values - 0.05 * gradient / (np.sqrt(kept["v"]) + 1e-3)
+# What the rule made of the updates in two rounds of four parameters that start at 1. The last two move much in one round
+# and hardly in the other, so that Yogi's second moment grows and shrinks.
+FIRST_ROUND, SECOND_ROUND = [1.5, 0.8, 1.0001, 1.5], [1.0, 1.3, 1.4, 1.101]
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "plain_step", "initial"),
+    ("optimizer", "after_first", "after_second"),
     [
-        (FedAdam(learning_rate=0.05, epsilon=1e-3), adam_step, 0.0),
-        (FedAdam(learning_rate=0.05, epsilon=1e-3, initial_accumulator_value=0.5), adam_step, 0.5),
-        (FedYogi(learning_rate=0.05, epsilon=1e-3), yogi_step, 0.0),
-        (FedYogi(learning_rate=0.05, epsilon=1e-3, initial_accumulator_value=0.5), yogi_step, 0.5),
-        (FedAdagrad(learning_rate=0.05, epsilon=1e-3), adagrad_step, 0.1),
+        (
+            FedAdam,
+            [1.098020190, 0.904873948, 1.000501244, 1.098020190],
+            [1.166081016, 0.952413676, 1.098051992, 1.187259512],
+        ),
+        (
+            FedYogi,
+            [1.098019998, 0.904875078, 1.000500013, 1.098019998],
+            [1.165758552, 0.952367017, 1.098050181, 1.186823741],
+        ),
+        (
+            FedAdagrad,
+            [1.099800200, 0.900498750, 1.004987562, 1.099800200],
+            [1.080264621, 0.989719205, 1.104734723, 1.100039680],
+        ),
+        (
+            OpenFLAdam,
+            [1.099999998, 0.900000005, 1.099990001, 1.099999998],
+            [1.151102605, 0.936610356, 1.174425999, 1.167154589],
+        ),
+        (
+            OpenFLYogi,
+            [1.099999998, 0.900000005, 1.099990001, 1.099999998],
+            [1.151102605, 0.936610356, 1.174425999, 1.167154858],
+        ),
+        (
+            OpenFLAdagrad,
+            [1.084515425, 0.946547752, 1.000031623, 1.084515425],
+            [1.070373290, 1.015217652, 1.078475690, 1.087300746],
+        ),
+    ],
+    ids=OPTIMIZERS,
+)
+def test_the_defaults_take_two_steps_to_numbers_that_were_worked_out_apart(optimizer, after_first, after_second):
+    """Worked out in float64, one parameter at a time, from the formulas of the paper's algorithm 2 and of OpenFL.
+
+    The paper's: beta1 0.9 (Adagrad 0), beta2 0.99, tau 1e-3, m = 0 and v = tau^2 before the first round.
+    """
+    optimizer = optimizer(learning_rate=0.1)
+    current = np.ones(4)
+    state = {slot: np.full(4, optimizer.initial_value(slot), np.float32) for slot in optimizer.slots}
+    for round_number, (combined, expected) in enumerate([(FIRST_ROUND, after_first), (SECOND_ROUND, after_second)]):
+        current, state = optimizer.step(current, np.array(combined), state, round_number)
+        # The state is kept in float32.
+        np.testing.assert_allclose(current, expected, rtol=0, atol=2e-8)
+
+
+def paper_adam(values, change, kept, _):
+    kept["m"] = 0.8 * kept["m"] + 0.2 * change
+    kept["v"] = 0.95 * kept["v"] + 0.05 * change**2
+    return values + 0.05 * kept["m"] / (np.sqrt(kept["v"]) + 1e-2)
+
+
+def paper_yogi(values, change, kept, _):
+    kept["m"] = 0.8 * kept["m"] + 0.2 * change
+    kept["v"] = kept["v"] - 0.05 * change**2 * np.sign(kept["v"] - change**2)
+    return values + 0.05 * kept["m"] / (np.sqrt(kept["v"]) + 1e-2)
+
+
+def paper_adagrad(values, change, kept, _):
+    kept["v"] = kept["v"] + change**2
+    return values + 0.05 * change / (np.sqrt(kept["v"]) + 1e-2)
+
+
+def openfl_adam(values, change, kept, t):
+    kept["m"] = 0.9 * kept["m"] - 0.1 * change
+    kept["v"] = 0.999 * kept["v"] + 0.001 * change**2
+    return values - 0.05 * (kept["m"] / (1 - 0.9**t)) / (np.sqrt(kept["v"] / (1 - 0.999**t)) + 1e-3)
+
+
+def openfl_yogi(values, change, kept, t):
+    kept["m"] = 0.9 * kept["m"] - 0.1 * change
+    kept["v"] = 0.999 * kept["v"] + 0.001 * np.sign(change**2 - kept["v"]) * change**2
+    return values - 0.05 * (kept["m"] / (1 - 0.9**t)) / (np.sqrt(kept["v"] / (1 - 0.999**t)) + 1e-3)
+
+
+def openfl_adagrad(values, change, kept, _):
+    kept["v"] = kept["v"] + change**2
+    return values + 0.05 * change / (np.sqrt(kept["v"]) + 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "plain_step", "first", "second"),
+    [
+        (FedAdam(learning_rate=0.05, betas=(0.8, 0.95), epsilon=1e-2), paper_adam, 0, 1e-4),
+        (FedYogi(learning_rate=0.05, betas=(0.8, 0.95), epsilon=1e-2), paper_yogi, 0, 1e-4),
+        (FedAdagrad(learning_rate=0.05, epsilon=1e-2), paper_adagrad, 0, 1e-4),
+        (OpenFLAdam(learning_rate=0.05, epsilon=1e-3), openfl_adam, 0, 0),
+        (OpenFLAdam(learning_rate=0.05, epsilon=1e-3, initial_accumulator_value=0.5), openfl_adam, 0.5, 0.5),
+        (OpenFLYogi(learning_rate=0.05, epsilon=1e-3), openfl_yogi, 0, 0),
+        (OpenFLYogi(learning_rate=0.05, epsilon=1e-3, initial_accumulator_value=0.5), openfl_yogi, 0.5, 0.5),
+        (OpenFLAdagrad(learning_rate=0.05, epsilon=1e-3), openfl_adagrad, 0, 0.1),
     ],
 )
-def test_an_optimizer_steps_as_its_formula_says_over_several_rounds(optimizer, plain_step, initial):
+def test_an_optimizer_steps_as_its_formula_says_over_several_rounds(optimizer, plain_step, first, second):
     generator = np.random.default_rng(0)
     current = expected = generator.normal(size=20)
-    state = {slot: np.full(20, optimizer.initial_value, np.float32) for slot in optimizer.slots}
-    kept = {"m": np.full(20, initial), "v": np.full(20, initial)}
+    state = {slot: np.full(20, optimizer.initial_value(slot), np.float32) for slot in optimizer.slots}
+    kept = {"m": np.full(20, first), "v": np.full(20, second)}
     for round_number in range(5):
         updates = [current + generator.normal(size=20) for _ in range(3)]
         combined = Mean().combine(updates, [1, 5, 2], current)
         mean_update = np.average(updates, axis=0, weights=[1, 5, 2])
-        expected = plain_step(expected, expected - mean_update, kept, round_number + 1)
+        expected = plain_step(expected, mean_update - expected, kept, round_number + 1)
         current, state = optimizer.step(current, combined, state, round_number)
         # The state is kept in float32, the formula's in float64.
         np.testing.assert_allclose(current, expected, rtol=1e-5, atol=1e-6)
@@ -293,7 +378,7 @@ def test_an_optimizer_steps_a_slice_as_it_does_the_whole_and_leaves_its_argument
 def test_an_optimizer_brings_the_model_to_where_the_updates_point(name):
     optimizer = OPTIMIZERS[name].model_copy(update={"learning_rate": 0.5})
     current, goal = np.zeros(4), np.array([1.0, -2.0, 3.0, -4.0])
-    state = {slot: np.full(4, optimizer.initial_value, np.float32) for slot in optimizer.slots}
+    state = {slot: np.full(4, optimizer.initial_value(slot), np.float32) for slot in optimizer.slots}
     for round_number in range(300):
         current, state = optimizer.step(current, goal, state, round_number)
     np.testing.assert_allclose(current, goal, atol=0.1)
@@ -334,12 +419,12 @@ def test_without_a_word_it_is_federated_averaging():
         ({"clip_norm": 0}, "clip_norm\n.*greater than 0"),
         ({"clip_norm": float("inf")}, "clip_norm\n.*finite"),
         ({"clip": 1}, "clip\n.*not permitted"),
-        ({"server_optimizer": {"optimizer": "sgd"}}, "'sgd'.*'adam', 'yogi', 'adagrad'"),
+        ({"server_optimizer": {"optimizer": "sgd"}}, "'sgd'.*'adam', 'yogi', 'adagrad', 'openfl_adam', .*"),
         ({"server_optimizer": {"optimizer": "adam", "learning_rate": 0}}, "learning_rate\n.*greater than 0"),
         ({"server_optimizer": {"optimizer": "adam", "betas": [0.9, 1]}}, "betas.1\n.*less than 1"),
-        ({"server_optimizer": {"optimizer": "yogi", "betas": [0.9, 0.4]}}, "betas.1\n.*equal to 0.5"),
+        ({"server_optimizer": {"optimizer": "openfl_yogi", "betas": [0.9, 0.4]}}, "betas.1\n.*equal to 0.5"),
         ({"server_optimizer": {"optimizer": "adagrad", "epsilon": 0}}, "epsilon\n.*greater than 0"),
-        ({"server_optimizer": {"optimizer": "adagrad", "initial_accumulator_value": -1}}, "equal to 0"),
+        ({"server_optimizer": {"optimizer": "openfl_adagrad", "initial_accumulator_value": -1}}, "equal to 0"),
         ({"server_optimizer": {"optimizer": "adagrad", "betas": [0.9, 0.9]}}, "betas\n.*not permitted"),
     ],
 )

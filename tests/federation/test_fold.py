@@ -13,6 +13,9 @@ from federation.aggregation import (
     GeometricMedian,
     Mean,
     Median,
+    OpenFLAdagrad,
+    OpenFLAdam,
+    OpenFLYogi,
     TrimmedMean,
 )
 from federation.fold import Fold
@@ -97,8 +100,11 @@ AGGREGATIONS = {
     "trimmed mean": Aggregation(rule=TrimmedMean(share=0.3)),
     "geometric median": Aggregation(rule=GeometricMedian()),
     "adam": Aggregation(server_optimizer=FedAdam(learning_rate=0.1)),
-    "yogi": Aggregation(server_optimizer=FedYogi(learning_rate=0.1, initial_accumulator_value=0.01)),
+    "yogi": Aggregation(server_optimizer=FedYogi(learning_rate=0.1)),
     "adagrad": Aggregation(server_optimizer=FedAdagrad(learning_rate=0.1)),
+    "openfl_adam": Aggregation(server_optimizer=OpenFLAdam(learning_rate=0.1)),
+    "openfl_yogi": Aggregation(server_optimizer=OpenFLYogi(learning_rate=0.1, initial_accumulator_value=0.01)),
+    "openfl_adagrad": Aggregation(server_optimizer=OpenFLAdagrad(learning_rate=0.1)),
     "median and adam": Aggregation(rule=Median(), server_optimizer=FedAdam()),
 }
 
@@ -115,8 +121,8 @@ def test_three_rounds_in_memory_are_those_of_the_director_to_the_bit(tmp_path, n
         assert found.moments[slot].tobytes() == moment.tobytes(), slot
 
 
-# The initial value of Yogi here is that of its first moment too: it moves by itself.
-@pytest.mark.parametrize("name", [name for name in AGGREGATIONS if name != "yogi"])
+# The initial value of OpenFL's Yogi here is that of its first moment too: it moves by itself.
+@pytest.mark.parametrize("name", [name for name in AGGREGATIONS if name != "openfl_yogi"])
 def test_weights_that_no_client_changed_stay_as_they_are(name):
     """Adam and its like divide a change by its size: rounding errors of a sum would become steps."""
     model = make_tensors(0)

@@ -320,8 +320,8 @@ def test_a_server_optimizer_steps_towards_the_mean(tmp_path):
     optimizer = FedAdam(learning_rate=0.1, betas=(0.5, 0.9), epsilon=1e-3)
     simulation = toy.simulate(tmp_path, CLIENTS, rounds=1, aggregation=Aggregation(server_optimizer=optimizer))
     start, mean = (train_with_numpy(CLIENTS, rounds)[0] for rounds in (0, 1))
-    # The first step: both moments are unbiased to the gradient and its square.
-    expected = start - 0.1 * (start - mean) / (np.abs(start - mean) + 1e-3)
+    # The first step: the first moment starts at 0, the second at epsilon squared.
+    expected = start + 0.1 * 0.5 * (mean - start) / (np.sqrt(0.9e-6 + 0.1 * (mean - start) ** 2) + 1e-3)
     np.testing.assert_allclose(weights_of(simulation)["line.weight"], expected, rtol=1e-4)
 
 
