@@ -237,8 +237,8 @@ def test_updates_and_weights_that_differ_in_number_are_an_error(rule):
             combine(rule, updates, [0, 0, 0])
 
 
-# What the rule made of the updates in two rounds of four parameters that start at 1. The last two move much in one round
-# and hardly in the other, so that Yogi's second moment grows and shrinks.
+# What the rule made of the updates in two rounds of four parameters that start at 1. The last two move much in one
+# round and hardly in the other, so that the second moment of Yogi grows and shrinks.
 FIRST_ROUND, SECOND_ROUND = [1.5, 0.8, 1.0001, 1.5], [1.0, 1.3, 1.4, 1.101]
 
 
