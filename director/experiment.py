@@ -68,7 +68,7 @@ class Experiment:
             self.fail(f"the director cannot read or write: {error}")
         except Exception as error:
             logger.exception("experiment '%s'", self.plan.name)
-            self.fail(f"fault in the director: {error!r}")
+            self.fail(f"fault in the director: {type(error).__name__}: {error}")
         ended()
 
     async def _run_rounds(self, tensorboard: TensorBoard) -> None:

@@ -161,7 +161,7 @@ def write_certificates(
         for name, (certificate, private_key) in leaves.items():
             written += _write_pair(folder, name, certificate, private_key)
     except OSError as error:
-        raise CertificateError(f"{folder} cannot be written: {error.strerror}.") from error
+        raise CertificateError(f"{error.filename or folder} cannot be written: {error.strerror}.") from error
     return written
 
 

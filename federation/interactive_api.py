@@ -11,7 +11,7 @@ import json
 import logging
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -42,6 +42,7 @@ from federation.plan import (
 )
 from federation.progress import show_progress, to_frame
 from federation.tensors import write_tensors
+from federation.workspace import describe_left_out, select_files
 
 __all__ = [
     "Aggregation",
@@ -55,9 +56,7 @@ __all__ = [
     "TaskInterface",
 ]
 
-
-# What of a workspace never belongs into an experiment's archive.
-LEFT_OUT = {"__pycache__", ".ipynb_checkpoints"}
+logger = logging.getLogger(__name__)
 
 
 class Federation(openfl_federation.Federation):
@@ -100,10 +99,22 @@ class Federation(openfl_federation.Federation):
 class FLExperiment(openfl_experiment.FLExperiment):
     """An experiment on the federation. Arguments and methods as in OpenFL, and those that say otherwise."""
 
-    def __init__(self, federation: Federation, experiment_name: str | None = None, workspace: ModuleType | None = None):
-        """`workspace` is the imported package of the tasks, the model and the data interface: it travels along."""
+    def __init__(
+        self,
+        federation: Federation,
+        experiment_name: str | None = None,
+        workspace: ModuleType | None = None,
+        workspace_files: Iterable[str] = (),
+    ) -> None:
+        """`workspace` is the imported package of the tasks, the model and the data interface: it travels along.
+
+        Of its folder the modules and settings travel (.py, .yaml, .json, .toml, .cfg, .ini), nothing hidden, and what
+        matches one of the glob patterns `workspace_files`, relative to the folder ("vocabulary.txt", "tables/*.csv").
+        `start` says what is left out.
+        """
         super().__init__(federation, experiment_name)
         self.workspace = workspace
+        self.workspace_files = tuple(workspace_files)
         self.model_provider: ModelInterface | None = None
 
     def start(
@@ -247,7 +258,11 @@ class FLExperiment(openfl_experiment.FLExperiment):
     def _pack_workspace(self, *interfaces: Any) -> bytes:
         """The archive for the envoys: plan, versions, pickled interfaces, and the workspace's package."""
         buffer = io.BytesIO()
-        with tempfile.TemporaryDirectory() as staging, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        with (
+            tempfile.TemporaryDirectory() as staging,
+            # A file from a reproducible build may be of 1970, which zip cannot say: it counts as of 1980.
+            zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive,
+        ):
             api_layer = self.plan.config["api_layer"]
             serializer = Plan.build(api_layer["required_plugin_components"]["serializer_plugin"], {})
             for kind, interface in zip(("model", "tasks", "dataloader"), interfaces, strict=True):
@@ -259,7 +274,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
             archive.write(plan_file, PLAN_FILE)
             archive.writestr(ENVIRONMENT_FILE, json.dumps(describe_environment()))
             if self.workspace is not None:
-                for path, name in _package_files(self.workspace):
+                for path, name in _package_files(self.workspace, self.workspace_files):
                     archive.write(path, name)
         return buffer.getvalue()
 
@@ -286,20 +301,29 @@ class FLExperiment(openfl_experiment.FLExperiment):
         return self.model_provider.model_with(tensors)
 
 
-def _package_files(package: ModuleType) -> Iterator[tuple[Path, str]]:
-    """Files of an imported package and the `__init__.py` of those it lies in, with their names in the archive."""
+def _package_files(package: ModuleType, also: Iterable[str] = ()) -> list[tuple[Path, str]]:
+    """Files of an imported package that travel and the `__init__.py` of those it lies in, with names in the archive.
+
+    Says what of the package's folder is left out. `also` are patterns for `federation.workspace.select_files`.
+    """
     if not package.__file__ or Path(package.__file__).name != "__init__.py":
         raise ValueError(
             f"workspace '{package.__name__}' is not a package: give the imported folder with an __init__.py"
         )
     folder = Path(package.__file__).parent
-    root = folder.parents[package.__name__.count(".")]
-    for parent in list(folder.parents)[: package.__name__.count(".")]:
-        if (parent / "__init__.py").exists():
-            yield parent / "__init__.py", str((parent / "__init__.py").relative_to(root))
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not LEFT_OUT.intersection(path.parts):
-            yield path, str(path.relative_to(root))
+    parents = list(folder.parents)[: package.__name__.count(".")]
+    root = folder.parents[len(parents)]
+    sent, left_out = select_files(folder, also)
+    size = sum(path.stat().st_size for path in sent)
+    logger.info("package '%s' travels to every envoy: %d files, %.1f kB", package.__name__, len(sent), size / 1e3)
+    if left_out:
+        logger.info(
+            "left out of package '%s' (name in workspace_files what the tasks need): %s",
+            package.__name__,
+            describe_left_out(left_out),
+        )
+    around = [parent / "__init__.py" for parent in parents]
+    return [(path, path.relative_to(root).as_posix()) for path in (*filter(Path.exists, around), *sent)]
 
 
 logging.getLogger("openfl.federated.plan.plan").setLevel(logging.WARNING)  # it prints the whole plan at every step

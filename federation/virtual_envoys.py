@@ -85,6 +85,11 @@ class ClientStates:
         return self._folder / client / f"{round_number}.pt"
 
 
+def _failure(client: str, round_number: int, error: Exception) -> SimulationError:
+    # By its text, not by repr(), which leaves out the file of an OSError.
+    return SimulationError(f"client '{client}' in round {round_number}: {type(error).__name__}: {error}")
+
+
 class VirtualEnvoys:
     """The clients of one process. They share its model, which is written over for each of them."""
 
@@ -116,7 +121,9 @@ class VirtualEnvoys:
             tensors = model | self._initial_local | local
             results, trained = self._runner.run_tasks(tasks, round_number, client, tensors, self._device)
         except Exception as error:
-            raise SimulationError(f"client '{client}' in round {round_number}: {error!r}") from error
+            raise SimulationError(
+                f"client '{client}' in round {round_number}: {type(error).__name__}: {error}"
+            ) from error
         # After NaN no later round of this client would bring a number again.
         if self._states and trained and are_finite(trained):
             self._states.save(client, round_number, self._runner, trained)
@@ -166,7 +173,7 @@ class RayEnvoys:
             except ray.exceptions.RayError as error:
                 cause = getattr(error, "cause", error)
                 if not isinstance(cause, SimulationError):
-                    cause = SimulationError(f"client '{client}' in round {round_number}: {cause!r}")
+                    cause = _failure(client, round_number, cause)
                 raise cause from error
             yield result
 

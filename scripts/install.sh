@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv with the project and its extras for demo, development, simulation and search. Called by `make install`; PYTHON=... is tried first.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 
 readonly VENV=.venv
 readonly LOG=$VENV/install.log

@@ -1,5 +1,5 @@
 # Sourced by the start scripts: sets PYTHON to one that has openfl-audio installed, the repository's own .venv first.
-repository="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+repository="$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)"
 if [ -z "${PYTHON:-}" ]; then
   PYTHON="$repository/.venv/bin/python"
   [ -x "$PYTHON" ] || PYTHON=python3

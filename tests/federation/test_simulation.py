@@ -205,7 +205,15 @@ def test_an_exception_of_a_task_names_client_and_round(tmp_path):
             raise KeyError("no such clip")
         return toy.fit(model, points, device, optimizer, round_number)
 
-    with pytest.raises(SimulationError, match=r"^client 'b-2' in round 1: KeyError\('no such clip'\)$"):
+    with pytest.raises(SimulationError, match=r"^client 'b-2' in round 1: KeyError: 'no such clip'$"):
+        toy.simulate(tmp_path, CLIENTS, train=fit)
+
+
+def test_a_task_that_cannot_open_a_file_names_the_file(tmp_path):
+    def fit(model, points, device, optimizer, round_number):
+        (tmp_path / "clip_17.wav").open()
+
+    with pytest.raises(SimulationError, match=r"FileNotFoundError: \[Errno 2\] .*/clip_17\.wav'$"):
         toy.simulate(tmp_path, CLIENTS, train=fit)
 
 

@@ -242,7 +242,7 @@ def test_two_workers_do_what_one_does_to_the_bit_and_after_a_fault_ray_is_gone(t
                 list(simulation.run())
             if str(raised.value).startswith("Ray does not start"):
                 pytest.skip(f"{raised.value}")  # it gives up where this takes too long
-            assert str(raised.value) == "client 'b-2' in round 3: KeyError('no such clip')"
+            assert str(raised.value) == "client 'b-2' in round 3: KeyError: 'no such clip'"
             outcomes.append(outcome(simulation))
     finally:
         ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
