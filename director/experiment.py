@@ -1,10 +1,13 @@
 """One experiment on the director: its rounds, whoever waits for them, and what is kept of it."""
 
 import asyncio
+import errno
 import logging
+import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +15,26 @@ from pydantic import ValidationError
 
 from director.changes import Changes
 from director.fold import Contribution, check_finite, check_layout, fold
+from director.lack import LackError, telling_lack
 from director.run_folder import RunFolder, Status
 from director.tensorboard import TensorBoard
 from federation.plan import ExperimentPlan, Task
 from federation.rounds import Rounds, TooFewUpdatesError, UpdateRefusedError
 from federation.tensors import Header, TensorFile, TensorFormatError, Tensors
-from federation.wire import TaskResult, UpdateEnvelope, UpdateMessage, describe_faults
+from federation.wire import TaskResult, UpdateEnvelope, UpdateMessage, describe_faults, encode
 
 logger = logging.getLogger(__name__)
 
 # A long poll is answered after this many seconds even if there is nothing to say, so that dead peers are noticed.
 LONG_POLL_SECONDS = 20.0
+# Between two attempts at what the director lacked something for.
+LACK_SECONDS = 1.0
 # A refusal quotes what was sent, and is kept in the history.
 MAX_REASON_CHARACTERS = 500
+
+
+class EndedError(RuntimeError):
+    """The experiment ended while something of it waited."""
 
 
 @dataclass
@@ -46,8 +56,9 @@ class Experiment:
         self._changes = Changes()
         self._updates: dict[str, tuple[Path, Header]] = {}  # those that count
         self.partial_updates: dict[str, PartialUpdate] = {}
-        self._model_header = self._read_model_header()
         self._accepts_updates = False
+        self._lacks: dict[str, str] = {}  # what the director lacks, by what waits for it
+        self._saving: asyncio.Task | None = None
         self._opened = time.monotonic()
         self.bytes_up = self.bytes_down = 0
 
@@ -60,8 +71,9 @@ class Experiment:
         if self.ended:
             return  # stopped before it began
         try:
-            with TensorBoard(self.folder.path / "tensorboard", self.rounds.round_number) as tensorboard:
-                await self._run_rounds(tensorboard)
+            await self._run_rounds(TensorBoard(self.folder.path / "tensorboard", self.rounds.round_number))
+        except EndedError:
+            pass  # it was stopped while it waited
         except TooFewUpdatesError as error:
             self.fail(str(error))
         except OSError as error:
@@ -76,26 +88,69 @@ class Experiment:
         logger.info("experiment '%s' runs from round %d on %s", name, self.rounds.round_number, members)
         self.state.status = Status.IN_PROGRESS
         while not self.ended and not self.rounds.finished:
-            self._open_round()
+            await self._open_round()
             await self._wait_until_complete()
             if not self.ended:
                 self.rounds.require_quorum()
                 if self.rounds.trained:
-                    await asyncio.to_thread(self._fold, self.rounds.progress.aggregations + 1)
+                    aggregations = self.rounds.progress.aggregations + 1
+                    await self._insist(lambda: asyncio.to_thread(self._fold, aggregations))  # noqa: B023
             # It may have been stopped meanwhile. Then the round does not count.
             if not self.ended:
-                tensorboard.add(self._close_round())
+                record = await self._close_round()
+                await self._insist(lambda: tensorboard.add(record))  # noqa: B023
         if not self.ended:
+            await self._insist(self.folder.save_state)
             self._end(Status.FINISHED)
 
+    async def _insist(self, action: Callable[[], Any]) -> None:
+        """Do `action`, which may be a coroutine function, again and again while the director lacks something for it.
+
+        Raises EndedError if the experiment has ended meanwhile.
+        """
+        while True:
+            try:
+                with telling_lack(self.folder.path):
+                    doing = action()
+                    if isinstance(doing, Awaitable):
+                        await doing
+                self._lack("", None)
+                return
+            except LackError as error:
+                self._lack("", str(error))
+            await asyncio.sleep(LACK_SECONDS)
+            if self.ended:
+                raise EndedError
+
+    def _lack(self, waiting: str, lack: str | None) -> None:
+        """Say what the director lacks for `waiting`, an envoy's update or, when empty, the round itself."""
+        before = self.waits
+        if lack is None:
+            self._lacks.pop(waiting, None)
+        else:
+            self._lacks[waiting] = lack
+        if bool(before) != bool(self.waits):
+            logger.warning("experiment '%s' %s", self.plan.name, f"waits: {lack}" if lack else "goes on")
+            self._changes.notify()
+
+    @property
+    def waits(self) -> str:
+        """What the experiment waits for: something that the director lacks. Empty when it does not."""
+        return "" if self.ended else next(iter(self._lacks.values()), "")
+
     async def wait_for_tasks(self, envoy: str) -> tuple[list[Task], int]:
-        """Tasks of `envoy` and their round: waits until there are some, the experiment ends, or a long poll is over."""
+        """Tasks of `envoy` and their round: waits until there are some, the experiment ends, or a long poll is over.
+
+        Raises LackError while the experiment itself has to wait for something that the director lacks.
+        """
 
         def tasks() -> list[Task]:
             return self.rounds.tasks_for(envoy) if self._accepts_updates else []
 
         deadline = time.monotonic() + LONG_POLL_SECONDS
         while not self.ended and not tasks() and (left := deadline - time.monotonic()) > 0:
+            if "" in self._lacks:
+                raise LackError(f"experiment '{self.plan.name}' waits: {self._lacks['']}")
             await self._changes.wait(left)
         return tasks(), self.rounds.round_number
 
@@ -122,13 +177,18 @@ class Experiment:
         """Take in one envoy's update. False: it came too late, or once more, and was dropped.
 
         Raises UpdateRefusedError for one that must not count; then the round goes on without this envoy. One that
-        breaks off (BrokenUploadError) may come again. One that cannot be kept ends the experiment: what fails for one
-        would fail for all, as often as they send.
+        breaks off (BrokenUploadError) may come again, as may one for which the director lacks something (LackError).
         """
         if self.is_dropped(sender):
             return False
         try:
-            return await self._take_in(sender, header, pieces)
+            with telling_lack(self.folder.path):
+                counted = await self._take_in(sender, header, pieces)
+            self._lack(sender.envoy, None)
+            return counted
+        except LackError as error:
+            self._lack(sender.envoy, str(error))
+            raise
         except UpdateRefusedError as error:
             self.refuse(sender, str(error))
             raise
@@ -137,11 +197,11 @@ class Experiment:
             return False
 
     async def _take_in(self, sender: UpdateEnvelope, header: Header, pieces: AsyncIterator[bytes]) -> bool:
+        update = read_update(header)
+        self.check(update, header)
         path = self.folder.take_update_file()
         counted = False
         try:
-            update = read_update(header)
-            self.check(update, header)
             await self._write(path, header, pieces, str(sender))
             if header.entries:
                 await asyncio.to_thread(check_finite, path, str(update), header)
@@ -179,7 +239,7 @@ class Experiment:
             self.fail(f"envoy '{envoy}': {reason}")
         else:
             logger.warning("experiment '%s' goes on without envoy '%s': %s", self.plan.name, envoy, reason)
-            self.folder.save_state()
+            self._save_soon()
             self._changes.notify()
 
     def fail(self, reason: str) -> None:
@@ -188,23 +248,28 @@ class Experiment:
     def stop(self) -> None:
         self._end(Status.STOPPED)
 
-    async def history(self) -> AsyncIterator[dict[str, Any]]:
-        """Records of all rounds, those to come included, until the experiment has ended."""
-        seen = 0
+    async def history(self, first: int = 0, follow: bool = True) -> AsyncIterator[bytes]:
+        """Lines of JSON: a record a round from record `first` on and, if `follow`, those to come until the end.
+
+        Between them {"waits": what the director lacks} whenever that changes; empty when the experiment goes on.
+        """
+        seen, told = first, ""
         while True:
-            while len(self.folder.history) == seen and not self.ended:
-                await self._changes.wait()
-            records = self.folder.history[seen:]
-            if not records:
+            if follow and self.waits != told:
+                told = self.waits
+                yield encode({"waits": told})
+            elif seen < len(self.folder.history):
+                yield await asyncio.to_thread(self.folder.history.line, seen)
+                seen += 1
+            elif self.ended or not follow:
                 return
-            for record in records:
-                yield record
-            seen += len(records)
+            else:
+                await self._changes.wait()
 
     def summary(self) -> dict[str, Any]:
         """What a list of experiments says of this one."""
         waiting = [envoy for envoy in self.rounds.asked if self.rounds.tasks_for(envoy)]
-        last = self.folder.history[-1] if self.folder.history else {}
+        last = self.folder.history.last or {}
         return {
             "name": self.plan.name,
             "owner": self.owner,
@@ -215,6 +280,7 @@ class Experiment:
             "best": self.plan.best.model_dump(include={"metric", "direction"}),
             "envoys": self.state.members,
             "waiting_for": [] if self.ended else waiting,
+            "waits": self.waits,
             "seconds_per_round": last.get("seconds"),
             "error": self.state.error,
         }
@@ -233,7 +299,7 @@ class Experiment:
                 logger.info("%s is no update of this round: %s", path.name, error)
                 self.folder.free_update_file(path)
 
-    def _open_round(self) -> None:
+    async def _open_round(self) -> None:
         self._opened = time.monotonic()
         members = set(self.state.members)
         resumed = self.state.asked
@@ -245,10 +311,10 @@ class Experiment:
             members = online if self.rounds.can_reach_quorum(online) else members
         self.rounds.open(members, resumed)
         self.state.asked = list(self.rounds.asked)
-        self.folder.save_state()
-        self.folder.delete_old_models()
+        await self._insist(self.folder.save_state)
+        await self._insist(self.folder.delete_old_models)
         if resumed is not None:
-            self.recount_updates()
+            await self._insist(self.recount_updates)
         self.bytes_up = self.bytes_down = 0
         self._accepts_updates = True
         self._changes.notify()
@@ -263,21 +329,21 @@ class Experiment:
             await self._changes.wait(left if left is None or left > 0 else None)
         self._accepts_updates = False
 
-    def _close_round(self) -> dict[str, Any]:
+    async def _close_round(self) -> dict[str, Any]:
         """Go on to the next model. The round counts as soon as the state is saved, with the next round or the end."""
-        record = self.rounds.record()
-        for name in self.rounds.better_scores():
-            self.folder.link_model(name)
-        record |= {
+        record = self.rounds.record() | {
             "seconds": round(self._seconds_open(), 4),
             "bytes_up": self.bytes_up,
             "bytes_down": self.bytes_down,
         }
-        self.folder.append_history(record)
+        for name in self.rounds.better_scores():
+            await self._insist(lambda: self.folder.link_model(name))  # noqa: B023
+        await self._insist(lambda: self.folder.history.append(record))
         self.state.progress = self.rounds.progress = self.rounds.next_progress()
         self.state.asked = None
         self._free_updates()
-        self.folder.keep_round(record["round"])
+        self._lacks.clear()
+        await self._insist(lambda: self.folder.keep_round(record["round"]))
         logger.info("experiment '%s' round %d: %s", self.plan.name, record["round"], record["metrics"])
         return record
 
@@ -315,7 +381,8 @@ class Experiment:
         self._updates = {}
         self.partial_updates.clear()
 
-    def _read_model_header(self) -> Header:
+    @cached_property
+    def _model_header(self) -> Header:
         with TensorFile(self.folder.model) as model:
             return model.header
 
@@ -334,6 +401,8 @@ class Experiment:
     async def _write(self, path: Path, header: Header, pieces: AsyncIterator[bytes], refused: str) -> None:
         encoded, expected, received = header.encode(), header.data_bytes, 0
         with path.open("r+b") as file:
+            # Before anything more is sent: there is room for all of it, or none of it comes.
+            reserve(file.fileno(), len(encoded) + expected)
             # Without its length at the front it is no safetensors file, and so no update, until it is whole.
             file.write(bytes(8) + encoded[8:])
             async for piece in pieces:
@@ -354,16 +423,40 @@ class Experiment:
             return
         self.state.status, self.state.error = status, error
         self._changes.notify()
-        try:
-            self.folder.save_state()
-            self.folder.link_model("last")
-            self._free_updates()
-            self.folder.delete_free_update_files()
-        except OSError as fault:
-            # A full disk may be what ended it.
-            logger.error("the end of experiment '%s' cannot be written down: %s", self.plan.name, fault)
+        self._save_soon()
         level = logging.ERROR if error else logging.INFO
         logger.log(level, "experiment '%s' is %s%s", self.plan.name, status.value, f": {error}" if error else "")
+
+    def _save_soon(self) -> None:
+        """Write down what has changed: now, or as soon as the director has what it lacks for that."""
+        try:
+            with telling_lack(self.folder.path):
+                self._save()
+        except LackError as error:
+            logger.warning("the state of experiment '%s' is written down later: %s", self.plan.name, error)
+            if self._saving is None:
+                self._saving = asyncio.create_task(self._keep_saving())
+        except OSError as error:
+            logger.error("the state of experiment '%s' cannot be written down: %s", self.plan.name, error)
+
+    async def _keep_saving(self) -> None:
+        while True:
+            await asyncio.sleep(LACK_SECONDS)
+            try:
+                with telling_lack(self.folder.path):
+                    self._save()
+                break
+            except LackError:
+                continue
+        self._saving = None
+
+    def _save(self) -> None:
+        if self.ended:
+            # First what makes room.
+            self._free_updates()
+            self.folder.delete_free_update_files()
+            self.folder.link_model("last")
+        self.folder.save_state()
 
 
 def read_update(header: Header) -> UpdateMessage:
@@ -374,6 +467,18 @@ def read_update(header: Header) -> UpdateMessage:
         envoy, round_number = header.metadata.get("envoy"), header.metadata.get("round")
         refused = f"update of envoy '{envoy}' for round {round_number}"
         raise UpdateRefusedError(f"{refused}: {describe_faults(error)}") from None
+
+
+def reserve(descriptor: int, size: int) -> None:
+    """Take `size` bytes of the disk for a file. Raises OSError, and takes none, if there is no room."""
+    before = os.fstat(descriptor).st_size
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        os.ftruncate(descriptor, before)
+        # A file system that cannot do it says at the first byte that does not fit.
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV):
+            raise
 
 
 class BrokenUploadError(RuntimeError):

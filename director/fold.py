@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from federation.aggregation import Aggregation, ServerOptimizer, clipped, is_finite
+from federation.files import sync_folder
 from federation.rounds import UpdateRefusedError
 from federation.tensors import Entry, Header, TensorFile, bytes_of
 
@@ -232,6 +233,7 @@ class _Target:
             os.fsync(self._file.fileno())
         if error is None:
             self._partial.rename(self._path)
+            sync_folder(self._path.parent)
 
     def write(self, name: str, first: int, values: np.ndarray) -> None:
         """`values` are flat, and begin at item `first` of the tensor; they may reach into those behind it."""

@@ -13,7 +13,7 @@ No file counts before it is whole: it is written under another name, then rename
 front, without which it is none, at its end.
 """
 
-import json
+import errno
 import logging
 import os
 import shutil
@@ -29,7 +29,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from director.fold import check_finite
+from director.history import History
 from federation.archive import ArchiveError, check_archive, extract_file, open_archive
+from federation.files import sync_folder, write_whole
 from federation.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL, ExperimentPlan
 from federation.rounds import Progress, UpdateRefusedError
 from federation.tensors import Header, TensorFile, TensorFormatError
@@ -65,7 +67,8 @@ class Status(str, Enum):
 class State(BaseModel):
     """What changes while an experiment runs. `left` has the envoys that are out of it, with the reason."""
 
-    model_config = ConfigDict(extra="forbid")
+    # What another version of the director knows besides is kept.
+    model_config = ConfigDict(extra="allow")
 
     owner: str
     submitted: float
@@ -85,7 +88,7 @@ class State(BaseModel):
 class RunFolder:
     def __init__(self, path: Path, plan: ExperimentPlan, state: State) -> None:
         self.path, self.plan, self.state = path, plan, state
-        self.history: list[dict[str, Any]] = []
+        self.history = History(path / "history.jsonl", state.progress.round_number)
         self._free_updates: list[Path] = []
         self._readers: Counter[int] = Counter()
 
@@ -114,16 +117,19 @@ class RunFolder:
         self.save_state()
         # Under its name it must be whole also after a power cut.
         for folder in (self.path / "models", self.path):
-            _sync(folder)
+            sync_folder(folder)
         named = self.path.with_name(self.plan.name)
         try:
             self.path.rename(named)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
             raise SubmissionError(
                 f"an experiment named '{self.plan.name}' exists already: choose another name"
             ) from None
         self.path = named
-        _sync(named.parent)
+        self.history = History(named / "history.jsonl")
+        sync_folder(named.parent)
 
     def discard(self) -> None:
         """Remove what was not accepted."""
@@ -138,20 +144,35 @@ class RunFolder:
         except (OSError, ValidationError) as error:
             raise RunFolderError(f"{path} cannot be read: {error}") from error
         folder = cls(path, plan, state)
-        folder._load_history()
         for leftover in path.rglob(".*.partial"):
             leftover.unlink()
         if state.ended or state.boot != boot_id():
             # What a killed process wrote is there. What was under way when the machine went down may be so in part.
             for path_of_update in folder.updates():
                 path_of_update.unlink()
+        if state.model_extra:
+            logger.warning("%s: unknown keys %s are kept as they are", path / "state.json", sorted(state.model_extra))
         try:
-            with TensorFile(folder.model):
-                pass
+            folder._check_model_of_round()
+            folder.link_model("last")
         except (OSError, TensorFormatError) as error:
-            raise RunFolderError(f"{folder.model} cannot be read: {error}") from error
-        folder.link_model("last")
+            folder.give_up(f"{folder.model} cannot be used: {error}")
         return folder
+
+    def give_up(self, reason: str) -> None:
+        """Nobody can go on from here. It is not written down: somebody may put the file back."""
+        logger.error("experiment '%s': %s", self.plan.name, reason)
+        if not self.state.ended:
+            self.state.status, self.state.error = Status.FAILED, reason
+
+    def _check_model_of_round(self) -> None:
+        """Raises OSError or TensorFormatError unless the current model is there, whole, and that of its round."""
+        expected = self.state.progress.aggregations
+        with TensorFile(self.model) as model:
+            found = model.header.metadata.get("aggregations")
+        # The first one is as the notebook sent it.
+        if expected and found != expected:
+            raise TensorFormatError(f"it is the model after {found} aggregations, not after {expected}")
 
     @property
     def archive(self) -> Path:
@@ -229,59 +250,27 @@ class RunFolder:
     def free_update_file(self, path: Path) -> None:
         if self.state.ended:
             path.unlink(missing_ok=True)
-        else:
+        elif path not in self._free_updates:
             self._free_updates.append(path)
 
     def delete_free_update_files(self) -> None:
         while self._free_updates:
-            self._free_updates.pop().unlink()
+            self._free_updates.pop().unlink(missing_ok=True)
 
     def save_state(self) -> None:
+        """Bring the state to the disk for certain: only then may the files that the one before names be used again."""
         self.state.boot = boot_id()
-        temporary = self.path / ".state.json.partial"
-        with temporary.open("wb") as file:
-            file.write(self.state.model_dump_json(indent=2).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(self.path / "state.json")
+        write_whole(self.path / "state.json", self.state.model_dump_json(indent=2).encode())
 
     def append_history(self, record: dict[str, Any]) -> None:
-        with (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Keep the record of a round, which counts with the next state. Raises OSError; then it may be kept again."""
         self.history.append(record)
-
-    def _load_history(self) -> None:
-        """Records of rounds that count. One may be there whose round has to be done again, or half a line."""
-        path = self.path / "history.jsonl"
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-        self.history = []
-        for line in lines[: self.state.progress.round_number]:
-            try:
-                self.history.append(json.loads(line))
-            except ValueError:
-                logger.error("%s: line %d is no record; it and what follows is left out", path, len(self.history) + 1)
-                break
-        if len(lines) > len(self.history):
-            temporary = self.path / ".history.jsonl.partial"
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in self.history), encoding="utf-8")
-            temporary.rename(path)
 
 
 def boot_id() -> str:
     """Names the time since the machine was started; empty where the system does not tell."""
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text().strip() if path.exists() else ""
-
-
-def _sync(folder: Path) -> None:
-    """Bring to the disk which names `folder` has."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _extract(submission: Path, folder: Path) -> ExperimentPlan:

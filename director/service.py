@@ -1,6 +1,7 @@
 """gRPC on one port: OpenFL's `Director` and `Aggregator` services, and `openfl_audio.Rounds` for whole models."""
 
 import asyncio
+import json
 import logging
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
@@ -15,6 +16,7 @@ from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc, director_pb2, 
 from director.director import SUBMISSION, Director, EnvoyRefusedError
 from director.experiment import BrokenUploadError, Experiment
 from director.gate import Context, Gate, header_of, refuse
+from director.lack import LackError, telling_lack
 from director.run_folder import SubmissionError
 from director.stock import named_tensor, receive_results
 from director.uploads import Uploads
@@ -26,6 +28,7 @@ from federation.wire import (
     SERVICE,
     AttendRequest,
     ExperimentRequest,
+    HistoryRequest,
     Kind,
     ModelRequest,
     StatusRequest,
@@ -42,6 +45,8 @@ MAX_SUBMISSION_BYTES = 64 << 30
 # Results of one task of an OpenFL envoy are put together in memory.
 MAX_STOCK_RESULTS_BYTES = 2 << 30
 MAX_REASON_CHARACTERS = 10_000
+# Of a history that goes with other news of an experiment. The whole of it may be gigabytes.
+MAX_LATEST_BYTES = 1 << 20
 
 
 async def parse(context: Context, request: bytes, kind: type[Kind]) -> Kind:
@@ -128,7 +133,10 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
 
     async def GetMetricStream(self, request: director_pb2.GetMetricStreamRequest, context: Context):  # noqa: N802
         experiment = await find_users_experiment(self.director, self.gate, context, request.experiment_name)
-        async for record in experiment.history():
+        async for line in experiment.history():
+            record = json.loads(line)
+            if "round" not in record:
+                continue
             for origin, tasks in {"aggregator": record["metrics"], **record["envoys"]}.items():
                 for task, metrics in tasks.items():
                     for name, value in metrics.items():
@@ -175,7 +183,10 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServicer):
 
     async def GetTasks(self, request: aggregator_pb2.GetTasksRequest, context: Context):  # noqa: N802
         experiment, name = await self._find(context, request.header)
-        tasks, round_number = await experiment.wait_for_tasks(name)
+        try:
+            tasks, round_number = await experiment.wait_for_tasks(name)
+        except LackError as error:
+            await refuse(context, grpc.StatusCode.UNAVAILABLE, str(error))
         return aggregator_pb2.GetTasksResponse(
             header=_answer(request.header),
             round_number=round_number,
@@ -307,6 +318,8 @@ class RoundsService:
             await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except BrokenUploadError as error:
             await refuse(context, grpc.StatusCode.ABORTED, str(error))
+        except LackError as error:
+            await refuse(context, grpc.StatusCode.UNAVAILABLE, f"experiment '{sender.experiment}' waits: {error}")
         await context.write(encode({"counted": counted}))
 
     def _with_leave(self, pieces: AsyncIterator[bytes], context: Context) -> aclosing[AsyncGenerator[bytes, None]]:
@@ -322,6 +335,17 @@ class RoundsService:
     async def submit(self, request_iterator: AsyncIterator[bytes], context: Context) -> None:
         """An experiment, in pieces; answers {} when it is accepted."""
         owner = await self.gate.user(context)
+        try:
+            with telling_lack(self.director.runs):
+                await self._take_submission(request_iterator, context, owner)
+        except SubmissionError as error:
+            await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except LackError as error:
+            sentence = f"the experiment cannot be taken in: {error}; submit it again later"
+            await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, sentence)
+        await context.write(encode({}))
+
+    async def _take_submission(self, request_iterator: AsyncIterator[bytes], context: Context, owner: str) -> None:
         with tempfile.NamedTemporaryFile(dir=self.director.runs, prefix=SUBMISSION) as file:
             async with self._with_leave(aiter(request_iterator), context) as pieces:
                 async for piece in pieces:
@@ -330,25 +354,22 @@ class RoundsService:
                         sentence = f"the experiment is larger than {MAX_SUBMISSION_BYTES} bytes"
                         await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, sentence)
             file.flush()
-            try:
-                await self.director.submit(Path(file.name), owner)
-            except SubmissionError as error:
-                await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        await context.write(encode({}))
+            await self.director.submit(Path(file.name), owner)
 
     async def get_history(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
-        """One JSON record a round until the experiment ends, then {"status", "error"}."""
-        message = await parse(context, request, ExperimentRequest)
+        """Messages of `Experiment.history`, then {"status", "error"}."""
+        message = await parse(context, request, HistoryRequest)
         experiment = await find_users_experiment(self.director, self.gate, context, message.experiment)
-        async for record in experiment.history():
-            yield encode(record)
+        async for line in experiment.history(message.first, message.follow):
+            yield line
         yield encode({"status": experiment.state.status.value, "error": experiment.state.error})
 
     async def get_experiment(self, request: bytes, context: Context) -> bytes:
-        """{"plan", "status", "history"} of an experiment as it is now."""
+        """An experiment as it is now: `Experiment.summary`, and under "history" the last records of its rounds."""
         message = await parse(context, request, ExperimentRequest)
         experiment = await find_users_experiment(self.director, self.gate, context, message.experiment)
-        return encode({**experiment.summary(), "history": experiment.folder.history})
+        latest = await asyncio.to_thread(experiment.folder.history.latest, MAX_LATEST_BYTES)
+        return encode({**experiment.summary(), "history": latest})
 
     async def stop_experiment(self, request: bytes, context: Context) -> bytes:
         message = await parse(context, request, ExperimentRequest)

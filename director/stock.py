@@ -46,9 +46,10 @@ async def receive_results(experiment: Experiment, envoy: str, message: TaskResul
         experiment.refuse(sender, str(error))
         raise
     if wanted == partial.results.keys():
-        del experiment.partial_updates[envoy]
         update = UpdateMessage(**sender.model_dump(exclude={"results"}), results=partial.results)
         await experiment.receive_update(update, describe(partial.tensors, update.model_dump()), _data(partial.tensors))
+        # Not before: what the director lacks something for comes once more, and only its last part.
+        experiment.partial_updates.pop(envoy, None)
 
 
 def _wanted(experiment: Experiment, sender: UpdateEnvelope, message: TaskResults) -> set[str]:

@@ -41,10 +41,11 @@ class DirectorRefusedError(RuntimeError):
 
 def wait_to_repeat(error: grpc.RpcError, channel: grpc.Channel) -> None:
     """After a call that failed, and was not refused."""
-    if error.code() is grpc.StatusCode.UNKNOWN:
-        # The director is there, and stumbled: over a lack of file descriptors, say. Haste would not help it.
-        time.sleep(RETRY_SECONDS)
+    began = time.monotonic()
     wait_for_connection(channel, RETRY_SECONDS)
+    if error.code() in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE):
+        # The director is there, and lacks something: room on its disk, say. Haste would not help it.
+        time.sleep(max(0.0, began + RETRY_SECONDS - time.monotonic()))
 
 
 class RoundsClient:

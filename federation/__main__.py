@@ -77,7 +77,7 @@ def _experiment(experiment: dict[str, Any]) -> list[str]:
         experiment["status"],
         f"{done} of {experiment['rounds']}",
         "" if seconds is None else f"{seconds:.1f}",
-        ", ".join(experiment["waiting_for"]),
+        experiment["waits"] or ", ".join(experiment["waiting_for"]),
         _shorten(experiment["error"]),
     ]
 

@@ -14,6 +14,7 @@ from openfl.transport.grpc import director_client
 from federation.tensors import PIECE_BYTES, Tensors, receive
 from federation.wire import (
     ExperimentRequest,
+    HistoryRequest,
     ModelRequest,
     RoundsStub,
     StatusRequest,
@@ -71,21 +72,21 @@ class DirectorClient(director_client.DirectorClient):
     def stream_history(self, experiment_name: str) -> Iterator[dict[str, Any]]:
         """One record a round until the experiment has ended, then its {"status"}. Raises ExperimentFailedError.
 
+        Between them {"waits": what the director lacks}, and {"waits": ""} when the experiment goes on.
+
         Waits for a director that goes away meanwhile, and says so.
         """
-        request = encode(ExperimentRequest(experiment=experiment_name))
-        next_round, waiting = 0, False
+        received, waiting = 0, False
         with self.translated_errors():
             while True:
                 try:
-                    for answer in self.rounds.get_history(request):
+                    request = HistoryRequest(experiment=experiment_name, first=received)
+                    for answer in self.rounds.get_history(encode(request)):
                         message, waiting = json.loads(answer), False
                         if message.get("error"):
                             raise ExperimentFailedError(message["error"])
-                        # Every call tells the history from its first round on.
-                        if message.get("round", next_round) >= next_round:
-                            next_round += 1
-                            yield message
+                        received += "round" in message
+                        yield message
                     return
                 except grpc.RpcError as error:
                     if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
@@ -95,8 +96,15 @@ class DirectorClient(director_client.DirectorClient):
                     waiting = True
                     wait_for_connection(self.channel, RETRY_SECONDS)
 
+    def get_history(self, experiment_name: str) -> list[dict[str, Any]]:
+        """The records of all rounds so far."""
+        request = encode(HistoryRequest(experiment=experiment_name, follow=False))
+        with self.translated_errors():
+            messages = [json.loads(answer) for answer in self.rounds.get_history(request)]
+        return [message for message in messages if "round" in message]
+
     def get_experiment(self, experiment_name: str) -> dict[str, Any]:
-        """The experiment as it is now: "status", "round", "envoys", "error", "history" and more."""
+        """The experiment as it is now: "status", "round", "envoys", "waits", "error", the last of "history", and more."""
         with self.translated_errors():
             return json.loads(self.rounds.get_experiment(encode(ExperimentRequest(experiment=experiment_name))))
 

@@ -219,7 +219,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
     @property
     def history(self) -> pd.DataFrame:
         """A row a round, of the rounds so far. Its columns: see `watch`."""
-        return to_frame(self.federation.dir_client.get_experiment(self.experiment_name)["history"])
+        return to_frame(self.federation.dir_client.get_history(self.experiment_name))
 
     def stop(self) -> None:
         """End the experiment. Its history and models stay."""

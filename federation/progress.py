@@ -29,7 +29,7 @@ def to_frame(records: Sequence[Record]) -> pd.DataFrame:
 def show_progress(messages: Iterable[Record], experiment: dict[str, Any]) -> pd.DataFrame:
     """Show messages of `DirectorClient.stream_history` as they come, and return the history as `to_frame` does.
 
-    `experiment` is what the director says of it beforehand: "name", "best" and "history".
+    `experiment` is what the director says of it beforehand: "name", "best" and "round".
     """
     records: list[Record] = []
     views = _views(experiment)
@@ -38,6 +38,10 @@ def show_progress(messages: Iterable[Record], experiment: dict[str, Any]) -> pd.
         for message in messages:
             if "status" in message:
                 status = message["status"]
+                continue
+            if "waits" in message:
+                wait = message["waits"]
+                print(f"experiment '{experiment['name']}' {f'waits: {wait}' if wait else 'goes on'}", flush=True)
                 continue
             records.append(message)
             for view in views:
@@ -88,7 +92,7 @@ class LiveDisplay:
 
     def show(self, records: Sequence[Record]) -> None:
         # Rounds of the past come all at once: one picture will do for them.
-        is_past = len(records) < len(self._experiment["history"])
+        is_past = len(records) < self._experiment["round"]
         if not is_past and time.monotonic() - self._drawn > SECONDS_BETWEEN_PICTURES:
             self.end(records)
 

@@ -73,6 +73,13 @@ class ExperimentRequest(Message):
     experiment: str
 
 
+class HistoryRequest(ExperimentRequest):
+    """A user's request for the records of rounds from record `first` on; `follow` waits for those to come."""
+
+    first: int = Field(default=0, ge=0)
+    follow: bool = True
+
+
 class StatusRequest(Message):
     pass
 

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import json
 import time
 from typing import Any
 
@@ -199,7 +200,7 @@ def test_a_stop_ends_all_waiting_at_once_and_keeps_history_and_models(tmp_path):
         return await experiment.wait_for_tasks("c")
 
     async def history() -> list[int]:
-        return [record["round"] async for record in experiment.history()]
+        return [json.loads(line)["round"] async for line in experiment.history()]
 
     started = time.monotonic()
     _, _, (tasks, _), seen = play(experiment, stop(), serve(experiment, "a"), b_answers_once(), history())
@@ -331,7 +332,7 @@ def test_history_follows_a_running_experiment_to_its_end(tmp_path):
     experiment = make_experiment(tmp_path, rounds=2)
 
     async def follow() -> list[int]:
-        return [record["round"] async for record in experiment.history()]
+        return [json.loads(line)["round"] async for line in experiment.history()]
 
     outcome = play(experiment, follow(), serve(experiment, "a"), serve(experiment, "b"), follow())
     assert outcome[0] == outcome[3] == [0, 1, 2]
@@ -364,7 +365,7 @@ def test_a_summary_says_who_is_waited_for(tmp_path):
     assert during == {
         "name": "toy", "owner": "me", "corpus": "superb", "status": "in_progress", "round": 0, "rounds": 1,
         "best": {"metric": "score", "direction": "max"}, "envoys": ["a", "b"],
-        "waiting_for": ["b"], "seconds_per_round": None, "error": "",
+        "waiting_for": ["b"], "waits": "", "seconds_per_round": None, "error": "",
     }  # fmt: skip
     after = experiment.summary()
     assert (after["status"], after["waiting_for"], after["round"]) == ("finished", [], 2)

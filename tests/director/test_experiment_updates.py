@@ -174,23 +174,12 @@ def test_an_update_that_breaks_off_leaves_nothing_behind_and_may_be_sent_again(t
     assert_model(experiment.folder.named_model("last"), next_model(MODEL, "ab", 0))
 
 
-def fill_disk(folder: RunFolder) -> None:
-    path = folder.path / "updates" / "full"
-    path.symlink_to("/dev/full")
-    folder.free_update_file(path)
-
-
-def lose_folder(folder: RunFolder) -> None:
-    (folder.path / "updates").rmdir()
-
-
-@pytest.mark.parametrize("break_disk", [fill_disk, lose_folder])
-def test_an_update_that_cannot_be_kept_ends_the_experiment_with_the_reason(tmp_path, break_disk):
+def test_an_update_that_cannot_be_kept_for_good_ends_the_experiment_with_the_reason(tmp_path):
     experiment = make_experiment(tmp_path, rounds=1, tasks=[TRAIN])
 
     async def unlucky() -> bool:
         tasks, _ = await experiment.wait_for_tasks("a")
-        break_disk(experiment.folder)
+        (experiment.folder.path / "updates").rmdir()
         return await send(experiment, "a", 0, train("a", 0, MODEL), results_of("a", tasks, MODEL))
 
     assert play(experiment, unlucky()) == [False]

@@ -2,6 +2,7 @@ import io
 import json
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def test_a_submission_becomes_a_folder_with_all_that_an_experiment_needs(runs, f
     with TensorFile(folder.model) as model:
         np.testing.assert_array_equal(model.load()["weight"], MODEL["weight"])
     loaded = RunFolder.load(folder.path)
-    assert (loaded.plan, loaded.state, loaded.history) == (make_plan(keep=2), folder.state, [])
+    assert (loaded.plan, loaded.state, list(loaded.history)) == (make_plan(keep=2), folder.state, [])
     assert loaded.state.status is Status.PENDING
     assert loaded.state.owner == "me"
 
@@ -205,7 +206,7 @@ def test_an_experiment_comes_back_as_it_was(folder):
     folder.save_state()
     loaded = RunFolder.load(folder.path)
     assert loaded.state == folder.state
-    assert loaded.history == [{"round": 0}, {"round": 1}, {"round": 2}]
+    assert list(loaded.history) == [{"round": 0}, {"round": 1}, {"round": 2}]
     assert weight(loaded.model) == 3
 
 
@@ -240,10 +241,10 @@ def test_a_line_of_history_whose_round_does_not_count_is_done_again(folder):
     write_model(folder, 2)
     folder.append_history({"round": 1, "lost": True})
     loaded = RunFolder.load(folder.path)
-    assert loaded.history == [{"round": 0}]
+    assert list(loaded.history) == [{"round": 0}]
     assert weight(loaded.model) == 1
     close_round(loaded)
-    assert RunFolder.load(folder.path).history == [{"round": 0}, {"round": 1}]
+    assert list(RunFolder.load(folder.path).history) == [{"round": 0}, {"round": 1}]
     lines = (folder.path / "history.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [{"round": 0}, {"round": 1}]
 
@@ -254,9 +255,9 @@ def test_half_a_line_of_a_round_that_does_not_count_is_removed(folder, rest):
     with (folder.path / "history.jsonl").open("a") as file:
         file.write(rest)
     loaded = RunFolder.load(folder.path)
-    assert loaded.history == [{"round": 0}]
+    assert list(loaded.history) == [{"round": 0}]
     close_round(loaded)
-    assert RunFolder.load(folder.path).history == [{"round": 0}, {"round": 1}]
+    assert list(RunFolder.load(folder.path).history) == [{"round": 0}, {"round": 1}]
 
 
 @pytest.mark.parametrize("rest", [b"", b'{"rou', bytes(13)])
@@ -267,11 +268,11 @@ def test_half_a_last_line_of_a_round_that_counts_does_not_keep_the_experiment_fr
     history = folder.path / "history.jsonl"
     history.write_bytes(history.read_bytes().splitlines(keepends=True)[0] + rest)
     loaded = RunFolder.load(folder.path)
-    assert loaded.history == [{"round": 0}]
+    assert list(loaded.history) == [{"round": 0}]
     assert loaded.state.progress.round_number == 2
     close_round(loaded)
     again = RunFolder.load(folder.path)
-    assert again.history == [{"round": 0}, {"round": 2}]
+    assert list(again.history) == [{"round": 0}, {"round": 2}]
 
 
 def test_the_state_of_the_round_before_finds_its_model_although_a_newer_one_is_there(folder):
@@ -282,7 +283,7 @@ def test_the_state_of_the_round_before_finds_its_model_although_a_newer_one_is_t
     loaded = RunFolder.load(folder.path)
     assert loaded.state.progress == Progress(round_number=1, aggregations=1)
     assert weight(loaded.model) == 1
-    assert loaded.history == [{"round": 0}]
+    assert list(loaded.history) == [{"round": 0}]
     close_round(loaded)
     assert weight(loaded.model) == weight(loaded.named_model("last")) == 2
 
@@ -309,18 +310,6 @@ BAD_FOLDERS = {
     "no state": (lambda path: (path / "state.json").unlink(), "toy cannot be read: .*state.json"),
     "half a state": (lambda path: (path / "state.json").write_text('{"owner": "m'), "toy cannot be read"),
     "a state of another time": (lambda path: (path / "state.json").write_text('{"owner": "m"}'), "submitted"),
-    "no model": (
-        lambda path: (path / "models/0.safetensors").unlink(),
-        r"0\.safetensors cannot be read: .*No such file",
-    ),
-    "an empty model": (
-        lambda path: os.truncate(path / "models/0.safetensors", 0),
-        r"0\.safetensors cannot be read: not a safetensors header: 0 bytes",
-    ),
-    "half a model": (
-        lambda path: os.truncate(path / "models/0.safetensors", 150),
-        r"0\.safetensors cannot be read: .*bytes",
-    ),
 }
 
 
@@ -330,6 +319,47 @@ def test_a_folder_that_holds_no_experiment_raises_and_is_named(folder, fault):
     spoil(folder.path)
     with pytest.raises(RunFolderError, match=sentence):
         RunFolder.load(folder.path)
+
+
+def replace_by_the_first(path: Path) -> None:
+    (path / "models/2.safetensors").write_bytes((path / "models/1.safetensors").read_bytes())
+
+
+BAD_MODELS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no model": (lambda path: (path / "models/2.safetensors").unlink(), "No such file"),
+    "an empty model": (
+        lambda path: os.truncate(path / "models/2.safetensors", 0),
+        "not a safetensors header: 0 bytes",
+    ),
+    "half a model": (lambda path: os.truncate(path / "models/2.safetensors", 150), "bytes"),
+    "the model of another round": (replace_by_the_first, "it is the model after 1 aggregations, not after 2"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_MODELS)
+def test_an_experiment_without_the_model_of_its_round_has_failed_until_that_is_back(folder, fault):
+    spoil, sentence = BAD_MODELS[fault]
+    for _ in range(2):
+        close_round(folder)
+    folder.state.status = Status.IN_PROGRESS
+    folder.save_state()
+    model = folder.model.read_bytes()
+    spoil(folder.path)
+    loaded = RunFolder.load(folder.path)
+    assert loaded.state.status is Status.FAILED
+    assert loaded.state.error.startswith(f"{folder.model} cannot be used: ")
+    assert sentence in loaded.state.error
+    folder.model.write_bytes(model)
+    assert RunFolder.load(folder.path).state.status is Status.IN_PROGRESS
+
+
+def test_a_key_of_another_version_in_the_state_is_kept_and_named(folder, caplog):
+    state = json.loads((folder.path / "state.json").read_text())
+    (folder.path / "state.json").write_text(json.dumps(state | {"color": "blue"}))
+    loaded = RunFolder.load(folder.path)
+    assert "unknown keys ['color'] are kept" in caplog.text
+    loaded.save_state()
+    assert json.loads((folder.path / "state.json").read_text())["color"] == "blue"
 
 
 def test_an_experiment_has_its_name_only_when_all_of_it_is_on_the_disk(tmp_path, runs, monkeypatch):

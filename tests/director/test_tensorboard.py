@@ -32,9 +32,9 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def test_a_record_is_a_point_on_a_curve_of_each_metric_and_each_envoy(tmp_path):
-    with TensorBoard(tmp_path, 0) as tensorboard:
-        tensorboard.add(make_record(0, 0.25))
-        tensorboard.add(make_record(1, 0.5))
+    tensorboard = TensorBoard(tmp_path, 0)
+    tensorboard.add(make_record(0, 0.25))
+    tensorboard.add(make_record(1, 0.5))
     found = curves(tmp_path)
     assert found["aggregated_model_validate/accuracy"] == [(0, 0.25), (1, 0.5)]
     assert found["train/loss"] == [(0, 0.5), (1, 1.0)]
@@ -44,22 +44,22 @@ def test_a_record_is_a_point_on_a_curve_of_each_metric_and_each_envoy(tmp_path):
 
 
 def test_a_record_is_there_before_the_experiment_ends(tmp_path):
-    with TensorBoard(tmp_path, 0) as tensorboard:
-        tensorboard.add(make_record(0, 0.25))
-        assert curves(tmp_path)["round/seconds"] == [(0, 1.5)]
+    tensorboard = TensorBoard(tmp_path, 0)
+    tensorboard.add(make_record(0, 0.25))
+    assert curves(tmp_path)["round/seconds"] == [(0, 1.5)]
 
 
 def test_after_a_restart_rounds_that_did_not_count_are_replaced(tmp_path):
-    with TensorBoard(tmp_path, 0) as tensorboard:
-        for round_number in range(3):
-            tensorboard.add(make_record(round_number, 0.25))
-    with TensorBoard(tmp_path, 2) as tensorboard:
-        tensorboard.add(make_record(2, 0.75))
-        tensorboard.add(make_record(3, 1.0))
+    tensorboard = TensorBoard(tmp_path, 0)
+    for round_number in range(3):
+        tensorboard.add(make_record(round_number, 0.25))
+    tensorboard = TensorBoard(tmp_path, 2)
+    tensorboard.add(make_record(2, 0.75))
+    tensorboard.add(make_record(3, 1.0))
     assert curves(tmp_path)["aggregated_model_validate/accuracy"] == [(0, 0.25), (1, 0.25), (2, 0.75), (3, 1.0)]
 
 
 def test_a_number_too_large_for_the_format_is_no_reason_to_fail(tmp_path):
-    with TensorBoard(tmp_path, 0) as tensorboard:
-        tensorboard.add(make_record(0, 1e300))
+    tensorboard = TensorBoard(tmp_path, 0)
+    tensorboard.add(make_record(0, 1e300))
     assert curves(tmp_path)["train/loss"] == [(0, pytest.approx(float("inf")))]

@@ -8,7 +8,7 @@ import pytest
 
 from federation.progress import MOST_ROWS_SHOWN, draw, show_progress, to_frame, to_html
 
-EXPERIMENT = {"name": "toy", "best": {"metric": "accuracy", "direction": "max"}, "history": []}
+EXPERIMENT = {"name": "toy", "best": {"metric": "accuracy", "direction": "max"}, "round": 0}
 
 
 def record(number: int, best: bool = False, train: dict | None = None, **validation: float) -> dict:

@@ -10,7 +10,8 @@ from federation.__main__ import PIPED_WIDTH, main, print_status
 ERROR = "envoy '[red]a': the process ended (exit code 1)\nTraceback\n  File \"x\"\nValueError: \x1b[31mno luck\n"
 EXPERIMENT = {
     "name": "words-of-many-speakers", "owner": "ada", "corpus": "speech_commands", "status": "in_progress",
-    "round": 3, "rounds": 20, "envoys": ["a", "b"], "waiting_for": ["a", "b"], "seconds_per_round": 12.34, "error": "",
+    "round": 3, "rounds": 20, "envoys": ["a", "b"], "waiting_for": ["a", "b"], "waits": "",
+    "seconds_per_round": 12.34, "error": "",
 }  # fmt: skip
 STATUS = {
     "envoys": [
