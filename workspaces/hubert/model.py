@@ -18,6 +18,7 @@ from torchaudio.models.wav2vec2.components import ConvLayerBlock, GradMultiply
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 from transformers.utils.hub import cached_file
 
+from federation.half_precision import guard_grouped_convolutions
 from federation.pretrained import explain_missing_weights
 from federation.run_settings import SettingsError
 
@@ -53,7 +54,7 @@ class Hubert(torch.nn.Module):
         self.normalize = False
         self.feature_extractor = pretraining.wav2vec2.feature_extractor
         self.feature_projection = pretraining.wav2vec2.encoder.feature_projection
-        self.encoder = pretraining.wav2vec2.encoder.transformer
+        self.encoder = guard_grouped_convolutions(pretraining.wav2vec2.encoder.transformer)
         self.masked_spec_embed = pretraining.mask_generator.mask_embedding
         if config.clusters:
             self.label_embeddings = pretraining.logit_generator.label_embeddings

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
 
+from federation.half_precision import guard_grouped_convolutions
 from federation.pretrained import explain_missing_weights
 
 SAMPLE_RATE = 16_000
@@ -33,11 +34,12 @@ def create_wav2vec2(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config is not None:
-            return Wav2Vec2ForSequenceClassification(Wav2Vec2Config(**read_config(config), **names))
+            model = Wav2Vec2ForSequenceClassification(Wav2Vec2Config(**read_config(config), **names))
+            return guard_grouped_convolutions(model)
         with explain_missing_weights(pretrained):
             model = Wav2Vec2ForSequenceClassification.from_pretrained(pretrained, **names)
     model.freeze_feature_encoder()
-    return model
+    return guard_grouped_convolutions(model)
 
 
 def read_config(config: str | Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from transformers import (
     WhisperConfig,
 )
 
+from federation.half_precision import guard_grouped_convolutions
 from federation.pretrained import explain_missing_weights
 from federation.run_settings import SettingsError
 from workspaces.keyword_spotting.data import MAX_SHIFT_SAMPLES
@@ -80,6 +81,7 @@ class UpstreamForKeywords(EncoderModel, PreTrainedModel):
         super().__init__(config)
         self.encoder = torch.nn.Identity() if config.upstream is None else AutoModel.from_config(_read(config.upstream))
         self.head = WeightedSumHead(*self.output_shape, len(config.id2label or {}))
+        guard_grouped_convolutions(self.encoder)
         self.post_init()
         self.freeze()
 

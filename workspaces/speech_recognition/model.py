@@ -16,6 +16,7 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
 )
 
+from federation.half_precision import guard_grouped_convolutions
 from federation.pretrained import explain_missing_weights
 from federation.run_settings import SettingsError
 from workspaces.speech_recognition.letters import BLANK, CLASSES, LETTERS
@@ -36,6 +37,7 @@ class Recognizer(HubertForCTC):
 
     def __init__(self, config: HubertConfig) -> None:
         super().__init__(config)
+        guard_grouped_convolutions(self)
         self.freeze()
 
     def forward(self, waveforms: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

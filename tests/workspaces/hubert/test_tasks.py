@@ -96,8 +96,11 @@ def test_accumulation_takes_fewer_steps_over_the_same_clips(tmp_path, few_clips)
     assert moved[0] > 1.5 * moved[1]
 
 
+@pytest.mark.parametrize("cpu", ["this one", "one that is wrong"])
 @pytest.mark.parametrize(("autocast", "tolerance"), [("bfloat16", 0.02), ("float16", 0.005)])
-def test_a_loss_in_half_precision_is_about_that_in_float32(tmp_path, autocast, tolerance):
+def test_a_loss_in_half_precision_is_about_that_in_float32(tmp_path, autocast, tolerance, cpu, request):
+    if cpu == "one that is wrong":
+        request.getfixturevalue("wrong_in_half_precision")
     model = tiny_hubert(tmp_path)
     batch = batch_of([16_000, 6_400])
     exact, _ = OBJECTIVE(model, batch, FrameCounts.of([batch]))
