@@ -29,7 +29,7 @@ class ModelSettings(Group):
 
     architecture: Architecture
     classes: int = Field(default=200, ge=1)
-    normalisation: Normalisation = "batch"
+    normalisation: Normalisation = "group"
     width: float = Field(default=1.0, gt=0, le=1, multiple_of=0.25)
 
 

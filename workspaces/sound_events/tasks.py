@@ -64,8 +64,8 @@ def score_clips(
 ) -> tuple[np.ndarray, float]:
     """Scores float32 (clips, classes), the mean of sigmoid(logit) over a clip's patches, and the mean loss of patches.
 
-    Patches are mixed, the same way at every call: a model that normalises by the batch at hand then meets batches such
-    as those of training, and not one of a single long clip.
+    With the normalisations "evaluation_batch" and "fedbn" they depend on the other clips and on `batch_size`. For these
+    patches are mixed, the same way at every call: a batch is then like those of training, and not one long clip.
     """
     model.eval().to(device)
     sums = np.zeros(patches.clip_labels.shape)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from workspaces.sound_events.loss import binary_cross_entropy
-from workspaces.sound_events.model import create_tagger, load_model, save_tagger
+from workspaces.sound_events.model import GroupNorm, create_tagger, load_model, save_tagger
 
 ARCHITECTURES = ("vgg", "crnn")
 
@@ -27,7 +27,7 @@ def test_parameters_are_counted_as_in_the_paper():
     )
     crnn = count_parameters([(1, 128, 5), (128, 128, 5), (128, 128, 5)], [(256, 64)], [(64, 200)])
     for architecture, expected, published in (("vgg", vgg, 0.27e6), ("crnn", crnn, 0.96e6)):
-        for normalisation in ("batch", "fedbn", "group"):
+        for normalisation in ("group", "evaluation_batch", "fedbn"):
             model = create_tagger(architecture, 200, normalisation)
             assert sum(parameter.numel() for parameter in model.parameters()) == expected
         assert round(expected, -4) == published
@@ -47,7 +47,7 @@ def centred(x):
 
 
 def test_the_vgg_like_network_is_what_the_paper_describes():
-    model, x = create_tagger("vgg", 5), centred(patches(3))
+    model, x = create_tagger("vgg", 5, "evaluation_batch"), centred(patches(3))
     for layer in (0, 1):
         x = conv(x, model, layer)
     x = conv(x, model, 2, kernel_size=2)
@@ -62,7 +62,7 @@ def test_the_vgg_like_network_is_what_the_paper_describes():
 
 
 def test_the_crnn_is_what_the_paper_describes():
-    model, x = create_tagger("crnn", 5), centred(patches(2))
+    model, x = create_tagger("crnn", 5, "evaluation_batch"), centred(patches(2))
     for layer, pool in ((0, (2, 5)), (2, (2, 4)), (4, (2, 2))):
         x = conv(x, model, layer, kernel_size=pool)
     assert x.shape == (2, 128, 12, 2)
@@ -84,8 +84,22 @@ def test_a_gain_of_the_recording_changes_nothing(architecture):
     torch.testing.assert_close(model(patches(2)), model(patches(2) + 3.0), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_group_normalisation_is_that_of_pytorch_whatever_the_order_in_memory(order):
+    ours, theirs = GroupNorm(4, 8), torch.nn.GroupNorm(4, 8)
+    images = torch.randn(2, 8, 5, 7).contiguous(memory_format=order)
+    gradients = []
+    for norm in (ours, theirs):
+        norm.load_state_dict({"weight": torch.arange(8.0), "bias": torch.ones(8)})
+        inputs = images.clone().requires_grad_()
+        norm(inputs).square().sum().backward()
+        gradients.append([inputs.grad, norm.weight.grad, norm.bias.grad])
+    torch.testing.assert_close(ours(images), theirs(images))
+    torch.testing.assert_close(*gradients)
+
+
 def test_group_normalisation_leaves_a_patch_to_itself_and_the_batchs_does_not():
-    for normalisation, alike in (("group", True), ("batch", False), ("fedbn", False)):
+    for normalisation, alike in (("group", True), ("evaluation_batch", False), ("fedbn", False)):
         model = create_tagger("vgg", 5, normalisation, width=0.25).eval()
         together, alone = model(patches(4))[:1], model(patches(4)[:1])
         assert torch.allclose(together, alone, atol=1e-5) == alike
@@ -93,13 +107,13 @@ def test_group_normalisation_leaves_a_patch_to_itself_and_the_batchs_does_not():
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_one_patch_is_enough_for_a_training_step(architecture):
-    for normalisation in ("batch", "group"):
+    for normalisation in ("group", "evaluation_batch"):
         model = create_tagger(architecture, 5, normalisation, width=0.25).train()
         binary_cross_entropy(model(patches(1)), torch.ones(1, 5)).backward()
         assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("normalisation", ["batch", "group"])
+@pytest.mark.parametrize("normalisation", ["group", "evaluation_batch"])
 def test_nothing_but_parameters_travels(normalisation):
     model = create_tagger("vgg", 5, normalisation)
     assert model.state_dict().keys() == dict(model.named_parameters()).keys()
@@ -130,7 +144,7 @@ def test_a_saved_model_comes_back_from_its_folder(architecture, tmp_path):
     ("change", "message"),
     [
         ({"architecture": "resnet"}, "architecture is 'resnet': it should be one of vgg, crnn"),
-        ({"normalisation": "layer"}, "normalisation is 'layer': it should be one of batch, fedbn, group"),
+        ({"normalisation": "layer"}, "normalisation is 'layer': it should be one of group, evaluation_batch, fedbn"),
         ({"width": 0.3}, "width is 0.3: it should be one of 0.25, 0.5, 0.75, 1.0"),
     ],
 )

@@ -14,12 +14,15 @@ def train(model, patches, rounds, learning_rate=3e-3):
     return [train_round(model, patches, optimizer, "cpu", r, settings)["loss"] for r in range(rounds)]
 
 
-@pytest.mark.parametrize(("architecture", "normalisation", "rounds"), [("vgg", "batch", 4), ("crnn", "group", 4)])
+@pytest.mark.parametrize(
+    ("architecture", "normalisation", "rounds"),
+    [("vgg", "group", 4), ("crnn", "group", 4), ("vgg", "evaluation_batch", 4)],
+)
 def test_training_learns(make_clips, architecture, normalisation, rounds):
     unseen = Patches(make_clips(40, seed=1))
     model = create_tagger(architecture, 4, normalisation, width=0.25)
     before = validate_clips(model, unseen, "cpu")
-    losses = train(model, Patches(make_clips(60)), rounds)
+    losses = train(model, Patches(make_clips(60)), rounds=4)
     after = validate_clips(model, unseen, "cpu")
     assert losses[-1] < losses[0]
     assert after["loss"] < before["loss"]
