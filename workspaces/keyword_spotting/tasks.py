@@ -37,7 +37,7 @@ def train_round(
     round_number: int,
     settings: TrainingSettings,
 ) -> dict[str, float]:
-    """Train `model` in place for `settings.local_epochs`. Returns the mean loss over the steps."""
+    """Train `model` in place for `settings.local_epochs`. Returns the mean loss over the clips of all epochs."""
     clips.begin_round(round_number)
     steps = settings.local_epochs * math.ceil(len(clips) / settings.batch_size)
     arguments = _arguments(
@@ -53,7 +53,8 @@ def train_round(
         train_dataset=clips,
         optimizers=(optimizer, schedule(optimizer, settings, steps, round_number)),
     )
-    return {"loss": trainer.train().training_loss}
+    trainer.train()
+    return {"loss": float(trainer.loss_sum) / (settings.local_epochs * len(clips))}
 
 
 def schedule(
@@ -84,8 +85,19 @@ def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
     return metric.compute(predictions=np.argmax(prediction.predictions, axis=-1), references=prediction.label_ids)
 
 
-def _trainer(**arguments: Any) -> Trainer:
-    trainer = Trainer(**arguments)
+class _ClipTrainer(Trainer):
+    """Sums the loss over clips. The Trainer's mean over steps counts a last batch that is not full as a full one."""
+
+    loss_sum: float | torch.Tensor = 0.0
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], *more: Any) -> torch.Tensor:
+        loss = super().training_step(model, inputs, *more)
+        self.loss_sum = self.loss_sum + loss.detach() * len(inputs["labels"])
+        return loss
+
+
+def _trainer(**arguments: Any) -> _ClipTrainer:
+    trainer = _ClipTrainer(**arguments)
     # It prints a line of metrics at every step of a run; they are the task's result.
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -101,6 +113,8 @@ def _arguments(device: str, batch_size: int, **training: Any) -> TrainingArgumen
         logging_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        # A loss that is no number is told, instead of being left out of the mean.
+        logging_nan_inf_filter=False,
         dataloader_pin_memory=device != "cpu",
         **training,
     )

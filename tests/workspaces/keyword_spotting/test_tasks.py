@@ -84,6 +84,27 @@ def test_validation_is_the_mean_over_all_clips():
     assert metrics["accuracy"] == pytest.approx((logits.argmax(-1) == labels).float().mean().item())
 
 
+def test_the_training_loss_is_the_mean_over_all_clips():
+    """With a learning rate of 0 it is that of the clips: the fifth must not count as much as the four before."""
+    model = create_wav2vec2(config=SMALL, labels=LABELS, seed=0)
+    model.config.hidden_dropout = 0.0
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    clips = Tones(5)
+    settings = TrainingSettings(rounds=1, local_epochs=2, batch_size=4)
+    loss = train_round(model, clips, SGD(model.parameters(), lr=0.0), "cpu", 0, settings)["loss"]
+    assert loss == pytest.approx(validate_clips(model, clips, "cpu")["loss"], abs=1e-5)
+
+
+def test_a_loss_that_is_no_number_is_told():
+    """Of one batch of two: the mean of the other would look like a validation of all."""
+    clips = Tones(8)
+    broken = [clips[i] for i in range(8)]
+    broken[1]["input_values"] = np.full(4_000, np.nan, dtype=np.float32)
+    assert math.isnan(validate_clips(create_wav2vec2(config=SMALL, labels=LABELS), broken, "cpu", batch_size=4)["loss"])
+
+
 def test_accuracy_agrees_with_scikit_learn():
     import evaluate
     from sklearn.metrics import accuracy_score
