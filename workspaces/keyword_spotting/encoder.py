@@ -50,7 +50,11 @@ class EncoderModel(torch.nn.Module):
 
     @abstractmethod
     def make_inputs(self, waveforms: Sequence[np.ndarray], device: str = "cpu") -> torch.Tensor:
-        """`waveforms`, each float32 (samples,) at 16 kHz, to inputs (batch, *input_shape), on the CPU."""
+        """`waveforms`, each float32 (samples,) at 16 kHz, to inputs (batch, *input_shape), on the CPU.
+
+        All clips are brought to one length: shorter ones are filled up with silence, longer ones cut. A clip's inputs,
+        and so its scores, do not depend on the other clips.
+        """
 
     @abstractmethod
     def encode(self, inputs: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,11 @@ def create_wav2vec2(
 ) -> Wav2Vec2ForSequenceClassification:
     """A classifier of waveforms: `input_values` (batch, samples) to logits (batch, len(labels)).
 
+    The first normalisation and the mean over frames, as published, take in all samples of a clip, its padding included.
+    So the model is trained and evaluated on clips of one length: one second, to which the shard fills shorter
+    recordings up with zeros. A clip has the same scores alone as among others of its length; batches of several
+    lengths are refused.
+
     `pretrained` is a hub name or a folder written by `save_pretrained`; its convolutional feature encoder stays frozen,
     as in fine-tuning of wav2vec 2.0 (Baevski et al., arXiv 2006.11477). `config` is a JSON file, in `configs/`
     or elsewhere, for a random start in which everything is trained. Weights that are not pretrained depend on `seed`.

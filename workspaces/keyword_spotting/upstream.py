@@ -104,7 +104,11 @@ class UpstreamForKeywords(EncoderModel, PreTrainedModel):
     def make_inputs(self, waveforms: Sequence[np.ndarray], device: str = "cpu") -> torch.Tensor:
         if self.config.upstream is None:
             return compute_log_mel(_LOG_MEL, waveforms, device)
-        return torch.from_numpy(np.stack(waveforms))
+        # All of one length: normalisation and attention, as published, would hear the padding of a batch.
+        inputs = torch.zeros(len(waveforms), SAMPLE_RATE)
+        for clip, waveform in zip(inputs, waveforms, strict=True):
+            clip[: len(waveform)] = torch.from_numpy(waveform[:SAMPLE_RATE])
+        return inputs
 
     def encode(self, inputs: torch.Tensor) -> torch.Tensor:
         """`inputs` to the means over time of the layers' outputs, (batch, layers, width)."""
