@@ -39,9 +39,7 @@ def guard_grouped_convolutions(model: Model) -> Model:
     return model
 
 
-def _convolve(
-    convolution: Any, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
+def _convolve(convolution: Any, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """In place of `_conv_forward` of `convolution`."""
     forward = type(convolution)._conv_forward
     precision = _precision_of(inputs)

@@ -2,9 +2,10 @@
 
 import faulthandler
 import logging
+import operator
 import random
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -16,7 +17,7 @@ from openfl.federated.task.task_runner import CoreTaskRunner
 from federation.adapter import remember_weights
 from federation.plan import Task
 from federation.tensors import Tensors
-from federation.wire import TaskResult
+from federation.wire import MAX_CLIPS, TaskResult
 
 logger = logging.getLogger(__name__)
 
@@ -52,16 +53,30 @@ class TaskRunner(CoreTaskRunner):
         self, task: Task, round_number: int, client: str, tensors: Tensors, device: str
     ) -> tuple[TaskResult, Tensors]:
         validates = task.task_type == "validate"
-        size = self.get_valid_data_size() if validates else self.get_train_data_size()
+        size = self._data_size("get_valid_data_size" if validates else "get_train_data_size")
         if size == 0:
             return TaskResult(size=0, metrics={}), {}
         apply = {"apply": "local" if task.apply_local else "global"} if validates else {}
         seed_generators(f"{self.seed}:{round_number}:{client}:{task.name}")
         with self._time_limit():
-            metrics, produced = self.TASK_REGISTRY[task.function_name](
+            returned, produced = self.TASK_REGISTRY[task.function_name](
                 col_name=client, round_num=round_number, input_tensor_dict=tensors, device=device, **apply
             )
-        return TaskResult(size=size, metrics=metrics), produced
+        return TaskResult(size=size, metrics=_metrics(returned, task)), produced
+
+    def _data_size(self, method: str) -> int:
+        """What `method` of the data interface returns. Raises ValueError, naming it, if that is no number of clips."""
+        returned = getattr(self.data_loader, method)()
+        try:
+            size = -1 if isinstance(returned, bool) else operator.index(returned)  # NumPy's and torch's integers too
+        except TypeError:
+            size = -1
+        if not 0 <= size <= MAX_CLIPS:
+            raise ValueError(
+                f"{method} of {type(self.data_loader).__name__} returned {returned!r:.100} "
+                f"({type(returned).__name__}): it should return the number of clips, an integer from 0 to {MAX_CLIPS}"
+            )
+        return size
 
     @contextmanager
     def _time_limit(self) -> Iterator[None]:
@@ -109,10 +124,35 @@ class TaskRunner(CoreTaskRunner):
 
     def _prepare_tensorkeys_for_agggregation(
         self, metric_dict: dict[str, Any], validation_flag: str | bool, col_name: str, round_num: int
-    ) -> tuple[dict[str, float], Tensors]:
-        """What a task gives: its metrics, and the tensors it leaves behind if it trains."""
+    ) -> tuple[Any, Tensors]:
+        """What a task gives: what it returned, and the tensors it leaves behind if it trains."""
         tensors = {} if validation_flag else self.get_tensor_dict(with_opt_vars=self.optimizer_travels)
-        return {name: float(value) for name, value in metric_dict.items()}, tensors
+        return metric_dict, tensors
+
+
+def _metrics(returned: Any, task: Task) -> dict[str, float]:
+    """The metrics that a task returned. Raises ValueError, naming the task and the metric, if they are none."""
+    called = f"task '{task.name}' ({task.function_name})"
+    if not isinstance(returned, Mapping):
+        raise ValueError(
+            f"{called} returned {returned!r:.100} ({type(returned).__name__}): "
+            "it should return a dictionary of metrics, such as {'loss': 0.5}"
+        )
+    for name in returned:
+        if not isinstance(name, str):
+            raise ValueError(f"{called} returned a metric with the name {name!r:.100}: names of metrics are text")
+    return {str(name): _number(value, f"{called} returned as metric '{name}'") for name, value in returned.items()}
+
+
+def _number(value: Any, said: str) -> float:
+    """Numbers of Python, NumPy and torch, and arrays and tensors that hold one."""
+    try:
+        array = np.asarray(value.item() if isinstance(value, torch.Tensor) else value)
+        if array.dtype.kind in "biuf" and array.size == 1:
+            return float(array.item())
+    except (TypeError, ValueError, RuntimeError):
+        pass  # a ragged list, say, or a tensor of several values
+    raise ValueError(f"{said} {value!r:.100} ({type(value).__name__}): a metric is one real number")
 
 
 def seed_generators(name: str) -> None:

@@ -44,6 +44,10 @@ CHANNEL_OPTIONS = [
 ]
 
 
+# More than any corpus has; a mean's weights stay far from overflow.
+MAX_CLIPS = 10**9
+
+
 class WireError(ValueError):
     """A message that is not what its call takes."""
 
@@ -87,7 +91,7 @@ class StatusRequest(Message):
 class TaskResult(Message):
     """What one envoy says of one task: over how many clips, and the metrics' means over them."""
 
-    size: int = Field(ge=0, le=10**9)
+    size: int = Field(ge=0, le=MAX_CLIPS)
     metrics: dict[str, float] = Field(max_length=1000)
 
 

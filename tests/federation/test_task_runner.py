@@ -13,6 +13,7 @@ from federation.definition import ModelInterface
 from federation.plan import Task
 from federation.task_runner import TaskRunner
 from federation.tensors import Tensors
+from federation.wire import TaskResult
 from tests.federation import toy
 
 VALIDATE = Task(name="aggregated_model_validate", function_name="measure", task_type="validate")
@@ -166,3 +167,77 @@ def test_a_client_without_clips_runs_no_task():
         ("train", 0, {}),
     ]
     assert trained == {}
+
+
+class Sized(toy.Data):
+    """Says that it has `size` clips."""
+
+    def __init__(self, size: Any) -> None:
+        super().__init__()
+        self.get_train_data_size = self.get_valid_data_size = lambda: size
+
+
+def run_with_size(size: Any, *tasks: Task) -> dict[str, TaskResult]:
+    runner = make_runner()
+    data = Sized(size)
+    data.shard_descriptor = toy.Points("a-5")
+    runner.set_data_loader(data)
+    return run(runner, *tasks)[0]
+
+
+@pytest.mark.parametrize("size", [6, np.int64(6), np.uint8(6), np.array(6), torch.tensor(6)], ids=repr)
+def test_an_integer_of_any_kind_is_a_size(size):
+    results = run_with_size(size, VALIDATE, TRAIN)
+    assert [result.size for result in results.values()] == [6, 6]
+
+
+@pytest.mark.parametrize("size", [np.int64(0), torch.tensor(0)], ids=repr)
+def test_a_zero_of_any_kind_says_that_there_is_nothing_to_do(size):
+    assert run_with_size(size, TRAIN)["train"] == TaskResult(size=0, metrics={})
+
+
+@pytest.mark.parametrize("size", [6.0, np.float64(6), np.array([6, 1]), None, "6", True, -1, 2 * 10**9], ids=repr)
+def test_another_size_is_refused_with_the_name_of_the_method(size):
+    for task, method in ((TRAIN, "get_train_data_size"), (VALIDATE, "get_valid_data_size")):
+        sentence = f"{method} of Sized returned .*{type(size).__name__}.*the number of clips, an integer from 0 to"
+        with pytest.raises(ValueError, match=sentence):
+            run_with_size(size, task)
+
+
+def returning(value: Any) -> Callable:
+    def task(model, points, device, **_):
+        return value
+
+    return task
+
+
+NUMBERS = [3, np.float32(3), np.int64(3), np.array(3.0), np.array([3]), torch.tensor(3.0), torch.tensor([[3]])]
+
+
+@pytest.mark.parametrize("value", [*NUMBERS, torch.tensor(3.0, dtype=torch.bfloat16, requires_grad=True)], ids=repr)
+def test_a_metric_may_be_a_number_of_any_kind(value):
+    results, _ = run(make_runner(fit=returning({"loss": value}), measure=returning({"loss": value})), VALIDATE, TRAIN)
+    assert [result.metrics for result in results.values()] == [{"loss": 3.0}, {"loss": 3.0}]
+
+
+@pytest.mark.parametrize("value", [None, 0.5, np.zeros(3), torch.tensor(0.5), (0.5, 3), ["loss"], "loss"], ids=repr)
+def test_a_task_that_returns_no_dictionary_is_named_and_told_what_to_return(value):
+    for task, function in ((TRAIN, "fit"), (VALIDATE, "measure")):
+        sentence = rf"task '{task.name}' \({function}\) returned .*{type(value).__name__}.*dictionary of metrics"
+        with pytest.raises(ValueError, match=sentence):
+            run(make_runner(fit=returning(value), measure=returning(value)), task)
+
+
+NO_NUMBERS = [None, "0.5", 1j, np.zeros(3), torch.zeros(3), torch.tensor(1j), [[1], [2, 3]], {"mean": 1}, 10**400]
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=lambda value: repr(value)[:20])
+def test_a_metric_that_is_no_number_is_named(value):
+    sentence = rf"task 'train' \(fit\) returned as metric 'loss' .*{type(value).__name__}.*one real number"
+    with pytest.raises(ValueError, match=sentence):
+        run(make_runner(fit=returning({"accuracy": 1.0, "loss": value})), TRAIN)
+
+
+def test_a_metric_whose_name_is_no_text_is_refused():
+    with pytest.raises(ValueError, match=r"task 'train' \(fit\) returned a metric with the name 3"):
+        run(make_runner(fit=returning({3: 1.0})), TRAIN)
