@@ -18,9 +18,10 @@ from director.gate import Gate
 from director.interceptor import RefusingInterceptor
 from director.runs_lock import sole_director
 from director.service import AggregatorService, DirectorService, RoundsService
+from federation.address import DEFAULT_PORT, join_address
 from federation.certificates import CertificateError, Credentials, load_credentials
 from federation.process import prepare_process
-from federation.settings import Settings, SettingsError, load_settings
+from federation.settings import Host, Settings, SettingsError, load_settings
 from federation.tensors import MAX_HEADER_BYTES
 from federation.wire import CHANNEL_OPTIONS, MAX_REQUEST_BYTES
 
@@ -50,10 +51,11 @@ def server_options(max_files: int) -> list[tuple[str, int]]:
 class DirectorSettings(Settings):
     """The `settings` of a director's YAML file."""
 
-    listen_host: str = "localhost"
-    listen_port: int = Field(default=50051, ge=1, le=65_535)
+    listen_host: Host = "localhost"
+    listen_port: int = Field(default=DEFAULT_PORT, ge=1, le=65_535)
     envoy_health_check_period: int = Field(default=5, ge=1)
-    certificates: Path
+    # Only TLS needs them.
+    certificates: Path | None = None
     runs: Path
 
 
@@ -84,7 +86,7 @@ async def serve(settings: DirectorSettings, credentials: Credentials | None, max
 
 def bind(server: aio.Server, settings: DirectorSettings, credentials: Credentials | None) -> str:
     """The address that `server` has now. Raises OSError."""
-    address = f"{settings.listen_host}:{settings.listen_port}"
+    address = join_address(settings.listen_host, settings.listen_port)
     try:
         if credentials is None:
             server.add_insecure_port(address)

@@ -23,9 +23,11 @@ from openfl.protocols import director_pb2, director_pb2_grpc
 from envoys.job import Job
 from envoys.settings import EnvoySettings, connect
 from envoys.transport import REFUSALS, RETRY_SECONDS, wait_to_repeat
+from federation.address import join_address, route_to
 from federation.archive import ArchiveError, unpack_archive
+from federation.certificates import load_credentials
 from federation.plan import ARCHIVE, NAME
-from federation.wire import AttendRequest, RoundsStub, encode, wait_for_connection
+from federation.wire import AttendRequest, RoundsStub, encode, explain_unreachable, wait_for_connection
 
 logger = logging.getLogger("envoy")
 
@@ -56,7 +58,8 @@ class Envoy:
         self.config = config
         self.tls = tls
         self._instance = uuid.uuid4().hex
-        self._address = f"{settings.director_host}:{settings.director_port}"
+        self._address = join_address(settings.director_host, settings.director_port)
+        self._root = load_credentials(settings.certificates, name).root if tls else None
         self._channel = connect(settings, name, tls, instance=self._instance, corpus=corpus_of(shard_descriptor))
         self._stub = director_pb2_grpc.DirectorStub(self._channel)
         self._rounds = RoundsStub(self._channel)
@@ -127,10 +130,9 @@ class Envoy:
                     ) from error
                 if time.monotonic() > deadline:
                     raise ConnectionRefusedByDirectorError(
-                        f"cannot reach the director at {self._address} ({error.details()}): is it running there, "
-                        f"and with TLS {'on' if self.tls else 'off'} like this envoy?"
+                        explain_unreachable(self._address, error.details(), self._root, "envoy")
                     ) from error
-                logger.info("waiting for the director at %s: %s", self._address, error.details())
+                logger.info("waiting for the director at %s: %s", route_to(self._address), error.details())
                 wait_to_repeat(error, self._channel)
 
     def download(self, experiment: str) -> Path:

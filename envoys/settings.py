@@ -10,19 +10,21 @@ import psutil
 from openfl.interface.interactive_api.shard_descriptor import ShardDescriptor
 from pydantic import Field
 
+from federation.address import DEFAULT_PORT, join_address
 from federation.certificates import load_credentials
-from federation.settings import Settings, SettingsError
-from federation.wire import open_channel
+from federation.settings import Host, Settings, SettingsError
+from federation.wire import channel_credentials, open_channel
 
 
 class EnvoySettings(Settings):
     """The `params` of an envoy's YAML file."""
 
-    director_host: str
-    director_port: int = 50051
+    director_host: Host
+    director_port: int = Field(default=DEFAULT_PORT, ge=1, le=65_535)
     # Seconds to try at the start before giving up. Later, an envoy waits for its director for ever.
     connect_timeout: float = 60.0
-    certificates: Path
+    # Only TLS needs them.
+    certificates: Path | None = None
     work_dir: Path
     # A worker that holds more is ended, before the system ends something else.
     memory_limit_gb: float = Field(default_factory=lambda: 0.8 * psutil.virtual_memory().total / 1e9, gt=0)
@@ -58,6 +60,5 @@ def connect(settings: EnvoySettings, name: str, tls: bool, **headers: str) -> gr
     """A channel to the director. Raises CertificateError if envoy `name` has no certificate that is good for TLS."""
     credentials = None
     if tls:
-        own = load_credentials(settings.certificates, name)
-        credentials = grpc.ssl_channel_credentials(own.root, own.private_key, own.certificate)
-    return open_channel(f"{settings.director_host}:{settings.director_port}", credentials, **headers)
+        credentials = channel_credentials(load_credentials(settings.certificates, name))
+    return open_channel(join_address(settings.director_host, settings.director_port), credentials, **headers)

@@ -15,8 +15,9 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from federation.address import AddressError, join_address, split_address
 from federation.certificates import CertificateError, load_credentials
-from federation.wire import RoundsStub, StatusRequest, encode, open_channel
+from federation.wire import RoundsStub, StatusRequest, channel_credentials, encode, explain_unreachable, open_channel
 
 ANSWER_SECONDS = 20.0
 # In a file or a pipe no line is broken.
@@ -28,23 +29,23 @@ class StatusError(RuntimeError):
 
 
 def fetch_status(address: str, certificates: Path | None, user: str | None) -> dict[str, Any]:
-    """What the director says to `user`; `certificates` None turns TLS off. Raises StatusError or CertificateError."""
+    """What the director says to `user`; `certificates` None turns TLS off. Raises StatusError, AddressError or
+    CertificateError.
+    """
     credentials = None
     if certificates is not None:
         if user is None:
             raise StatusError("give --user NAME, whose certificate is used, or --disable-tls")
-        own = load_credentials(certificates, user)
-        credentials = grpc.ssl_channel_credentials(own.root, own.private_key, own.certificate)
-    with open_channel(address, credentials, client_id=user or "anonymous") as channel:
+        credentials = load_credentials(certificates, user)
+    line = channel_credentials(credentials) if credentials else None
+    with open_channel(address, line, client_id=user or "anonymous") as channel:
         try:
             return json.loads(RoundsStub(channel).get_status(encode(StatusRequest()), timeout=ANSWER_SECONDS))
         except grpc.RpcError as error:
             if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 raise StatusError(f"the director at {address} refused: {error.details()}") from None
-            raise StatusError(
-                f"cannot reach the director at {address} ({error.details()}): is it running there, and with TLS "
-                f"{'on' if credentials else 'off'}?"
-            ) from None
+            root = credentials.root if credentials else None
+            raise StatusError(explain_unreachable(address, error.details(), root, "command")) from None
 
 
 def print_status(status: dict[str, Any], console: Console) -> None:
@@ -97,15 +98,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="federation", description="Look at a running federation.")
     commands = parser.add_subparsers(dest="command", required=True)
     status = commands.add_parser("status", help="envoys and experiments")
-    status.add_argument("--director", default="localhost:50051", metavar="HOST:PORT", help="default: %(default)s")
+    status.add_argument("--director", default="localhost:50051", metavar="HOST[:PORT]", help="default: %(default)s")
     status.add_argument("--certificates", type=Path, default=Path("certificates"), metavar="DIR")
     status.add_argument("--user", metavar="NAME", help="whose certificate to use; needed unless TLS is off")
     status.add_argument("--disable-tls", action="store_true", help="no encryption, and no proof of who is who")
     status.add_argument("--json", action="store_true", help="for machines, all that the director says")
     options = parser.parse_args(arguments)
     try:
-        found = fetch_status(options.director, None if options.disable_tls else options.certificates, options.user)
-    except (StatusError, CertificateError) as error:
+        address = join_address(*split_address(options.director))
+        found = fetch_status(address, None if options.disable_tls else options.certificates, options.user)
+    except (StatusError, AddressError, CertificateError) as error:
         print(f"federation: {error}", file=sys.stderr)
         return 1
     if options.json:

@@ -5,7 +5,6 @@ Imports only the standard library and `cryptography`: the envoy loads this on sm
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from collections.abc import Sequence
@@ -20,6 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from federation.address import AddressError, check_host, ip_address
+
 DIRECTOR = "director"
 ENVOY = "envoy"
 USER = "user"
@@ -32,7 +33,6 @@ LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 # A name becomes a file name and a common name (64 characters at most in X.509), hence neither "../x" nor "-x".
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_HOST = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*")
 # Certificates hold from a little before they are made: the clock of a small device may run behind the director's.
 _CLOCK_TOLERANCE = timedelta(hours=1)
 _HOW = "scripts/make_certificates.py makes it, or --disable-tls runs without."
@@ -177,8 +177,13 @@ def load_authority(folder: Path) -> Authority:
     return Authority(certificate, private_key)
 
 
-def load_credentials(folder: Path, name: str) -> Credentials:
-    """Reads `ca.crt`, `NAME.crt` and `NAME.key` from `folder`, checked as `read_credentials` does."""
+def load_credentials(folder: Path | None, name: str) -> Credentials:
+    """Reads `ca.crt`, `NAME.crt` and `NAME.key` from `folder`, checked as `read_credentials` does.
+
+    Raises CertificateError, also without a folder: only TLS needs one.
+    """
+    if folder is None:
+        raise CertificateError("TLS needs certificates: set `certificates` to their folder, or use --disable-tls.")
     if not _NAME.fullmatch(name):
         raise CertificateError(_bad_name(name))
     if not folder.is_dir():
@@ -203,6 +208,22 @@ def read_credentials(root_path: Path, certificate_path: Path, key_path: Path, na
     if common_name != name:
         raise CertificateError(f"{certificate_path} is made out to {common_name!r}, not to {name!r}.")
     return Credentials(root_pem, certificate_pem, key_pem, name, role)
+
+
+def names_of(certificate: bytes) -> list[str]:
+    """The host names and addresses that a certificate (PEM or DER) is for, in its order."""
+    load = x509.load_pem_x509_certificate if certificate.startswith(b"-----") else x509.load_der_x509_certificate
+    try:
+        extension = load(certificate).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        return []
+    return [str(name.value) for name in extension.value]
+
+
+def is_for(names: Sequence[str], host: str) -> bool:
+    """Whether a certificate for `names` is one for `host`; a name may begin with a wildcard."""
+    host = check_host(host).partition("%")[0]
+    return host in names or f"*.{host.partition('.')[2]}" in names
 
 
 def role_of(pem: bytes) -> tuple[str, str]:
@@ -251,28 +272,20 @@ def _bad_name(name: str) -> str:
 
 
 def _checked_host(host: str) -> str:
-    # A zone ("fe80::1%eth0") means something on one machine only and does not fit into a certificate.
-    if "%" not in host and (address := _address(host)):
-        return str(address)
-    name = host.lower()
-    # A last part of digits only is an address with a slip, such as 10.0.0.256, and never a host name.
-    if not _HOST.fullmatch(name) or name.rpartition(".")[2].isdigit():
-        raise CertificateError(
-            f"{host!r} is neither a host name nor an IP address; give it as envoys dial it, without scheme and port."
-        )
-    return name
+    try:
+        checked = check_host(host)
+    except AddressError as error:
+        raise CertificateError(f"{error}, as envoys dial it.") from error
+    # A zone means something on one machine only. Where it is dialled, TLS compares the address without it.
+    if "%" in checked:
+        address = checked.partition("%")[0]
+        raise CertificateError(f"{host!r} is neither a host name nor an IP address; give {address}, without the zone.")
+    return checked
 
 
 def _general_name(host: str) -> x509.GeneralName:
-    address = _address(host)
+    address = ip_address(host)
     return x509.IPAddress(address) if address else x509.DNSName(host)
-
-
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError:
-        return None
 
 
 def _builder(

@@ -11,6 +11,7 @@ import grpc
 from openfl.protocols import director_pb2_grpc
 from openfl.transport.grpc import director_client
 
+from federation.certificates import Credentials
 from federation.tensors import PIECE_BYTES, Tensors, receive
 from federation.wire import (
     ExperimentRequest,
@@ -18,7 +19,9 @@ from federation.wire import (
     ModelRequest,
     RoundsStub,
     StatusRequest,
+    channel_credentials,
     encode,
+    explain_unreachable,
     open_channel,
     send_pieces,
     wait_for_connection,
@@ -40,9 +43,11 @@ class ExperimentFailedError(RuntimeError):
 class DirectorClient(director_client.DirectorClient):
     """OpenFL's client of the director, over one channel that stays open, plus the service for whole models."""
 
-    def __init__(self, client_id: str, address: str, credentials: grpc.ChannelCredentials | None) -> None:
-        channel = open_channel(address, credentials, client_id=client_id)
+    def __init__(self, client_id: str, address: str, credentials: Credentials | None) -> None:
+        """`address` is "HOST:PORT"; without credentials TLS is off."""
+        channel = open_channel(address, channel_credentials(credentials) if credentials else None, client_id=client_id)
         self.address = address
+        self._root = credentials.root if credentials else None
         self.channel = channel
         self.stub = director_pb2_grpc.DirectorStub(channel)
         self.rounds = RoundsStub(channel)
@@ -54,10 +59,7 @@ class DirectorClient(director_client.DirectorClient):
             yield
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
-                raise DirectorError(
-                    f"cannot reach the director at {self.address} ({error.details()}): is it running there, "
-                    "and is TLS on or off on both sides?"
-                ) from None
+                raise DirectorError(explain_unreachable(self.address, error.details(), self._root)) from None
             raise DirectorError(f"the director at {self.address} refused: {error.details()}") from None
 
     def submit(self, submission: Path) -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-import grpc
 import pandas as pd
 import torch
 from openfl.federated import Plan
@@ -25,6 +24,7 @@ from openfl.interface.interactive_api import experiment as openfl_experiment
 from openfl.interface.interactive_api import federation as openfl_federation
 from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
 
+from federation.address import DEFAULT_PORT, bracket, check_host, join_address
 from federation.aggregation import Aggregation
 from federation.certificates import read_credentials
 from federation.definition import Definition, ModelInterface, define
@@ -76,16 +76,16 @@ class Federation(openfl_federation.Federation):
 
         Raises DirectorError if it cannot be reached or refuses, CertificateError for a bad certificate.
         """
-        self.director_node_fqdn = director_node_fqdn or "localhost"
-        self.director_port = director_port or 50051
+        # With brackets around an IPv6 address, as OpenFL's own envoys put the port behind it.
+        self.director_node_fqdn = bracket(check_host(director_node_fqdn or "localhost"))
+        self.director_port = director_port or DEFAULT_PORT
         self.tls = tls
         credentials = None
         if tls:
             if not (client_id and cert_chain and api_cert and api_private_key):
                 raise ValueError("with tls=True, client_id, cert_chain, api_cert and api_private_key are needed")
-            own = read_credentials(Path(cert_chain), Path(api_cert), Path(api_private_key), client_id)
-            credentials = grpc.ssl_channel_credentials(own.root, own.private_key, own.certificate)
-        address = f"{self.director_node_fqdn}:{self.director_port}"
+            credentials = read_credentials(Path(cert_chain), Path(api_cert), Path(api_private_key), client_id)
+        address = join_address(self.director_node_fqdn, self.director_port)
         self.dir_client = DirectorClient(client_id or "anonymous", address, credentials)
         with self.dir_client.translated_errors():
             self.sample_shape, self.target_shape = self.dir_client.get_dataset_info()
@@ -250,6 +250,8 @@ class FLExperiment(openfl_experiment.FLExperiment):
         """OpenFL's plan; `extras` is what our worker has to know besides."""
         files = {f"{kind}_interface_file": f"{kind}_obj.pkl" for kind in ("model", "tasks", "dataloader")}
         super()._prepare_plan(*args, **kwargs, **files)
+        # OpenFL cuts the address off at its first colon.
+        self.plan.config["network"]["settings"]["agg_addr"] = self.federation.director_node_fqdn
         # One port serves all; the name makes the plan's hash, by which calls find their experiment, its own.
         self.plan.config["network"]["settings"]["agg_port"] = self.federation.director_port
         self.plan.config["experiment"] = {"settings": {"name": self.experiment_name, **extras}}

@@ -1,15 +1,21 @@
 """YAML settings files: read, checked key by key, and refused with a sentence that names what is wrong."""
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
+
+from federation.address import check_host
 
 
 class SettingsError(ValueError):
     """A settings file is missing, unreadable, or says something that cannot be right."""
+
+
+# A host name or an IP address, which may stand in brackets.
+Host = Annotated[str, AfterValidator(check_host)]
 
 
 class Settings(BaseModel):
@@ -21,7 +27,7 @@ class Settings(BaseModel):
     @classmethod
     def resolve_path(cls, value: object, info: ValidationInfo) -> object:
         field = cls.model_fields[str(info.field_name)]
-        if field.annotation is Path and isinstance(value, str):
+        if field.annotation in (Path, Path | None) and isinstance(value, str):
             return ((info.context or {})["folder"] / Path(value).expanduser()).resolve()
         return value
 

@@ -6,6 +6,8 @@ plain bytes: JSON for requests and answers, pieces of a safetensors file for ten
 """
 
 import json
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -15,10 +17,15 @@ import grpc
 from openfl.protocols.interceptors import headers_adder
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from federation.address import join_address, proxy_of, route_to, split_address
+from federation.certificates import Credentials, is_for, names_of
+
 SERVICE = "openfl_audio.Rounds"
 
 # Our pieces are small. OpenFL's own envoys get a tensor in one message.
 MAX_MESSAGE_BYTES = 256 << 20
+# For a look at the certificate of a director that gRPC could not connect to.
+PROBE_SECONDS = 3.0
 # Requests are names and numbers.
 MAX_REQUEST_BYTES = 64 << 10
 # A dead peer is noticed by keep-alive; two directors on one port must not share it silently.
@@ -139,13 +146,57 @@ def describe_faults(error: ValidationError) -> str:
     )
 
 
+def channel_credentials(own: Credentials) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(own.root, own.private_key, own.certificate)
+
+
 def open_channel(address: str, credentials: grpc.ChannelCredentials | None, **headers: str) -> grpc.Channel:
-    """A channel to `address`, with TLS if there are credentials; `headers` go along with every call."""
+    """A channel to `address`, with TLS if there are credentials; `headers` go along with every call.
+
+    This machine is never reached through a proxy, which would look for the director on its own.
+    """
+    host, port = split_address(address)
+    options = CHANNEL_OPTIONS if proxy_of(host) else [*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0)]
     if credentials is None:
-        channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        channel = grpc.insecure_channel(join_address(host, port), options=options)
     else:
-        channel = grpc.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
+        channel = grpc.secure_channel(join_address(host, port), credentials, options=options)
     return grpc.intercept_channel(channel, headers_adder(headers))
+
+
+def explain_unreachable(address: str, details: str | None, root: bytes | None, who: str = "notebook") -> str:
+    """One sentence for a director that cannot be reached, which names what is in the way as far as that can be known.
+
+    `details` are gRPC's. `root` is the authority's certificate (PEM), None without TLS. `who` does not reach it.
+    """
+    host, port = split_address(address)
+    sentence = f"cannot reach the director at {route_to(address)} ({details}): "
+    names = _names_presented(host, port, root) if root and not proxy_of(host) else []
+    if names and not is_for(names, host):
+        return sentence + (
+            f"its certificate is for {', '.join(names)}, and not for {host}; "
+            f"scripts/make_certificates.py --director {host} --force makes one that is"
+        )
+    if proxy_of(host):
+        sentence += f"does the proxy let it through (no_proxy={host} goes without), "
+    return sentence + f"is it running there, and with TLS {'on' if root else 'off'} like this {who}?"
+
+
+def _names_presented(host: str, port: int, root: bytes) -> list[str]:
+    """The names in the certificate that a director shows, or none if it does not come to that."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.set_alpn_protocols(["h2"])
+    try:
+        context.load_verify_locations(cadata=root.decode())
+        with (
+            socket.create_connection((host, port), timeout=PROBE_SECONDS) as line,
+            context.wrap_socket(line) as connection,
+        ):
+            certificate = connection.getpeercert(binary_form=True)
+    except (OSError, ValueError):
+        return []
+    return names_of(certificate) if certificate else []
 
 
 def wait_for_connection(channel: grpc.Channel, seconds: float) -> None:

@@ -15,7 +15,7 @@ import yaml
 from openfl.protocols import director_pb2, director_pb2_grpc
 
 from federation.certificates import load_credentials
-from federation.wire import open_channel
+from federation.wire import channel_credentials, open_channel
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STOP_SECONDS = 15.0
@@ -46,6 +46,10 @@ class LocalFederation:
         for name in ("settings", "logs"):
             (folder / name).mkdir(parents=True, exist_ok=True)
 
+    @property
+    def _certificates(self) -> dict[str, str]:
+        return {"certificates": str(self.certificates)} if self.certificates else {}
+
     def __enter__(self) -> "LocalFederation":
         return self
 
@@ -68,8 +72,8 @@ class LocalFederation:
         settings = {
             "listen_host": "127.0.0.1",
             "listen_port": self.port,
-            "certificates": str(self.certificates or self.folder),
             "runs": str(self.folder / "director"),
+            **self._certificates,
         }
         self._start("director", [str(REPOSITORY / "director/start_director.sh")], {"settings": settings})
 
@@ -78,8 +82,8 @@ class LocalFederation:
         params = {
             "director_host": "127.0.0.1",
             "director_port": self.port,
-            "certificates": str(self.certificates or self.folder),
             "work_dir": str(self.folder / "envoys"),
+            **self._certificates,
             **changes,
         }
         command = [str(REPOSITORY / "envoys/start_envoy.sh"), "-n", name]
@@ -89,8 +93,7 @@ class LocalFederation:
         """Raises StartError if an envoy is not online after `seconds`, or if a process has ended."""
         credentials = None
         if self.certificates:
-            own = load_credentials(self.certificates, self.user)
-            credentials = grpc.ssl_channel_credentials(own.root, own.private_key, own.certificate)
+            credentials = channel_credentials(load_credentials(self.certificates, self.user))
         missing = set(envoys)
         deadline = time.monotonic() + seconds
         with open_channel(f"127.0.0.1:{self.port}", credentials, client_id=self.user) as channel:

@@ -15,7 +15,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs before anything is installed, too
 
-from federation.certificates import AUTHORITY, LEAF_DAYS, CertificateError, write_certificates
+from federation.certificates import (
+    AUTHORITY,
+    DIRECTOR,
+    LEAF_DAYS,
+    LOCAL_HOSTS,
+    CertificateError,
+    names_of,
+    write_certificates,
+)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -51,6 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     for path in written:
         print(f"wrote {path}")
+    if options.director is not None:
+        names = names_of((options.out / f"{DIRECTOR}.crt").read_bytes())
+        print(f"{DIRECTOR}.crt is for {', '.join(names)}: envoys and notebooks reach the director by one of these.")
+        if set(names) <= set(LOCAL_HOSTS):
+            print("For a director on another machine give its names: --director fl.example.org 192.0.2.7 --force")
     print(f"Copy {AUTHORITY}.crt and its own .crt and .key to each machine; {AUTHORITY}.key stays here.")
     return 0
 

@@ -22,6 +22,7 @@ from federation.certificates import (
     AUTHORITY,
     CertificateError,
     create_authority,
+    is_for,
     issue,
     load_authority,
     load_credentials,
@@ -489,3 +490,16 @@ def test_client_refuses_an_envoy_that_plays_the_director(folder: Path) -> None:
 def test_subject_is_name_and_role_only(folder: Path) -> None:
     attributes = [(part.oid, part.value) for part in read(folder, "site-a").subject]
     assert attributes == [(NameOID.COMMON_NAME, "site-a"), (NameOID.ORGANIZATIONAL_UNIT_NAME, "envoy")]
+
+
+@pytest.mark.parametrize(("host", "good"), [
+    ("fl.example.org", True), ("FL.example.org", True), ("[2001:db8::1]", True), ("2001:db8::1%eth0", True),
+    ("a.sites.example.org", True), ("a.b.sites.example.org", False), ("example.org", False), ("192.0.2.8", False),
+])  # fmt: skip
+def test_a_certificate_is_for_the_names_it_has(host, good):
+    assert is_for(["fl.example.org", "2001:db8::1", "*.sites.example.org"], host) is good
+
+
+def test_without_a_folder_tls_is_what_is_missing():
+    with pytest.raises(CertificateError, match="TLS needs certificates: set `certificates`"):
+        load_credentials(None, "a")

@@ -35,6 +35,10 @@ def test_shipped_settings_are_good_and_paths_are_relative_to_their_file():
         (("50051", "99999"), r"'settings.listen_port' is '?99999'?: input should be less than or equal to 65535"),
         (("50051", "'50051'"), r"'settings.listen_port' is '50051': input should be a valid integer"),
         (("  runs: runs", ""), r"'settings.runs' is missing"),
+        (
+            ("settings:", "settings:\n  listen_host: http://localhost"),
+            r"'settings.listen_host' is .*neither a host name",
+        ),
         (("settings:", "setings:"), r"unknown key 'setings' \(known here: settings\)"),
         (("runs: runs", "runs: [1"), "is not valid YAML"),
     ],
@@ -45,6 +49,14 @@ def test_a_wrong_settings_file_is_named_with_key_and_value(tmp_path, change, sen
         load_settings(path, DirectorFile)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_settings_need_no_certificates_and_take_ipv6_addresses_in_brackets_or_not(tmp_path):
+    director = load_settings(write(tmp_path, "settings: {runs: runs, listen_host: '[::1]'}"), DirectorFile)
+    assert (director.settings.listen_host, director.settings.certificates) == ("::1", None)
+    params = "params: {director_host: 'fe80::1%eth0', work_dir: runs}"
+    envoy = load_settings(write(tmp_path, f"{params}\nshard_descriptor: {{template: x}}"), EnvoyFile)
+    assert (envoy.params.director_host, envoy.params.certificates) == ("fe80::1%eth0", None)
 
 
 def test_a_missing_or_empty_file_raises(tmp_path):

@@ -75,6 +75,8 @@ def test_a_federation_without_anybody_has_empty_tables():
     ("arguments", "sentence"),
     [
         (["--disable-tls", "--director", "localhost:1"], "cannot reach the director at localhost:1"),
+        (["--disable-tls", "--director", "::1"], "cannot reach the director at [::1]:50051"),
+        (["--disable-tls", "--director", "localhost:x"], "the port must be a number"),
         ([], "give --user NAME"),
         (["--user", "ada", "--certificates", "nowhere"], "nowhere does not exist"),
     ],

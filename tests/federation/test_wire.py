@@ -1,11 +1,18 @@
 import json
 import math
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 
+import grpc
 import pytest
 
+from federation.address import EXEMPTION_VARIABLES, PROXY_VARIABLES, join_address
+from federation.certificates import load_credentials, write_certificates
 from federation.wire import (
     AttendRequest,
     ExperimentRequest,
@@ -15,8 +22,11 @@ from federation.wire import (
     TaskResult,
     UpdateMessage,
     WireError,
+    channel_credentials,
     decode,
     encode,
+    explain_unreachable,
+    open_channel,
     send_pieces,
 )
 
@@ -153,3 +163,70 @@ def test_nobody_waits_for_leave_after_the_call_has_ended():
         send_pieces(lambda pieces: calls.append(Broken(pieces)) or calls[0], (b"x" for _ in range(2)))
     calls[0]._thread.join(10)
     assert not calls[0]._thread.is_alive()
+
+
+@contextmanager
+def serving(host: str, certificates: Path | None = None) -> Iterator[int]:
+    """The port of a server that answers no call, with TLS if there are certificates."""
+    server = grpc.server(ThreadPoolExecutor(1))
+    if certificates is None:
+        port = server.add_insecure_port(join_address(host, 0))
+    else:
+        own = load_credentials(certificates, "director")
+        pair = [(own.private_key, own.certificate)]
+        port = server.add_secure_port(join_address(host, 0), grpc.ssl_server_credentials(pair, own.root, True))
+    server.start()
+    try:
+        yield port
+    finally:
+        server.stop(0).wait()
+
+
+@pytest.fixture
+def unreachable_proxy(monkeypatch):
+    for name in EXEMPTION_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name in PROXY_VARIABLES:
+        monkeypatch.setenv(name, "http://ada:secret@127.0.0.1:9")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_this_machine_is_reached_although_a_proxy_is_set(unreachable_proxy, host):
+    with serving("127.0.0.1") as port, open_channel(f"{host}:{port}", None) as channel:
+        grpc.channel_ready_future(channel).result(30)
+
+
+def test_a_director_behind_a_proxy_is_not_found_and_the_proxy_named(unreachable_proxy):
+    with open_channel("192.0.2.7:50051", None) as channel, pytest.raises(grpc.RpcError) as raised:
+        channel.unary_unary("/any/Call")(b"", timeout=30)
+    sentence = explain_unreachable("192.0.2.7:50051", raised.value.details(), None)
+    assert sentence.startswith(
+        "cannot reach the director at 192.0.2.7:50051 through the proxy 127.0.0.1:9 (grpc_proxy)"
+    )
+    assert "no_proxy=192.0.2.7" in sentence
+    assert "secret" not in sentence
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="there is no IPv6 here")
+@pytest.mark.parametrize("address", ["::1:{port}", "[::1]:{port}"])
+def test_an_ipv6_address_is_reached_with_and_without_brackets(address):
+    with serving("::1") as port, open_channel(address.format(port=port), None) as channel:
+        grpc.channel_ready_future(channel).result(30)
+
+
+def test_a_director_whose_certificate_is_for_other_names_is_told_apart_from_one_that_is_not_there(tmp_path):
+    write_certificates(tmp_path, director_hosts=["fl.example.org"], envoys=["a"])
+    own = load_credentials(tmp_path, "a")
+    with serving("127.0.0.2", tmp_path) as port:
+        with (
+            open_channel(f"127.0.0.2:{port}", channel_credentials(own)) as channel,
+            pytest.raises(grpc.RpcError) as raised,
+        ):
+            channel.unary_unary("/any/Call")(b"", timeout=30)
+        sentence = explain_unreachable(f"127.0.0.2:{port}", raised.value.details(), own.root)
+    assert sentence.endswith(
+        "its certificate is for localhost, 127.0.0.1, ::1, fl.example.org, and not for 127.0.0.2; "
+        "scripts/make_certificates.py --director 127.0.0.2 --force makes one that is"
+    )
+    gone = explain_unreachable(f"127.0.0.2:{port}", "Connection refused", own.root, "envoy")
+    assert gone.endswith("(Connection refused): is it running there, and with TLS on like this envoy?")

@@ -33,6 +33,16 @@ def test_director_without_names_is_reached_locally(tmp_path: Path) -> None:
     assert load_credentials(tmp_path / "certificates", "director").name == "director"
 
 
+def test_a_director_that_only_this_machine_reaches_is_told(tmp_path: Path) -> None:
+    local = make(tmp_path, "--director").stdout
+    assert "director.crt is for localhost, 127.0.0.1, ::1: envoys and notebooks reach the director by one of" in local
+    assert "For a director on another machine give its names: --director fl.example.org" in local
+    named = make(tmp_path, "--director", "fl.example.org", "[2001:DB8::1]", "--force").stdout
+    assert "director.crt is for localhost, 127.0.0.1, ::1, fl.example.org, 2001:db8::1:" in named
+    assert "on another machine" not in named
+    assert "director.crt" not in make(tmp_path, "--envoy", "site-a").stdout
+
+
 def test_existing_certificate_is_refused_in_one_sentence_and_replaced_with_force(tmp_path: Path) -> None:
     make(tmp_path, "--envoy", "site-a")
     before = (tmp_path / "certificates" / "site-a.crt").read_bytes()
