@@ -46,6 +46,8 @@ def _code_faults(source: str) -> Iterator[str]:
     except SyntaxError as error:
         yield f"is not valid Python: {error.msg}"
         return
+    if source.rstrip().endswith(";") and tree.body and "plot_" in ast.unparse(tree.body[-1]):
+        yield "ends in a picture that its semicolon hides: take the semicolon away"
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
             yield f"defines the class {node.name}: move it to a module of the workspace"

@@ -7,9 +7,9 @@ envoys by the scripts that a user runs, and executes the workload's notebook aga
 """
 
 import argparse
+import itertools
 import json
 import os
-import shutil
 import signal
 import sys
 import time
@@ -243,7 +243,7 @@ def run_demo(workload: str, data: Path | None, out: Path, **parameters: object) 
     began = time.monotonic()
     chosen = WORKLOADS[workload]
     out = out.resolve()
-    remove_earlier_run(out)
+    set_earlier_run_aside(out)
     # What is prepared of other recordings has a folder of its own.
     corpus = chosen.corpus.name if data is None else f"{chosen.corpus.name}-{data.resolve().name}"
     data = chosen.corpus.prepare(out.with_name(f"{out.name}-{corpus}"), data and data.resolve())
@@ -278,13 +278,16 @@ def run_demo(workload: str, data: Path | None, out: Path, **parameters: object) 
     return result
 
 
-def remove_earlier_run(out: Path) -> None:
-    """Raises StartError for a folder that no demo has made: nobody's files are deleted."""
+def set_earlier_run_aside(out: Path) -> None:
+    """Keep an earlier run under the next free number. Raises StartError for a folder that no demo has made."""
     if not out.exists() or not any(out.iterdir()):
         return
     if not (out / "settings" / "director.yaml").exists():
         raise StartError(f"{out} is not empty and no earlier run of the demo: choose another --out")
-    shutil.rmtree(out)
+    numbered = (out.with_name(f"{out.name}-{number}") for number in itertools.count(1))
+    kept = next(path for path in numbered if not os.path.lexists(path))
+    out.rename(kept)
+    say(f"the earlier run of {out} is kept in {kept}")
 
 
 def execute_notebook(notebook: Path, out: Path, parameters: dict, log: Path) -> None:

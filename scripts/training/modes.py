@@ -45,12 +45,22 @@ class Clients:
         return [*self.trainers, EVALUATOR]
 
     def shard(self, name: str) -> ShardDescriptorSettings:
-        rank, number = (1, 1) if name == EVALUATOR else (int(name.rpartition("-")[2]) + 1, self.number)
+        rank, number = (1, 1) if name == EVALUATOR else (_rank(name), self.number)
         shard = workspace_experiment(self.workspace).shard(self.settings, self.data, rank, number)
         return ShardDescriptorSettings(**shard)
 
+    @property
+    def trained_part(self) -> str:
+        """The part of the corpus that trains, as "rank,world size": all of it, or the shard of one client alone."""
+        return f"{_rank(self.trainers[0])},{self.number}" if len(self.trainers) == 1 else "1,1"
+
     def open(self, name: str) -> ShardDescriptor:
         return build_shard_descriptor(self.shard(name), Path.cwd())
+
+
+def _rank(trainer: str) -> int:
+    """From 1, of a name of `client_names`."""
+    return int(trainer.rpartition("-")[2]) + 1
 
 
 def workspace_experiment(workspace: str) -> ModuleType:

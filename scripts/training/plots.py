@@ -19,7 +19,7 @@ def plot_curves(histories: Mapping[str, Sequence[dict[str, Any]]], metric: str, 
         values = [record["metrics"][VALIDATE][metric] for record in validated]
         axes.plot([record["round"] for record in validated], values, marker=".", label=name)
     axes.set(xlabel="round", ylabel=f"validation {metric}")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=120)

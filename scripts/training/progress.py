@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from federation.progress import Lines
+from federation.progress import TRAIN, Lines
 
 Record = dict[str, Any]
 OnRound = Callable[[Record], None]
@@ -54,6 +54,6 @@ class RunProgress:
         self.records.append(record)
         self._lines.show(self.records)
         self._on_round(record)
-        self._bars.update(self._rounds, completed=record["round"] + 1)
+        self._bars.update(self._rounds, completed=sum(TRAIN in each["metrics"] for each in self.records))
         # As many clients as last time, most likely.
         self._bars.reset(self._clients, total=len(record["envoys"]))

@@ -97,7 +97,7 @@ def _run_one(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     metrics = {name: experiment.evaluate(model, settings, clients.data, device) for name, model in models.items()}
     experiment.save(models["best"], settings, out / "model")
-    experiment.plot(progress.records, settings, clients.data, clients.number, out)
+    experiment.plot(progress.records, settings, clients.data, len(clients.trainers), clients.trained_part, out)
     records = progress.records
     write_result(
         out / "result.json",

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from federation.progress import VALIDATE
+from federation.progress import TRAIN, VALIDATE
 from federation.results import read_json_lines
 from federation.run_settings import RunSettings, load_run_settings
 from federation.virtual_envoys import start_ray
@@ -119,7 +119,7 @@ class Search:
 
         def report(record: dict[str, Any]) -> None:
             if VALIDATE in record["metrics"]:
-                tune.report({"round": record["round"] + 1, metric: record["metrics"][VALIDATE][metric]})
+                tune.report({"round": record["round"], metric: record["metrics"][VALIDATE][metric]})
 
         run(self.workspace, self.settings[trial], "simulated", self.data, self._folder(trial), on_round=report)
 
@@ -129,8 +129,9 @@ class Search:
 
         metric, mode = self.best
         rounds = max(settings.rounds for settings in self.settings)
-        # Whoever reaches `max_t` is stopped: after its last round, which validates only, a trial still tests its model.
-        asha = ASHAScheduler("round", max_t=rounds + 2, grace_period=max(1, rounds // 4), reduction_factor=2)
+        # A report says how many rounds its model was trained for. Whoever reaches `max_t` is stopped, and a trial still
+        # tests its model after its last round, which validates only.
+        asha = ASHAScheduler("round", max_t=rounds + 1, grace_period=max(1, rounds // 4), reduction_factor=2)
         return tune.TuneConfig(
             metric=metric,
             mode=mode,
@@ -149,7 +150,7 @@ class Search:
         result = self._folder(trial) / "result.json"
         test = json.loads(result.read_text())["metrics"]["best"]["test"] if result.exists() else {}
         return {
-            "rounds": len(records),
+            "rounds": sum(TRAIN in record["metrics"] for record in records),
             "finished": result.exists(),
             **{f"validation {name}": value for name, value in best.items()},
             **{f"test {name}": value for name, value in test.items()},

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("espeakng_loader")
 
-from scripts.demo import ENVOYS, LIBRISPEECH, WORKLOADS, Workload, run_demo
+from scripts.demo import ENVOYS, LIBRISPEECH, WORKLOADS, Workload, run_demo, set_earlier_run_aside
 from scripts.demo_corpus.speech_commands import make_speech_commands
 from scripts.local_federation import REPOSITORY, StartError
 from tests.integration.conftest import wait_for
@@ -103,6 +103,7 @@ def test_the_whisper_notebook_sends_the_head_alone_and_its_model_comes_back(corp
     result = run_demo("whisper", corpus, out, ROUNDS=2, FROZEN=True, BATCH_SIZE=8)
     assert set(result["accuracy"]) == {"initial", "last", "best"}
     assert {"superb_whisper.ipynb", "accuracy.png", "shards.png", "model"} <= {path.name for path in out.iterdir()}
+    assert pictures_in(out / "superb_whisper.ipynb") == 2
     sent = load_file(out / "director" / "demo" / "last.safetensors")
     assert {name.partition(".")[0] for name in sent} == {"head"}
     # The head after each round, and the round that validates the last one.
@@ -222,6 +223,18 @@ def test_a_folder_that_no_demo_made_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_an_earlier_run_is_kept_under_the_next_free_number_and_told(tmp_path, capsys):
+    out = tmp_path / "demo"
+    for number in (1, 2):
+        (out / "settings").mkdir(parents=True)
+        (out / "settings" / "director.yaml").write_text("")
+        (out / "result.json").write_text(f"{number}")
+        set_earlier_run_aside(out)
+        assert not out.exists()
+        assert (tmp_path / f"demo-{number}" / "result.json").read_text() == f"{number}"
+        assert f"the earlier run of {out} is kept in {out}-{number}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 1)])
 def test_an_interrupted_demo_stops_what_it_started(corpus, tmp_path, signal_number, code):
     demo = start_demo(corpus, tmp_path / "run")
@@ -247,6 +260,12 @@ def start_demo(data: Path, out: Path) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def pictures_in(notebook: Path) -> int:
+    """How many cells of the executed `notebook` show a PNG."""
+    cells = json.loads(notebook.read_text())["cells"]
+    return sum(any("image/png" in output.get("data", {}) for output in cell.get("outputs", ())) for cell in cells)
 
 
 def processes_of(out: Path) -> list[str]:

@@ -18,6 +18,8 @@ from scripts.check_notebooks import MAX_CODE_CELLS, main
         ),
         ([new_code_cell("def f():\n    class A: ...")], "code cell 1 defines the class A"),
         ([new_code_cell("x = 1") for _ in range(MAX_CODE_CELLS + 1)], f"it has {MAX_CODE_CELLS + 1} code cells"),
+        ([new_code_cell('plots.plot_loss(history, out / "loss.png")')], None),
+        ([new_code_cell('x = 1\nplot_loss(history, out / "loss.png");\n')], "code cell 1 ends in a picture that its"),
         ([new_code_cell("x = = 1")], "code cell 1 is not valid Python"),
     ],
 )

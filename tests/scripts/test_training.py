@@ -54,6 +54,15 @@ def test_names_sort_as_their_numbers_do():
         assert len(set(names)) == number
 
 
+def test_pictures_show_what_trained_and_not_the_shards_of_others(corpus):
+    def parts_of(mode: str, client_ids=(0,)) -> list[str]:
+        chosen = choose_clients("keyword_spotting", load(clients=5), corpus, mode, client_ids)
+        return [clients.trained_part for clients in chosen]
+
+    assert parts_of("simulated") == parts_of("federated") == parts_of("centralized") == ["1,1"]
+    assert parts_of("individual", (0, -1)) == ["1,5", "5,5"]
+
+
 def test_who_the_clients_of_a_mode_are(corpus):
     def names_of(mode: str, client_ids=(0,), **changes) -> list[list[str]]:
         return [c.names for c in choose_clients("keyword_spotting", load(**changes), corpus, mode, client_ids)]

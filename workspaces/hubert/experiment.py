@@ -174,7 +174,7 @@ def save(model: Hubert, settings: Settings, folder: Path) -> None:
     save_model(model, folder)
 
 
-def plot(records: list[dict[str, Any]], settings: Settings, data: Path, clients: int, out: Path) -> None:
+def plot(records: list[dict[str, Any]], settings: Settings, data: Path, clients: int, part: str, out: Path) -> None:
     """progress.png, and hours_per_client.png where there are several; the history for TensorBoard in tensorboard/."""
     # On an envoy nobody draws: it is spared the time and the memory.
     from workspaces.hubert import plots

@@ -26,12 +26,14 @@ def plot_progress(history: pd.DataFrame, metric: str, path: Path) -> Figure:
     validated = history.dropna(subset=[metric])
     for number, name in enumerate((metric, *BESIDE.get(metric, ()))):
         style = "--" if name == "most_frequent_accuracy" else "-"
-        axes.plot(validated["round"], validated[name], color=f"C{number}", linestyle=style, label=NAMES[name])
+        axes.plot(
+            validated["round"], validated[name], color=f"C{number}", marker=".", linestyle=style, label=NAMES[name]
+        )
     axes.set(xlabel="round", ylabel=metric.replace("_", " "), ylim=(0, None))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
     loss = axes.twinx()
-    loss.plot(history["round"], history["train loss"], color="C7", linestyle=":", label="training loss")
+    loss.plot(history["round"], history["train loss"], color="C7", marker=".", linestyle=":", label="training loss")
     loss.set(ylabel="training loss", ylim=(0, None))
     figure.legend(loc="outside upper center", ncols=4, fontsize=8)
     figure.savefig(path, dpi=120)
@@ -48,7 +50,7 @@ def plot_masked_accuracy(histories: Mapping[str, pd.DataFrame], path: Path) -> F
     baseline = pd.concat(histories.values())["most_frequent_accuracy"].mean()
     axes.axhline(baseline, color="black", linestyle="--", label=NAMES["most_frequent_accuracy"])
     axes.set(xlabel="round", ylabel=NAMES["masked_accuracy"], ylim=(0, None))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
@@ -62,7 +64,7 @@ def plot_hours_per_client(hours: np.ndarray, path: Path) -> Figure:
     axes.bar(np.arange(1, len(hours) + 1), hours)
     axes.axhline(hours.mean(), color="C1", linestyle="--", label=f"mean: {hours.mean():.3g} h")
     axes.set(xlabel="client", ylabel="hours to train on", title=f"{len(hours)} clients, {hours.sum():.3g} h")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)

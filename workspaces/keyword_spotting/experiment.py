@@ -141,7 +141,7 @@ def save(model: Any, settings: Settings, folder: Path) -> None:
         create_feature_extractor().save_pretrained(folder)
 
 
-def plot(records: list[dict[str, Any]], settings: Settings, data: Path, clients: int, out: Path) -> None:
+def plot(records: list[dict[str, Any]], settings: Settings, data: Path, clients: int, part: str, out: Path) -> None:
     """accuracy.png, and clips_per_client.png where there are several."""
     # On an envoy nobody draws: it is spared the time and the memory.
     from workspaces.keyword_spotting.plots import plot_accuracy, plot_clips_per_client

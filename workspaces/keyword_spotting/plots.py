@@ -14,13 +14,15 @@ from matplotlib.ticker import MaxNLocator
 def plot_metrics(history: pd.DataFrame, alone: pd.DataFrame, test_accuracy: dict[str, float], path: Path) -> Figure:
     """Loss and accuracy by round, of the federation and of one envoy alone; dots are accuracies on unseen speakers."""
     figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    loss.plot(history["round"], history["train loss"], color="C0", linestyle=":", label="all envoys, training")
+    loss.plot(
+        history["round"], history["train loss"], color="C0", marker=".", linestyle=":", label="all envoys, training"
+    )
     for name, frame, color in (
         ("all envoys, validation", history, "C0"),
         ("one envoy alone, its own validation", alone, "C1"),
     ):
-        loss.plot(frame["round"], frame["loss"], color=color, label=name)
-        accuracy.plot(frame["round"], frame["accuracy"], color=color, label=name)
+        loss.plot(frame["round"], frame["loss"], color=color, marker=".", label=name)
+        accuracy.plot(frame["round"], frame["accuracy"], color=color, marker=".", label=name)
     best = history["accuracy"].idxmax()
     for name, at, color in (
         ("initial", 0, "C7"),
@@ -35,10 +37,9 @@ def plot_metrics(history: pd.DataFrame, alone: pd.DataFrame, test_accuracy: dict
     accuracy.set(xlabel="round", ylabel="accuracy", ylim=(0, 1))
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
-    return figure
+    return _save(figure, path)
 
 
 def plot_shards(counts: pd.DataFrame, path: Path) -> Figure:
@@ -49,10 +50,10 @@ def plot_shards(counts: pd.DataFrame, path: Path) -> Figure:
         axes.bar(counts.index, counts[envoy], bottom=bottom, label=f"{envoy}: {counts[envoy].sum()} clips")
         bottom += counts[envoy].to_numpy()
     axes.set(ylabel="training clips")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.tick_params(axis="x", rotation=45)
     axes.legend()
-    figure.savefig(path, dpi=120)
-    return figure
+    return _save(figure, path)
 
 
 def plot_accuracy(history: pd.DataFrame, path: Path) -> Figure:
@@ -61,15 +62,13 @@ def plot_accuracy(history: pd.DataFrame, path: Path) -> Figure:
     validated = history.dropna(subset=["accuracy"])
     axes.plot(validated["round"], validated["accuracy"], color="C0", marker=".", label="validation accuracy")
     axes.set(xlabel="round", ylabel="accuracy", ylim=(0, 1))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
     loss = axes.twinx()
-    loss.plot(history["round"], history["train loss"], color="C1", linestyle=":", label="training loss")
+    loss.plot(history["round"], history["train loss"], color="C1", marker=".", linestyle=":", label="training loss")
     loss.set(ylabel="cross-entropy (nats)", ylim=(0, None))
     figure.legend(loc="outside upper center", ncols=2)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return figure
+    return _save(figure, path)
 
 
 def plot_clips_per_client(counts: np.ndarray, path: Path) -> Figure:
@@ -78,10 +77,10 @@ def plot_clips_per_client(counts: np.ndarray, path: Path) -> Figure:
     axes.bar(np.arange(len(counts)), counts, width=1.0, edgecolor="white", linewidth=0.3)
     axes.axhline(counts.mean(), color="C1", linestyle="--", label=f"mean: {counts.mean():.0f} clips")
     axes.set(xlabel="client", ylabel="training clips", title=f"{len(counts)} clients, {counts.sum():,} clips")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return figure
+    return _save(figure, path)
 
 
 def class_counts(registry: dict[str, dict[str, Any]]) -> pd.DataFrame:
@@ -93,3 +92,10 @@ def class_counts(registry: dict[str, dict[str, Any]]) -> pd.DataFrame:
 
 def _serves_superb(description: Any) -> bool:
     return isinstance(description, dict) and description.get("corpus") == "superb"
+
+
+def _save(figure: Figure, path: Path) -> Figure:
+    """Write the picture. A notebook shows a closed figure once, as the value of its cell."""
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return figure

@@ -102,13 +102,14 @@ def save(model: Tagger, settings: Settings, folder: Path) -> None:
     save_tagger(model, settings.model.model_dump(), folder)
 
 
-def plot(records: list[dict[str, Any]], settings: Settings, data: Path, clients: int, out: Path) -> None:
-    """scores.png, and of the training clips clips_per_class.png, clips_per_uploader.png and class_by_uploader.png."""
+def plot(records: list[dict[str, Any]], settings: Settings, data: Path, clients: int, part: str, out: Path) -> None:
+    """scores.png, and of the clips that train clips_per_class.png, clips_per_uploader.png, class_by_uploader.png."""
     # On an envoy nobody draws: it is spared the time and the memory.
     from workspaces.sound_events import plots
 
     plots.plot_scores(to_frame(records), out / "scores.png")
-    train = Fsd50kShardDescriptor(data, **settings.data.model_dump(), seed=settings.seed).get_dataset("train")
+    trained_on = Fsd50kShardDescriptor(data, part, **settings.data.model_dump(), seed=settings.seed)
+    train = trained_on.get_dataset("train")
     counts = plots.count_clips(train.clip_labels, train.uploaders, train.classes)
     plots.plot_clips_per_class(counts, out / "clips_per_class.png")
     plots.plot_clips_per_uploader(train.uploaders, settings.data.uploader_min, out / "clips_per_uploader.png")

@@ -32,10 +32,10 @@ def plot_scores(history: pd.DataFrame, path: Path) -> Figure:
     for metric, label, color in (("pr_auc", "PR-AUC", "C0"), ("mAP", "mAP", "C2")):
         axes.plot(validated["round"], validated[metric], color=color, marker=".", label=f"validation {label}")
     axes.set(xlabel="round", ylabel="PR-AUC, mAP", ylim=(0, 1))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
     loss = axes.twinx()
-    loss.plot(history["round"], history["train loss"], color="C1", linestyle=":", label="training loss")
+    loss.plot(history["round"], history["train loss"], color="C1", marker=".", linestyle=":", label="training loss")
     loss.set(ylabel="binary cross-entropy (nats)", ylim=(0, None))
     figure.legend(loc="outside upper center", ncols=3)
     return _save(figure, path)
@@ -54,6 +54,9 @@ def plot_clips_per_class(counts: pd.DataFrame, path: Path) -> Figure:
     else:
         axes.bar(np.arange(len(clips)), clips, width=1.0)
     axes.set(xlabel="training clips" if named else "class", ylabel="" if named else "training clips")
+    (axes.xaxis if named else axes.yaxis).set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if not named:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_title(f"{len(clips)} classes, median {clips.median():,.0f} clips")
     axes.grid(axis="x" if named else "y", alpha=0.3)
     return _save(figure, path)
@@ -92,6 +95,8 @@ def plot_class_by_uploader(counts: pd.DataFrame, path: Path) -> Figure:
     for axis, names, noun in ((axes.yaxis, counts.index, "class"), (axes.xaxis, counts.columns, "uploader")):
         if len(names) <= MOST_NAMES:
             axis.set_ticks(np.arange(len(names)), names)
+        else:
+            axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.set_label_text(noun)
     axes.tick_params(axis="x", rotation=90)
     share = np.mean(values > 0)

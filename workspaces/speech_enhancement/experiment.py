@@ -135,7 +135,7 @@ def save(model: Any, settings: Settings, folder: Path) -> None:
     save_sudormrf(model, folder)
 
 
-def plot(records: list[dict[str, Any]], settings: Settings, data: Path, clients: int, out: Path) -> None:
+def plot(records: list[dict[str, Any]], settings: Settings, data: Path, clients: int, part: str, out: Path) -> None:
     """si_sdri.png, and clips_per_client.png where there are several."""
     # On an envoy nobody draws: it is spared the time and the memory.
     from workspaces.speech_enhancement.plots import LABELS, plot_clips_per_client, plot_si_sdri

@@ -7,8 +7,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 ROUNDS_PER_POINT = 10
+# Runs of fewer rounds are drawn round by round: tens of them would be a handful of points, or a single one.
+FEWEST_ROUNDS_IN_TENS = 50
 LABELS = {"si_sdri_1_noise": "1 noise", "si_sdri_2_noises": "2 noises"}
 HATCHES = ("xx", "//", "..", "oo")
 
@@ -16,35 +19,45 @@ HATCHES = ("xx", "//", "..", "oo")
 def plot_si_sdri(
     curves: Mapping[str, pd.Series], path: Path, bound: float | None = None, title: str | None = None
 ) -> Figure:
-    """SI-SDR improvement in dB by round, on a logarithmic axis: the mean of ten rounds, in a band of their extremes.
+    """SI-SDR improvement in dB by round.
+
+    From 50 rounds on the axis is logarithmic, and a point is the mean of ten rounds in a band of their extremes; in a
+    shorter run each round is a point.
 
     `curves` has a series for each label, with the round as its index, such as
     `history.set_index("round")["si_sdri_2_noises"]`; rounds that did not validate are left out. `bound`, in dB, is a
     dashed line: what centralized training reaches.
     """
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    in_tens = max(len(curve) for curve in curves.values()) >= FEWEST_ROUNDS_IN_TENS
     for label, curve in curves.items():
-        points = rounds_in_tens(curve)
-        (line,) = axes.plot(points.index, points["mean"], label=label)
+        points = group_rounds(curve, ROUNDS_PER_POINT if in_tens else 1)
+        (line,) = axes.plot(points.index, points["mean"], marker=".", label=label)
         axes.fill_between(points.index, points["min"], points["max"], color=line.get_color(), alpha=0.25, linewidth=0)
     if bound is not None:
         axes.axhline(bound, color="black", linestyle="--", linewidth=2, label=f"centralized: {bound:.1f} dB")
-    axes.set(xscale="log", xlabel="round, from 1", ylabel="SI-SDR improvement (dB)", title=title)
+    if in_tens:
+        axes.set_xscale("log")
+        # 100 instead of 10 to the power of 2.
+        axes.xaxis.set_major_formatter(LogFormatter())
+        axes.xaxis.set_minor_formatter(LogFormatter())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set(xlabel="round, from 1", ylabel="SI-SDR improvement (dB)", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
     return _save(figure, path)
 
 
-def rounds_in_tens(curve: pd.Series) -> pd.DataFrame:
-    """`mean`, `min` and `max` of rounds 0 to 9, 10 to 19, ...; the index is the first of them, counted from 1.
+def group_rounds(curve: pd.Series, size: int) -> pd.DataFrame:
+    """`mean`, `min` and `max` of rounds 0 to `size` - 1, and so on; the index is the first of them, counted from 1.
 
-    >>> rounds_in_tens(pd.Series([1.0, 3.0, 5.0], index=[0, 9, 10])).loc[1].tolist()
+    >>> group_rounds(pd.Series([1.0, 3.0, 5.0], index=[0, 9, 10]), 10).loc[1].tolist()
     [2.0, 1.0, 3.0]
     """
     curve = curve.dropna()
-    tens = curve.index.to_numpy() // ROUNDS_PER_POINT
-    points = curve.groupby(tens).agg(["mean", "min", "max"])
-    return points.set_index(points.index * ROUNDS_PER_POINT + 1)
+    points = curve.groupby(curve.index.to_numpy() // size).agg(["mean", "min", "max"])
+    return points.set_index(points.index * size + 1)
 
 
 def plot_supervised_share(scores: pd.DataFrame, path: Path) -> Figure:
@@ -92,6 +105,8 @@ def plot_clips_per_client(counts: np.ndarray, supervised: Sequence[bool], path: 
     axes.bar(np.arange(len(counts)), counts, width=1.0, color=colours, edgecolor="white", linewidth=0.3)
     title = f"{len(counts)} clients, {int(np.sum(supervised))} of them supervised, {counts.sum():,} clips"
     axes.set(xlabel="client", ylabel="training clips", title=title)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return _save(figure, path)
 
 

@@ -88,7 +88,7 @@ def save(model: Recognizer, settings: Settings, folder: Path) -> None:
     save_recognizer(model, folder)
 
 
-def plot(records: list[dict[str, Any]], settings: Settings, data: Path, clients: int, out: Path) -> None:
+def plot(records: list[dict[str, Any]], settings: Settings, data: Path, clients: int, part: str, out: Path) -> None:
     """error_rates.png"""
     # On an envoy nobody draws: it is spared the time and the memory.
     from workspaces.speech_recognition.plots import plot_error_rates

@@ -7,6 +7,8 @@ import pytest
 
 mpl.use("Agg")
 
+import matplotlib.pyplot as plt
+
 from federation.progress import to_frame
 from workspaces.keyword_spotting.plots import (
     class_counts,
@@ -60,3 +62,24 @@ def test_curves_have_the_rounds_that_validated_and_bars_every_client(tmp_path):
     assert loss.lines[0].get_ydata().tolist()[:2] == [2.0, 1.0]
     bars = plot_clips_per_client(np.array([3, 1, 2]), tmp_path / "clips.png").axes[0]
     assert [bar.get_height() for bar in bars.patches] == [3, 1, 2]
+
+
+@pytest.mark.parametrize("counts", [[1], [1, 1], [1, 2, 1]])
+def test_clients_clips_and_rounds_are_whole_numbers(tmp_path, counts):
+    clips = plot_clips_per_client(np.array(counts), tmp_path / "clips.png").axes[0]
+    shards = plot_shards(pd.DataFrame({"a": counts}), tmp_path / "shards.png").axes[0]
+    for axis in (clips.xaxis, clips.yaxis, shards.yaxis):
+        assert all(tick == round(tick) for tick in axis.get_majorticklocs()), axis.get_majorticklocs()
+
+
+def test_the_curve_of_one_round_is_a_dot_at_a_whole_number(tmp_path):
+    history = pd.DataFrame({"round": [0], "accuracy": [0.3], "train loss": [2.0]})
+    accuracy, loss = plot_accuracy(history, tmp_path / "accuracy.png").axes
+    assert [line.get_marker() for axes in (accuracy, loss) for line in axes.lines] == [".", "."]
+    assert all(tick == round(tick) for tick in accuracy.xaxis.get_majorticklocs())
+
+
+def test_pictures_are_closed_so_that_a_notebook_shows_each_once(tmp_path):
+    plot_clips_per_client(np.array([3]), tmp_path / "clips.png")
+    plot_shards(pd.DataFrame({"a": [1]}), tmp_path / "shards.png")
+    assert not plt.get_fignums()

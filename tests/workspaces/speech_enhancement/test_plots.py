@@ -6,17 +6,17 @@ import pytest
 mpl.use("Agg")
 
 from workspaces.speech_enhancement.plots import (
+    group_rounds,
     plot_clips_per_client,
     plot_si_sdri,
     plot_spectrograms,
     plot_supervised_share,
-    rounds_in_tens,
 )
 
 
 def test_rounds_are_taken_in_tens_and_those_without_a_validation_left_out():
     curve = pd.Series([1.0, np.nan, 3.0, 8.0, -2.0], index=[0, 1, 9, 20, 25])
-    points = rounds_in_tens(curve)
+    points = group_rounds(curve, 10)
     assert points.index.tolist() == [1, 21]
     assert points["mean"].tolist() == [2, 3]
     assert points["min"].tolist() == [1, -2]
@@ -36,6 +36,29 @@ def test_curves_have_a_band_and_the_centralized_bound_is_dashed(tmp_path):
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["16 clients", "64 clients", "centralized: 11.8 dB"]
     assert (tmp_path / "si_sdri.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("number", [1, 2, 11, 49])
+def test_a_short_run_shows_every_round_as_a_point(tmp_path, number):
+    curve = pd.Series(np.arange(number) / 10, index=np.arange(number))
+    figure = plot_si_sdri({"1 noise": curve}, tmp_path / "si_sdri.png")
+    (line,) = figure.axes[0].lines
+    assert line.get_xdata().tolist() == list(range(1, number + 1))
+    assert line.get_ydata().tolist() == curve.tolist()
+    assert line.get_marker() == "."  # a line of one point is blank without
+    assert_integer_ticks(figure, "x")
+
+
+def test_clients_and_clips_are_whole_numbers(tmp_path):
+    figure = plot_clips_per_client(np.array([1]), [True], tmp_path / "clips.png")
+    assert_integer_ticks(figure, "x", "y")
+
+
+def assert_integer_ticks(figure, *names):
+    for axis in (getattr(figure.axes[0], f"{name}axis") for name in names):
+        ticks = axis.get_majorticklocs()
+        assert len(ticks)
+        assert all(tick == round(tick) for tick in ticks), ticks
 
 
 def test_bars_stand_by_share_and_column(tmp_path):
