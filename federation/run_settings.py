@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from federation.aggregation import Aggregation
+from federation.text import TextError, read_text
 
 
 class SettingsError(ValueError):
@@ -86,8 +87,10 @@ def load_run_settings(kind: type[Settings], path: Path, changes: dict[str, Any])
     Raises SettingsError, naming the key, for one that does not exist and for a wrong value.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = yaml.safe_load(read_text(path))
+    except TextError as error:
+        raise SettingsError(str(error)) from None
+    except (OSError, yaml.YAMLError) as error:
         raise SettingsError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise SettingsError(f"{path} should hold keys and values")

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, Val
 from pydantic_core import ErrorDetails
 
 from federation.address import check_host
+from federation.text import TextError, read_text
 
 
 class SettingsError(ValueError):
@@ -38,7 +39,9 @@ Model = TypeVar("Model", bound=Settings)
 def load_settings(path: Path, model: type[Model]) -> Model:
     """Read the YAML file at `path` as a `model`. Raises SettingsError with one sentence per fault."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_text(path))
+    except TextError as error:
+        raise SettingsError(str(error)) from error
     except OSError as error:
         raise SettingsError(f"cannot read the settings file {path}: {error.strerror}") from error
     except yaml.YAMLError as error:

@@ -20,6 +20,7 @@ import yaml
 # `python scripts/compare_modes.py` has scripts/ in its path and not the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from federation.text import read_text
 from scripts.training.comparison import markdown, train
 
 WORKSPACES = Path(__file__).resolve().parents[1] / "workspaces"
@@ -28,7 +29,7 @@ SPLITS = ("validation", "test")
 
 def read_comparison(workspace: str) -> dict[str, list[str]]:
     """Arguments of `train.py` by the name of the run."""
-    rows = yaml.safe_load((WORKSPACES / workspace / "comparison.yaml").read_text(encoding="utf-8"))
+    rows = yaml.safe_load(read_text(WORKSPACES / workspace / "comparison.yaml"))
     return {name: shlex.split(arguments) for name, arguments in rows.items()}
 
 

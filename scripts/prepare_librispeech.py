@@ -3,7 +3,8 @@
 
     python scripts/prepare_librispeech.py --data data/LibriSpeech --out data/librispeech_8 --clients 8 --workers 8
 
-The train subsets that are there are used together, by speaker or, with `--partition iid`, regardless of the speaker.
+The train subsets that are there (without any: the largest subset) are used together, by speaker or, with
+`--partition iid`, regardless of the speaker.
 The audio stays where it is; the lists, with durations and transcripts, are OUT/clips.csv. Every file is decoded once,
 and what cannot be used is named, here and in OUT/librispeech.json. A run that was stopped goes on where it was.
 """

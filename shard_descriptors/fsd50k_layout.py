@@ -3,9 +3,7 @@
 Fonseca et al. 2022, "FSD50K: an open dataset of human-labeled sound events", arXiv 2010.00475; Zenodo record 4060432.
 """
 
-import csv
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shard_descriptors.errors import CorpusError, first_names
+from shard_descriptors.files import list_recordings, name_key
+from shard_descriptors.text import read_columns, read_json, read_rows
 
 SPLITS = ("train", "validation", "test")
 OFFICIAL = {"train": "train", "val": "validation"}  # the column `split` of dev.csv
@@ -100,8 +100,7 @@ def read_layout(data_path: str | Path) -> Layout:
 
 def _read_vocabulary(root: Path) -> dict[str, int]:
     """Class name -> position. The file has no header; a row is position, name, AudioSet's id."""
-    with (root / VOCABULARY).open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.reader(file) if row]
+    rows = [row for _, row in read_rows(root / VOCABULARY)]
     for position, row in enumerate(rows):
         if len(row) != 3 or row[0] != str(position):
             raise CorpusError(f"{root / VOCABULARY}: row {position} is {row}, not {position}, a class and its id")
@@ -114,36 +113,38 @@ def _read_vocabulary(root: Path) -> dict[str, int]:
 def _read_clips(root: Path, part: Part, classes: dict[str, int]) -> Iterator[Clip]:
     table = root / part.table
     metadata = _read_metadata(root / part.metadata)
-    with table.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        lacks = [column for column in part.columns if column not in (rows.fieldnames or ())]
-        if lacks:
-            raise CorpusError(f"{table}: lacks the columns {', '.join(lacks)}")
-        for row in rows:
-            name = row["fname"]
-            split = row["split"] if part is DEVELOPMENT else "test"
-            if part is DEVELOPMENT and split not in OFFICIAL:
-                raise CorpusError(f"{table}: clip {name} is of split {split!r}; the splits are {', '.join(OFFICIAL)}")
-            labels = (row["labels"] or "").split(",")
-            if unknown := [label for label in labels if label not in classes]:
-                raise CorpusError(f"{table}: clip {name} has the label {unknown[0]!r}, which is not in {VOCABULARY}")
-            uploader = (metadata.get(name) or {}).get("uploader")
-            if not uploader:
-                raise CorpusError(f"{root / part.metadata}: clip {name} has no uploader there")
-            yield Clip(
-                name=name,
-                file=f"{part.audio}/{name}.wav",
-                split=OFFICIAL.get(split, split),
-                labels=tuple(sorted({classes[label] for label in labels})),
-                uploader=str(uploader),
+    there = files_by_clip(root, part)
+    for number, row in read_columns(table, part.columns):
+        name = row["fname"]
+        split = row["split"] if part is DEVELOPMENT else "test"
+        if part is DEVELOPMENT and split not in OFFICIAL:
+            raise CorpusError(f"{table}: clip {name} is of split {split!r}; the splits are {', '.join(OFFICIAL)}")
+        labels = [label.strip() for label in row["labels"].split(",")]
+        if unknown := [label for label in labels if label not in classes]:
+            raise CorpusError(
+                f"{table}, line {number}: clip {name} has the label {unknown[0]!r}, which is not in {VOCABULARY}"
             )
+        uploader = (metadata.get(name) or {}).get("uploader")
+        if not uploader:
+            raise CorpusError(f"{root / part.metadata}: clip {name} has no uploader there")
+        yield Clip(
+            name=name,
+            file=there.get(name_key(name), f"{part.audio}/{name}.wav"),
+            split=OFFICIAL.get(split, split),
+            labels=tuple(sorted({classes[label] for label in labels})),
+            uploader=str(uploader),
+        )
+
+
+def files_by_clip(root: Path, part: Part) -> dict[str, str]:
+    """`name_key` of a clip's name -> its file relative to the corpus, for the recordings that are there."""
+    if not (root / part.audio).is_dir():
+        return {}
+    return {name_key(Path(file).stem): file for file in list_recordings(root, part.audio, ".wav", {})}
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
-    try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorpusError(f"{path}: is not JSON ({error})") from error
+    metadata = read_json(path)
     if not isinstance(metadata, dict):
         raise CorpusError(f"{path}: should map each clip to its title, uploader and so on")
     return metadata

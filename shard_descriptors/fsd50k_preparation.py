@@ -21,7 +21,6 @@ from threading import Thread
 from typing import Any
 
 import numpy as np
-import soundfile
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -33,7 +32,7 @@ from rich.progress import (
     track,
 )
 
-from shard_descriptors.audio import read_waveform
+from shard_descriptors.audio import decode, has_large_kernel, resample
 from shard_descriptors.errors import AudioError, CorpusError
 from shard_descriptors.files import write_json
 from shard_descriptors.fsd50k_layout import Clip, Layout
@@ -119,8 +118,9 @@ class MelTransform:
 
         if sample_rate == 2 * SAMPLE_RATE:
             return self._halve(waveform)
-        samples = torch.from_numpy(waveform)
-        return samples if sample_rate == SAMPLE_RATE else _resampler(sample_rate)(samples)
+        if sample_rate == SAMPLE_RATE or has_large_kernel(sample_rate, SAMPLE_RATE):
+            return torch.from_numpy(resample(waveform, sample_rate, SAMPLE_RATE))
+        return _resampler(sample_rate)(torch.from_numpy(waveform))
 
 
 class HalfRate:
@@ -257,30 +257,15 @@ def extract(root: Path, clip: Clip, transform: MelTransform) -> Result:
         found["problem"] = "is missing"
     else:
         try:
-            waveform, header = _read(path)
-            found |= header
-            frames = transform(waveform, header["sample_rate"])
+            waveform, sample_rate, channels = decode(path)
+            duration_s = round(len(waveform) / sample_rate, 4)
+            found |= {"duration_s": duration_s, "sample_rate": sample_rate, "channels": channels}
+            frames = transform(waveform, sample_rate)
         except AudioError as error:
             found["problem"] = str(error).removeprefix(f"{path}: ")
     data = frames[: count_stored(len(frames))].tobytes()
     row = StoredClip(*clip, num_frames=len(data) // FRAME_BYTES, checksum=zlib.crc32(data), **found)
     return row, data
-
-
-def _read(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
-    """A mono waveform at the rate of its file, and what the table tells of it."""
-    try:
-        with soundfile.SoundFile(path) as sound:
-            sample_rate, channels = sound.samplerate, sound.channels
-            # As all published clips are; libsndfile's own way to float32 takes five times as long.
-            is_plain = (sound.format, sound.subtype, channels) == ("WAV", "PCM_16", 1) and sound.frames > 0
-            waveform = sound.read(dtype="int16") * np.float32(2**-15) if is_plain else None
-    except soundfile.LibsndfileError:
-        sample_rate, channels, waveform = SAMPLE_RATE, 0, None  # read_waveform knows what to say
-    if waveform is None:
-        waveform = read_waveform(path, sample_rate)
-    duration_s = round(len(waveform) / sample_rate, 4)
-    return waveform, {"duration_s": duration_s, "sample_rate": sample_rate, "channels": channels}
 
 
 def _is_complete(out: Path, description: dict[str, Any]) -> bool:

@@ -5,7 +5,6 @@ WASPAA 2021 (arXiv 2105.04727), and its recipes in github.com/etzinis/fedenhance
 names alone and is a function of the folders and the seed; then pairs are written one by one.
 """
 
-import csv
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,10 +15,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import soundfile
 
-from shard_descriptors.audio import audio_problem, read_waveform
+from shard_descriptors.audio import decode, read_waveform
 from shard_descriptors.errors import AudioError, CorpusError
-from shard_descriptors.files import replacing
-from shard_descriptors.fsd50k_layout import DEVELOPMENT, EVALUATION, Part
+from shard_descriptors.files import list_recordings, name_key, replacing
+from shard_descriptors.fsd50k_layout import DEVELOPMENT, EVALUATION, Part, files_by_clip
 from shard_descriptors.librifsd50k_store import (
     CHUNK_SAMPLES,
     FOLDERS,
@@ -31,6 +30,7 @@ from shard_descriptors.librifsd50k_store import (
     write_store,
 )
 from shard_descriptors.librispeech_layout import SUBSETS, Utterance, read_librispeech
+from shard_descriptors.text import read_columns
 
 # FedEnhance's list: clips with one of these labels are no noise to somebody who wants to hear speech.
 SPEECH_LABELS = frozenset(
@@ -111,8 +111,11 @@ def plan_librifsd50k(
     speech_root, noise_root = Path(librispeech).expanduser(), Path(fsd50k).expanduser()
     notes: list[str] = []
     subsets = [subset for of_split in SPEECH_SUBSETS.values() for subset in of_split]
-    utterances = _plan_speech(read_librispeech(speech_root, subsets), seed, notes)
+    passed_over: dict[str, str] = {}
+    utterances = _plan_speech(read_librispeech(speech_root, subsets, passed_over), seed, notes)
     dev, eval_, left_out = read_noise_clips(noise_root)
+    for file, reason in passed_over.items():
+        left_out.setdefault(reason, []).append(file)
     clips = _plan_noise(noise_root, dev, eval_, seed, notes)
 
     pairs: list[Pair] = []
@@ -148,12 +151,10 @@ def plan_fedwham(wham: str | Path, seed: int = 0) -> Plan:
     left_out: dict[str, list[str]] = {"has no noise of its name": [], "has no speech of its name": []}
     found: dict[str, list[_Spoken]] = {}
     for split, folder in WHAM_FOLDERS.items():
-        s1, noises = (_wav_names(root / folder / part) for part in ("s1", "noise"))
-        found[split] = [
-            _Spoken(name[:3], f"{folder}/s1/{name}", f"{folder}/noise/{name}") for name in sorted(s1 & noises)
-        ]
-        left_out["has no noise of its name"] += [f"{folder}/s1/{name}" for name in sorted(s1 - noises)]
-        left_out["has no speech of its name"] += [f"{folder}/noise/{name}" for name in sorted(noises - s1)]
+        s1, noises = (_wav_files(root, f"{folder}/{part}", left_out) for part in ("s1", "noise"))
+        found[split] = [_Spoken(Path(file).name[:3], file, noises[name]) for name, file in s1.items() if name in noises]
+        left_out["has no noise of its name"] += [file for name, file in s1.items() if name not in noises]
+        left_out["has no speech of its name"] += [file for name, file in noises.items() if name not in s1]
     if not found["train"]:
         raise CorpusError(f"{wham} is no folder of WHAM: it should have tr/s1 and tr/noise, as WHAM's wav16k/max does")
     _hold_out(found, seed, notes)
@@ -179,17 +180,17 @@ def read_noise_clips(fsd50k: str | Path) -> tuple[list[Clip], list[Clip], dict[s
     clips: dict[Part, list[Clip]] = {DEVELOPMENT: [], EVALUATION: []}
     left_out: dict[str, list[str]] = {"has a speech-like label": [], "is in the ground truth, but not there": []}
     for part, noise in clips.items():
-        there = _wav_names(root / part.audio)
+        there = files_by_clip(root, part)
         for clip, labels in _read_labels(root / part.table) if there else ():
-            file = f"{part.audio}/{clip}.wav"
-            if f"{clip}.wav" not in there:
+            file = there.get(name_key(clip), f"{part.audio}/{clip}.wav")
+            if name_key(clip) not in there:
                 left_out["is in the ground truth, but not there"].append(file)
             elif SPEECH_LABELS.intersection(labels):
                 left_out["has a speech-like label"].append(file)
             else:
                 noise.append(Clip(file, labels))
     dev, eval_ = clips.values()
-    if twice := {Path(clip.file).name for clip in dev}.intersection(Path(clip.file).name for clip in eval_):
+    if twice := {name_key(Path(clip.file).name) for clip in dev} & {name_key(Path(clip.file).name) for clip in eval_}:
         raise CorpusError(f"{root}: {min(twice)} is in dev and in eval, and a clip of FSD50K is in one of them only")
     if not (dev or eval_):
         raise CorpusError(
@@ -246,9 +247,11 @@ def copy_pair(plan: Plan, pair: Pair, out: Path) -> Written:
     written = Written()
     sources = (plan.speech_root / pair.speech, plan.noise_root / pair.noise)
     for source, file in zip(sources, (pair.speech, pair.noise), strict=True):
-        problem = audio_problem(source)
-        if problem is None and (rate := soundfile.info(source).samplerate) != SAMPLE_RATE:
-            problem = f"is at {rate:,} Hz, and WHAM's wav16k is at 16,000 Hz"
+        try:
+            rate = decode(source, file).sample_rate
+            problem = None if rate == SAMPLE_RATE else f"is at {rate:,} Hz, and WHAM's wav16k is at 16,000 Hz"
+        except AudioError as error:
+            problem = str(error).removeprefix(f"{file}: ")
         if problem is not None:
             written.left_out.setdefault(problem, []).append(file)
     if written.left_out:
@@ -366,18 +369,21 @@ def _shuffle(clips: Sequence[Clip], seed: int) -> list[Clip]:
 
 def _read_labels(table: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Name and labels of each clip."""
-    try:
-        with table.open(newline="", encoding="utf-8") as lines:
-            for row in csv.DictReader(lines):
-                yield row["fname"], tuple(row["labels"].split(","))
-    except FileNotFoundError:
-        raise CorpusError(f"{table} is not there; FSD50K.ground_truth.zip has it") from None
-    except (KeyError, AttributeError):
-        raise CorpusError(f"{table} should have the columns fname and labels in each line") from None
+    if not table.exists():
+        raise CorpusError(f"{table} is not there; FSD50K.ground_truth.zip has it")
+    for _, row in read_columns(table, ("fname", "labels")):
+        yield row["fname"], tuple(label.strip() for label in row["labels"].split(","))
 
 
-def _wav_names(folder: Path) -> set[str]:
-    return {path.name for path in folder.glob("*.wav")}
+def _wav_files(root: Path, folder: str, left_out: dict[str, list[str]]) -> dict[str, str]:
+    """`name_key` of a file's name -> the file, relative to the root."""
+    if not (root / folder).is_dir():
+        return {}
+    reasons: dict[str, str] = {}
+    files = list_recordings(root, folder, ".wav", reasons)
+    for file, reason in reasons.items():
+        left_out.setdefault(reason, []).append(file)
+    return {name_key(Path(file).name): file for file in files}
 
 
 def _names(speakers: Iterable[str]) -> str:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from shard_descriptors.errors import CorpusError
 from shard_descriptors.files import replacing, write_json
+from shard_descriptors.text import read_json, read_rows
 
 SAMPLE_RATE = 16_000
 CHUNK_SAMPLES = 64_000  # 4 s
@@ -149,7 +150,7 @@ def write_store(
     if workers < 1:
         raise CorpusError(f"workers: {workers} should be a whole number from 1 on")
     if (out / REPORT).is_file():
-        report = json.loads((out / REPORT).read_text(encoding="utf-8"))
+        report = read_json(out / REPORT)
         _check_same_plan(out, report.get("plan"), plan)
         return report
     done = _open_journal(out, plan)
@@ -189,12 +190,11 @@ def summarize(report: Mapping[str, Any]) -> list[str]:
 @lru_cache(maxsize=4)
 def _read_once(root: Path, changed_ns: int) -> Store:
     path = root / TABLE
-    with path.open(newline="", encoding="utf-8") as lines:
-        rows = list(csv.reader(lines))
-    if not rows or tuple(rows[0]) != Chunk._fields:
+    rows = read_rows(path)
+    if not rows or tuple(rows[0][1]) != Chunk._fields:
         raise CorpusError(f"{path}: its first line should be {','.join(Chunk._fields)}")
     chunks = []
-    for number, row in enumerate(rows[1:], start=2):
+    for number, row in rows[1:]:
         try:
             split, speaker, pair, speech, noise = row
             chunks.append(Chunk(split, speaker, int(pair), speech, noise))

@@ -9,8 +9,6 @@ A shard reads the folder that scripts/prepare_librispeech.py wrote; the audio st
                                                   int16: the cluster of each frame, clip after clip as in clips.csv
 """
 
-import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +22,7 @@ from openfl.interface.interactive_api.shard_descriptor import ShardDataset, Shar
 from shard_descriptors.audio import read_waveform
 from shard_descriptors.errors import AudioError, CorpusError
 from shard_descriptors.partition import parse_rank_worldsize
+from shard_descriptors.text import read_json, read_rows
 
 SAMPLE_RATE = 16_000
 HOP_LENGTH = 320  # samples between frames
@@ -268,7 +267,7 @@ class Targets:
                 f"targets: {prepared.folder} has no complete targets {name!r}, it has {', '.join(made) or 'none'}; "
                 f"scripts/make_hubert_targets.py makes them"
             )
-        info = json.loads(path.read_text(encoding="utf-8"))
+        info = read_json(path)
         self.info = {key: info[key] for key in ("codebook", "clusters", "feature")}
         self.splits = tuple(info["splits"])
 
@@ -287,19 +286,18 @@ class Targets:
 # A process has one prepared folder, or a few.
 @lru_cache(maxsize=4)
 def _read_once(folder: Path, changed_ns: int) -> Prepared:
-    report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    report = read_json(folder / REPORT)
     path = folder / TABLE
-    with path.open(newline="", encoding="utf-8") as lines:
-        rows = csv.reader(lines)
-        if tuple(next(rows, ())) != COLUMNS:
-            raise CorpusError(f"{path}: its first line should be {','.join(COLUMNS)}")
-        clips = []
-        for number, row in enumerate(rows, start=2):
-            try:
-                split, client, speaker, file, num_samples, _, transcript = row
-                clips.append(Clip(split, int(client), speaker, file, int(num_samples), transcript))
-            except ValueError:
-                raise CorpusError(f"{path}, line {number}: {row} should be {','.join(COLUMNS)}") from None
+    header, *rows = read_rows(path) or [(1, [])]
+    if tuple(header[1]) != COLUMNS:
+        raise CorpusError(f"{path}: its first line should be {','.join(COLUMNS)}")
+    clips = []
+    for number, row in rows:
+        try:
+            split, client, speaker, file, num_samples, _, transcript = row
+            clips.append(Clip(split, int(client), speaker, file, int(num_samples), transcript))
+        except ValueError:
+            raise CorpusError(f"{path}, line {number}: {row} should be {','.join(COLUMNS)}") from None
     return Prepared(folder, Path(report["audio"]), report["clients"], report["partition"], tuple(clips))
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shard_descriptors.errors import CorpusError
+from shard_descriptors.files import list_folders, list_recordings
+from shard_descriptors.text import read_lines
 
 # subset -> utterances in the published archive
 SUBSETS = {
@@ -58,11 +60,13 @@ class Speaker(NamedTuple):
     name: str
 
 
-def read_librispeech(root: str | Path, subsets: Iterable[str] = tuple(SUBSETS)) -> dict[str, tuple[Utterance, ...]]:
+def read_librispeech(
+    root: str | Path, subsets: Iterable[str] = tuple(SUBSETS), left_out: dict[str, str] | None = None
+) -> dict[str, tuple[Utterance, ...]]:
     """The utterances of those subsets that are there, speakers, chapters and utterances in the order of their numbers.
 
-    A subset may be incomplete: `SUBSETS` tells how many utterances the published one has. Other files in the folders
-    are passed over.
+    A subset may be incomplete: `SUBSETS` tells how many utterances the published one has. Files that are no recordings
+    are passed over; recordings that cannot be taken (see `list_recordings`) are put into `left_out` with the reason.
 
     Raises:
         CorpusError: no such folder, none of the subsets in it, a file that is called otherwise, or a speaker in two
@@ -74,7 +78,8 @@ def read_librispeech(root: str | Path, subsets: Iterable[str] = tuple(SUBSETS)) 
         raise CorpusError(f"LibriSpeech has no subset {unknown[0]!r}; the subsets are {', '.join(SUBSETS)}")
     if not root.is_dir():
         raise CorpusError(f"there is no LibriSpeech folder {root}")
-    found = {subset: _read_subset(root, subset) for subset in wanted if (root / subset).is_dir()}
+    left_out = {} if left_out is None else left_out
+    found = {subset: _read_subset(root, subset, left_out) for subset in wanted if (root / subset).is_dir()}
     found = {subset: utterances for subset, utterances in found.items() if utterances}
     if not found:
         raise CorpusError(
@@ -88,13 +93,11 @@ def read_librispeech(root: str | Path, subsets: Iterable[str] = tuple(SUBSETS)) 
 def read_speakers(root: str | Path) -> dict[str, Speaker]:
     """Read SPEAKERS.TXT: ID | SEX | SUBSET | MINUTES | NAME, with comments after a semicolon at the line's start."""
     path = Path(root).expanduser() / SPEAKERS_FILE
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise CorpusError(f"{path} is not there; the archives of LibriSpeech have it beside their subset") from None
+    if not path.exists():
+        raise CorpusError(f"{path} is not there; the archives of LibriSpeech have it beside their subset")
     speakers = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or line.startswith(";"):
+    for number, line in read_lines(path):
+        if line.startswith(";"):
             continue
         fields = [field.strip() for field in line.split("|", maxsplit=4)]  # a name may have a bar in it
         try:
@@ -105,16 +108,18 @@ def read_speakers(root: str | Path) -> dict[str, Speaker]:
     return speakers
 
 
-def _read_subset(root: Path, subset: str) -> tuple[Utterance, ...]:
+def _read_subset(root: Path, subset: str, left_out: dict[str, str]) -> tuple[Utterance, ...]:
     utterances = []
-    for path in (root / subset).glob("*/*/*.flac"):
-        speaker, chapter = path.parts[-3:-1]
-        numbers = path.stem.split("-")
-        if numbers[:-1] != [speaker, chapter] or not all(number.isdecimal() for number in numbers):
-            raise CorpusError(
-                f"{path}: an utterance of LibriSpeech is called <speaker>/<chapter>/<speaker>-<chapter>-<number>.flac"
-            )
-        utterances.append(Utterance(f"{subset}/{speaker}/{chapter}/{path.name}", speaker, chapter))
+    for speaker in list_folders(root / subset):
+        for chapter in list_folders(root / subset / speaker):
+            for file in list_recordings(root, f"{subset}/{speaker}/{chapter}", ".flac", left_out):
+                numbers = Path(file).stem.split("-")
+                if numbers[:-1] != [speaker, chapter] or not all(number.isdecimal() for number in numbers):
+                    raise CorpusError(
+                        f"{root / file}: an utterance of LibriSpeech is called "
+                        f"<speaker>/<chapter>/<speaker>-<chapter>-<number>.flac"
+                    )
+                utterances.append(Utterance(file, speaker, chapter))
     return tuple(sorted(utterances, key=_numbers))
 
 

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 
-from shard_descriptors.audio import audio_problem, read_waveform
-from shard_descriptors.errors import AudioError, CorpusError
-from shard_descriptors.files import replacing, write_json
+from shard_descriptors.audio import decode, resample
+from shard_descriptors.errors import AudioError, CorpusError, first_names
+from shard_descriptors.files import name_key, replacing, write_json
 from shard_descriptors.librispeech import (
     COLUMNS,
     FRAME_SAMPLES,
@@ -31,6 +30,7 @@ from shard_descriptors.librispeech import (
 )
 from shard_descriptors.librispeech_layout import SUBSETS, Utterance, read_librispeech
 from shard_descriptors.partition import by_clip, by_speaker
+from shard_descriptors.text import read_json, read_lines
 
 PARTITIONS = ("speaker", "iid")
 TRAIN_SUBSETS = tuple(subset for subset in SUBSETS if subset.startswith("train-"))
@@ -53,12 +53,14 @@ def prepare_librispeech(
 ) -> dict[str, Any]:
     """Write the table and the report of a prepared folder, see `shard_descriptors.librispeech`.
 
-    The train subsets that are there are one pool. It is divided by speaker, with about the same number of hours on each
-    client (in an order drawn by the seed, each speaker goes to the client with the least so far), or `iid`: utterances
-    are dealt out regardless of the speaker. Of its clips a client holds out a tenth for validation, drawn by the seed.
+    The train subsets that are there are one pool; where there is none, the largest of the others is. The pool is
+    divided by speaker, with about the same number of hours on each client (in an order drawn by the seed, each speaker
+    goes to the client with the least so far), or `iid`: utterances are dealt out regardless of the speaker. Of its
+    clips a client holds out a tenth for validation, drawn by the seed.
 
-    Every file is decoded, which finds files that were cut short; FLAC has a checksum in each frame. A run that was
-    stopped goes on where it was; a folder that is complete is left as it is.
+    Every file is decoded, which finds files that were cut short; FLAC has a checksum in each frame. Lengths are those
+    at 16 kHz, to which shards resample what has another rate; the report names such files. A run that was stopped goes
+    on where it was; a folder that is complete is left as it is.
 
     Args:
         data: a LibriSpeech folder; see `librispeech_layout`.
@@ -67,34 +69,39 @@ def prepare_librispeech(
         the report, as in librispeech.json.
 
     Raises:
-        CorpusError: no LibriSpeech or none of its train subsets, more clients than speakers (or than utterances, with
-            iid), or a folder that was begun with other settings.
+        CorpusError: no LibriSpeech, a transcript in no encoding that can be told, more clients than speakers (or than
+            utterances, with iid), or a folder that was begun with other settings.
     """
     audio, out = Path(data).expanduser().resolve(), Path(out).expanduser()
     settings = Settings(str(audio), clients, partition, seed)
     _check_settings(settings, workers)
     if (out / REPORT).is_file():
-        report = json.loads((out / REPORT).read_text(encoding="utf-8"))
+        report = read_json(out / REPORT)
         _check_same(out, report, settings)
         return report
-    found = read_librispeech(audio)
-    used = [subset for subset in (*TRAIN_SUBSETS, *GLOBAL_SPLITS.values()) if subset in found]
-    if not set(TRAIN_SUBSETS).intersection(used):
-        raise CorpusError(f"{data} has none of LibriSpeech's train subsets: {', '.join(TRAIN_SUBSETS)}")
+    left_out: dict[str, str] = {}
+    found = read_librispeech(audio, left_out=left_out)
+    pooled = _pooled(found)
+    splits = {split: subset for split, subset in GLOBAL_SPLITS.items() if subset in found and subset not in pooled}
+    used = [*pooled, *splits.values()]
+    # Before hours of decoding, as a transcript that cannot be read ends the run.
+    transcripts = _read_transcripts(audio, [utterance for subset in used for utterance in found[subset]])
     scanned = _scan(out, audio, [utterance.file for subset in used for utterance in found[subset]], workers)
 
-    transcripts = _read_transcripts(audio, {Path(file).parent.as_posix() for file in scanned})
     usable = {subset: [u for u in found[subset] if "problem" not in scanned[u.file]] for subset in used}
     samples = {file: result["num_samples"] for file, result in scanned.items() if "problem" not in result}
 
     def to_clip(utterance: Utterance, split: str, client: int = 0) -> Clip:
         file = utterance.file
-        return Clip(split, client, utterance.speaker, file, samples[file], transcripts.get(utterance.name, ""))
+        return Clip(
+            split, client, utterance.speaker, file, samples[file], transcripts.get(name_key(utterance.name), "")
+        )
 
-    pool = [to_clip(utterance, "train") for subset in used if subset in TRAIN_SUBSETS for utterance in usable[subset]]
+    pool = [to_clip(utterance, "train") for subset in pooled for utterance in usable[subset]]
     clips = divide(pool, clients, partition, seed)
-    clips += [to_clip(u, split) for split, subset in GLOBAL_SPLITS.items() for u in usable.get(subset, ())]
-    report = _report(settings, found, used, scanned, clips)
+    clips += [to_clip(u, split) for split, subset in splits.items() for u in usable[subset]]
+    notes = _notes(found, pooled, splits, transcripts, scanned)
+    report = _report(settings, notes, left_out, scanned, clips)
     _write_table(out, clips)
     write_json(out / REPORT, report)
     (out / JOURNAL).unlink()
@@ -192,21 +199,23 @@ def _scan(out: Path, audio: Path, files: Sequence[str], workers: int) -> dict[st
 
 
 def _scan_file(path: Path, name: str) -> dict[str, Any]:
-    if (problem := audio_problem(path)) is not None:
-        return {"problem": problem}
-    if (rate := soundfile.info(path).samplerate) != SAMPLE_RATE:
-        return {"problem": f"is at {rate:,} Hz, and LibriSpeech is at {SAMPLE_RATE:,} Hz"}
     try:
-        num_samples = len(read_waveform(path, SAMPLE_RATE, name))
+        decoded = decode(path, name)
     except AudioError as error:
         return {"problem": str(error).removeprefix(f"{name}: ")}
+    num_samples = len(resample(decoded.waveform, decoded.sample_rate, SAMPLE_RATE))
     if num_samples < FRAME_SAMPLES:
         return {"problem": f"has {num_samples} samples, and one frame needs {FRAME_SAMPLES}"}
-    return {"num_samples": num_samples}
+    return {"num_samples": num_samples} | (
+        {"sample_rate": decoded.sample_rate} if decoded.sample_rate != SAMPLE_RATE else {}
+    )
 
 
 def _open_journal(out: Path, audio: Path) -> dict[str, dict[str, Any]]:
-    """What an earlier run found; begins a journal where there is none."""
+    """The files that an earlier run could use; begins a journal where there is none.
+
+    What could not be used then is tried again: a damaged download may have been mended.
+    """
     path = out / JOURNAL
     if not path.is_file():
         if out.exists() and not (out.is_dir() and all(entry.name.startswith(f".{JOURNAL}") for entry in out.iterdir())):
@@ -220,47 +229,77 @@ def _open_journal(out: Path, audio: Path) -> dict[str, dict[str, Any]]:
     head, *entries = (json.loads(line) for line in whole.splitlines())
     if head["audio"] != str(audio):
         raise CorpusError(f"{out} was begun with the audio in {head['audio']}, not {audio}: choose another folder")
-    return {entry.pop("file"): entry for entry in entries}
+    return {entry.pop("file"): entry for entry in entries if "problem" not in entry}
 
 
-def _read_transcripts(audio: Path, folders: set[str]) -> dict[str, str]:
-    """Name of an utterance -> what is said, from <speaker>-<chapter>.trans.txt: a line is the name and the text."""
+def _pooled(found: Mapping[str, Sequence[Utterance]]) -> list[str]:
+    """The subsets that clients train on: those for training or, without any, the largest."""
+    train = [subset for subset in TRAIN_SUBSETS if subset in found]
+    return train or [max(found, key=lambda subset: len(found[subset]))]
+
+
+def _read_transcripts(audio: Path, utterances: Sequence[Utterance]) -> dict[str, str]:
+    """`name_key` of an utterance -> what is said, from <speaker>-<chapter>.trans.txt: a line is the name and the text.
+
+    White space of any kind is between name and text, and one space between words.
+    """
     transcripts = {}
-    for folder in sorted(folders):
-        speaker, chapter = Path(folder).parts[-2:]
-        path = audio / folder / f"{speaker}-{chapter}.trans.txt"
-        if path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                name, _, text = line.partition(" ")
-                transcripts[name] = text
+    for folder, speaker, chapter in sorted({(Path(u.file).parent, u.speaker, u.chapter) for u in utterances}):
+        wanted = name_key(f"{speaker}-{chapter}.trans.txt")
+        for path in sorted((audio / folder).iterdir()):
+            if name_key(path.name) == wanted:
+                for _, line in read_lines(path):
+                    utterance, *words = line.split()
+                    transcripts[name_key(utterance)] = " ".join(words)
     return transcripts
 
 
-def _report(
-    settings: Settings,
+def _notes(
     found: Mapping[str, Sequence[Utterance]],
-    used: Sequence[str],
+    pooled: Sequence[str],
+    splits: Mapping[str, str],
+    transcripts: Mapping[str, str],
     scanned: Mapping[str, Mapping[str, Any]],
-    clips: Sequence[Clip],
-) -> dict[str, Any]:
+) -> list[str]:
+    """Sentences about what is there, what is not, and what is used otherwise than in the published corpus."""
+    used = (*pooled, *splits.values())
     notes = [
         f"{subset}: {len(found[subset]):,} utterances"
         + (f" of the published {SUBSETS[subset]:,}" if len(found[subset]) != SUBSETS[subset] else "")
         for subset in used
     ]
+    if not set(TRAIN_SUBSETS).intersection(pooled):
+        notes.append(f"train: made from {pooled[0]}, as no train subset is there")
     notes += [f"{subset}: there, and not used" for subset in found if subset not in used]
     notes += [
-        f"{subset}: not there, so the split {split} is empty"
+        f"{subset}: {'used for train' if subset in pooled else 'not there'}, so the split {split} is empty"
         for split, subset in GLOBAL_SPLITS.items()
-        if subset not in used
+        if split not in splits
     ]
+    rates = Counter(result["sample_rate"] for result in scanned.values() if "sample_rate" in result)
+    notes += [f"{count:,} files at {rate:,} Hz: resampled to {SAMPLE_RATE:,} Hz" for rate, count in rates.items()]
+    said = set(transcripts).difference(name_key(Path(file).stem) for file in scanned)
+    if said:
+        notes.append(f"{len(said):,} transcripts are of no utterance that is there: {first_names(sorted(said))}")
+    return notes
+
+
+def _report(
+    settings: Settings,
+    notes: Sequence[str],
+    left_out: Mapping[str, str],
+    scanned: Mapping[str, Mapping[str, Any]],
+    clips: Sequence[Clip],
+) -> dict[str, Any]:
     samples = np.bincount([clip.client for clip in clips], [clip.num_samples for clip in clips])
+    problems = {file: result["problem"] for file, result in scanned.items() if "problem" in result}
     return {
         **vars(settings),
         "notes": notes,
         "splits": {split: _counts([clip for clip in clips if clip.split == split]) for split in SPLITS},
         "hours_per_client": [round(float(hours), 4) for hours in samples[1:] / (3600 * SAMPLE_RATE)],
-        "left_out": {file: result["problem"] for file, result in scanned.items() if "problem" in result},
+        "resampled": {file: result["sample_rate"] for file, result in scanned.items() if "sample_rate" in result},
+        "left_out": {**left_out, **problems},
     }
 
 

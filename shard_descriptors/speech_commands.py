@@ -15,6 +15,8 @@ import numpy as np
 
 from shard_descriptors.audio import AudioSource, audio_problem
 from shard_descriptors.errors import CorpusError, first_names
+from shard_descriptors.files import list_folders, list_recordings, name_key
+from shard_descriptors.text import read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +74,7 @@ class Corpus:
     splits: Mapping[str, tuple[Clip, ...]]
     version: str | None  # of the complete published corpus; None: this is not a complete one
     missing: tuple[str, ...] = ()  # named in the lists, but not there
+    unlisted: Mapping[str, str] = field(default_factory=dict)  # recording that is in no split -> reason, by its name
     name: str = ""  # its folder, or its name on the hub
     table: Any = None  # datasets.Dataset with the column audio, not decoded; None: the audio lies in the folder
     _problems: dict[str | int, str | None] = field(default_factory=dict, repr=False)
@@ -132,26 +135,32 @@ def read_folder(root: Path, seed: int) -> Corpus:
     fixed places of the noise files.
     """
     root = root.resolve()
-    words, noise = _scan(root)
+    unlisted: dict[str, str] = {}
+    words, noise = _scan(root, unlisted)
     listed = {split: _read_list(root / name) for split, name in LISTS.items()}
-    twice = sorted(listed["validation"] & listed["test"])
-    if twice:
+    if twice := sorted(listed["validation"].keys() & listed["test"]):
         raise CorpusError(f"{root}: {LISTS['validation']} and {LISTS['test']} both name {first_names(twice)}")
 
-    in_a_list = listed["validation"] | listed["test"]
-    train = [_word_clip(file) for file in words if file not in in_a_list]
+    split_of = {key: split for split, keys in listed.items() for key in keys}
+    of_split: dict[str, list[Clip]] = {split: [] for split in SPLITS}
+    for file in words:
+        of_split[split_of.get(name_key(file), "train")].append(_word_clip(file))
+    train, validation, testing = of_split.values()
+    there = {name_key(file) for file in words}
+    for split, name in LISTS.items():
+        _check_held_out(root / name, {key: line for key, line in listed[split].items() if key not in there}, train)
+    missing = sorted(entry for of_list in listed.values() for key, entry in of_list.items() if key not in there)
     train += [Clip(file, SILENCE, start=None) for file in noise]
-    validation = [_word_clip(file) for file in words if file in listed["validation"]]
-    testing = [_word_clip(file) for file in words if file in listed["test"]]
     _check_speakers(train + validation)
 
     version, published = PUBLISHED.get(len(words), (None, None))
     test_set = _find_test_set(root, version)
-    test = _make_test(testing, noise, seed) if test_set is None else _read_test_set(root, test_set)
+    test = _make_test(testing, noise, seed) if test_set is None else _read_test_set(root, test_set, unlisted)
     corpus = Corpus(
         splits={"train": tuple(train), "validation": tuple(validation), "test": tuple(test)},
         version=version,
-        missing=tuple(sorted(in_a_list.difference(words))),
+        missing=tuple(missing),
+        unlisted=unlisted,
         name=str(root),
     )
     if published is not None and corpus.counts != published:
@@ -204,6 +213,9 @@ def _read_once(name: str, seed: int, stamp: Hashable) -> Corpus:
     if corpus.missing:
         missing = f"{count_files(len(corpus.missing))} not there: {first_names(corpus.missing)}"
         logger.warning("%s: its lists name %s", name, missing)
+    if corpus.unlisted:
+        reasons = [f"{file} {reason}" for file, reason in corpus.unlisted.items()]
+        logger.warning("%s: passed over %s: %s", name, count_files(len(reasons)), first_names(reasons))
     trained = {clip.speaker for split in ("train", "validation") for clip in corpus.splits[split]}
     shared = sorted(trained.intersection(clip.speaker for clip in corpus.splits["test"]) - {""})
     if shared:
@@ -221,39 +233,67 @@ def _stamp(root: Path) -> Hashable:
     return tuple((str(path), path.stat().st_mtime_ns) for path in places if path.exists())
 
 
-def _scan(root: Path) -> tuple[list[str], list[str]]:
+def _scan(root: Path, unlisted: dict[str, str]) -> tuple[list[str], list[str]]:
     """The word clips and the noise files, sorted; raises if this is not the published layout."""
-    entries = sorted(root.iterdir())
-    if not entries:
+    if not any(root.iterdir()):
         raise CorpusError(f"data_path: the folder {root} is empty")
-    folders = [entry.name for entry in entries if entry.is_dir()]
+    folders = list_folders(root)
     lacks = [name for name in LISTS.values() if not (root / name).is_file()]
-    noise = _wav_files(root, NOISE_FOLDER) if NOISE_FOLDER in folders else []
+    noise = _wav_files(root, NOISE_FOLDER, unlisted) if NOISE_FOLDER in folders else []
     if not noise:
         lacks.append(f"{NOISE_FOLDER}/*.wav")
-    if not set(KEYWORDS).intersection(folders):
+    if not set(KEYWORDS).intersection(map(name_key, folders)):
         lacks.append(f"a folder of any keyword ({', '.join(KEYWORDS)})")
     if lacks:
         raise CorpusError(f"data_path: {root} is not a Speech Commands folder: it lacks {'; '.join(lacks)}")
-    words = [name for name in folders if not name.startswith(("_", "."))]  # a test set in here has no files of its own
-    return [file for word in words for file in _wav_files(root, word)], noise
+    words = [name for name in folders if not name.startswith("_")]  # a test set in here has no files of its own
+    return [file for word in words for file in _wav_files(root, word, unlisted)], noise
 
 
-def _wav_files(root: Path, folder: str) -> list[str]:
-    return sorted(f"{folder}/{entry.name}" for entry in (root / folder).iterdir() if entry.name.endswith(".wav"))
+def _wav_files(root: Path, folder: str, unlisted: dict[str, str]) -> list[str]:
+    return list_recordings(root, folder, ".wav", unlisted)
 
 
-def _read_list(path: Path) -> set[str]:
-    return {line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
+def _read_list(path: Path) -> dict[str, str]:
+    """The clips that a list names: `name_key` of <word>/<file> -> the same as it is written there.
+
+    A list may have been written with backslashes, or with a path before the word. A line that names no clip is refused:
+    nobody can tell what it should have held out.
+    """
+    clips = {}
+    for number, line in read_lines(path):
+        parts = line.replace("\\", "/").split("/")
+        if len(parts) < 2 or not all(parts[-2:]):
+            raise CorpusError(f"{path}, line {number}: {line!r} should be <word>/<speaker>_nohash_<number>.wav")
+        clip = "/".join(parts[-2:])
+        clips[name_key(clip)] = clip
+    return clips
+
+
+def _check_held_out(path: Path, missing: Mapping[str, str], train: Iterable[Clip]) -> None:
+    """Raise if a list names a clip that is not there and whose speaker trains: it may be there by another name.
+
+    The published lists hold out whole speakers, so a part of the corpus lacks clips of the lists, and this never holds.
+    """
+    trained = {clip.speaker for clip in train}
+    for clip in missing.values():
+        speaker = _speaker(clip)
+        if not speaker or speaker in trained:
+            why = f"clips of {speaker} train" if speaker else "no speaker is named by it"
+            raise CorpusError(
+                f"{path} names {clip!r}, which is not there, and {why}: a clip that should be held out may be there "
+                f"by another name; mend the list"
+            )
 
 
 def _word_clip(file: str) -> Clip:
-    word = file.split("/")[0]
+    word = name_key(file.split("/")[0])
     return Clip(file, LABELS.index(word) if word in KEYWORDS else UNKNOWN, _speaker(file))
 
 
 def _speaker(file: str) -> str:
-    speaker, mark, _ = file.split("/")[-1].partition("_nohash_")
+    """Who speaks a clip <speaker>_nohash_<number>.wav; "" where no speaker is named."""
+    speaker, mark, _ = name_key(file.split("/")[-1]).partition("_nohash_")
     return speaker if mark else ""
 
 
@@ -278,7 +318,7 @@ def _find_test_set(root: Path, version: str | None) -> Path | None:
     return None
 
 
-def _read_test_set(root: Path, test_set: Path) -> list[Clip]:
+def _read_test_set(root: Path, test_set: Path, unlisted: dict[str, str]) -> list[Clip]:
     lacks = [label for label in LABELS if not (test_set / label).is_dir()]
     if lacks:
         raise CorpusError(f"{test_set} is not a published test set: it lacks the folders {first_names(lacks)}")
@@ -286,7 +326,7 @@ def _read_test_set(root: Path, test_set: Path) -> list[Clip]:
     return [
         Clip(file, label, "" if label == SILENCE else _speaker(file))
         for label, folder in enumerate(LABELS)
-        for file in _wav_files(root, f"{prefix}/{folder}")
+        for file in _wav_files(root, f"{prefix}/{folder}", unlisted)
     ]
 
 

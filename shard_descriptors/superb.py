@@ -194,9 +194,12 @@ class SuperbShardDescriptor(ShardDescriptor):
 
     @property
     def left_out(self) -> dict[str, str]:
-        """Files of this shard that are no usable audio, with the reason. They are found by their headers."""
+        """Files that are no usable audio, with the reason: those of this shard, which are found by their headers, and
+        those that are in no shard, for what they are called."""
         problems = (self._corpus.problems(clips) for clips in self._assigned.values())
-        return {file: problem for of_split in problems for file, problem in of_split.items()}
+        return dict(self._corpus.unlisted) | {
+            file: problem for of_split in problems for file, problem in of_split.items()
+        }
 
     @property
     def sample_shape(self) -> list[str]:

@@ -50,7 +50,7 @@ def test_a_file_without_settings_is_named(tmp_path, content):
 
 def test_a_file_that_is_no_text_is_named(tmp_path):
     (tmp_path / "photo.yaml").write_bytes(b"\xff\xd8\xff")
-    with pytest.raises(SettingsError, match=r"photo.yaml cannot be read"):
+    with pytest.raises(SettingsError, match=r"photo.yaml is not UTF-8 \(byte 0xff in line 1\)"):
         load_run_settings(RunSettings, tmp_path / "photo.yaml", {})
 
 

@@ -82,3 +82,17 @@ def test_a_wrong_shard_descriptor_is_named(tmp_path, settings, sentence, monkeyp
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingsError, match=sentence):
         build_shard_descriptor(ShardDescriptorSettings(**settings), tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_settings_with_a_byte_order_mark_are_read(tmp_path, encoding):
+    path = tmp_path / "config.yaml"
+    path.write_text("# Rechner von Müller\n" + GOOD, encoding=encoding)
+    assert load_settings(path, DirectorFile).settings.listen_port == 50051
+
+
+def test_settings_in_no_encoding_that_can_be_told_are_named(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("# Rechner von Müller\n" + GOOD, encoding="latin-1")
+    with pytest.raises(SettingsError, match=r"config.yaml is not UTF-8 \(byte 0xfc in line 1\): save it as UTF-8"):
+        load_settings(path, DirectorFile)

@@ -284,7 +284,7 @@ def test_what_is_no_fsd50k_is_told_apart(corpora, own_corpora, tmp_path):
     ):
         plan_librifsd50k(corpora.librispeech, corpora.librispeech)
     (own_corpora.fsd50k / "FSD50K.ground_truth/eval.csv").write_text("name,labels\n1,Rain\n")
-    with pytest.raises(CorpusError, match="eval.csv should have the columns fname and labels"):
+    with pytest.raises(CorpusError, match="eval.csv: lacks the columns fname"):
         plan_librifsd50k(corpora.librispeech, own_corpora.fsd50k)
     (own_corpora.fsd50k / "FSD50K.ground_truth/eval.csv").unlink()
     with pytest.raises(CorpusError, match=r"eval.csv is not there; FSD50K.ground_truth.zip has it"):

@@ -171,7 +171,6 @@ def test_files_that_cannot_be_used_are_named_and_in_no_list(own_corpus, tmp_path
     assert problems.pop("103-7-0003").startswith("is not audio")
     assert problems == {
         "103-7-0002": "is empty (0 bytes)",
-        "103-7-0004": "is at 8,000 Hz, and LibriSpeech is at 16,000 Hz",
         "84-7-0001": "has 398 samples, and one frame needs 400",
     }
     assert not {clip.file for clip in read_prepared(tmp_path / "out").clips}.intersection(report["left_out"])
@@ -192,8 +191,66 @@ def test_subsets_that_lack_or_are_not_used_are_told(own_corpus, tmp_path):
     assert len(LibriSpeechShardDescriptor(tmp_path / "out").get_dataset("test")) == 0
     for subset in ("train-clean-100", "train-other-500"):
         shutil.rmtree(own_corpus.root / subset)
-    with pytest.raises(CorpusError, match="has none of LibriSpeech's train subsets: train-clean-100, train-clean-360"):
-        prepare_librispeech(own_corpus.root, tmp_path / "other", clients=2)
+    lines = summarize(prepare_librispeech(own_corpus.root, tmp_path / "other", clients=1))
+    assert "train: made from test-other, as no train subset is there" in lines
+    assert read_prepared(tmp_path / "other").parts("train", 1)["train_1"][0].speaker == "367"
+
+
+def test_a_subset_that_is_trained_on_is_no_split_of_its_own(own_corpus, tmp_path):
+    for subset in ("train-clean-100", "train-other-500", "test-clean"):
+        shutil.rmtree(own_corpus.root / subset)
+    report = prepare_librispeech(own_corpus.root, tmp_path / "out", clients=2)
+    assert "dev-clean: used for train, so the split dev is empty" in report["notes"]
+    assert {clip.split for clip in read_prepared(tmp_path / "out").clips} == {"train", "validation"}
+
+
+def test_another_rate_is_used_and_told(own_corpus, tmp_path):
+    file = "train-clean-100/103/7/103-7-0004.flac"
+    soundfile.write(own_corpus.root / file, recording(300, 1, 8_000), 8_000)
+    report = prepare_librispeech(own_corpus.root, tmp_path / "out", clients=2)
+    assert report["resampled"] == {file: 8_000}
+    assert "1 files at 8,000 Hz: resampled to 16,000 Hz" in report["notes"]
+    dataset = LibriSpeechShardDescriptor(tmp_path / "out").get_dataset("train")
+    held_out = LibriSpeechShardDescriptor(tmp_path / "out").get_dataset("validation")
+    within = dataset if "103-7-0004" in dataset.names else held_out
+    assert within.read_waveform(within.names.index("103-7-0004")).shape == (16_000,)
+
+
+TRANSCRIPTS = {
+    "a byte order mark": lambda text: b"\xef\xbb\xbf" + text.encode(),
+    "tabs": lambda text: text.replace(" ", "\t").encode(),
+    "no-break spaces": lambda text: text.replace(" ", "\u00a0").encode(),
+    "UTF-16 and CRLF": lambda text: text.replace("\n", "\r\n").encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("change", TRANSCRIPTS.values(), ids=TRANSCRIPTS)
+def test_transcripts_are_read_as_they_are_meant(own_corpus, tmp_path, change):
+    path = own_corpus.root / "train-clean-100/19/7/19-7.trans.txt"
+    path.write_bytes(change(path.read_text()))
+    path.rename(path.with_name("19-7.TRANS.TXT"))
+    prepare_librispeech(own_corpus.root, tmp_path / "out", clients=2)
+    clips = [clip for clip in read_prepared(tmp_path / "out").clips if clip.speaker == "19"]
+    assert {clip.name: clip.transcript for clip in clips} == {clip.name: said(clip.name) for clip in clips}
+
+
+def test_a_transcript_in_no_encoding_ends_the_run_before_anything_is_decoded(own_corpus, tmp_path):
+    path = own_corpus.root / "train-clean-100/19/7/19-7.trans.txt"
+    path.write_bytes("19-7-0000 CAFÉ\n".encode("latin-1"))
+    with pytest.raises(CorpusError, match=r"19-7.trans.txt is not UTF-8 \(byte 0xc9 in line 1\)"):
+        prepare_librispeech(own_corpus.root, tmp_path / "out", clients=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_transcripts_of_no_utterance_and_recordings_in_another_format_are_told(own_corpus, tmp_path):
+    folder = own_corpus.root / "train-clean-100/19/7"
+    (folder / "19-7-0000.flac").rename(folder / "19-7-0000.ogg")
+    (folder / "19-7-0001.flac").rename(folder / "19-7-0001.FLAC")
+    (folder / "._19-7-0001.FLAC").write_bytes(bytes(4_000))
+    report = prepare_librispeech(own_corpus.root, tmp_path / "out", clients=2)
+    assert "1 transcripts are of no utterance that is there: 19-7-0000" in report["notes"]
+    assert report["left_out"] == {"train-clean-100/19/7/19-7-0000.ogg": "is no .flac file"}
+    assert "19-7-0001" in [clip.name for clip in read_prepared(tmp_path / "out").clips]
 
 
 def test_a_run_that_was_stopped_goes_on_and_one_that_is_done_is_left(corpus, tmp_path):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -299,6 +300,73 @@ def test_files_that_the_lists_name_but_that_are_not_there_are_told(own_corpus, c
     assert f"its lists name 1 file not there: {gone}" in shard.summary
     assert f"its lists name 1 file not there: {gone}" in caplog.text
     assert gone not in shard.get_dataset("validation").files
+
+
+LISTS = {
+    "a byte order mark": lambda text: ("\ufeff" + text).encode(),
+    "UTF-16": lambda text: text.encode("utf-16"),
+    "CRLF": lambda text: text.replace("\n", "\r\n").encode(),
+    "backslashes": lambda text: text.replace("/", "\\").encode(),
+    "./ in front": lambda text: "".join(f"./{line}\n" for line in text.splitlines()).encode(),
+    "a path in front": lambda text: "".join(f"C:\\words\\{line}\n" for line in text.splitlines()).encode(),
+    "capitals": lambda text: text.upper().encode(),
+    "white space": lambda text: "".join(f"\u00a0{line} \t\n\n" for line in text.splitlines()).encode(),
+}
+
+
+@pytest.mark.parametrize("change", LISTS.values(), ids=LISTS)
+def test_a_list_holds_out_the_same_clips_however_it_was_written(corpus, own_corpus, change):
+    for name in ("validation_list.txt", "testing_list.txt"):
+        path = own_corpus.root / name
+        path.write_bytes(change(path.read_text()))
+    assert read_folder(own_corpus.root, 0).splits == read_folder(corpus.root, 0).splits
+
+
+def test_a_list_holds_out_clips_whose_names_have_another_unicode_form(own_corpus):
+    nfc, nfd = (unicodedata.normalize(form, "über") for form in ("NFC", "NFD"))
+    (own_corpus.root / "bed").rename(own_corpus.root / nfd)
+    for name in ("validation_list.txt", "testing_list.txt"):
+        path = own_corpus.root / name
+        path.write_text(path.read_text().replace("bed/", f"{nfc}/"))
+    read = read_folder(own_corpus.root, 0)
+    assert not read.missing
+    assert not {clip.speaker for clip in read.splits["train"]} & {"bb01", "bb02", "bb03", "cc01", "cc02"}
+
+
+WRONG_ENTRIES = {
+    "of a speaker who trains": (
+        "yes/aa01_nohash_7.wav",
+        "validation_list.txt names .* which is not there, and clips of",
+    ),
+    "without a speaker": ("yes/bb01.wav", "validation_list.txt names .* and no speaker is named by it"),
+    "without a word": ("bb01_nohash_0.wav", r"validation_list.txt, line 21: .* should be <word>/<speaker>_nohash_"),
+}
+
+
+@pytest.mark.parametrize(("entry", "sentence"), WRONG_ENTRIES.values(), ids=WRONG_ENTRIES)
+def test_an_entry_that_may_mean_a_clip_that_trains_is_refused(own_corpus, entry, sentence):
+    path = own_corpus.root / "validation_list.txt"
+    path.write_text(path.read_text() + entry + "\n")
+    with pytest.raises(CorpusError, match=sentence):
+        descriptor(own_corpus)
+
+
+def test_names_from_other_systems_are_read_or_told(own_corpus, caplog):
+    root = own_corpus.root
+    file = own_corpus.clips["train"][0]
+    (root / file).rename((root / file).with_suffix(".WAV"))
+    for folder in (root, root / "yes", root / "_background_noise_"):
+        (folder / "._a.wav").write_bytes(bytes(4_000))
+    shutil.copy(root / own_corpus.clips["train"][1], root / "yes/aa01_nohash_9.flac")
+    shutil.copytree(root / "bed", root / os.fsdecode(b"caf\xe9"))
+    shard = descriptor(own_corpus)
+    assert set(shard.left_out.values()) == {"is no .wav file", "has a name that is not UTF-8"}
+    assert shard.left_out["yes/aa01_nohash_9.flac"] == "is no .wav file"
+    assert "passed over 23 files: caf\\xe9/aa01_nohash_0.wav has a name that is not UTF-8" in caplog.text
+    assert "left out" in shard.summary
+    shard.dataset_description.encode()
+    assert Path(file).with_suffix(".WAV").as_posix() in shard.get_dataset("train").files
+    assert len(shard.get_dataset("train")) == len(own_corpus.clips["train"]) + len(own_corpus.noise)
 
 
 def test_a_shard_without_a_usable_train_clip_raises(own_corpus):
