@@ -106,7 +106,7 @@ class DirectorClient(director_client.DirectorClient):
         return [message for message in messages if "round" in message]
 
     def get_experiment(self, experiment_name: str) -> dict[str, Any]:
-        """The experiment as it is now: "status", "round", "envoys", "waits", "error", the last of "history" and more."""
+        """The experiment as it is: "status", "round", "envoys", "waits", "error", the last of "history" and more."""
         with self.translated_errors():
             return json.loads(self.rounds.get_experiment(encode(ExperimentRequest(experiment=experiment_name))))
 
