@@ -21,6 +21,7 @@ from openfl.interface.interactive_api.shard_descriptor import ShardDescriptor
 from openfl.protocols import director_pb2, director_pb2_grpc
 
 from envoys.job import Job
+from envoys.keeper import STOP_SECONDS as WORKER_STOP_SECONDS
 from envoys.settings import EnvoySettings, connect
 from envoys.transport import REFUSALS, RETRY_SECONDS, wait_to_repeat
 from federation.address import join_address, route_to
@@ -33,11 +34,14 @@ logger = logging.getLogger("envoy")
 
 # How much of a failed worker's output goes to the notebook: a traceback, not a novel.
 REPORTED_CHARACTERS = 6000
-STOP_SECONDS = 10.0
+# A worker is killed when it takes longer than its keeper allows.
+STOP_SECONDS = 2 * WORKER_STOP_SECONDS
 # A worker between two tasks hears of the end as soon as the envoy; one in the middle of a task does not.
 GRACE_SECONDS = 2.0
 # Between two looks at how much memory a worker holds.
 WATCH_SECONDS = 0.2
+# Looking takes at most a twentieth of the time, also where it takes long.
+WATCH_PAUSES = 19
 # Pieces of models, a megabyte each, come from and go back to the worker's heap. By glibc's defaults it would give each
 # back to the system and ask for it again, which costs more time than filling it.
 REUSED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
@@ -165,11 +169,12 @@ class Envoy:
         self.call(lambda: self._stub.SetExperimentFailed(request))
 
     def _start_worker(self) -> subprocess.Popen:
-        """A worker that loads its libraries and then waits to be told what to do."""
-        command = [sys.executable, "-m", "envoys.worker", "-n", self.name, "-c", str(self.config)]
+        """A worker that loads its libraries and then waits to be told what to do, with its keeper."""
+        keeper = [sys.executable, "-m", "envoys.keeper"]
+        command = [*keeper, sys.executable, "-m", "envoys.worker", "-n", self.name, "-c", str(self.config)]
         command += [] if self.tls else ["--disable-tls"]
-        # A session of its own: Ctrl-C reaches the envoy, which stops the worker. The worker ends when its standard
-        # input does, so it cannot outlive the envoy.
+        # A session of its own: Ctrl-C reaches the envoy, which stops the worker. The keeper ends when its standard
+        # input does, so nothing outlives the envoy.
         return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, env=REUSED_MEMORY | os.environ)
 
     def _end_spare(self) -> None:
@@ -240,14 +245,17 @@ class RunningExperiment:
     def _wait(self) -> str:
         """Until the worker has ended. Kills one that holds too much memory, and says so."""
         limit = self._envoy.settings.memory_limit_gb * 1e9
+        pause = WATCH_SECONDS
         while True:
             try:
-                self._worker.wait(WATCH_SECONDS)
+                self._worker.wait(pause)
                 return ""
             except subprocess.TimeoutExpired:
-                held = memory_of(self._worker.pid)
+                started = time.monotonic()
+                held = memory_of(self._worker.pid, limit)
+                pause = max(WATCH_SECONDS, WATCH_PAUSES * (time.monotonic() - started))
             if held > limit:
-                os.killpg(self._worker.pid, signal.SIGKILL)
+                kill_below(self._worker.pid)
                 self._worker.wait()
                 return f"it held {held / 1e9:.1f} GB of memory, more than memory_limit_gb: {limit / 1e9:.1f}"
 
@@ -259,25 +267,55 @@ def end_of(log: Path, start: int) -> str:
     return "\n".join(line for line in lines if not line.startswith("Extension modules:"))[-REPORTED_CHARACTERS:]
 
 
-def memory_of(pid: int) -> int:
-    """Resident bytes of a process and its children."""
+def memory_of(pid: int, limit: float = 0.0) -> int:
+    """Bytes of memory that a process and those below it hold, of which shared pages count once.
+
+    Sharing is looked into (it takes milliseconds a gigabyte) only where the sum of all resident sizes exceeds `limit`.
+    """
+    tree = tree_of(pid)
+    resident = sum(_bytes_of(process, "rss") for process in tree)
+    return resident if resident <= limit else sum(_bytes_of(process, "pss") for process in tree)
+
+
+def _bytes_of(process: psutil.Process, kind: str) -> int:
+    """What it holds: "rss", or "pss", in which a page that n processes share counts as its n-th part."""
     try:
-        process = psutil.Process(pid)
-        return sum(each.memory_info().rss for each in (process, *process.children(recursive=True)))
+        if kind == "rss":
+            return process.memory_info().rss
+        memory = process.memory_full_info()
+        return getattr(memory, "pss", memory.uss)  # only Linux tells how much is shared with how many
     except psutil.NoSuchProcess:
         return 0
+    except psutil.AccessDenied:
+        return process.memory_info().rss if kind == "pss" else 0
+
+
+def tree_of(pid: int) -> list[psutil.Process]:
+    """A process and all below it; none if it has ended."""
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill_below(pid: int) -> None:
+    """Kill all processes below `pid`; it hears of that."""
+    for process in tree_of(pid)[1:]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def end_worker(worker: subprocess.Popen) -> None:
-    """Ask the process to end, kill it if it does not, and with it whatever it started."""
+    """Ask the worker's keeper to end all that it keeps; kill them all if it does not."""
     worker.terminate()
     try:
         worker.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:
         logger.warning("a worker does not end, and is killed")
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(worker.pid, signal.SIGKILL)
-    worker.wait()
+        kill_below(worker.pid)
+        worker.kill()
+        worker.wait()
     if worker.stdin:
         worker.stdin.close()
 

@@ -1,4 +1,4 @@
-"""The process that runs one experiment on a node, started by the envoy: `python -m envoys.worker`.
+"""The process that runs one experiment on a node, started by the envoy's `envoys.keeper`: `python -m envoys.worker`.
 
 It loads its libraries, then reads what to do (a `Job`, as a line of JSON) from standard input. So an envoy that expects
 an experiment can have a worker ready.
@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import sys
-import threading
 import traceback
 from pathlib import Path
 
@@ -54,13 +53,6 @@ def run_experiment(name: str, settings: EnvoyFile, config: Path, tls: bool, job:
     collaborator.run()
 
 
-def end_with_envoy() -> None:
-    """The envoy holds the other end of standard input; when it is gone there is nobody to work for."""
-    while os.read(sys.stdin.fileno(), 1):
-        continue
-    os._exit(1)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="envoys.worker")
     parser.add_argument("-n", "--name", required=True)
@@ -71,7 +63,6 @@ def main() -> int:
     if not line:
         return 0  # the envoy has ended, or has no experiment after all
     job = Job.model_validate_json(line)
-    threading.Thread(target=end_with_envoy, daemon=True).start()
     with Path(job.log).open("ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)

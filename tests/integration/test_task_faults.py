@@ -62,6 +62,16 @@ def take_all_memory(model, points, device, optimizer):
         taken.append(np.ones(25_000_000))
 
 
+def leave_all_memory_to_a_session_of_its_own(model, points, device, optimizer):
+    import subprocess
+    import sys
+    import time
+
+    code = f"import time; taken = b'x' * {int(MEMORY_LIMIT_GB * 1e9)}; time.sleep(600)"
+    subprocess.run(["sh", "-c", 'setsid "$0" -c "$1" &', sys.executable, code], check=True)
+    time.sleep(600)
+
+
 def hang_in_a_loop(model, points, device, optimizer):
     while True:
         pass
@@ -72,6 +82,7 @@ def hang_in_a_loop(model, points, device, optimizer):
     [
         (read_address_zero, ["killed by SIGSEGV", "in read_address_zero"]),
         (take_all_memory, [f"more than memory_limit_gb: {MEMORY_LIMIT_GB}"]),
+        (leave_all_memory_to_a_session_of_its_own, [f"more than memory_limit_gb: {MEMORY_LIMIT_GB}"]),
         (hang_in_a_loop, ["Timeout (0:00:08)!", "in hang_in_a_loop"]),
     ],
 )
