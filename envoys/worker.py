@@ -22,10 +22,11 @@ from envoys.collaborator import RoundCollaborator
 from envoys.job import Job
 from envoys.settings import EnvoyFile, build_shard_descriptor, connect
 from envoys.transport import RoundsClient
+from federation.client_states import ClientStates
 from federation.environment import check_environment
 from federation.plan import ENVIRONMENT_FILE, PLAN_FILE
 from federation.settings import load_settings
-from federation.task_runner import TaskRunner
+from federation.task_runner import TaskRunner, seed_generators
 
 
 def run_experiment(name: str, settings: EnvoyFile, config: Path, tls: bool, job: Job) -> None:
@@ -47,9 +48,13 @@ def run_experiment(name: str, settings: EnvoyFile, config: Path, tls: bool, job:
     client = RoundsClient(
         channel, name, job.experiment, plan.aggregator_uuid, plan.federation_uuid, extras["precision"]
     )
+    # As a simulation does: what opening the shard draws is the same in every process.
+    seed_generators(f"{extras['seed']}:{name}")
     collaborator: RoundCollaborator = plan.get_collaborator(name, client=client, shard_descriptor=shard_descriptor)
-    collaborator.local_tensors = extras["local_tensors"]
-    collaborator.local_path = Path(job.workspace).with_name("local.safetensors")
+    keeps_optimizer = plan.runner_.opt_treatment == "CONTINUE_LOCAL"
+    if keeps_optimizer or extras["local_tensors"]:
+        folder = Path(job.workspace).with_name("state")
+        plan.runner_.states = ClientStates(folder, extras["local_tensors"], keeps_optimizer, plan.federation_uuid)
     collaborator.run()
 
 

@@ -103,7 +103,7 @@ def is_right(shape: tuple, precision: torch.dtype) -> bool:
 
 
 def _outputs_and_gradients(
-    convolution: nn.Module, inputs: torch.Tensor, precision: torch.dtype | None
+    convolution: Any, inputs: torch.Tensor, precision: torch.dtype | None
 ) -> tuple[torch.Tensor, ...]:
     """Output, and the gradients of inputs and weight for noise as that of the output, in `precision` or float32."""
     inputs = inputs.clone().requires_grad_()

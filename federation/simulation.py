@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 
 from federation.checkpoint import Checkpoint
+from federation.client_states import ClientStates
 from federation.definition import Definition, define
 from federation.fold import Fold
 from federation.plan import NAME, name_of_best
@@ -26,7 +27,6 @@ from federation.progress import show_progress, to_frame
 from federation.rounds import Rounds, UpdateRefusedError
 from federation.tensors import Tensors, describe
 from federation.virtual_envoys import (
-    ClientStates,
     Envoys,
     OpenShard,
     SimulationError,

@@ -7,7 +7,7 @@ import random
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ import torch
 from openfl.federated.task.task_runner import CoreTaskRunner
 
 from federation.adapter import remember_weights
+from federation.aggregation import are_finite
+from federation.client_states import ClientStates
 from federation.plan import Task
 from federation.tensors import Tensors
 from federation.wire import MAX_CLIPS, TaskResult
@@ -28,18 +30,49 @@ class TaskRunner(CoreTaskRunner):
     Before each task Python's, NumPy's and torch's global generators are seeded with a function of `seed`, round, client
     and task, so that a result depends neither on the process it comes from nor on what that did before. A task that
     takes longer than `task_timeout_seconds` ends the process with a traceback.
+
+    With `states`, what stays with a client (local tensors, the optimizer under CONTINUE_LOCAL) is read from the disk
+    before each round and written after it: another process goes on with the same bits.
     """
 
     seed: int = 0
+    states: ClientStates | None = None
     task_timeout_seconds: float | None = None
 
     def run_tasks(
-        self, tasks: Sequence[Task], round_number: int, client: str, tensors: Tensors, device: str
+        self, tasks: Sequence[Task], round_number: int, client: str, model: Tensors, device: str
     ) -> tuple[dict[str, TaskResult], Tensors]:
-        """Results by task, and what the training made of `tensors`: empty if there was none.
+        """Results by task, and what the training made of `model` and is to travel: empty if there was none.
 
         A client without clips for a task (`get_train_data_size` or `get_valid_data_size` is 0) has no say in it.
         """
+        if self.states is None:
+            return self._run_in_turn(tasks, round_number, client, model, device)
+        initial = self._initial_local
+        # An optimizer's state is put where the parameters are.
+        self.model.to(device)
+        local, optimizer = self.states.load(client, round_number)
+        if self.states.keeps_optimizer:
+            self.optimizer = self.model_provider.provide_optimizer()
+            if optimizer is not None:
+                self.optimizer.load_state_dict(optimizer)
+        results, trained = self._run_in_turn(tasks, round_number, client, model | initial | local, device)
+        optimizer = self.optimizer.state_dict() if self.states.keeps_optimizer else None
+        # After NaN no later round of this client would bring a number again.
+        if trained and are_finite(trained) and _is_finite(optimizer):
+            kept = {name: tensor for name, tensor in trained.items() if name in initial}
+            self.states.save(client, round_number, kept, optimizer)
+        return results, {name: tensor for name, tensor in trained.items() if name not in initial}
+
+    @cached_property
+    def _initial_local(self) -> Tensors:
+        """Local tensors that no client has changed yet: those of the fresh model."""
+        own = self.get_tensor_dict(with_opt_vars=self.optimizer_travels)
+        return {name: own[name].copy() for name in own if self.states and self.states.is_local(name)}
+
+    def _run_in_turn(
+        self, tasks: Sequence[Task], round_number: int, client: str, tensors: Tensors, device: str
+    ) -> tuple[dict[str, TaskResult], Tensors]:
         trained: Tensors = {}
         results = {}
         for task in tasks:
@@ -153,6 +186,11 @@ def _number(value: Any, said: str) -> float:
     except (TypeError, ValueError, RuntimeError):
         pass  # a ragged list, say, or a tensor of several values
     raise ValueError(f"{said} {value!r:.100} ({type(value).__name__}): a metric is one real number")
+
+
+def _is_finite(optimizer: dict[str, Any] | None) -> bool:
+    values = [value for state in (optimizer or {"state": {}})["state"].values() for value in state.values()]
+    return all(value.isfinite().all() for value in values if isinstance(value, torch.Tensor))
 
 
 def seed_generators(name: str) -> None:

@@ -6,8 +6,6 @@ import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -16,7 +14,7 @@ from openfl.federated import Plan
 from openfl.interface.interactive_api.experiment import DataInterface
 from openfl.interface.interactive_api.shard_descriptor import ShardDescriptor
 
-from federation.aggregation import are_finite
+from federation.client_states import ClientStates
 from federation.definition import Definition
 from federation.plan import Task
 from federation.task_runner import TaskRunner, seed_generators
@@ -43,48 +41,6 @@ class Envoys(Protocol):
         """Answers in the order of `asked`. The tensors of one are valid until the next is asked for."""
 
 
-class ClientStates:
-    """What stays with a client from round to round (local tensors, an optimizer's state): a file per client and round.
-
-    The one before the last is kept as well, so that a round that was cut short can be run again.
-    """
-
-    def __init__(self, folder: Path, local_tensors: Sequence[str], keeps_optimizer: bool) -> None:
-        self._folder, self._patterns, self._keeps_optimizer = folder, local_tensors, keeps_optimizer
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def is_local(self, tensor: str) -> bool:
-        return any(fnmatchcase(tensor, pattern) for pattern in self._patterns)
-
-    def load(self, client: str, round_number: int, runner: TaskRunner) -> Tensors:
-        """Give `runner` the optimizer of `client` as it was before this round, and return its local tensors so far."""
-        earlier = [number for number in self._rounds(client) if number < round_number]
-        state: dict[str, Any] = {"local": {}, "optimizer": None}
-        if earlier:
-            state = torch.load(self._path(client, max(earlier)), map_location="cpu")
-        if self._keeps_optimizer:
-            runner.optimizer = runner.model_provider.provide_optimizer()
-            if state["optimizer"] is not None:
-                runner.optimizer.load_state_dict(state["optimizer"])
-        return {name: tensor.numpy() for name, tensor in state["local"].items()}
-
-    def save(self, client: str, round_number: int, runner: TaskRunner, trained: Tensors) -> None:
-        local = {name: torch.from_numpy(tensor) for name, tensor in trained.items() if self.is_local(name)}
-        optimizer = runner.optimizer.state_dict() if self._keeps_optimizer else None
-        path = self._path(client, round_number)
-        path.parent.mkdir(exist_ok=True)
-        torch.save({"local": local, "optimizer": optimizer}, path.with_suffix(".partial"))
-        path.with_suffix(".partial").rename(path)
-        for number in sorted(self._rounds(client))[:-2]:
-            self._path(client, number).unlink()
-
-    def _rounds(self, client: str) -> list[int]:
-        return [int(path.stem) for path in (self._folder / client).glob("*.pt")]
-
-    def _path(self, client: str, round_number: int) -> Path:
-        return self._folder / client / f"{round_number}.pt"
-
-
 def _failure(client: str, round_number: int, error: Exception) -> SimulationError:
     # By its text, not by repr(), which leaves out the file of an OSError.
     return SimulationError(f"client '{client}' in round {round_number}: {type(error).__name__}: {error}")
@@ -94,7 +50,7 @@ class VirtualEnvoys:
     """The clients of one process. They share its model, which is written over for each of them."""
 
     def __init__(self, definition: Definition, open_shard: OpenShard, states: ClientStates | None) -> None:
-        self._definition, self._open_shard, self._states = definition, open_shard, states
+        self._definition, self._open_shard = definition, open_shard
         self._open: OrderedDict[str, DataInterface] = OrderedDict()
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._runner = TaskRunner()
@@ -102,13 +58,9 @@ class VirtualEnvoys:
         self._runner.set_optimizer_treatment(definition.opt_treatment)
         # A copy builds a model of its own: the one that the experiment began with stays as it is.
         self._runner.set_model_provider(copy.copy(definition.model_provider))
-        # At once: an optimizer's state is put where the parameters are.
-        self._runner.model.to(self._device)
         self._runner.set_framework_adapter(Plan.build(definition.model_provider.framework_plugin, {}))
         self._runner.set_task_provider(definition.task_keeper)
-        # What no client has changed yet, and no client gets from the director.
-        own = self._runner.get_tensor_dict(with_opt_vars=self._runner.optimizer_travels) if states else {}
-        self._initial_local = {name: own[name].copy() for name in own if states and states.is_local(name)}
+        self._runner.states = states
 
     def run_round(self, asked: Asked, round_number: int, model: Tensors) -> Iterator[Answer]:
         return (self.run(client, tasks, round_number, model) for client, tasks in asked)
@@ -117,17 +69,11 @@ class VirtualEnvoys:
         """Raises SimulationError, naming the client, if a task or opening its shard fails."""
         try:
             self._runner.set_data_loader(self._data_of(client))
-            local = self._states.load(client, round_number, self._runner) if self._states else {}
-            tensors = model | self._initial_local | local
-            results, trained = self._runner.run_tasks(tasks, round_number, client, tensors, self._device)
+            return self._runner.run_tasks(tasks, round_number, client, model, self._device)
         except Exception as error:
             raise SimulationError(
                 f"client '{client}' in round {round_number}: {type(error).__name__}: {error}"
             ) from error
-        # After NaN no later round of this client would bring a number again.
-        if self._states and trained and are_finite(trained):
-            self._states.save(client, round_number, self._runner, trained)
-        return results, {name: tensor for name, tensor in trained.items() if name not in self._initial_local}
 
     def _data_of(self, client: str) -> DataInterface:
         if client not in self._open:

@@ -13,9 +13,10 @@ from openfl.utilities.optimizers.torch import FedProxOptimizer
 from envoys.collaborator import RoundCollaborator
 from envoys.transport import DirectorRefusedError
 from federation.adapter import FrameworkAdapterPlugin
+from federation.client_states import ClientStates
 from federation.interactive_api import ModelInterface
 from federation.task_runner import TaskRunner
-from federation.tensors import TensorFile, Tensors
+from federation.tensors import Tensors
 from federation.wire import TaskResult
 
 VALIDATE = Task(name="aggregated_model_validate", function_name="score", task_type="validate")
@@ -92,7 +93,7 @@ def make_collaborator(
     treatment: str = "RESET",
     optimizer: Callable = PLAIN,
     local_tensors: Sequence[str] = (),
-    local_path: Path | None = None,
+    state: Path | None = None,
     data: Data | None = None,
     tasks: Sequence[Task] = (VALIDATE, TRAIN),
     federation_uuid: str = "uuid",
@@ -132,9 +133,8 @@ def make_collaborator(
     collaborator = RoundCollaborator(
         "a", "aggregator", federation_uuid, client, runner, {}, treatment, device_assignment_policy="CPU_ONLY"
     )
-    collaborator.local_tensors = local_tensors
-    if local_path is not None:
-        collaborator.local_path = local_path
+    if state is not None:
+        runner.states = ClientStates(state, local_tensors, treatment == "CONTINUE_LOCAL", federation_uuid)
     return collaborator
 
 
@@ -281,8 +281,8 @@ def add_one(model, loader, device, optimizer):
 
 
 def test_tensors_that_match_a_pattern_never_leave_and_go_on_from_round_to_round(tmp_path):
-    path = tmp_path / "local.safetensors"
-    collaborator = make_collaborator(rounds=3, local_tensors=["1.*"], local_path=path, fit=add_one)
+    path = tmp_path / "state"
+    collaborator = make_collaborator(rounds=3, local_tensors=["1.*"], state=path, fit=add_one)
     client = collaborator.client
     assert client.models[0].keys() == {"0.weight", "0.bias"}
     client.models[0] = {name: tensor * 0 + 10 for name, tensor in client.models[0].items()}
@@ -291,19 +291,21 @@ def test_tensors_that_match_a_pattern_never_leave_and_go_on_from_round_to_round(
         assert tensors.keys() == {"0.weight", "0.bias"}
     # The global part began at 10, the local one at 0.5, where the model does.
     assert (client.models[-1]["0.weight"] == 13).all()
-    with TensorFile(path) as file:
-        assert file.header.metadata == {"federation_uuid": "uuid", "round": 2}
-        np.testing.assert_array_equal(file.load()["1.weight"], [[3.5, 3.5]])
+    assert local_weight(path) == [[3.5, 3.5]]
 
 
 def local_weight(path: Path) -> list[list[float]]:
-    with TensorFile(path) as file:
-        return file.load()["1.weight"].tolist()
+    return kept_at(path)["1.weight"].tolist()
+
+
+def kept_at(path: Path) -> Tensors:
+    last = max((path / "a").glob("*.pt"), key=lambda file: file.stat().st_mtime_ns)
+    return {name: tensor.numpy() for name, tensor in torch.load(last)["local"].items()}
 
 
 def test_local_tensors_outlive_the_process_and_are_those_of_their_experiment(tmp_path):
-    path = tmp_path / "local.safetensors"
-    settings = {"local_tensors": ["1.weight"], "local_path": path, "fit": add_one}
+    path = tmp_path / "state"
+    settings = {"local_tensors": ["1.weight"], "state": path, "fit": add_one}
     make_collaborator(**settings, rounds=2).run()
     for uuid, first_round, expected in (("uuid", 2, 4.5), ("other", 0, 2.5)):
         collaborator = make_collaborator(**settings, rounds=first_round + 2, federation_uuid=uuid)
@@ -327,8 +329,8 @@ class Unplugged(FakeClient):
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_round_that_is_asked_for_again_trains_local_tensors_once(tmp_path, times):
-    path = tmp_path / "local.safetensors"
-    settings: dict[str, Any] = {"local_tensors": ["1.*"], "local_path": path, "fit": add_one}
+    path = tmp_path / "state"
+    settings: dict[str, Any] = {"local_tensors": ["1.*"], "state": path, "fit": add_one}
     client = Unplugged(make_collaborator(**settings).client.models[0], rounds=2)
     for _ in range(times):
         with pytest.raises(Killed):
@@ -347,6 +349,38 @@ class Careful(FakeClient):
             raise DirectorRefusedError("it holds NaN")
 
 
+@pytest.mark.parametrize("name", ["momentum", "adam"])
+@pytest.mark.parametrize("cut", [False, True])
+def test_an_optimizer_that_continues_locally_outlives_the_process(tmp_path, name, cut):
+    """A worker a round, killed before or after its second update counted, comes to the bits of one worker for all."""
+    settings: dict[str, Any] = {"treatment": "CONTINUE_LOCAL", "optimizer": OPTIMIZERS[name]}
+    whole = make_collaborator(rounds=3, **settings)
+    whole.run()
+    client: FakeClient = FakeClient(whole.client.models[0], rounds=1)
+    if cut:
+        client = Unplugged(whole.client.models[0], rounds=2)
+        with pytest.raises(Killed):
+            make_collaborator(client, state=tmp_path, **settings).run()
+        client.send_update = partial(FakeClient.send_update, client)
+    for rounds in (1, 2, 3):
+        client.rounds = rounds
+        make_collaborator(client, state=tmp_path, **settings).run()
+    for key, tensor in whole.client.models[-1].items():
+        np.testing.assert_array_equal(client.models[-1][key], tensor, err_msg=key)
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["1.pt", "2.pt"]
+
+
+def test_an_optimizer_is_not_that_of_an_experiment_of_the_same_name(tmp_path):
+    settings: dict[str, Any] = {"treatment": "CONTINUE_LOCAL", "optimizer": OPTIMIZERS["adam"], "state": tmp_path}
+    make_collaborator(rounds=3, **settings).run()
+    found = []
+    for state in (tmp_path, tmp_path / "other"):
+        collaborator = make_collaborator(rounds=2, **settings | {"state": state}, federation_uuid="other")
+        collaborator.run()
+        found.append(collaborator.client.models[-1])
+    assert_close(*found)
+
+
 @pytest.mark.parametrize("spoilt", ["0.weight", "1.weight"])
 def test_a_round_that_ends_in_nan_leaves_local_tensors_as_they_were(tmp_path, spoilt):
     def fit(model, loader, device, optimizer):
@@ -356,17 +390,15 @@ def test_a_round_that_ends_in_nan_leaves_local_tensors_as_they_were(tmp_path, sp
                 model.get_parameter(spoilt)[0, 0] = torch.nan
         return result
 
-    path = tmp_path / "local.safetensors"
-    settings: dict[str, Any] = {"local_tensors": ["1.*"], "local_path": path, "fit": fit}
+    path = tmp_path / "state"
+    settings: dict[str, Any] = {"local_tensors": ["1.*"], "state": path, "fit": fit}
     client = Careful(make_collaborator(**settings).client.models[0], rounds=3)
     make_collaborator(client, **settings).run()
     assert local_weight(path) == [[2.5, 2.5]], "rounds 0 and 2 count"
 
 
 def test_a_validation_sees_the_global_and_the_local_tensors_together(tmp_path):
-    collaborator = make_collaborator(
-        rounds=2, local_tensors=["0.*"], local_path=tmp_path / "local.safetensors", fit=add_one
-    )
+    collaborator = make_collaborator(rounds=2, local_tensors=["0.*"], state=tmp_path / "state", fit=add_one)
     collaborator.run()
     model = create_model()
     with torch.no_grad():
@@ -385,11 +417,10 @@ def test_local_tensors_go_together_with_a_global_optimizer(tmp_path, pattern):
         treatment="CONTINUE_GLOBAL",
         optimizer=OPTIMIZERS["adam"],
         local_tensors=[pattern],
-        local_path=tmp_path / "local.safetensors",
+        state=tmp_path / "state",
     )
     collaborator.run()
-    with TensorFile(tmp_path / "local.safetensors") as file:
-        found = collaborator.client.models[-1] | file.load()
+    found = collaborator.client.models[-1] | kept_at(tmp_path / "state")
     assert_close(found, trained_plainly(OPTIMIZERS["adam"], 2, reset=False))
 
 
