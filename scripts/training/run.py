@@ -54,6 +54,8 @@ def run(
     Raises SettingsError if `out` has been used for anything else.
     """
     out, data = out.resolve(), data.resolve() if data.exists() else data
+    if hasattr(workspace_experiment(workspace), "complete"):
+        settings = workspace_experiment(workspace).complete(settings, data)
     experiments = choose_clients(workspace, settings, data, mode, client_ids)
     # A corpus that cannot be read should not claim the folder.
     experiments[0].open(EVALUATOR)

@@ -61,7 +61,7 @@ def shuffled_batches(number: int, batch_size: int, seed: tuple[int, ...]) -> lis
 class SoundEventData(ShardData):
     """Gives the tasks the patches of the node's shard. The weight of a client's update is its number of patches."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int | None) -> None:
         """`classes` are the model's: a corpus with another number is refused with SettingsError."""
         super().__init__()
         self._classes = classes
@@ -71,7 +71,7 @@ class SoundEventData(ShardData):
         return Patches(dataset)
 
 
-def check_classes(classes: int, shard_dataset: ShardDataset) -> None:
+def check_classes(classes: int | None, shard_dataset: ShardDataset) -> None:
     """Raises SettingsError unless the corpus has as many classes as the model."""
     number = len(shard_dataset.classes)
     if number != classes:

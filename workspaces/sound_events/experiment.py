@@ -10,6 +10,7 @@ from federation.interactive_api import ModelInterface, TaskInterface
 from federation.progress import to_frame
 from federation.run_settings import Group, RunSettings
 from shard_descriptors.fsd50k import Fsd50kShardDescriptor
+from shard_descriptors.mel_store import open_store
 from workspaces.sound_events import tasks
 from workspaces.sound_events.data import Patches, SoundEventData, check_classes
 from workspaces.sound_events.model import (
@@ -25,10 +26,10 @@ SHARD_DESCRIPTOR = "shard_descriptors.fsd50k.Fsd50kShardDescriptor"
 
 
 class ModelSettings(Group):
-    """Arguments of `create_tagger`."""
+    """Arguments of `create_tagger`; without `classes`, `complete` takes those of the corpus."""
 
     architecture: Architecture
-    classes: int = Field(default=200, ge=1)
+    classes: int | None = Field(default=None, ge=1)
     normalisation: Normalisation = "group"
     width: float = Field(default=1.0, gt=0, le=1, multiple_of=0.25)
 
@@ -46,6 +47,14 @@ class Settings(RunSettings):
 
     model: ModelSettings
     data: DataSettings = DataSettings()
+
+
+def complete(settings: Settings, data: Path) -> Settings:
+    """The settings with as many classes as the corpus has, where they do not say how many."""
+    if settings.model.classes is not None:
+        return settings
+    model = settings.model.model_copy(update={"classes": len(open_store(data).classes)})
+    return settings.model_copy(update={"model": model})
 
 
 def arguments(settings: Settings) -> dict[str, Any]:
@@ -108,7 +117,7 @@ def plot(records: list[dict[str, Any]], settings: Settings, data: Path, clients:
     from workspaces.sound_events import plots
 
     plots.plot_scores(to_frame(records), out / "scores.png")
-    trained_on = Fsd50kShardDescriptor(data, part, **settings.data.model_dump(), seed=settings.seed)
+    trained_on = Fsd50kShardDescriptor(data, rank_worldsize=part, **settings.data.model_dump(), seed=settings.seed)
     train = trained_on.get_dataset("train")
     counts = plots.count_clips(train.clip_labels, train.uploaders, train.classes)
     plots.plot_clips_per_class(counts, out / "clips_per_class.png")

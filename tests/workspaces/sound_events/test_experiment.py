@@ -110,9 +110,10 @@ def store(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("mode", ["centralized", "individual", "simulated"])
 def test_a_run_leaves_a_model_with_its_scores_and_pictures(mode, store, tmp_path):
-    settings = load(**{"model.classes": 3, "data.uploader_min": 4})
+    settings = load(**{"model.classes": None, "data.uploader_min": 4})
     assert count_natural_clients(settings, store) == 2
     result = run("sound_events", settings, mode, store, tmp_path)
+    assert result["settings"]["model"]["classes"] == 3  # those of the store
     for model in ("best", "last"):
         for split in ("validation", "test"):
             assert set(result["metrics"][model][split]) == {"loss", "pr_auc", "mAP", "d_prime", "lwlrap"}
