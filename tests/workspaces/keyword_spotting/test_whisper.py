@@ -1,4 +1,8 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,6 +11,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForCondi
 
 from federation.adapter import FrameworkAdapterPlugin
 from federation.pretrained import PretrainedWeightsError
+from federation.run_settings import SettingsError
 from workspaces.keyword_spotting.whisper import (
     WhisperForKeywords,
     WhisperKeywordsConfig,
@@ -15,6 +20,7 @@ from workspaces.keyword_spotting.whisper import (
     create_whisper,
 )
 
+REPOSITORY = Path(__file__).parents[3]
 LABELS = ("yes", "no", "_silence_")
 TINY = {
     "d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 24, "num_mel_bins": 8,
@@ -214,6 +220,40 @@ def test_a_compiled_model_has_the_same_names_and_values(config):
     inputs = torch.randn(2, 8, 100)
     with torch.compiler.set_stance("force_eager"), torch.no_grad():  # compiling takes half a minute
         torch.testing.assert_close(compiled(inputs), model(inputs))
+
+
+COMPILED = """
+import sys
+import federation.simulation  # OpenFL loads pip, which decides how setuptools loads for the compiler
+import torch
+from workspaces.keyword_spotting.whisper import create_whisper
+
+arguments = {"config": sys.argv[1], "labels": ("yes", "no"), "frozen": False}
+plain, compiled = (create_whisper(**arguments, compile=each).eval() for each in (False, True))
+inputs = torch.randn(2, 8, 100)
+with torch.no_grad():
+    torch.testing.assert_close(compiled(inputs), plain(inputs), rtol=1e-4, atol=1e-5)
+assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+"""
+
+
+@pytest.mark.integration
+def test_a_model_compiles_where_openfl_is_loaded_and_computes_the_same(config, tmp_path):
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(REPOSITORY)
+    command = [sys.executable, "-c", COMPILED, str(config)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_without_a_compiler_or_pythons_headers_compiling_says_what_to_install(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-g++")
+    with pytest.raises(SettingsError, match=r"there is no 'no-such-g\+\+': install g\+\+"):
+        create_whisper(config=config, labels=LABELS, compile=True)
+    monkeypatch.setenv("CXX", sys.executable)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    with pytest.raises(SettingsError, match=f"there is no {tmp_path}/Python.h: install them"):
+        create_whisper(config=config, labels=LABELS, compile=True)
 
 
 def test_a_hub_name_without_network_and_cache_says_how_to_get_the_weights(tmp_path, monkeypatch):
