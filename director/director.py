@@ -254,6 +254,10 @@ class Director:
                 f"of the envoys {members} a round has {len(rounds.contributors(members))} to count on, fewer than its "
                 f"quorum of {rounds.quorum}: name more envoys, or fewer evaluators"
             )
+        try:
+            rounds.check_members(members)
+        except ValueError as error:
+            raise SubmissionError(f"of the envoys {members}: {error}") from None
         return members
 
     def _let_join(self, name: str, entry: EnvoyEntry) -> None:

@@ -18,8 +18,9 @@ from director.fold import Contribution, check_finite, check_layout, fold
 from director.lack import LackError, telling_lack
 from director.run_folder import RunFolder, Status
 from director.tensorboard import TensorBoard
+from federation.aggregation import NotFiniteError
 from federation.plan import ExperimentPlan, Task
-from federation.rounds import Rounds, TooFewUpdatesError, UpdateRefusedError
+from federation.rounds import RoundFailedError, Rounds, TooLargeError, UpdateRefusedError
 from federation.tensors import Header, TensorFile, TensorFormatError, Tensors
 from federation.wire import TaskResult, UpdateEnvelope, UpdateMessage, describe_faults, encode
 
@@ -74,7 +75,7 @@ class Experiment:
             await self._run_rounds(TensorBoard(self.folder.path / "tensorboard", self.rounds.round_number))
         except EndedError:
             pass  # it was stopped while it waited
-        except TooFewUpdatesError as error:
+        except (RoundFailedError, NotFiniteError) as error:
             self.fail(str(error))
         except OSError as error:
             self.fail(f"the director cannot read or write: {error}")
@@ -91,7 +92,7 @@ class Experiment:
             await self._open_round()
             await self._wait_until_complete()
             if not self.ended:
-                self.rounds.require_quorum()
+                self.rounds.check_answers()
                 if self.rounds.trained:
                     aggregations = self.rounds.progress.aggregations + 1
                     await self._insist(lambda: asyncio.to_thread(self._fold, aggregations))  # noqa: B023
@@ -174,7 +175,7 @@ class Experiment:
         return pieces()
 
     async def receive_update(self, sender: UpdateEnvelope, header: Header, pieces: AsyncIterator[bytes]) -> bool:
-        """Take in one envoy's update. False: it came too late, or once more, and was dropped.
+        """Take in one envoy's update. False: it came too late, or once more, and was dropped, or it is left out.
 
         Raises UpdateRefusedError for one that must not count; then the round goes on without this envoy. One that
         breaks off (BrokenUploadError) may come again, as may one for which the director lacks something (LackError).
@@ -191,6 +192,8 @@ class Experiment:
             raise
         except UpdateRefusedError as error:
             self.refuse(sender, str(error))
+            if isinstance(error, TooLargeError):
+                return False
             raise
         except OSError as error:
             self.fail(f"the director cannot read or write: {error}")
@@ -204,7 +207,8 @@ class Experiment:
         try:
             await self._write(path, header, pieces, str(sender))
             if header.entries:
-                await asyncio.to_thread(check_finite, path, str(update), header)
+                with self.folder.open_model(self.folder.model) as model:
+                    await asyncio.to_thread(check_finite, path, str(update), header, model)
             counted = not self.is_dropped(sender)
             if counted:
                 self._count(update, header, path)
@@ -232,8 +236,10 @@ class Experiment:
             return
         self.state.left[envoy] = reason
         self.state.members = [member for member in self.state.members if member != envoy]
+        first_line = reason.partition("\n")[0][:MAX_REASON_CHARACTERS]
+        self.rounds.note(envoy, f"left the experiment: {first_line}")
         if self.rounds.tasks_for(envoy):
-            self.rounds.refuse(envoy, reason.partition("\n")[0])
+            self.rounds.refuse(envoy, first_line)
         has_deadline = self.plan.participation.deadline_seconds is not None
         if not has_deadline or not self.rounds.can_reach_quorum(self.state.members):
             self.fail(f"envoy '{envoy}': {reason}")
@@ -293,7 +299,8 @@ class Experiment:
                     header = file.header
                 update = read_update(header)
                 self.check(update, header)
-                check_finite(path, str(update), header)
+                with self.folder.open_model(self.folder.model) as model:
+                    check_finite(path, str(update), header, model)
                 self._count(update, header, path)
             except (TensorFormatError, UpdateRefusedError) as error:
                 logger.info("%s is no update of this round: %s", path.name, error)
@@ -303,13 +310,17 @@ class Experiment:
         self._opened = time.monotonic()
         members = set(self.state.members)
         resumed = self.state.asked
+        away: set[str] = set()
         if resumed is not None:
             resumed = [envoy for envoy in resumed if envoy in members]
         elif self.plan.participation.deadline_seconds is not None:
             # Whoever is away now would only be waited for. Without a deadline they are, so that every run is the same.
             online = {envoy for envoy in members if self._is_online(envoy)}
-            members = online if self.rounds.can_reach_quorum(online) else members
+            if self.rounds.can_reach_quorum(online):
+                members, away = online, members - online
         self.rounds.open(members, resumed)
+        for envoy in sorted(away):
+            self.rounds.note(envoy, "was away when the round began, and was not asked")
         self.state.asked = list(self.rounds.asked)
         await self._insist(self.folder.save_state)
         await self._insist(self.folder.delete_old_models)

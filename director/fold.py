@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from federation.aggregation import Aggregation, ServerOptimizer, clipped, is_finite
+from federation.aggregation import LARGEST_VALUE, Aggregation, ServerOptimizer, clipped, magnitude, narrowed
 from federation.files import sync_folder
+from federation.fold import check_tensor
 from federation.rounds import UpdateRefusedError
 from federation.tensors import Entry, Header, TensorFile, bytes_of
 
@@ -35,14 +36,19 @@ def check_layout(update: Header, expected: Header, refused: str) -> None:
             raise UpdateRefusedError(f"{refused}: tensor '{name}' is {entry}, not {wanted}")
 
 
-def check_finite(path: Path, refused: str, header: Header | None = None) -> None:
-    """Raises UpdateRefusedError, naming the tensor, if one of the file's tensors holds NaN or infinity."""
+def check_finite(path: Path, refused: str, header: Header | None = None, model: TensorFile | None = None) -> None:
+    """Raises UpdateRefusedError, naming the tensor, if one of the file's tensors holds NaN or infinity.
+
+    With `model`, the global model that the round began with, also if a value is too large to be added to it.
+    """
     with TensorFile(path, header) as update:
         entries = {name: entry for name, entry in update.header.entries.items() if entry.is_float}
         for run in _runs(entries, [entries]):
-            if not all(is_finite(update.read(run.name, *ends)) for ends in _slices(run.count)):
-                faulty = (name for name in entries if not np.isfinite(update.read(name)).all())
-                raise UpdateRefusedError(f"{refused}: tensor '{next(faulty)}' holds NaN or infinity")
+            # "not <=" also where it is NaN.
+            if any(not magnitude(update.read(run.name, *ends)) <= LARGEST_VALUE for ends in _slices(run.count)):
+                for name in entries:
+                    values = update.read(name)
+                    check_tensor(name, values, model.read(name) if model else values, refused)
 
 
 @dataclass(frozen=True)
@@ -107,8 +113,8 @@ def fold(
         model = stack.enter_context(TensorFile(current))
         updates = [stack.enter_context(TensorFile(each.path, each.header)) for each in contributions]
         moments = stack.enter_context(TensorFile(state)) if state else None
-        clips = [contribution.clips for contribution in contributions]
-        folding = _Folding(model, updates, clips, aggregation, aggregations, set(untrained), moments)
+        weights = aggregation.weights([contribution.clips for contribution in contributions])
+        folding = _Folding(model, updates, weights, aggregation, aggregations, set(untrained), moments)
         folding.write(target, target_state, metadata, outdated)
 
 
@@ -117,13 +123,13 @@ class _Folding:
         self,
         model: TensorFile,
         updates: list[TensorFile],
-        clips: list[int],
+        weights: list[float],
         aggregation: Aggregation,
         aggregations: int,
         untrained: set[str],
         moments: TensorFile | None,
     ) -> None:
-        self.model, self.updates, self.clips, self.moments = model, updates, clips, moments
+        self.model, self.updates, self.weights, self.moments = model, updates, weights, moments
         self.aggregation, self.aggregations = aggregation, aggregations
         self.optimizer = aggregation.server_optimizer
         self.parameters = {n: e for n, e in model.header.entries.items() if e.is_float and n not in untrained}
@@ -161,7 +167,7 @@ class _Folding:
         else:
             current = self.model.read(run.name, first, last)
             updates = self._slices_of_updates(run, first, last, current)
-            values = self.aggregation.rule.combine(updates, self.clips, current)
+            values = self.aggregation.rule.combine(updates, self.weights, current)
             if self.optimizer and state and run.trained:
                 values = self._step(self.optimizer, run, first, current, values, state)
         model.write(run.name, first, values)
@@ -238,7 +244,7 @@ class _Target:
     def write(self, name: str, first: int, values: np.ndarray) -> None:
         """`values` are flat, and begin at item `first` of the tensor; they may reach into those behind it."""
         entry = self._header.entries[name]
-        view = bytes_of(values.astype(entry.dtype, copy=False))
+        view = bytes_of(narrowed(values, entry.dtype))
         offset = self._data_start + entry.start + first * entry.dtype.itemsize
         while len(view):
             written = os.pwrite(self._file.fileno(), view, offset)

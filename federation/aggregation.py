@@ -30,9 +30,26 @@ WEIGHT_UNIT = 2.0**-30
 BLOCK = 1 << 16
 
 
+# Values further out than this would overflow in sums and squares of float32. No weight of a network comes near it.
+LARGEST_VALUE = 1e15
+
+
+class NotFiniteError(ValueError):
+    """What the updates are to become does not fit into the model's types."""
+
+
 class _Part(BaseModel):
     # Infinity would not come back from JSON.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class _Rule(_Part):
+    """How updates become one: `combine` takes flat arrays of one length, a `weighted` rule also looks at weights."""
+
+    whole_tensors: ClassVar[bool] = False
+
+    def check_number(self, updates: int) -> None:
+        """Raises ValueError if the rule cannot keep its promise with so few `updates`."""
 
 
 class RunningMean:
@@ -81,12 +98,14 @@ class RunningMean:
         return self._total
 
 
-class Mean(_Part):
-    """Weighted by clips, this is FedAvg: McMahan et al. 2017, arXiv 1602.05629, algorithm 1."""
+class Mean(_Rule):
+    """Weighted by clips, this is FedAvg: McMahan et al. 2017, arXiv 1602.05629, algorithm 1.
+
+    A mean does not resist a liar: one envoy moves it as far as it likes, and further with the clips that it claims.
+    """
 
     rule: Literal["mean"] = "mean"
     weighted: bool = True
-    whole_tensors: ClassVar[bool] = False
 
     def combine(self, updates: Iterable[np.ndarray], weights: Sequence[float], current: np.ndarray) -> np.ndarray:
         """The mean of `updates`, flat and of one length, as summed by RunningMean. They are taken one at a time.
@@ -99,11 +118,11 @@ class Mean(_Part):
         return mean.result()
 
 
-class Median(_Part):
+class Median(_Rule):
     """The median of each coordinate; weights do not count: Yin et al. 2018, arXiv 1803.01498, definition 1."""
 
     rule: Literal["median"] = "median"
-    whole_tensors: ClassVar[bool] = False
+    weighted: ClassVar[bool] = False
 
     def combine(self, updates: Iterable[np.ndarray], weights: Sequence[float], current: np.ndarray) -> np.ndarray:
         """The median of `updates`, flat and of one length, as float64 of that length; of an even number the mid-point.
@@ -113,16 +132,31 @@ class Median(_Part):
         return _median(np.stack(list(updates)))
 
 
-class TrimmedMean(_Part):
+class TrimmedMean(_Rule):
     """The mean of each coordinate without its extremes; weights do not count: Yin et al. 2018, definition 2.
 
     `share` of the values is cut off at each end, rounded down: of 10 updates, 0.1 and 0.19 drop the lowest and the
-    highest value, 0.2 drops two of each.
+    highest value, 0.2 drops two of each. A round with so few updates that nothing would be cut off is refused.
     """
 
     rule: Literal["trimmed_mean"] = "trimmed_mean"
+    weighted: ClassVar[bool] = False
     share: float = Field(ge=0, lt=0.5)
-    whole_tensors: ClassVar[bool] = False
+
+    def check_number(self, updates: int) -> None:
+        """Raises ValueError if nothing would be cut off of so few `updates`: that is a mean, which resists nobody."""
+        if self.share == 0:
+            raise ValueError("trimmed_mean with share 0 cuts nothing off: give a share above 0, or the mean")
+        if self._cut(updates) == 0:
+            least = max(3, math.ceil(round(1 / self.share, 6)))
+            raise ValueError(
+                f"trimmed_mean with share {self.share} cuts nothing off {updates} updates, and so resists nobody: it "
+                f"takes {least} updates" + (f", or a share of at least 1/{updates}" if updates > 2 else "")
+            )
+
+    def _cut(self, updates: int) -> int:
+        # round: 0.29 * 100 is 28.999999999999996. min: which could make a half of a share just below it.
+        return min(math.floor(round(self.share * updates, 9)), (updates - 1) // 2)
 
     def combine(self, updates: Iterable[np.ndarray], weights: Sequence[float], current: np.ndarray) -> np.ndarray:
         """The trimmed mean of `updates`, flat and of one length, as float64 of that length.
@@ -130,13 +164,14 @@ class TrimmedMean(_Part):
         Raises ValueError if there are no updates.
         """
         stack = np.stack(list(updates))  # (n, length)
-        # round: 0.29 * 100 is 28.999999999999996. min: which could make a half of a share just below it.
-        cut = math.floor(round(self.share * len(stack), 9))
-        return _mean_of_the_middle(stack, cut=min(cut, (len(stack) - 1) // 2))
+        return _mean_of_the_middle(stack, cut=self._cut(len(stack)))
 
 
-class GeometricMedian(_Part):
-    """The point with the least sum of distances to the updates, weighted by clips; for each tensor by itself.
+class GeometricMedian(_Rule):
+    """The point with the least sum of distances to the updates, for each tensor by itself.
+
+    It resists a liar as long as less than half of the weight is the liar's. With `weighted`, distances count by clips,
+    which are the envoys' own word.
 
     Pillutla et al. 2019, arXiv 1912.13445, by Weiszfeld's algorithm until it converges. OpenFL's geometric median is
     another point: it ends after 4 iterations, and each of them reweights the weights of the one before, not the clips.
@@ -144,6 +179,7 @@ class GeometricMedian(_Part):
     """
 
     rule: Literal["geometric_median"] = "geometric_median"
+    weighted: bool = False
     whole_tensors: ClassVar[bool] = True
 
     def combine(self, updates: Iterable[np.ndarray], weights: Sequence[float], current: np.ndarray) -> np.ndarray:
@@ -152,6 +188,8 @@ class GeometricMedian(_Part):
         Raises ValueError if updates and weights differ in number, or the weights do not add up to more than 0.
         """
         shares = np.asarray(weights, np.float64) / _sum_of(weights)
+        if not self.weighted:
+            shares = np.full(len(shares), 1 / len(shares))
         stack = np.stack(list(updates))  # (n, length)
         return _weighted_sum(stack, _geometric_median(_inner_products(stack), shares))
 
@@ -318,12 +356,30 @@ class Aggregation(_Part):
     """What happens to the updates of a round, in this order: clip each, combine them, step.
 
     `clip_norm` bounds how far an update may be from the global model: McMahan et al. 2017, arXiv 1710.06963.
-    Without a server optimizer, what the rule combines is the next model.
+    Without a server optimizer, what the rule combines is the next model. `max_share` bounds how much of the weight of a
+    round one update may have: a larger weight counts as much as makes it just that share. Where there are fewer than
+    1 / max_share updates, all weigh the same.
     """
 
     rule: Rule = Mean()
     clip_norm: float | None = Field(default=None, gt=0)
     server_optimizer: ServerOptimizer | None = None
+    max_share: float | None = Field(default=None, gt=0, lt=1)
+
+    def weights(self, clips: Sequence[int]) -> list[float]:
+        """What each update weighs that was trained on so many clips, once `max_share` has been applied."""
+        if self.max_share is None or not self.rule.weighted:
+            return list(clips)
+        # From the largest on: the first `capped` of them weigh `limit`, which is max_share of the sum that results.
+        largest_first, rest = sorted(clips, reverse=True), sum(clips)
+        for capped, largest in enumerate(largest_first):
+            if capped * self.max_share >= 1:
+                break
+            limit = self.max_share * rest / (1 - capped * self.max_share)
+            if largest <= limit:
+                return [min(weight, limit) for weight in clips]
+            rest -= largest
+        return [float(largest_first[-1])] * len(clips)
 
     def clip_scales(self, norms: Sequence[float]) -> list[float]:
         """By how much to shorten each update, 1.0 for not at all: min(1, clip_norm / norm).
@@ -345,12 +401,38 @@ def clipped(current: np.ndarray, update: np.ndarray, scale: float) -> np.ndarray
     return moved
 
 
-def is_finite(values: np.ndarray) -> bool:
-    """Whether all of `values`, flat and floating, are numbers."""
+def magnitude(values: np.ndarray) -> float:
+    """The length of `values`, flat and floating, or where that overflows the largest of them; NaN or infinity with one.
+
+    No value is larger than that.
+    """
     # The squares' sum is finite only if all values are, and takes one pass. It may also overflow: then look closer.
     with np.errstate(over="ignore", invalid="ignore"):
         wide = values.astype(np.float32) if values.dtype == np.float16 else values
-        return bool(np.isfinite(np.dot(wide, wide))) or bool(np.isfinite(values).all())
+        squares = float(np.dot(wide, wide))
+        return math.sqrt(squares) if math.isfinite(squares) else float(np.abs(wide).max())
+
+
+def is_finite(values: np.ndarray) -> bool:
+    """Whether all of `values`, flat and floating, are numbers."""
+    return math.isfinite(magnitude(values))
+
+
+def is_too_large(values: np.ndarray, current: np.ndarray) -> bool:
+    """Whether `values` hold one beyond LARGEST_VALUE that is not the global model's own, as a constant may be."""
+    return bool(((np.abs(values) > LARGEST_VALUE) & (values != current.astype(values.dtype))).any())
+
+
+def narrowed(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """`values`, flat, of the next global model in its own type. Raises NotFiniteError if one of them does not fit."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        narrow = values.astype(dtype, copy=False)
+    if narrow.dtype.kind == "f" and not is_finite(narrow):
+        raise NotFiniteError(
+            "the next global model, or its server optimizer's state, would hold NaN or infinity although every update "
+            "is finite: lower the server optimizer's learning rate"
+        )
+    return narrow
 
 
 def are_finite(tensors: Tensors) -> bool:

@@ -153,6 +153,7 @@ def define(
     patience: int | None = None,
     keep: int = 0,
     precision: Literal["float32", "float16"] = "float32",
+    metric_bounds: Mapping[str, tuple[float, float]] | None = None,
 ) -> Definition:
     """For the arguments see `federation.interactive_api.FLExperiment.start`. Raises ValueError if they do not fit."""
     if opt_treatment not in OPT_TREATMENTS:
@@ -175,6 +176,7 @@ def define(
         best=BestModel(metric=best[0], direction=best[1], others=dict(also_best or {}), patience=patience),
         keep=keep,
         precision=precision,
+        metric_bounds=dict(metric_bounds or {}),
         untrained=[tensor for tensor in tensors if tensor not in parameters],
     )
     return Definition(plan, tensors, model_provider, task_keeper, data_loader, opt_treatment)

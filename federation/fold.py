@@ -1,19 +1,29 @@
 """Folding updates into the next global model, in memory. The director does the same with files: `director.fold`."""
 
+import math
 from collections.abc import Container
 
 import numpy as np
 
-from federation.aggregation import Aggregation, Mean, RunningMean, clipped, is_finite
-from federation.rounds import UpdateRefusedError
+from federation.aggregation import (
+    LARGEST_VALUE,
+    Aggregation,
+    Mean,
+    RunningMean,
+    clipped,
+    is_too_large,
+    magnitude,
+    narrowed,
+)
+from federation.rounds import TooLargeError, UpdateRefusedError
 from federation.tensors import Tensors
 
 
 class Fold:
     """`model` and `moments` (of the server optimizer, by "SLOT.NAME") are those after `aggregations` rounds.
 
-    Updates are added up as they come, in the memory of two models whatever their number; rules other than the mean keep
-    a copy of each. The result depends on their order, to the last bit.
+    Updates are added up as they come, in the memory of two models whatever their number; rules other than the mean, and
+    a bounded share of the weight, keep a copy of each. The result depends on their order, to the last bit.
     """
 
     def __init__(
@@ -38,17 +48,16 @@ class Fold:
     def add(self, update: Tensors, clips: int, refused: str) -> None:
         """Take in the update of one client that trained on `clips` clips. Its arrays may change afterwards.
 
-        Raises UpdateRefusedError, which begins with `refused`, if a tensor holds NaN or infinity.
+        Raises UpdateRefusedError, which begins with `refused`, if a tensor holds NaN or infinity, or is too large.
         """
         for name in self._floats:
-            if not is_finite(update[name].reshape(-1)):
-                raise UpdateRefusedError(f"{refused}: tensor '{name}' holds NaN or infinity")
+            check_tensor(name, update[name].reshape(-1), self.model[name].reshape(-1), refused)
         for name in update.keys() - set(self._floats):
             # Integers are counters, such as a batch norm's number of batches.
             self._counters[name] = np.maximum(self._counters.get(name, update[name]), update[name])
         update = self._clipped({name: update[name].reshape(-1) for name in self._floats})
         rule = self.aggregation.rule
-        if isinstance(rule, Mean):
+        if isinstance(rule, Mean) and self._adds_at_once:
             for name, mean in self._means.items():
                 mean.add(update[name], clips if rule.weighted else 1.0)
         else:
@@ -61,16 +70,21 @@ class Fold:
             values = self._combined(name, tensor)
             if name in self._parameters:
                 values = self._step(name, tensor, values)
-            tensor[:] = values
+            tensor[:] = narrowed(values, tensor.dtype)
         for name, counter in self._counters.items():
             self.model[name][...] = counter
         self.aggregations += 1
         self._counters, self._kept = {}, []
 
+    @property
+    def _adds_at_once(self) -> bool:
+        """Whether an update's weight is known before the others are."""
+        return isinstance(self.aggregation.rule, Mean) and self.aggregation.max_share is None
+
     def _combined(self, name: str, current: np.ndarray) -> np.ndarray:
-        if isinstance(self.aggregation.rule, Mean):
+        if self._adds_at_once:
             return self._means[name].result()
-        weights = [clips for _, clips in self._kept]
+        weights = self.aggregation.weights([clips for _, clips in self._kept])
         return self.aggregation.rule.combine((update[name] for update, _ in self._kept), weights, current)
 
     def _step(self, name: str, current: np.ndarray, combined: np.ndarray) -> np.ndarray:
@@ -82,6 +96,7 @@ class Fold:
             initial = np.full(len(current), optimizer.initial_value(slot), np.float32)
             state[slot] = self.moments.get(f"{slot}.{name}", initial)
         values, state = optimizer.step(current, combined, state, self.aggregations)
+        state = {slot: narrowed(moment, moment.dtype) for slot, moment in state.items()}
         self.moments |= {f"{slot}.{name}": moment for slot, moment in state.items()}
         return values
 
@@ -92,6 +107,21 @@ class Fold:
         current = {name: self.model[name].reshape(-1) for name in self._parameters}
         (scale,) = self.aggregation.clip_scales([_distance(current, update)])
         return update | {name: clipped(values, update[name], scale) for name, values in current.items()}
+
+
+def check_tensor(name: str, values: np.ndarray, current: np.ndarray, refused: str) -> None:
+    """Raises UpdateRefusedError, naming the tensor, if `values`, flat, hold NaN or infinity, or are too large to add.
+
+    `current` are those of the global model.
+    """
+    size = magnitude(values)
+    if not math.isfinite(size):
+        raise UpdateRefusedError(f"{refused}: tensor '{name}' holds NaN or infinity")
+    if size > LARGEST_VALUE and is_too_large(values, current):
+        raise TooLargeError(
+            f"{refused}: tensor '{name}' holds {np.abs(values).max():g}, more than {LARGEST_VALUE:g}: with it the next "
+            "global model might not be finite"
+        )
 
 
 def _distance(current: Tensors, update: Tensors) -> float:

@@ -139,6 +139,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
         patience: int | None = None,
         keep: int = 0,
         precision: Literal["float32", "float16"] = "float32",
+        metric_bounds: Mapping[str, tuple[float, float]] | None = None,
     ) -> None:
         """Send the experiment to the director and return; `watch` shows how it goes.
 
@@ -149,6 +150,10 @@ class FLExperiment(openfl_experiment.FLExperiment):
         `best` is the validation metric that chooses the best model, and its direction, "max" or "min"; after `patience`
         validations without a better one the experiment ends. For each metric of `also_best` the best model is kept too,
         as are the models of the last `keep` rounds.
+        `metric_bounds` gives metrics their least and largest value, such as {"snr_db": (-100, 100)}: a value outside,
+        or one that is undefined (NaN or None), is left out of the mean, and `watch` says so. Unless it says otherwise
+        "accuracy", "pr_auc" and their like are at most 100 (per cent), and "wer" and its like at least 0. If no envoy
+        reports a metric that is to choose a model, the experiment fails in its first validation.
         With `precision` "float16" half as many bytes travel; the director's sums and models stay as they are.
         Raises DirectorError if the director refuses.
         """
@@ -170,6 +175,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
             patience=patience,
             keep=keep,
             precision=precision,
+            metric_bounds=metric_bounds,
         )
         extras = {
             "precision": precision,
@@ -230,8 +236,8 @@ class FLExperiment(openfl_experiment.FLExperiment):
         a curve of the metric that chooses the best model. Returns the history, a row a round.
 
         Round r's validation is that of the model after r rounds, on the envoys' validation clips; `sent` is what all
-        envoys together sent to the director. Raises ExperimentFailedError with an envoy's traceback. An interrupt
-        leaves the experiment running.
+        envoys together sent to the director; `left out` says, where there is something, what did not count: who, why.
+        Raises ExperimentFailedError with an envoy's traceback. An interrupt leaves the experiment running.
         """
         name, client = self.experiment_name, self.federation.dir_client
         try:

@@ -1,5 +1,6 @@
 """What a director must know of an experiment. It reads this; it never unpickles what a notebook sent."""
 
+import math
 import re
 from typing import Annotated, Literal
 
@@ -40,6 +41,19 @@ Direction = Literal["max", "min"]
 MetricName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
+# Bounds of metrics whose names say what they are, where an experiment declares none. A share may be given in per cent,
+# and is negative where chance is subtracted; no rate of errors is negative.
+_SHARES = ("accuracy", "auc", "average_precision", "f1", "map", "precision", "pr_auc", "recall", "roc_auc")
+_RATES = ("cer", "error_rate", "wer")
+# No measurement comes near this, and a mean with something that does says nothing of the others.
+LARGEST_METRIC = 1e15
+KNOWN_BOUNDS = {
+    **dict.fromkeys(_SHARES, (-LARGEST_METRIC, 100.0)),
+    **dict.fromkeys(_RATES, (0.0, LARGEST_METRIC)),
+}
+Bounds = tuple[float, float]
+
+
 class BestModel(Part):
     """The best global model is chosen by this metric of the validation task; by each of `others` one more is kept.
 
@@ -77,7 +91,8 @@ class ExperimentPlan(Part):
 
     `envoys` None takes those of `corpus` that are online at submission, and those of it that come later.
     `untrained` names tensors that are no parameters (buffers, optimizer states): a server optimizer leaves them to the
-    mean. `keep` is the number of most recent rounds whose models are kept besides best and last.
+    mean. `keep` is the number of most recent rounds whose models are kept besides best and last. `metric_bounds` are
+    the least and the largest value of a metric, by its name: what is reported outside of them does not count.
     """
 
     name: str
@@ -92,6 +107,7 @@ class ExperimentPlan(Part):
     keep: int = Field(default=0, ge=0)
     precision: Literal["float32", "float16"] = "float32"
     untrained: list[str] = Field(default=[], fail_fast=True)
+    metric_bounds: dict[MetricName, Bounds] = Field(default={}, max_length=1000)
 
     @field_validator("name")
     @classmethod
@@ -101,6 +117,20 @@ class ExperimentPlan(Part):
                 f"experiment name {name[:80]!r}: use 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first"
             )
         return name
+
+    @field_validator("metric_bounds")
+    @classmethod
+    def check_bounds(cls, metric_bounds: dict[str, Bounds]) -> dict[str, Bounds]:
+        for name, (low, high) in metric_bounds.items():
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise ValueError(
+                    f"metric_bounds of '{name}' are {low} and {high}: give two numbers, the lower one first"
+                )
+        return metric_bounds
+
+    def bounds_of(self, metric: str) -> Bounds:
+        """The least and the largest value that a report of `metric` may have to count."""
+        return self.metric_bounds.get(metric) or KNOWN_BOUNDS.get(metric) or (-LARGEST_METRIC, LARGEST_METRIC)
 
     def tasks_for_round(self, round_number: int, trains: bool = True) -> list[Task]:
         """Validation of the global model, then training; after the last round the final model is validated too.

@@ -12,6 +12,10 @@ from typing import Any, Protocol
 import pandas as pd
 
 VALIDATE, TRAIN = "aggregated_model_validate", "train"
+# The column that says what did not count, and why. It is there where there is something to say.
+NOTES = "left out"
+# Envoys that are named where many have the same to say.
+MOST_NAMES_SHOWN = 5
 
 # A picture takes about a tenth of a second: rounds that are quicker than this share one.
 SECONDS_BETWEEN_PICTURES = 0.5
@@ -22,7 +26,8 @@ Record = dict[str, Any]
 
 
 def to_frame(records: Sequence[Record]) -> pd.DataFrame:
-    """A row a round: `round`, validation metrics, `train ...` metrics, `seconds`, and bytes `sent` by all envoys."""
+    """A row a round: `round`, validation metrics, `train ...` metrics, `seconds`, bytes `sent` by all envoys, and
+    where something did not count, or not in full, `left out`: who and why."""
     return pd.DataFrame([_row(record) for record in records], columns=_columns(records))
 
 
@@ -70,11 +75,14 @@ class Lines:
 
     def show(self, records: Sequence[Record]) -> None:
         row = _row(records[-1])
+        row.pop(NOTES, None)  # too long for a column
         if not row.keys() <= set(self._columns):
-            self._columns = _columns(records)
+            self._columns = [name for name in _columns(records) if name != NOTES]
             print("  ".join(f"{name:>10}" for name in self._columns))
         values = ((name, _show(name, row.get(name))) for name in self._columns)
         print("  ".join(f"{value:>{max(10, len(name))}}" for name, value in values), flush=True)
+        for sentence in _sentences(records[-1]):
+            print(f"{'':>10}  {sentence}", flush=True)
 
     def end(self, records: Sequence[Record]) -> None:
         pass
@@ -112,7 +120,10 @@ def to_html(records: Sequence[Record], name: str, metric: str, direction: str) -
         curve = f'<img alt="{html.escape(metric)} by round" src="data:image/png;base64,{encoded}">'
     else:
         curve = f"<p>{html.escape(name)}: no round has validated '{html.escape(metric)}' so far</p>"
-    return curve + _text_frame(records).to_html(index=False, max_rows=MOST_ROWS_SHOWN, border=0)
+    table = _text_frame(records).to_html(index=False, max_rows=MOST_ROWS_SHOWN, border=0)
+    said = [f"round {record['round']}: {sentence}" for record in records for sentence in _sentences(record)]
+    items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in said[-MOST_ROWS_SHOWN:])
+    return curve + table + (f"<ul>{items}</ul>" if said else "")
 
 
 def draw(records: Sequence[Record], name: str, metric: str, direction: str) -> bytes:
@@ -154,7 +165,23 @@ def _is_kernel() -> bool:
 
 def _row(record: Record) -> dict[str, Any]:
     metrics, trained = _metrics(record)
-    return {"round": record["round"], **metrics, **trained, "seconds": record["seconds"], "sent": record["bytes_up"]}
+    row = {"round": record["round"], **metrics, **trained, "seconds": record["seconds"], "sent": record["bytes_up"]}
+    sentences = _sentences(record)
+    return row | ({NOTES: "; ".join(sentences)} if sentences else {})
+
+
+def _sentences(record: Record) -> list[str]:
+    """What did not count in a round, or not in full: a sentence for all envoys that have the same to say."""
+    envoys: dict[str, list[str]] = {}
+    for envoy, reasons in record.get("notes", {}).items():
+        for reason in reasons:
+            envoys.setdefault(reason, []).append(envoy)
+    return [f"{_names(who)}: {reason}" for reason, who in envoys.items()]
+
+
+def _names(envoys: Sequence[str]) -> str:
+    shown = ", ".join(envoys[:MOST_NAMES_SHOWN])
+    return shown if len(envoys) <= MOST_NAMES_SHOWN else f"{shown} and {len(envoys) - MOST_NAMES_SHOWN} more"
 
 
 def _columns(records: Sequence[Record]) -> list[str]:
@@ -165,7 +192,8 @@ def _columns(records: Sequence[Record]) -> list[str]:
         validated, learned = _metrics(record)
         metrics.update(validated)
         trained.update(learned)
-    return ["round", *sorted(metrics), *sorted(trained), "seconds", "sent"]
+    notes = [NOTES] if any(record.get("notes") for record in records) else []
+    return ["round", *sorted(metrics), *sorted(trained), "seconds", "sent", *notes]
 
 
 def _metrics(record: Record) -> tuple[dict[str, float], dict[str, float]]:
@@ -181,7 +209,7 @@ def _score(record: Record, metric: str) -> float | None:
 def _text_frame(records: Sequence[Record]) -> pd.DataFrame:
     """The history as people read it."""
     rows = [_row(record) for record in records]
-    columns = _columns(records)
+    columns = [name for name in _columns(records) if name != NOTES]  # below the table
     return pd.DataFrame([[_show(name, row.get(name)) for name in columns] for row in rows], columns=columns)
 
 

@@ -3,24 +3,38 @@
 Bookkeeping only: no sockets, no clock and no weights, so that whoever has answers can drive it.
 """
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Iterator
 from typing import Any
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from federation.plan import ExperimentPlan, Task, is_better
 from federation.wire import TaskResult, UpdateMessage
 
 Results = dict[str, TaskResult]
+# An envoy may report a thousand metrics, and each may be undefined.
+MAX_NOTES = 10
 
 
 class UpdateRefusedError(ValueError):
     """An update that must not count. The message names the envoy and what is wrong."""
 
 
-class TooFewUpdatesError(RuntimeError):
+class TooLargeError(UpdateRefusedError):
+    """An update of finite numbers that the others must be spared. It is left out; its sender need not do anything."""
+
+
+class RoundFailedError(RuntimeError):
+    """A round after which the experiment cannot go on. The message says why, and what would be right."""
+
+
+class TooFewUpdatesError(RoundFailedError):
     """A round to which fewer contributed than its quorum."""
+
+
+class UnknownMetricError(RoundFailedError):
+    """The best model is chosen by a metric that no envoy reports."""
 
 
 class Progress(BaseModel):
@@ -32,6 +46,7 @@ class Progress(BaseModel):
     best_scores: dict[str, float] = {}
     validations_since_best: int = 0
     aggregations: int = 0
+    reported: list[str] = []  # metrics that choose a best model and were reported so far, defined or not
 
 
 class Rounds:
@@ -68,7 +83,10 @@ class Rounds:
 
     @property
     def trained(self) -> dict[str, int]:
-        """Clips that each envoy trained on whose update counts. One that had too few for its task trained on none."""
+        """Clips that each envoy trained on whose update counts, by its own word.
+
+        An envoy that had too few clips for its task trained on none.
+        """
         names = [task.name for task in self.plan.tasks if task.task_type == "train"]
         sizes = {e: r[name].size for e, r in sorted(self.results.items()) for name in names if name in r}
         return {envoy: size for envoy, size in sizes.items() if size > 0}
@@ -110,10 +128,6 @@ class Rounds:
             raise UpdateRefusedError(
                 f"{refused}: has results of {sorted(update.results)[:5]}, asked for {sorted(tasks)}"
             )
-        for name, result in update.results.items():
-            faulty = {key: value for key, value in result.metrics.items() if not np.isfinite(value)}
-            if faulty:
-                raise UpdateRefusedError(f"{refused}: task '{name}' reports {faulty}")
 
     def count(self, update: UpdateMessage) -> None:
         self.results[update.envoy] = update.results
@@ -121,6 +135,10 @@ class Rounds:
     def refuse(self, envoy: str, reason: str) -> None:
         """`envoy` has answered, and its answer does not count."""
         self.refused[envoy] = reason
+
+    def note(self, envoy: str, reason: str) -> None:
+        """Remember what people should know of `envoy` in this round, besides what its answer says."""
+        self._noted.setdefault(envoy, []).append(reason)
 
     def require_quorum(self) -> None:
         """Raises TooFewUpdatesError, with the reasons, if too few answers count. All who were asked have answered."""
@@ -136,6 +154,38 @@ class Rounds:
             + ("; ".join(reasons) or "nobody else was asked")
         )
 
+    def check_answers(self) -> None:
+        """Raises RoundFailedError unless the answers are enough to close the round, and to choose the best model by."""
+        self.require_quorum()
+        self.require_metrics()
+        self.require_updates()
+
+    def require_metrics(self) -> None:
+        """Raises UnknownMetricError if the best model is chosen by a metric that no validation so far has reported.
+
+        A metric whose value is undefined is reported. A round in which nobody validated says nothing.
+        """
+        reported = self._reported_names()
+        unknown = sorted(self._wanted_metrics - reported - {*self.progress.reported})
+        if reported and unknown:
+            raise UnknownMetricError(
+                f"round {self.round_number}: no envoy reports the metric '{unknown[0]}', by which the best model is to "
+                f"be chosen: the validation task reports {sorted(reported)[:20]}; give `best` one of these"
+            )
+
+    def check_members(self, members: Collection[str]) -> None:
+        """Raises ValueError if a round of all `members` could not do what the aggregation says."""
+        if self.trains:
+            self.plan.aggregation.rule.check_number(len(self.contributors(members)))
+
+    def require_updates(self) -> None:
+        """Raises RoundFailedError if the updates that count cannot be combined as the aggregation says."""
+        try:
+            if self.trained:
+                self.plan.aggregation.rule.check_number(len(self.trained))
+        except ValueError as error:
+            raise RoundFailedError("; ".join([f"round {self.round_number}: {error}", *self.refused.values()])) from None
+
     def record(self) -> dict[str, Any]:
         """What to remember of the round: means of metrics over all clips, and what each envoy said.
 
@@ -147,12 +197,68 @@ class Rounds:
             "best": "best" in self.better_scores(),
             "metrics": {task.name: self._mean_metrics(task.name) for task in self.plan.tasks if task.name in tasks},
             "envoys": {
-                envoy: {task: {"size": result.size, **result.metrics} for task, result in results.items()}
+                envoy: {task: {"size": result.size, **self._defined(result)} for task, result in results.items()}
                 for envoy, results in sorted(self.results.items())
             },
             "refused": dict(sorted(self.refused.items())),
-            "missing": [envoy for envoy in self.asked if not self._has_answered(envoy)],
+            "missing": self._missing(),
+            "notes": self.notes(),
         }
+
+    def notes(self) -> dict[str, list[str]]:
+        """What did not count, or not in full, by envoy: each with its reasons."""
+        notes: dict[str, list[str]] = {}
+        for envoy, reason in self._notes():
+            notes.setdefault(envoy, []).append(reason)
+        return {
+            envoy: reasons[:MAX_NOTES] + [f"and {len(reasons) - MAX_NOTES} more"] * (len(reasons) > MAX_NOTES)
+            for envoy, reasons in sorted(notes.items())
+        }
+
+    def _notes(self) -> Iterator[tuple[str, str]]:
+        for envoy, reasons in self._noted.items():
+            yield from ((envoy, reason) for reason in reasons)
+        yield from self.refused.items()
+        for envoy in self._missing():
+            yield envoy, "no answer when the round closed"
+        for envoy, results in self.results.items():
+            for task in self.asked.get(envoy, []):
+                if results[task.name].size == 0:
+                    yield envoy, f"no clips for task '{task.name}': it counts for nothing there"
+                for metric, value in results[task.name].metrics.items():
+                    if fault := self._fault_of(metric, value):
+                        yield envoy, f"metric '{metric[:64]}' of task '{task.name}' is {value:g}: {fault}"
+        clips = list(self.trained.values())
+        weights = self.plan.aggregation.weights(clips) if clips else []
+        for envoy, claimed, weight in zip(self.trained, clips, weights, strict=True):
+            if weight != claimed:
+                yield envoy, f"weight {weight:.6g} instead of {claimed}: the share of one update is limited"
+
+    @property
+    def _wanted_metrics(self) -> set[str]:
+        return {metric for metric, _ in self.plan.best.models.values()}
+
+    def _missing(self) -> list[str]:
+        return [envoy for envoy in self.asked if not self._has_answered(envoy)]
+
+    def _fault_of(self, metric: str, value: float) -> str:
+        """Why a metric's value is left out of the mean, "" if it is not."""
+        low, high = self.plan.bounds_of(metric)
+        if not math.isfinite(value):
+            return "undefined, and left out of the mean"
+        if not low <= value <= high:
+            return f"outside its bounds {low:g} to {high:g} (see `metric_bounds`), and left out of the mean"
+        return ""
+
+    def _defined(self, result: TaskResult) -> dict[str, float]:
+        """The metrics that count."""
+        return {name: value for name, value in result.metrics.items() if not self._fault_of(name, value)}
+
+    def _reported_names(self) -> set[str]:
+        """Names of the global model's validation metrics, of envoys that had clips for it."""
+        tasks = [task.name for task in self.plan.tasks if task.validates_global_model]
+        results = [r[task] for r in self.results.values() for task in tasks if task in r]
+        return {name for result in results if result.size > 0 for name in result.metrics}
 
     def better_scores(self) -> dict[str, float]:
         """The names ("best", ...) under which the model that the round began with is better than all before, with its
@@ -166,13 +272,16 @@ class Rounds:
 
     def next_progress(self) -> Progress:
         """Progress after this round."""
-        better, validated = self.better_scores(), self._score(self.plan.best.metric) is not None
+        # A validation by which nobody could measure the metric is one without a better model.
+        better, reported = self.better_scores(), self._reported_names()
+        validated = bool(reported)
         waited = 0 if "best" in better else self.progress.validations_since_best + validated
         return Progress(
             round_number=self.round_number + 1,
             best_scores=self.progress.best_scores | better,
             validations_since_best=waited,
             aggregations=self.progress.aggregations + bool(self.trained),
+            reported=sorted({*self.progress.reported, *(reported & self._wanted_metrics)}),
         )
 
     def _draw(self, members: Collection[str]) -> set[str]:
@@ -198,6 +307,7 @@ class Rounds:
     def _forget_answers(self) -> None:
         self.results: dict[str, Results] = {}
         self.refused: dict[str, str] = {}
+        self._noted: dict[str, list[str]] = {}
 
     def _has_answered(self, envoy: str) -> bool:
         return envoy in self.results or envoy in self.refused
@@ -205,14 +315,14 @@ class Rounds:
     def _mean_metrics(self, task: str) -> dict[str, float]:
         """Means over all clips: each envoy's mean weighs as many clips as it was taken over.
 
-        A metric that not every envoy reports is the mean over those that do.
+        A metric that not every envoy reports is the mean over those that do, and so is one that some could not define.
         """
         # In the order of names: a mean must not depend on who was first.
         results = [result[task] for _, result in sorted(self.results.items()) if task in result]
-        results = [result for result in results if result.size > 0]
+        defined = [(self._defined(result), result.size) for result in results if result.size > 0]
         means = {}
-        for name in sorted({name for result in results for name in result.metrics}):
-            reported = [(result.metrics[name], result.size) for result in results if name in result.metrics]
+        for name in sorted({name for metrics, _ in defined for name in metrics}):
+            reported = [(metrics[name], size) for metrics, size in defined if name in metrics]
             total = sum(size for _, size in reported)
             means[name] = sum(value * (size / total) for value, size in reported)
         return means

@@ -24,7 +24,7 @@ from federation.definition import Definition, define
 from federation.fold import Fold
 from federation.plan import NAME, name_of_best
 from federation.progress import show_progress, to_frame
-from federation.rounds import Rounds, UpdateRefusedError
+from federation.rounds import Progress, Rounds, UpdateRefusedError
 from federation.tensors import Tensors, describe
 from federation.virtual_envoys import (
     Envoys,
@@ -82,6 +82,7 @@ class Simulation:
         unknown = {*members, *definition.plan.participation.evaluators}.difference(self.clients)
         if unknown:
             raise ValueError(f"{sorted(unknown)[:3]} are not among the {len(self.clients)} clients")
+        Rounds(definition.plan, Progress()).check_members(members)
         self._definition, self._members = definition, members
         self._checkpoint = Checkpoint(self.folder, definition)
 
@@ -110,7 +111,8 @@ class Simulation:
     def run(self, on_client: Callable[[str], None] = lambda client: None) -> Iterator[dict[str, Any]]:
         """Run the rounds that are left, and yield each one's record. `on_client` is called when a client has answered.
 
-        Raises SimulationError, naming the client, if a task fails; TooFewUpdatesError if nobody could train.
+        Raises SimulationError, naming the client, if a task fails; RoundFailedError if nobody could train, or if
+        nobody reports the metric that chooses the best model.
         """
         definition, checkpoint = self.definition, self._checkpoint
         plan = definition.plan
@@ -165,7 +167,7 @@ class Simulation:
                 rounds.refuse(client, str(error))
             updates += bool(trained)
             on_client(client)
-        rounds.require_quorum()
+        rounds.check_answers()
         return {"bytes_up": updates * n_bytes, "bytes_down": len(rounds.asked) * n_bytes}
 
     def initial_model(self) -> torch.nn.Module:

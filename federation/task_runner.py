@@ -2,6 +2,7 @@
 
 import faulthandler
 import logging
+import math
 import operator
 import random
 import zlib
@@ -178,7 +179,12 @@ def _metrics(returned: Any, task: Task) -> dict[str, float]:
 
 
 def _number(value: Any, said: str) -> float:
-    """Numbers of Python, NumPy and torch, and arrays and tensors that hold one."""
+    """Numbers of Python, NumPy and torch, and arrays and tensors that hold one.
+
+    None is NaN: what a task could not take, as an area under a curve with one class, is undefined.
+    """
+    if value is None:
+        return math.nan
     try:
         array = np.asarray(value.item() if isinstance(value, torch.Tensor) else value)
         if array.dtype.kind in "biuf" and array.size == 1:

@@ -110,7 +110,17 @@ def test_the_geometric_median_is_where_a_long_plain_iteration_ends(seed):
     updates = [generator.normal(size=3).astype(np.float32) for _ in range(6)]
     weights = [float(clips) for clips in generator.integers(5, 10, size=6)]
     # Distances are about 1, and the iteration may end a millionth of that away, more where few updates hold it.
-    np.testing.assert_allclose(combine(GeometricMedian(), updates, weights), weiszfeld(updates, weights), atol=1e-5)
+    found = combine(GeometricMedian(weighted=True), updates, weights)
+    np.testing.assert_allclose(found, weiszfeld(updates, weights), atol=1e-5)
+
+
+def test_the_geometric_median_does_not_look_at_clips_unless_it_is_told_to():
+    updates, _ = make_updates(5)
+    liar = [1, 1, 1, 1, 10**9]
+    np.testing.assert_array_equal(
+        combine(GeometricMedian(), updates, liar), combine(GeometricMedian(), updates, [1] * 5)
+    )
+    np.testing.assert_array_equal(combine(GeometricMedian(weighted=True), updates, liar), updates[4])
 
 
 def test_the_geometric_median_of_a_triangle_is_its_fermat_point():
@@ -121,8 +131,8 @@ def test_the_geometric_median_of_a_triangle_is_its_fermat_point():
 
 def test_an_update_that_outweighs_the_others_is_the_geometric_median_to_the_bit():
     updates, _ = make_updates(3)
-    np.testing.assert_array_equal(combine(GeometricMedian(), updates, [100, 101, 0]), updates[1])
-    np.testing.assert_array_equal(combine(GeometricMedian(), [updates[0]] * 3, [1, 2, 3]), updates[0])
+    np.testing.assert_array_equal(combine(GeometricMedian(weighted=True), updates, [100, 101, 0]), updates[1])
+    np.testing.assert_array_equal(combine(GeometricMedian(weighted=True), [updates[0]] * 3, [1, 2, 3]), updates[0])
     np.testing.assert_array_equal(
         combine(GeometricMedian(), [updates[0], updates[2], updates[0]], [1, 1, 1]), updates[0]
     )
@@ -133,7 +143,7 @@ def test_updates_that_agree_and_outweigh_the_others_are_the_geometric_median_to_
     updates = list(np.random.default_rng(2).normal(size=(17, 5003)).astype(np.float32))
     updates[16] = updates[1]
     weights = [10 if index in (1, 16) else 1 for index in range(17)]
-    np.testing.assert_array_equal(combine(GeometricMedian(), updates, weights), updates[1])
+    np.testing.assert_array_equal(combine(GeometricMedian(weighted=True), updates, weights), updates[1])
 
 
 def test_two_updates_of_equal_weight_have_their_geometric_median_halfway():
@@ -155,7 +165,7 @@ def test_the_geometric_median_leaves_an_update_where_it_starts_and_does_not_belo
 def test_the_geometric_median_of_a_tensor_longer_than_a_block_sees_all_of_it():
     updates, _ = make_updates(4, size=150_000)
     weights = [3, 3, 4, 5]
-    result = combine(GeometricMedian(), updates, weights)
+    result = combine(GeometricMedian(weighted=True), updates, weights)
     directions = np.array(updates, np.float64) - result
     # Each update pulls with its weight; the iteration ends when the pulls balance to a millionth of their sum.
     assert np.linalg.norm(weights / np.linalg.norm(directions, axis=1) @ directions) < sum(weights) * 1e-5
@@ -439,3 +449,36 @@ def test_torch_and_scikit_learn_stay_unloaded():
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert loaded.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("share", "clips", "expected"),
+    [
+        (None, [1, 2, 7], [1, 2, 7]),
+        (0.5, [10**9, 30, 10], [40, 30, 10]),
+        (0.4, [10, 9, 1], [2, 2, 1]),
+        (0.4, [2, 2, 1], [2, 2, 1]),
+        (0.5, [10, 1], [1, 1]),
+        (0.3, [10, 3, 2], [2, 2, 2]),
+        (0.5, [7], [7]),
+    ],
+)
+def test_no_update_has_more_than_the_largest_share_of_the_weight(share, clips, expected):
+    weights = Aggregation(max_share=share).weights(clips)
+    np.testing.assert_allclose(weights, expected, rtol=1e-12)
+
+
+def test_rules_without_weights_have_none_to_limit():
+    assert Aggregation(rule=Median(), max_share=0.1).weights([1, 99]) == [1, 99]
+
+
+def test_a_trimmed_mean_of_no_share_trims_nobody():
+    with pytest.raises(ValueError, match="share 0 cuts nothing off"):
+        TrimmedMean(share=0).check_number(100)
+
+
+@pytest.mark.parametrize(("share", "least"), [(0.1, 10), (0.29, 4), (0.4, 3), (0.49, 3)])
+def test_the_least_number_of_updates_that_is_named_is_the_least_that_is_trimmed(share, least):
+    with pytest.raises(ValueError, match=f"it takes {least} updates"):
+        TrimmedMean(share=share).check_number(least - 1)
+    TrimmedMean(share=share).check_number(least)

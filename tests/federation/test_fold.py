@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from director.fold import Contribution, fold
+from director.fold import Contribution, check_finite, fold
 from federation.aggregation import (
     Aggregation,
     FedAdagrad,
@@ -13,13 +13,14 @@ from federation.aggregation import (
     GeometricMedian,
     Mean,
     Median,
+    NotFiniteError,
     OpenFLAdagrad,
     OpenFLAdam,
     OpenFLYogi,
     TrimmedMean,
 )
 from federation.fold import Fold
-from federation.rounds import UpdateRefusedError
+from federation.rounds import TooLargeError, UpdateRefusedError
 from federation.tensors import TensorFile, Tensors, write_tensors
 
 # The long one is cut into slices and blocks.
@@ -95,10 +96,12 @@ def assert_same(found: Tensors, expected: Tensors) -> None:
 
 AGGREGATIONS = {
     "mean": Aggregation(),
+    "mean of bounded shares": Aggregation(max_share=0.3),
     "plain mean": Aggregation(rule=Mean(weighted=False)),
     "median": Aggregation(rule=Median()),
     "trimmed mean": Aggregation(rule=TrimmedMean(share=0.3)),
     "geometric median": Aggregation(rule=GeometricMedian()),
+    "weighted geometric median": Aggregation(rule=GeometricMedian(weighted=True)),
     "adam": Aggregation(server_optimizer=FedAdam(learning_rate=0.1)),
     "yogi": Aggregation(server_optimizer=FedYogi(learning_rate=0.1)),
     "adagrad": Aggregation(server_optimizer=FedAdagrad(learning_rate=0.1)),
@@ -234,9 +237,46 @@ def test_an_update_that_is_not_finite_is_refused_and_leaves_no_trace(name, tenso
         assert_same(found.model, expected)
 
 
+@pytest.mark.parametrize("value", [3.4e38, -3.4e38, 1.1e15])
+def test_a_value_that_could_make_the_model_infinite_is_refused_by_name_and_leaves_no_trace(tmp_path, value):
+    model = {"weight": np.zeros(3, np.float32)}
+    result = Fold(model, Aggregation())
+    update = {"weight": np.array([1, value, 1], np.float32)}
+    with pytest.raises(TooLargeError, match=r"^the update of x: tensor 'weight' holds .*, more than 1e\+15"):
+        result.add(update, 10**9, "the update of x")
+    write_tensors(tmp_path / "model", model, {})
+    write_tensors(tmp_path / "update", update, {})
+    with TensorFile(tmp_path / "model") as current, pytest.raises(TooLargeError, match="'weight' holds"):
+        check_finite(tmp_path / "update", "the update of x", model=current)
+    result.add({"weight": np.ones(3, np.float32)}, 1, "refused")
+    result.finish_round()
+    np.testing.assert_array_equal(result.model["weight"], 1)
+
+
+def test_a_huge_constant_of_the_model_is_no_fault_of_the_update(tmp_path):
+    model = {"mask": np.array([np.finfo(np.float32).min, 0], np.float32)}
+    result = Fold(model, Aggregation())
+    result.add({"mask": model["mask"] + np.array([0, 1], np.float32)}, 3, "refused")
+    result.finish_round()
+    np.testing.assert_array_equal(result.model["mask"], [np.finfo(np.float32).min, 1])
+    write_tensors(tmp_path / "model", model, {})
+    with TensorFile(tmp_path / "model") as current:
+        check_finite(tmp_path / "model", "x", model=current)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f2"])
+def test_a_step_that_leaves_the_models_type_is_an_error_and_no_model(tmp_path, dtype):
+    model, update = {"weight": np.zeros(3, dtype)}, {"weight": np.ones(3, dtype)}
+    aggregation = Aggregation(server_optimizer=FedAdam(learning_rate=1e39))
+    with pytest.raises(NotFiniteError, match="lower the server optimizer's learning rate"):
+        folded(model, [[update]], aggregation)
+    with pytest.raises(NotFiniteError, match="lower the server optimizer's learning rate"):
+        folded_from_files(tmp_path, model, [[update]], aggregation)
+
+
 def test_huge_values_are_no_infinities():
     model = {"weight": np.zeros(3, np.float32)}
-    update = {"weight": np.array([3e38, -3e38, 1], np.float32)}
+    update = {"weight": np.array([9e14, -9e14, 1], np.float32)}
     result = Fold(model, Aggregation())
     for _ in range(2):
         result.add(update, 10**8, "refused")

@@ -77,6 +77,36 @@ def test_no_round_is_an_empty_history(capsys):
     assert capsys.readouterr().out == "experiment 'toy' was stopped; rounds completed: 0\n"
 
 
+SAID = {"a": ["no clips"], "b": ["<b>no answer</b>"], "c": ["no clips"]}
+
+
+def test_what_did_not_count_is_said_below_its_round_and_in_the_frame(capsys):
+    records = [record(0, accuracy=0.25), record(1, accuracy=0.5) | {"notes": SAID}, record(2, accuracy=0.5)]
+    history = show_progress(records, EXPERIMENT)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["round", "0", "1", "a,", "b:", "2"]
+    assert lines[3].strip() == "a, c: no clips"
+    assert list(history) == ["round", "accuracy", "seconds", "sent", "left out"]
+    assert history["left out"][1] == "a, c: no clips; b: <b>no answer</b>"
+    assert history["left out"].isna().tolist() == [True, False, True]
+
+
+def test_many_who_have_the_same_to_say_are_counted(capsys):
+    notes = {f"c{number}": ["no clips"] for number in range(500)}
+    show_progress([record(0, accuracy=0.25) | {"notes": notes}], EXPERIMENT)
+    assert capsys.readouterr().out.splitlines()[-1].strip() == "c0, c1, c2, c3, c4 and 495 more: no clips"
+
+
+def test_the_display_says_what_did_not_count_below_the_table():
+    html = to_html([record(0, accuracy=0.25), record(1) | {"notes": SAID}], "toy", "accuracy", "max")
+    assert re.findall("<li>(.*?)</li>", html) == [
+        "round 1: a, c: no clips",
+        "round 1: b: &lt;b&gt;no answer&lt;/b&gt;",
+    ]
+    assert "left out" not in html
+    assert "<li>" not in to_html(RECORDS, "toy", "accuracy", "max")
+
+
 def picture_in(html: str) -> bytes | None:
     found = re.search(r'src="data:image/png;base64,([^"]+)"', html)
     return base64.b64decode(found[1]) if found else None

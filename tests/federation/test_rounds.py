@@ -5,9 +5,18 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from federation.aggregation import Aggregation, Median, TrimmedMean
 from federation.participation import Participation
 from federation.plan import BestModel, ExperimentPlan, Task
-from federation.rounds import Progress, Rounds, TooFewUpdatesError, UpdateRefusedError
+from federation.rounds import (
+    MAX_NOTES,
+    Progress,
+    RoundFailedError,
+    Rounds,
+    TooFewUpdatesError,
+    UnknownMetricError,
+    UpdateRefusedError,
+)
 from federation.wire import TaskResult, UpdateMessage
 
 VALIDATE = Task(name="aggregated_model_validate", function_name="validate", task_type="validate")
@@ -21,6 +30,8 @@ def make_rounds(
     patience: int | None = None,
     also_best: dict[str, str] | None = None,
     tasks: Collection[Task] = (VALIDATE, TRAIN),
+    metric_bounds: dict[str, tuple[float, float]] | None = None,
+    aggregation: Aggregation | None = None,
     **participation: Any,
 ) -> Rounds:
     plan = ExperimentPlan(
@@ -30,6 +41,8 @@ def make_rounds(
         tasks=list(tasks),
         best=BestModel(metric="score", direction=direction, others=also_best or {}, patience=patience),
         participation=Participation(**participation),
+        metric_bounds=metric_bounds or {},
+        aggregation=aggregation or Aggregation(),
     )
     rounds = Rounds(plan, Progress())
     rounds.open(envoys)
@@ -297,8 +310,6 @@ def test_an_answer_to_an_earlier_round_is_a_late_one_and_one_to_a_later_round_is
 TRAINED = TaskResult(size=1, metrics={"loss": 1.0})
 VALIDATED = TaskResult(size=1, metrics={"score": 0.5})
 BAD_UPDATES = {
-    "a metric that is NaN": ({"score": np.nan}, r"'aggregated_model_validate' reports {'score': nan}"),
-    "a metric that is infinite": ({"score": -np.inf}, r"reports {'score': -inf}"),
     "a later round": ({"round_number": 1}, r"for round 1: round 0 asks for \['aggregated_model_validate', 'train'\]"),
     "an envoy that nobody asked": ({"envoy": "mallory"}, "'mallory' for round 0: round 0 asks for nothing from it"),
     "a task is missing": ({"results": {"train": TRAINED}}, r"has results of \['train'\], asked for"),
@@ -407,11 +418,15 @@ def test_progress_counts_rounds_and_those_of_them_that_made_a_model():
     rounds = make_rounds(n_rounds=1)
     answer(rounds, "a", score=0.25)
     answer(rounds, "b", score=0.75)
-    assert rounds.next_progress() == Progress(round_number=1, best_scores={"best": 0.5}, aggregations=1)
+    assert rounds.next_progress() == Progress(
+        round_number=1, best_scores={"best": 0.5}, aggregations=1, reported=["score"]
+    )
     next_round(rounds)
     answer(rounds, "a", score=0.25)
     answer(rounds, "b", score=0.25)
-    expected = Progress(round_number=2, best_scores={"best": 0.5}, validations_since_best=1, aggregations=1)
+    expected = Progress(
+        round_number=2, best_scores={"best": 0.5}, validations_since_best=1, aggregations=1, reported=["score"]
+    )
     assert rounds.next_progress() == expected
 
 
@@ -422,3 +437,153 @@ def test_a_new_round_has_forgotten_the_answers_of_the_one_before():
     next_round(rounds)
     record = rounds.record()
     assert (record["envoys"], record["refused"], record["missing"]) == ({}, {}, ["a", "b"])
+
+
+@pytest.mark.parametrize("undefined", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("task", ["aggregated_model_validate", "train"])
+def test_an_undefined_metric_is_left_out_of_its_mean_and_said_and_the_update_counts(task, undefined):
+    rounds = make_rounds()
+    answer(rounds, "a", size=3)
+    results = make_update().results
+    results |= {task: TaskResult(size=9, metrics={"score": undefined, "loss": undefined, "other": 0.25})}
+    answer(rounds, "b", results=results)
+    record = rounds.record()
+    own = "score" if task == "aggregated_model_validate" else "loss"
+    assert record["metrics"][task] == {own: 0.5 if own == "score" else 1.0, "other": 0.25}
+    assert record["envoys"]["b"][task] == {"size": 9, "other": 0.25}
+    assert record["refused"] == {}
+    assert rounds.trained.keys() == {"a", "b"}
+    sentence = f"of task '{task}' is {undefined:g}: undefined, and left out of the mean"
+    assert record["notes"] == {"b": [f"metric 'score' {sentence}", f"metric 'loss' {sentence}"]}
+
+
+def test_a_metric_that_only_one_envoy_reports_and_cannot_define_has_no_mean_and_is_no_best():
+    rounds = make_rounds()
+    for envoy in "ab":
+        answer(rounds, envoy, score=np.nan)
+    assert rounds.record()["metrics"]["aggregated_model_validate"] == {}
+    assert rounds.better_scores() == {}
+    rounds.check_answers()
+
+
+def test_a_validation_in_which_nobody_could_define_the_metric_costs_patience():
+    rounds = make_rounds(n_rounds=9, patience=2)
+    for _ in range(2):
+        for envoy in "ab":
+            answer(rounds, envoy, score=np.nan)
+        next_round(rounds)
+    assert rounds.finished
+
+
+@pytest.mark.parametrize(
+    ("metric", "bounds", "value"),
+    [("score", {"score": (0, 1)}, 1.5), ("score", {"score": (0, 1)}, -0.1), ("score", {}, 1e308), ("score", {}, -1e16)],
+)
+def test_a_metric_outside_its_bounds_is_left_out_and_said(metric, bounds, value):
+    rounds = make_rounds(metric_bounds=bounds)
+    answer(rounds, "a", score=0.25)
+    answer(rounds, "b", score=value)
+    assert rounds.record()["metrics"]["aggregated_model_validate"] == {"score": 0.25}
+    (sentence,) = rounds.notes()["b"]
+    assert sentence.startswith(f"metric 'score' of task 'aggregated_model_validate' is {value:g}: outside its bounds")
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "counts"),
+    [
+        ("accuracy", 87.5, True),
+        ("accuracy", 101.0, False),
+        ("accuracy", -0.5, True),
+        ("wer", 1.7, True),
+        ("wer", -1, False),
+    ],
+)
+def test_metrics_of_known_names_have_bounds_of_their_own(metric, value, counts):
+    rounds = make_rounds()
+    validated = TaskResult(size=1, metrics={"score": 0.5, metric: float(value)})
+    answer(rounds, "a", results=make_update().results | {"aggregated_model_validate": validated})
+    assert (metric in rounds.record()["metrics"]["aggregated_model_validate"]) is counts
+
+
+@pytest.mark.parametrize("bounds", [(1.0, 0.0), (0.0, 0.0), (0.0, np.inf), (np.nan, 1.0)])
+def test_bounds_that_are_none_are_refused(bounds):
+    with pytest.raises(ValidationError, match="metric_bounds of 'score' are"):
+        make_rounds(metric_bounds={"score": bounds})
+
+
+def test_a_best_metric_that_nobody_reports_is_an_error_at_the_first_validation():
+    rounds = make_rounds(also_best={"f1": "max"})
+    for envoy in "ab":
+        answer(rounds, envoy)
+    sentence = r"round 0: no envoy reports the metric 'f1'.*the validation task reports \['score'\]"
+    with pytest.raises(UnknownMetricError, match=sentence):
+        rounds.check_answers()
+
+
+def test_a_best_metric_that_some_reported_before_or_that_nobody_had_clips_for_is_no_error():
+    rounds = make_rounds(validate_every=1)
+    for envoy in "ab":
+        answer(rounds, envoy, valid_size=0)
+    rounds.check_answers()
+    next_round(rounds)
+    answer(rounds, "a", score=np.nan)
+    other = TaskResult(size=1, metrics={"other": 0.5})
+    answer(rounds, "b", results=make_update().results | {"aggregated_model_validate": other})
+    rounds.check_answers()
+    next_round(rounds)
+    for envoy in "ab":
+        answer(rounds, envoy, results={"aggregated_model_validate": other})
+    rounds.check_answers()
+
+
+def test_everything_that_counts_for_nothing_is_noted_with_who_and_why():
+    rounds = make_rounds(envoys="abcde", deadline_seconds=1)
+    answer(rounds, "a", size=0)
+    answer(rounds, "b", valid_size=0)
+    rounds.refuse("c", "update of envoy 'c': no good")
+    rounds.note("e", "left the experiment: killed")
+    answer(rounds, "e")
+    assert rounds.record()["notes"] == {
+        "a": ["no clips for task 'train': it counts for nothing there"],
+        "b": ["no clips for task 'aggregated_model_validate': it counts for nothing there"],
+        "c": ["update of envoy 'c': no good"],
+        "d": ["no answer when the round closed"],
+        "e": ["left the experiment: killed"],
+    }
+    next_round(rounds)
+    assert "e" not in rounds.notes()
+
+
+def test_a_flood_of_undefined_metrics_is_cut_short():
+    rounds = make_rounds()
+    metrics = {f"{number}" * 1000: np.nan for number in range(100)}
+    answer(
+        rounds, "a", results=make_update().results | {"aggregated_model_validate": TaskResult(size=1, metrics=metrics)}
+    )
+    notes = rounds.notes()["a"]
+    assert len(notes) == MAX_NOTES + 1
+    assert notes[-1] == f"and {100 - MAX_NOTES} more"
+    assert max(map(len, notes)) < 200
+
+
+def test_a_share_of_the_weight_that_is_limited_is_noted():
+    rounds = make_rounds(envoys="abc", aggregation=Aggregation(max_share=0.5))
+    for envoy, size in (("a", 10**9), ("b", 30), ("c", 10)):
+        answer(rounds, envoy, size=size)
+    assert rounds.notes() == {"a": ["weight 40 instead of 1000000000: the share of one update is limited"]}
+
+
+def test_a_trimmed_mean_that_would_trim_nobody_is_refused():
+    rounds = make_rounds(envoys="abc", aggregation=Aggregation(rule=TrimmedMean(share=0.1)))
+    sentence = "trimmed_mean with share 0.1 cuts nothing off 3 updates, .* takes 10 updates, or a share of at least 1/3"
+    with pytest.raises(ValueError, match=sentence):
+        rounds.check_members("abc")
+    rounds.check_members("abcdefghij")
+    for envoy in "abc":
+        answer(rounds, envoy)
+    with pytest.raises(RoundFailedError, match=f"round 0: {sentence}"):
+        rounds.check_answers()
+
+
+def test_a_median_may_be_of_any_number_of_updates():
+    make_rounds(aggregation=Aggregation(rule=Median())).check_members("a")

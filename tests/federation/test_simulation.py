@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from federation.aggregation import Aggregation, FedAdam
+from federation.aggregation import Aggregation, FedAdam, TrimmedMean
 from federation.participation import Participation
-from federation.rounds import TooFewUpdatesError
+from federation.rounds import TooFewUpdatesError, UnknownMetricError
 from federation.simulation import Simulation
 from federation.tensors import TensorFile, Tensors
 from federation.virtual_envoys import SimulationError
@@ -189,14 +189,32 @@ def test_many_clients_of_which_some_do_not_count(tmp_path):
     assert_weights(simulation, train_with_numpy(counted, 2))
 
 
-def test_a_metric_that_is_nan_is_refused(tmp_path):
+@pytest.mark.parametrize("undefined", [np.nan, None])
+def test_a_metric_that_is_undefined_on_one_client_is_said_and_its_training_counts(tmp_path, capsys, undefined):
     def measure(model, points, device):
-        return {"accuracy": np.nan if points.client == "b-2" else 1.0}
+        return {"accuracy": undefined if points.client == "b-2" else 1.0}
 
-    simulation = toy.simulate(tmp_path, CLIENTS, rounds=1, validate=measure)
-    sentence = "update of envoy 'b-2' for round 0: task 'aggregated_model_validate' reports {'accuracy': nan}"
-    assert simulation.records[0]["refused"] == {"b-2": sentence}
-    assert_weights(simulation, train_with_numpy(["a-4", "c-7"], 1))
+    simulation = Simulation(CLIENTS, toy.Points, tmp_path)
+    simulation.start("toy", **toy.arguments(rounds=1, validate=measure))
+    history = simulation.watch()
+    sentence = "metric 'accuracy' of task 'aggregated_model_validate' is nan: undefined, and left out of the mean"
+    assert simulation.records[0]["notes"] == {"b-2": [sentence]}
+    assert simulation.records[0]["refused"] == {}
+    assert history["left out"].tolist() == [f"b-2: {sentence}"] * 2
+    assert history["accuracy"].tolist() == [1.0, 1.0]
+    assert capsys.readouterr().out.count(f"b-2: {sentence}\n") == 2
+    assert_weights(simulation, train_with_numpy(CLIENTS, 1))
+
+
+def test_a_best_metric_that_no_client_reports_is_an_error_with_the_names_there_are(tmp_path):
+    with pytest.raises(UnknownMetricError, match=r"'f1'.*reports \['accuracy'\]"):
+        toy.simulate(tmp_path, CLIENTS, rounds=8, best=("f1", "max"), patience=2)
+
+
+def test_a_trim_of_nobody_is_refused_before_anybody_trains(tmp_path):
+    simulation = Simulation(CLIENTS, toy.Points, tmp_path)
+    with pytest.raises(ValueError, match="cuts nothing off 3 updates"):
+        simulation.start("toy", **toy.arguments(aggregation=Aggregation(rule=TrimmedMean(share=0.1))))
 
 
 def test_an_exception_of_a_task_names_client_and_round(tmp_path):

@@ -177,8 +177,6 @@ REFUSALS: dict[str, tuple[Callable[[Turn], None], str]] = {
     "half a clip": (lambda t: t.with_training(size=1.5), "size is 1.5"),
     "a size in words": (lambda t: t.with_training(size="4"), "size is '4'"),
     "no size": (lambda t: t.with_training(size=None), "size is None"),
-    "a metric that is NaN": (lambda t: t.with_metrics(loss=NAN), r"task 'train' reports .*loss.*nan"),
-    "a metric that is infinite": (lambda t: t.with_metrics(loss=INFINITY), r"task 'train' reports .*loss.*inf"),
     "a metric that is no number": (lambda t: t.with_metrics(loss="low"), "loss is 'low'"),
     "a thousand and one metrics": (lambda t: t.with_metrics(**dict.fromkeys(map(str, range(1001)), 0.5)), "1000"),
     "results of an unknown task": (
@@ -250,8 +248,18 @@ STOCK: dict[str, tuple[Callable[[Turn], None], str]] = {
         "metric 'loss'|tensor 'loss'",
     ),
 }
-HUGE = {"a metric as large as a number can be": (lambda t: t.with_metrics(loss=1.7e308), [True])}
-CASES = DROPPED | REFUSALS | UNREADABLE | STOCK | HUGE
+# The update counts, and the metric does not.
+LEFT_OUT: dict[str, tuple[Callable[[Turn], None], str]] = {
+    "a metric that is NaN": (lambda t: t.with_metrics(loss=NAN), "metric 'loss' of task 'train' is nan: undefined"),
+    "a metric that is infinite": (lambda t: t.with_metrics(loss=INFINITY), "'loss' of task 'train' is inf: undefined"),
+    "a metric as large as a number can be": (
+        lambda t: t.with_metrics(loss=1.7e308),
+        r"metric 'loss' of task 'train' is 1.7e\+308: outside its bounds",
+    ),
+}
+# Finite numbers that would make the model infinite: nothing is wrong with the form of it, so it is not sent back.
+TOO_LARGE = {"a weight of 3.4e38": (lambda t: t.with_tensor("0.weight", filled(t, "0.weight", 3.4e38)), "3.4e\\+38")}
+CASES = DROPPED | REFUSALS | UNREADABLE | STOCK | LEFT_OUT | TOO_LARGE
 
 
 def at_end(content: dict[str, Any]) -> dict[str, Any]:
@@ -365,6 +373,25 @@ def test_a_bad_update_of_an_openfl_envoy_is_kept_in_the_history_and_nobody_waits
     record = record_of(outcome, case)
     assert re.search(STOCK[case][1], record["refused"]["c"])
     assert record["missing"] == []
+
+
+@pytest.mark.parametrize("case", LEFT_OUT)
+def test_a_metric_that_is_left_out_is_said_and_the_update_counts(outcome, case):
+    assert [answer.counted for answer in outcome[0][case]] == [True]
+    record = record_of(outcome, case)
+    assert list(record["envoys"]) == ["a", "b", "c"]
+    assert "loss" not in record["envoys"]["c"]["train"]
+    assert record["refused"] == {}
+    (sentence,) = record["notes"]["c"]
+    assert re.search(LEFT_OUT[case][1], sentence), sentence
+
+
+@pytest.mark.parametrize("case", TOO_LARGE)
+def test_an_update_that_would_make_the_model_infinite_is_left_out_by_name(outcome, case):
+    assert [answer.counted for answer in outcome[0][case]] == [False]
+    record = record_of(outcome, case)
+    assert record["notes"].keys() == record["refused"].keys() == {"c"}
+    assert re.search(TOO_LARGE[case][1], record["refused"]["c"])
 
 
 def test_means_of_metrics_stay_finite(outcome):

@@ -133,6 +133,7 @@ def arguments(settings: Settings) -> dict[str, Any]:
         "task_keeper": task_keeper,
         "data_loader": HubertData(mask, settings.clusters),
         "best": ("masked_accuracy", "max") if settings.pretrains else ("loss", "min"),
+        "metric_bounds": {"masked_accuracy": (0, 1)},
         "corpus": LibriSpeechShardDescriptor.corpus,
     }
 

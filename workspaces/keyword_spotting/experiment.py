@@ -89,6 +89,7 @@ def arguments(settings: Settings) -> dict[str, Any]:
         "task_keeper": task_keeper,
         "data_loader": KeywordData() if is_wav2vec2 else EncoderData(settings.batch_size),
         "best": ("accuracy", "max"),
+        "metric_bounds": {"accuracy": (0, 1)},
         "corpus": SuperbShardDescriptor.corpus,
     }
 

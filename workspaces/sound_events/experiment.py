@@ -75,6 +75,7 @@ def arguments(settings: Settings) -> dict[str, Any]:
         "task_keeper": task_keeper,
         "data_loader": SoundEventData(settings.model.classes),
         "best": ("pr_auc", "max"),
+        "metric_bounds": {"pr_auc": (0, 1)},
         "corpus": Fsd50kShardDescriptor.corpus,
     }
 
