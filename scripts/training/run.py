@@ -12,7 +12,7 @@ from federation.definition import WeightsError
 from federation.interactive_api import DirectorError, ExperimentFailedError
 from federation.progress import TRAIN
 from federation.results import read_json_lines, write_json, write_json_lines, write_result
-from federation.rounds import TooFewUpdatesError
+from federation.rounds import RoundFailedError
 from federation.run_settings import RunSettings, SettingsError
 from federation.virtual_envoys import SimulationError
 from scripts.local_federation import StartError
@@ -30,7 +30,7 @@ EXPECTED_ERRORS = (
     SettingsError,
     SimulationError,
     StartError,
-    TooFewUpdatesError,
+    RoundFailedError,
     WeightsError,
 )
 
