@@ -7,7 +7,7 @@ AVX512_CORE_BF16 they are right.
 
 import logging
 from functools import cache, partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -110,5 +110,6 @@ def _outputs_and_gradients(
     with torch.autocast("cpu", precision, enabled=precision is not None):
         outputs = convolution(inputs)
     noise = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(1))
-    gradients = torch.autograd.grad(outputs, [inputs, convolution.weight], noise.to(outputs.dtype))
+    weight = cast(torch.Tensor, convolution.weight)
+    gradients = torch.autograd.grad(outputs, [inputs, weight], noise.to(outputs.dtype))
     return outputs.detach().float(), *(gradient.float() for gradient in gradients)
