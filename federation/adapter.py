@@ -1,6 +1,7 @@
 """OpenFL framework adapter for PyTorch that sends what is trained, and nothing else."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterator
 
 import numpy as np
@@ -27,8 +28,23 @@ START_AT_ZERO = (
 )
 
 
+# NumPy does not know them; each of their values is a float32 too.
+NARROW_FLOATS = (
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2,
+    torch.float8_e5m2fnuz,
+    torch.float8_e8m0fnu,
+)
+
+
 class FrameworkAdapterPlugin(FrameworkAdapterPluginInterface):
-    """Parameters that require a gradient, and buffers, go over the wire; frozen parameters stay on the node."""
+    """Parameters that require a gradient, and buffers, go over the wire; frozen parameters stay on the node.
+
+    One memory under several names (tied weights, views) goes once, under one of them. A complex tensor goes as a real
+    one with a last dimension of 2, a float that NumPy does not know as float32. Extra state of modules does not travel.
+    """
 
     @staticmethod
     def get_tensor_dict(
@@ -39,9 +55,9 @@ class FrameworkAdapterPlugin(FrameworkAdapterPluginInterface):
 
         With `optimizer`, its state too, as "optimizer.KEY.PARAMETER" (a state that does not exist yet is zero).
         """
-        tensors = {name: _to_array(tensor) for name, tensor in _travelling(model).items()}
+        tensors = {name: to_array(name, tensor) for name, tensor in travelling(model).items()}
         if optimizer is not None:
-            tensors |= {name: _to_array(state[key]) for name, state, key in _states(model, optimizer)}
+            tensors |= {name: to_array(name, state[key]) for name, state, key in _states(model, optimizer)}
         return tensors
 
     @staticmethod
@@ -56,9 +72,11 @@ class FrameworkAdapterPlugin(FrameworkAdapterPluginInterface):
         Raises ValueError, naming the tensors, when names or shapes are not those of the model.
         """
         # First, so that an optimizer's state is made where the parameters are.
-        own, wanted = _travelling(model), torch.device(device)
+        own, wanted = travelling(model), torch.empty(0, device=device).device  # "cuda" is "cuda:0"
         if any(tensor.device != wanted for tensor in own.values()):
-            own = _travelling(model.to(device))
+            move(model, device)
+            moved = model.state_dict()
+            own = {name: moved[name] for name in own}
         states = {} if optimizer is None else {name: (s, key) for name, s, key in _states(model, optimizer)}
         missing, extra = (own | states).keys() - tensor_dict.keys(), tensor_dict.keys() - (own | states).keys()
         if missing or extra:
@@ -82,13 +100,98 @@ def remember_weights(optimizer: torch.optim.Optimizer) -> None:
         group["w_old"] = [parameter.detach().clone() for parameter in group["params"]]
 
 
-def _travelling(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    # state_dict leaves out non-persistent buffers and names a shared parameter under each of its names;
-    # the values alias the model's memory, so they can be read and written in place.
-    tensors = model.state_dict(keep_vars=True).items()
+def travelling(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Trained parameters and buffers of `model` by name, each memory once. They are the model's own memory."""
+    tensors = _named_tensors(model)
+    names = [name for name, holder in _holders(tensors).items() if name == holder]
+    # Buffers first: where one holds a trained parameter and more, what is written to the parameter counts.
+    names.sort(key=lambda name: isinstance(tensors[name], Parameter))
+    return {name: tensors[name].detach() for name in names}
+
+
+def all_names(model: torch.nn.Module) -> dict[str, list[str]]:
+    """Every name of each tensor that travels, by the one under which it does."""
+    names = defaultdict(list)
+    for name, holder in _holders(_named_tensors(model)).items():
+        names[holder].append(name)
+    return dict(names)
+
+
+def move(model: torch.nn.Module, device: str) -> None:
+    """Move `model` to `device`, where what was one memory is one again.
+
+    torch moves shared buffers and views one by one.
+    """
+    tensors = _named_tensors(model)
+    shared = [
+        (name, holder, tensors[name].size(), tensors[name].stride(), _offset(tensors[holder], tensors[name]))
+        for name, holder in _holders(tensors).items()
+        if name != holder and tensors[name].dtype == tensors[holder].dtype
+    ]
+    model.to(device)
+    moved = _named_tensors(model)
+    for name, holder, size, stride, offset in shared:
+        if moved[name] is not moved[holder]:
+            whole = moved[holder].data
+            moved[name].data = whole.as_strided(size, stride, whole.storage_offset() + offset)
+
+
+def _offset(whole: torch.Tensor, part: torch.Tensor) -> int:
+    return 0 if whole is part else (part.data_ptr() - whole.data_ptr()) // whole.element_size()
+
+
+def _named_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters, also frozen ones, and persistent buffers, under each of their names; not extra state."""
     return {
-        name: tensor.detach() for name, tensor in tensors if tensor.requires_grad or not isinstance(tensor, Parameter)
+        name: value
+        for name, value in model.state_dict(keep_vars=True).items()
+        if isinstance(value, torch.Tensor) and name.rpartition(".")[2] != "_extra_state"
     }
+
+
+def _holders(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
+    """For each name the one under which its memory travels; without frozen parameters of which nothing is trained.
+
+    A tensor is held by itself, or by one whose memory includes all of its own. What is trained is held by a parameter.
+    """
+    first: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        first.setdefault(id(tensor), name)
+    holders: dict[str, str] = {}
+    reach: dict[bool, tuple[torch.device, int, str]] = {}  # by whether it is trained: where the furthest tensor ends
+    known: dict[tuple, str] = {}
+    for name in sorted(first.values(), key=lambda name: _place(tensors[name])):
+        tensor, (start, end) = tensors[name], _span(tensors[name])
+        frozen = isinstance(tensor, Parameter) and not tensor.requires_grad
+        geometry = (tensor.device, start, tensor.dtype, tensor.shape, tensor.stride()) if end > start else (name,)
+        candidates = [reach.get(True)] if tensor.requires_grad else [reach.get(True), reach.get(False)]
+        covering = [r[2] for r in candidates if r and r[0] == tensor.device and start < end <= r[1]]
+        if geometry in known or covering:
+            holders[name] = known.get(geometry) or covering[0]
+        elif not frozen:
+            holders[name] = known[geometry] = name
+            furthest = reach.get(tensor.requires_grad)
+            if end - start == tensor.nbytes and not (furthest and furthest[0] == tensor.device and furthest[1] >= end):
+                reach[tensor.requires_grad] = (tensor.device, end, name)
+    return {name: holders[first[id(tensor)]] for name, tensor in tensors.items() if first[id(tensor)] in holders}
+
+
+def _place(tensor: torch.Tensor) -> tuple[str, int, int, int]:
+    """Sorts by memory, wider tensors first, and of equal ones what is trained, then buffers."""
+    start, end = _span(tensor)
+    kind = 0 if tensor.requires_grad else 1 + isinstance(tensor, Parameter)
+    return str(tensor.device), start, -end, kind
+
+
+def _span(tensor: torch.Tensor) -> tuple[int, int]:
+    """Addresses of the first byte of `tensor` and of the one behind its last; equal where it has no plain memory."""
+    if tensor.layout is not torch.strided or tensor.numel() == 0 or tensor.is_meta:
+        return 0, 0
+    start = tensor.data_ptr()
+    if tensor.is_contiguous():
+        return start, start + tensor.nbytes
+    last = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return start, start + (last + 1) * tensor.element_size()
 
 
 def _states(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, dict, str]]:
@@ -136,17 +239,29 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _to_array(value: torch.Tensor | float) -> np.ndarray:
+def to_array(name: str, value: torch.Tensor | float) -> np.ndarray:
+    """`value` as it travels; on the CPU its own memory where that is possible.
+
+    Raises ValueError, with `name`, for a type that has no such form (sparse, quantised, packed).
+    """
     if not isinstance(value, torch.Tensor):
         return np.array(value, np.float32)
-    # NumPy has no bfloat16.
-    value = value.float() if value.dtype == torch.bfloat16 else value
-    return value.numpy(force=True)
+    try:
+        if value.is_complex():
+            value = torch.view_as_real(value.resolve_conj())
+        elif value.dtype in NARROW_FLOATS:
+            value = value.float()
+        return value.numpy(force=True)
+    except (TypeError, RuntimeError) as error:
+        kind = value.dtype if value.layout is torch.strided else value.layout
+        raise ValueError(f"tensor '{name}' is {kind}, which cannot travel: {error}") from None
 
 
 def _copy_into(name: str, tensor: torch.Tensor, value: np.ndarray) -> None:
-    if tuple(tensor.shape) != value.shape:
-        raise ValueError(f"tensor '{name}' has shape {value.shape}, the model's is {tuple(tensor.shape)}")
+    shape = (*tensor.shape, 2) if tensor.is_complex() else tuple(tensor.shape)
+    if shape != value.shape:
+        raise ValueError(f"tensor '{name}' has shape {value.shape}, the model's is {shape}")
     # As np.require, which takes longer than the copy of a small tensor.
     plain = value.flags.c_contiguous and value.flags.writeable
-    tensor.copy_(torch.from_numpy(value if plain else np.array(value, order="C")))
+    given = torch.from_numpy(value if plain else np.array(value, order="C"))
+    tensor.copy_(torch.view_as_complex(given) if tensor.is_complex() else given)

@@ -12,18 +12,15 @@ from openfl.interface.aggregation_functions import WeightedAverage
 from openfl.interface.interactive_api import experiment as openfl_experiment
 from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
 
-from federation.adapter import remember_weights
+from federation.adapter import all_names, remember_weights
 from federation.aggregation import Aggregation
 from federation.participation import Participation
 from federation.plan import BestModel, Direction, ExperimentPlan, Task
+from federation.pretrained import read_weights
 from federation.progress import TRAIN, VALIDATE
-from federation.tensors import TensorFile, TensorFormatError, Tensors
+from federation.tensors import Tensors
 
 OPT_TREATMENTS = ("RESET", "CONTINUE_LOCAL", "CONTINUE_GLOBAL")
-
-
-class WeightsError(ValueError):
-    """A file of weights that no model can start from; the message names the tensor."""
 
 
 class ModelInterface(openfl_experiment.ModelInterface):
@@ -56,13 +53,12 @@ class ModelInterface(openfl_experiment.ModelInterface):
         self._weights: Path | None = None
 
     def start_from(self, weights: str | Path) -> None:
-        """Let experiments begin with the weights in a safetensors file, or in `model.safetensors` of a folder.
+        """Let experiments begin with the weights in a safetensors file, or in a folder that `save_pretrained` wrote.
 
         They are read where the experiment is started, and nowhere else. Frozen weights do not travel, so they stay as
         the recipe builds them.
         """
-        path = Path(weights)
-        self._weights = path / "model.safetensors" if path.is_dir() else path
+        self._weights = Path(weights)
 
     def provide_model(self) -> torch.nn.Module:
         """The model of this process, built at the first call."""
@@ -82,20 +78,34 @@ class ModelInterface(openfl_experiment.ModelInterface):
     def initial_tensors(self, with_optimizer: bool) -> Tensors:
         """What travels of the model as it is built, and with `with_optimizer` of its optimizer.
 
-        Raises ValueError, naming the pattern, if one of `local_tensors` matches nothing; WeightsError, naming the
-        tensor, if the file of `start_from` does not fit.
+        Raises ValueError, naming the pattern, if one of `local_tensors` matches nothing, or only some of the names of
+        one memory; WeightsError, naming the tensor, if what `start_from` names does not fit.
         """
         adapter = Plan.build(self.framework_plugin, {})
         optimizer = self.provide_optimizer() if with_optimizer else None
         tensors = adapter.get_tensor_dict(self.provide_model(), optimizer)
         if self._weights is not None:
-            tensors |= _read_weights(self._weights, adapter.get_tensor_dict(self.provide_model()))
+            tensors |= read_weights(self._weights, self.provide_model())
+        local = self._local_names(tensors)
+        return {name: tensor for name, tensor in tensors.items() if name not in local}
+
+    def _local_names(self, tensors: Tensors) -> set[str]:
+        """Those of `tensors` that a pattern of `local_tensors` matches, under all names that their memory has."""
+        names = {name: [name] for name in tensors} | all_names(self.provide_model())
+        matched = set()
         for pattern in self.local_tensors:
-            matching = [name for name in tensors if fnmatchcase(name, pattern)]
+            matching = {each for others in names.values() for each in others if fnmatchcase(each, pattern)}
             if not matching:
                 raise ValueError(f"local_tensors: '{pattern}' matches no trained tensor, e.g. {sorted(tensors)[:3]}")
-            tensors = {name: tensor for name, tensor in tensors.items() if name not in matching}
-        return tensors
+            matched |= matching
+        for others in names.values():
+            local = matched.intersection(others)
+            if local and len(local) < len(others):
+                raise ValueError(
+                    f"local_tensors: '{min(local)}' is one memory with {sorted(set(others) - local)}, which no pattern "
+                    "matches: it stays on the node under all of its names or under none"
+                )
+        return matched
 
     def model_with(self, tensors: Tensors) -> torch.nn.Module:
         """A new model with these weights. What stays on the nodes is in it as it is at the start."""
@@ -108,20 +118,6 @@ class ModelInterface(openfl_experiment.ModelInterface):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_built": None}
-
-
-def _read_weights(path: Path, like: Tensors) -> Tensors:
-    """The tensors of `like`, as they are in the file. Raises WeightsError if one is not, or has another shape."""
-    try:
-        with TensorFile(path) as file:
-            weights = file.load()
-    except (OSError, TensorFormatError) as error:
-        raise WeightsError(f"the weights to start from cannot be read: {path}: {error}") from None
-    for name, tensor in like.items():
-        found = f"{weights[name].dtype}{weights[name].shape}" if name in weights else "not there"
-        if found != f"{tensor.dtype}{tensor.shape}":
-            raise WeightsError(f"{path} does not fit: '{name}' should be {tensor.dtype}{tensor.shape}, and is {found}")
-    return {name: weights[name] for name in like}
 
 
 @dataclass(frozen=True)

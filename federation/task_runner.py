@@ -1,5 +1,6 @@
 """OpenFL's task runner, made to run the tasks of one client: on an envoy, or in a simulation."""
 
+import copy
 import faulthandler
 import logging
 import math
@@ -129,6 +130,11 @@ class TaskRunner(CoreTaskRunner):
         super().set_model_provider(model_provider)
         self._modes = [(module, module.training) for module in self.model.modules()]
         self._parameters = list(self.model.parameters())
+        self._extra_states = [
+            (module, copy.deepcopy(module.get_extra_state()))
+            for module in self.model.modules()
+            if type(module).get_extra_state is not torch.nn.Module.get_extra_state
+        ]
 
     @property
     def optimizer_travels(self) -> bool:
@@ -139,12 +145,14 @@ class TaskRunner(CoreTaskRunner):
 
     def rebuild_model(self, input_tensor_dict: Tensors, validation: bool = False, device: str = "cpu") -> None:
         """Write the tensors into the model, and treat the optimizer as the experiment says."""
-        # The task before, which may have been another client's, leaves neither gradients nor modes.
+        # The task before, which may have been another client's, leaves neither gradients, nor modes, nor extra state.
         for parameter in self._parameters:
             parameter.grad = None
         for module, training in self._modes:
             if module.training != training:  # setting it takes a hundred times as long as reading it
                 module.training = training
+        for module, state in self._extra_states:
+            module.set_extra_state(copy.deepcopy(state))
         if self.opt_treatment != "CONTINUE_LOCAL":
             state = self.optimizer.state
             self.reset_opt_vars()

@@ -31,7 +31,7 @@ MAX_METADATA_CHARACTERS = 64 << 10
 METADATA_KEY = "openfl_audio"
 DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1",
-    "U8": "<u1", "BOOL": "|b1",
+    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "<u1", "BOOL": "|b1",
 }  # fmt: skip
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
@@ -97,7 +97,8 @@ class Header:
         content: dict[str, Any] = {"__metadata__": {METADATA_KEY: json.dumps(self.metadata)}}
         for name, entry in self.entries.items():
             if entry.dtype not in NAMES:
-                raise TensorFormatError(f"tensor '{name}' is {entry.dtype}, which safetensors cannot hold")
+                known = ", ".join(map(str, NAMES))
+                raise TensorFormatError(f"tensor '{name}' is {entry.dtype}, which cannot travel: use one of {known}")
             offsets = [entry.start, entry.start + entry.n_bytes]
             content[name] = {"dtype": NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": offsets}
         text = json.dumps(content, separators=(",", ":")).encode()

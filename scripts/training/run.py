@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from federation.certificates import CertificateError
-from federation.definition import WeightsError
 from federation.interactive_api import DirectorError, ExperimentFailedError
+from federation.pretrained import WeightsError
 from federation.progress import TRAIN
 from federation.results import read_json_lines, write_json, write_json_lines, write_result
 from federation.rounds import RoundFailedError

@@ -6,6 +6,8 @@ import torch
 from openfl.utilities.optimizers.torch import FedProxAdam
 
 from federation.adapter import FrameworkAdapterPlugin as Adapter
+from federation.adapter import move
+from federation.tensors import TensorFile, write_tensors
 
 
 @pytest.fixture
@@ -198,3 +200,122 @@ def test_a_missing_state_raises_and_is_named():
     optimizer = OPTIMIZERS["Adam"](network.parameters())
     with pytest.raises(ValueError, match=r"missing \['optimizer.exp_avg.0.bias', 'optimizer.exp_avg.0.weight'"):
         Adapter.set_tensor_dict(network, Adapter.get_tensor_dict(network), optimizer)
+
+
+class Tied(torch.nn.Module):
+    """Two layers of one weight; `how` says what the second one has of it."""
+
+    def __init__(self, how: str = "the same") -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(2, 2, bias=False)
+        self.second = torch.nn.Linear(2, 2, bias=False)
+        weight = self.first.weight
+        if how == "the same":
+            self.second.weight = weight
+        elif how == "a view":
+            self.second.weight = torch.nn.Parameter(weight.detach())
+        elif how == "transposed":
+            self.second.weight = torch.nn.Parameter(weight.detach().t())
+        elif how == "frozen":
+            self.second.weight = torch.nn.Parameter(weight.detach(), requires_grad=False)
+        elif how == "a row in a buffer":
+            del self.second
+            self.register_buffer("row", weight.detach()[1])
+
+
+@pytest.mark.parametrize("how", ["the same", "a view", "transposed", "frozen", "a row in a buffer"])
+def test_one_memory_under_two_names_travels_once(how):
+    network, other = Tied(how), Tied(how)
+    tensors = Adapter.get_tensor_dict(network)
+    assert tensors.keys() == {"first.weight"}
+    Adapter.set_tensor_dict(other, tensors)
+    torch.testing.assert_close(other.state_dict(), network.state_dict())
+
+
+def test_a_buffer_that_two_modules_share_travels_once():
+    network = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2))
+    network[1].running_mean = network[0].running_mean
+    assert "0.running_mean" in Adapter.get_tensor_dict(network)
+    assert "1.running_mean" not in Adapter.get_tensor_dict(network)
+
+
+def test_parts_of_a_buffer_that_do_not_overlap_and_are_trained_all_travel():
+    flat = torch.arange(6.0)
+    network = torch.nn.Module()
+    network.register_parameter("left", torch.nn.Parameter(flat[:2]))
+    network.register_parameter("right", torch.nn.Parameter(flat[2:]))
+    network.register_buffer("flat", flat)
+    # What is written to the parameters counts, whatever became of the buffer.
+    tensors = {name: tensor.copy() for name, tensor in Adapter.get_tensor_dict(network).items()}
+    assert tensors.keys() == {"left", "right", "flat"}
+    Adapter.set_tensor_dict(network, tensors | {"flat": np.zeros(6, np.float32), "left": np.ones(2, np.float32)})
+    assert network.flat.tolist() == [1, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("how", ["a view", "transposed", "frozen", "a row in a buffer"])
+def test_what_was_one_memory_is_one_on_another_device(how):
+    network = Tied(how)
+    move(network, "meta")
+    tensors = network.state_dict(keep_vars=True)
+    first, second = tensors.pop("first.weight"), tensors.popitem()[1]
+    assert second.untyped_storage()._cdata == first.untyped_storage()._cdata
+    assert second.stride() == {"transposed": (1, 2), "a row in a buffer": (1,)}.get(how, (2, 1))
+    assert second.storage_offset() == (2 if how == "a row in a buffer" else 0)
+
+
+def test_the_state_of_a_tied_weight_travels_once():
+    network = Tied()
+    optimizer = OPTIMIZERS["SGD with momentum"](network.parameters())
+    names = {"first.weight", "optimizer.momentum_buffer.first.weight"}
+    assert Adapter.get_tensor_dict(network, optimizer).keys() == names
+
+
+FLOAT8 = [torch.float8_e4m3fn, torch.float8_e5m2]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64, torch.bool, torch.complex64, *FLOAT8])
+def test_buffers_of_other_types_travel_through_a_file_without_loss(tmp_path, dtype):
+    network, other = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    values = torch.polar(torch.ones(3), torch.arange(3.0)) if dtype.is_complex else torch.tensor([0.0, 1, 2]).to(dtype)
+    network.register_buffer("odd", values)
+    other.register_buffer("odd", torch.zeros_like(values))
+    write_tensors(tmp_path / "model", Adapter.get_tensor_dict(network), {})
+    with TensorFile(tmp_path / "model") as file:
+        Adapter.set_tensor_dict(other, file.load())
+    assert other.odd.dtype == dtype
+    assert (
+        other.odd.tolist() == network.odd.tolist() if dtype not in FLOAT8 else other.odd.float().tolist() == [0, 1, 2]
+    )
+
+
+def test_a_complex_parameter_is_written_with_its_optimizer_state():
+    networks = [torch.nn.ParameterList([torch.tensor([1 + 2j, 3j])]) for _ in range(2)]
+    optimizers = [OPTIMIZERS["SGD with momentum"](network.parameters()) for network in networks]
+    networks[0][0].grad = torch.tensor([1j, 2.0 + 0j])
+    optimizers[0].step()
+    tensors = Adapter.get_tensor_dict(networks[0], optimizers[0])
+    assert tensors["0"].shape == (2, 2)
+    Adapter.set_tensor_dict(networks[1], tensors, optimizers[1])
+    torch.testing.assert_close(networks[1][0], networks[0][0], rtol=0, atol=0)
+    state = optimizers[1].state[networks[1][0]]["momentum_buffer"]
+    torch.testing.assert_close(state, optimizers[0].state[networks[0][0]]["momentum_buffer"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("values", [torch.ones(2, 2).to_sparse(), torch.empty(2, dtype=torch.bits8)])
+def test_a_buffer_that_cannot_travel_is_named(values):
+    network = torch.nn.Linear(1, 1)
+    network.register_buffer("odd", values)
+    with pytest.raises(ValueError, match=r"tensor 'odd' is torch\..*, which cannot travel"):
+        Adapter.get_tensor_dict(network)
+
+
+class Counting(torch.nn.Linear):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"steps": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.steps = state["steps"]
+
+
+def test_extra_state_does_not_travel():
+    assert Adapter.get_tensor_dict(Counting(1, 1)).keys() == {"weight", "bias"}

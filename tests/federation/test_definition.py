@@ -6,9 +6,11 @@ import pytest
 import torch
 from openfl.interface.aggregation_functions import Median
 from openfl.interface.interactive_api.experiment import TaskInterface
+from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from federation.definition import Definition, ModelInterface, WeightsError, define
+from federation.definition import Definition, ModelInterface, define
 from federation.participation import Participation
+from federation.pretrained import WeightsError
 from federation.tensors import write_tensors
 from tests.federation import toy
 
@@ -168,3 +170,59 @@ def test_weights_that_do_not_fit_are_refused_with_the_tensors_name(tmp_path, wei
     interface.start_from(path)
     with pytest.raises(WeightsError, match=sentence):
         interface.initial_tensors(with_optimizer=False)
+
+
+def whisper() -> WhisperForConditionalGeneration:
+    """A tiny one, whose output layer is its embedding."""
+    small = dict.fromkeys(("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads"), 1)
+    sizes = dict.fromkeys(("d_model", "encoder_ffn_dim", "decoder_ffn_dim", "vocab_size"), 8)
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    config = WhisperConfig(**small, **sizes, **tokens, max_source_positions=4, max_target_positions=4)
+    return WhisperForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shards", [{}, {"max_shard_size": "2KB"}], ids=["whole", "in shards"])
+def test_what_save_pretrained_wrote_is_started_from(tmp_path, dtype, shards):
+    saved = whisper().to(dtype)
+    saved.save_pretrained(tmp_path, **shards)
+    assert (tmp_path / "model.safetensors").exists() == (not shards)
+    interface = ModelInterface(whisper, toy.PLAIN)
+    interface.start_from(tmp_path)
+    tensors = interface.initial_tensors(with_optimizer=False)
+    assert {tensor.dtype for tensor in tensors.values()} == {np.dtype(np.float32)}
+    made = interface.model_with(tensors).state_dict()
+    for name, value in saved.state_dict().items():
+        torch.testing.assert_close(made[name], value.float(), rtol=0, atol=0)
+
+
+def test_a_shard_that_is_missing_is_named(tmp_path):
+    whisper().save_pretrained(tmp_path, max_shard_size="2KB")
+    next(iter(tmp_path.glob("model-*.safetensors"))).unlink()
+    interface = ModelInterface(whisper, toy.PLAIN)
+    interface.start_from(tmp_path)
+    with pytest.raises(WeightsError, match=r"cannot be read: .*model-0000.*\.safetensors"):
+        interface.initial_tensors(with_optimizer=False)
+
+
+def test_a_folder_without_weights_is_refused_with_what_it_has(tmp_path):
+    (tmp_path / "pytorch_model.bin").touch()
+    interface = ModelInterface(toy.Line, toy.PLAIN)
+    interface.start_from(tmp_path)
+    with pytest.raises(WeightsError, match=r"neither model.safetensors nor .*, but \['pytorch_model.bin'\]"):
+        interface.initial_tensors(with_optimizer=False)
+
+
+def tied_pair() -> torch.nn.Module:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False))
+    model[1].weight = model[0].weight
+    return model
+
+
+def test_a_tied_weight_stays_on_its_node_under_all_of_its_names_or_under_none():
+    assert ModelInterface(tied_pair, toy.PLAIN).initial_tensors(with_optimizer=False).keys() == {"0.weight"}
+    local = ModelInterface(tied_pair, toy.PLAIN, local_tensors=["1.*", "0.*"])
+    assert not local.initial_tensors(with_optimizer=False)
+    for pattern, other in (("0.*", "1.weight"), ("1.*", "0.weight")):
+        with pytest.raises(ValueError, match=rf"one memory with \['{other}'\], which no pattern matches"):
+            ModelInterface(tied_pair, toy.PLAIN, local_tensors=[pattern]).initial_tensors(with_optimizer=False)
