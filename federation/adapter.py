@@ -171,7 +171,9 @@ def _holders(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
         elif not frozen:
             holders[name] = known[geometry] = name
             furthest = reach.get(tensor.requires_grad)
-            if end - start == tensor.nbytes and not (furthest and furthest[0] == tensor.device and furthest[1] >= end):
+            if start < end == start + tensor.nbytes and not (
+                furthest and furthest[0] == tensor.device and furthest[1] >= end
+            ):
                 reach[tensor.requires_grad] = (tensor.device, end, name)
     return {name: holders[first[id(tensor)]] for name, tensor in tensors.items() if first[id(tensor)] in holders}
 
