@@ -71,12 +71,8 @@ class FrameworkAdapterPlugin(FrameworkAdapterPluginInterface):
 
         Raises ValueError, naming the tensors, when names or shapes are not those of the model.
         """
-        # First, so that an optimizer's state is made where the parameters are.
-        own, wanted = travelling(model), torch.empty(0, device=device).device  # "cuda" is "cuda:0"
-        if any(tensor.device != wanted for tensor in own.values()):
-            move(model, device)
-            moved = model.state_dict()
-            own = {name: moved[name] for name in own}
+        move(model, device)  # first, so that an optimizer's state is made where the parameters are
+        own = travelling(model)
         states = {} if optimizer is None else {name: (s, key) for name, s, key in _states(model, optimizer)}
         missing, extra = (own | states).keys() - tensor_dict.keys(), tensor_dict.keys() - (own | states).keys()
         if missing or extra:
@@ -103,7 +99,8 @@ def remember_weights(optimizer: torch.optim.Optimizer) -> None:
 def travelling(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Trained parameters and buffers of `model` by name, each memory once. They are the model's own memory."""
     tensors = _named_tensors(model)
-    names = [name for name, holder in _holders(tensors).items() if name == holder]
+    holders = _holders(tensors)
+    names = [name for name in tensors if holders.get(name) == name]
     # Buffers first: where one holds a trained parameter and more, what is written to the parameter counts.
     names.sort(key=lambda name: isinstance(tensors[name], Parameter))
     return {name: tensors[name].detach() for name in names}
@@ -118,26 +115,31 @@ def all_names(model: torch.nn.Module) -> dict[str, list[str]]:
 
 
 def move(model: torch.nn.Module, device: str) -> None:
-    """Move `model` to `device`, where what was one memory is one again.
-
-    torch moves shared buffers and views one by one.
-    """
+    """Move `model` to `device`, where what was one memory is one again: torch moves shared buffers and views apart."""
     tensors = _named_tensors(model)
-    shared = [
-        (name, holder, tensors[name].size(), tensors[name].stride(), _offset(tensors[holder], tensors[name]))
+    wanted = torch.empty(0, device=device).device  # "cuda" is "cuda:0"
+    if all(tensor.device == wanted for tensor in tensors.values()):
+        return
+    parts = {
+        name: (holder, _place_in(tensors[holder], tensors[name]))
         for name, holder in _holders(tensors).items()
-        if name != holder and tensors[name].dtype == tensors[holder].dtype
-    ]
+        if tensors[name] is not tensors[holder] and tensors[name].dtype == tensors[holder].dtype
+    }
     model.to(device)
     moved = _named_tensors(model)
-    for name, holder, size, stride, offset in shared:
-        if moved[name] is not moved[holder]:
-            whole = moved[holder].data
-            moved[name].data = whole.as_strided(size, stride, whole.storage_offset() + offset)
+    for name, (holder, place) in parts.items():
+        whole = moved[holder].data
+        if place:
+            shape, strides, offset = place
+            whole = whole.as_strided(shape, strides, whole.storage_offset() + offset)
+        moved[name].data = whole
 
 
-def _offset(whole: torch.Tensor, part: torch.Tensor) -> int:
-    return 0 if whole is part else (part.data_ptr() - whole.data_ptr()) // whole.element_size()
+def _place_in(whole: torch.Tensor, part: torch.Tensor) -> tuple[torch.Size, tuple[int, ...], int] | None:
+    """Shape, strides and first element of `part` in `whole`; None if it is all of it."""
+    offset = (part.data_ptr() - whole.data_ptr()) // whole.element_size()
+    place = part.shape, part.stride(), offset
+    return None if place == (whole.shape, whole.stride(), 0) else place
 
 
 def _named_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -152,48 +154,43 @@ def _named_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def _holders(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
     """For each name the one under which its memory travels; without frozen parameters of which nothing is trained.
 
-    A tensor is held by itself, or by one whose memory includes all of its own. What is trained is held by a parameter.
+    A tensor is held by the first of those that include all of its memory: of trained ones, then of buffers, the
+    largest. So a trained tensor is never held by one that is not.
     """
-    first: dict[int, str] = {}
-    for name, tensor in tensors.items():
-        first.setdefault(id(tensor), name)
+    spans = {name: _span(tensor) for name, tensor in tensors.items()}
+
+    def rank(name: str) -> tuple[bool, bool, int]:
+        return not tensors[name].requires_grad, isinstance(tensors[name], Parameter), -len(spans[name])
+
+    def includes(whole: str, part: str) -> bool:
+        a, b = tensors[whole], tensors[part]
+        if a is b or not spans[part]:
+            return a is b
+        if len(spans[whole]) == a.nbytes:  # without gaps
+            return spans[whole].start <= spans[part].start and spans[part].stop <= spans[whole].stop
+        return (spans[whole], a.dtype, a.shape, a.stride()) == (spans[part], b.dtype, b.shape, b.stride())
+
     holders: dict[str, str] = {}
-    reach: dict[bool, tuple[torch.device, int, str]] = {}  # by whether it is trained: where the furthest tensor ends
-    known: dict[tuple, str] = {}
-    for name in sorted(first.values(), key=lambda name: _place(tensors[name])):
-        tensor, (start, end) = tensors[name], _span(tensors[name])
-        frozen = isinstance(tensor, Parameter) and not tensor.requires_grad
-        geometry = (tensor.device, start, tensor.dtype, tensor.shape, tensor.stride()) if end > start else (name,)
-        candidates = [reach.get(True)] if tensor.requires_grad else [reach.get(True), reach.get(False)]
-        covering = [r[2] for r in candidates if r and r[0] == tensor.device and start < end <= r[1]]
-        if geometry in known or covering:
-            holders[name] = known.get(geometry) or covering[0]
-        elif not frozen:
-            holders[name] = known[geometry] = name
-            furthest = reach.get(tensor.requires_grad)
-            if start < end == start + tensor.nbytes and not (
-                furthest and furthest[0] == tensor.device and furthest[1] >= end
-            ):
-                reach[tensor.requires_grad] = (tensor.device, end, name)
-    return {name: holders[first[id(tensor)]] for name, tensor in tensors.items() if first[id(tensor)] in holders}
+    in_storage = defaultdict[int, list[str]](list)
+    for name in sorted(tensors, key=rank):
+        tensor = tensors[name]
+        neighbours = in_storage[tensor.untyped_storage().data_ptr() if spans[name] else id(tensor)]
+        holder = next((each for each in neighbours if includes(each, name)), None)
+        if holder is None and (tensor.requires_grad or not isinstance(tensor, Parameter)):
+            neighbours.append(name)
+            holder = name
+        if holder is not None:
+            holders[name] = holder
+    return holders
 
 
-def _place(tensor: torch.Tensor) -> tuple[str, int, int, int]:
-    """Sorts by memory, wider tensors first, and of equal ones what is trained, then buffers."""
-    start, end = _span(tensor)
-    kind = 0 if tensor.requires_grad else 1 + isinstance(tensor, Parameter)
-    return str(tensor.device), start, -end, kind
-
-
-def _span(tensor: torch.Tensor) -> tuple[int, int]:
-    """Addresses of the first byte of `tensor` and of the one behind its last; equal where it has no plain memory."""
-    if tensor.layout is not torch.strided or tensor.numel() == 0 or tensor.is_meta:
-        return 0, 0
+def _span(tensor: torch.Tensor) -> range:
+    """Addresses of the bytes from the first to the last of `tensor`; empty where it has no plain memory."""
+    if type(tensor) not in (torch.Tensor, Parameter) or tensor.layout is not torch.strided or tensor.numel() == 0:
+        return range(0)
     start = tensor.data_ptr()
-    if tensor.is_contiguous():
-        return start, start + tensor.nbytes
     last = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return start, start + (last + 1) * tensor.element_size()
+    return range(start, start + (last + 1) * tensor.element_size()) if start else range(0)  # 0 on the meta device
 
 
 def _states(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, dict, str]]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from openfl.federated.task.task_runner import CoreTaskRunner
 
-from federation.adapter import remember_weights
+from federation.adapter import move, remember_weights
 from federation.aggregation import are_finite
 from federation.client_states import ClientStates
 from federation.plan import Task
@@ -52,7 +52,7 @@ class TaskRunner(CoreTaskRunner):
             return self._run_in_turn(tasks, round_number, client, model, device)
         initial = self._initial_local
         # An optimizer's state is put where the parameters are.
-        self.model.to(device)
+        move(self.model, device)
         local, optimizer = self.states.load(client, round_number)
         if self.states.keeps_optimizer:
             self.optimizer = self.model_provider.provide_optimizer()
