@@ -13,6 +13,11 @@ from federation.plan import ExperimentPlan, Task, is_better
 from federation.wire import TaskResult, UpdateMessage
 
 Results = dict[str, TaskResult]
+# What is said of a task for which an envoy had no clips, or too few; whether the task trains.
+_NOTHING_DONE = {
+    True: "task '{}' trained on no clips: its update does not count",
+    False: "no clips for task '{}': its metrics are those of the others",
+}
 # An envoy may report a thousand metrics, and each may be undefined.
 MAX_NOTES = 10
 
@@ -224,7 +229,7 @@ class Rounds:
         for envoy, results in self.results.items():
             for task in self.asked.get(envoy, []):
                 if results[task.name].size == 0:
-                    yield envoy, f"no clips for task '{task.name}': it counts for nothing there"
+                    yield envoy, _NOTHING_DONE[task.task_type == "train"].format(task.name)
                 for metric, value in results[task.name].metrics.items():
                     if fault := self._fault_of(metric, value):
                         yield envoy, f"metric '{metric[:64]}' of task '{task.name}' is {value:g}: {fault}"

@@ -544,8 +544,8 @@ def test_everything_that_counts_for_nothing_is_noted_with_who_and_why():
     rounds.note("e", "left the experiment: killed")
     answer(rounds, "e")
     assert rounds.record()["notes"] == {
-        "a": ["no clips for task 'train': it counts for nothing there"],
-        "b": ["no clips for task 'aggregated_model_validate': it counts for nothing there"],
+        "a": ["task 'train' trained on no clips: its update does not count"],
+        "b": ["no clips for task 'aggregated_model_validate': its metrics are those of the others"],
         "c": ["update of envoy 'c': no good"],
         "d": ["no answer when the round closed"],
         "e": ["left the experiment: killed"],

@@ -55,8 +55,12 @@ def test_the_executed_notebook_shows_a_row_a_round(run):
         "".join(output["text"] for output in cell.get("outputs", ()) if output.output_type == "stream")
         for cell in notebook.cells
     ]
-    tables = [text.splitlines() for text in printed if text.lstrip().startswith("round")]
-    assert [[line.split()[0] for line in table] for table in tables] == [["round", "0", "1", "2"]] * 2
+    federated, alone = [text.splitlines() for text in printed if text.lstrip().startswith("round")]
+    # Of nine speakers one validates. The envoys that do not have it are named below each row.
+    named = "envoy_2, envoy_3: no clips for task 'aggregated_model_validate': its metrics are those of the others"
+    assert [line.strip() for line in federated[2::2]] == [named] * 3
+    for rows in (federated[:1] + federated[1::2], alone):
+        assert [row.split()[0] for row in rows] == ["round", "0", "1", "2"]
     assert any("from a random start" in text for text in printed)
 
 

@@ -151,11 +151,14 @@ def plot(records: list[dict[str, Any]], settings: Settings, data: Path, clients:
 
 
 def plot_comparison(histories: Mapping[str, list[dict[str, Any]]], path: Path) -> None:
-    """SI-SDR improvement of several runs by round, for one noise; the best of the run "centralized" is a bound."""
+    """SI-SDR improvement of several runs by round, for one noise; the best of the run "centralized" is a bound.
+
+    Alone, that run is a curve.
+    """
     from workspaces.speech_enhancement.plots import plot_si_sdri
 
     curves = {name: to_frame(records).set_index("round")["si_sdri_1_noise"] for name, records in histories.items()}
-    centralized = curves.pop("centralized", None)
+    centralized = curves.pop("centralized", None) if len(curves) > 1 else None
     plot_si_sdri(curves, path, None if centralized is None else centralized.max(), "1 noise, validation")
 
 

@@ -127,3 +127,16 @@ def test_the_best_of_the_centralized_run_is_the_bound_of_the_others(tmp_path, mo
     experiment.plot_comparison({"centralized": rounds, "federated": rounds[:2]}, tmp_path / "comparison.png")
     assert (drawn.keys(), drawn["bound"]) == ({"federated", "bound"}, 3)
     assert drawn["federated"].to_dict() == {0: 1, 1: 3}
+
+
+def test_a_comparison_has_a_curve_for_each_run_and_centralized_alone_is_one(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(plots, "plot_si_sdri", lambda curves, path, bound, title: drawn.update({path: (curves, bound)}))
+    scores = {"si_sdri_1_noise": 2.0, "si_sdri_2_noises": 3.0}
+    metrics = {"aggregated_model_validate": scores}
+    records = [{"round": 0, "best": True, "metrics": metrics, "seconds": 1.0, "bytes_up": 0}]
+    experiment.plot_comparison({"centralized": records, "federated": records}, tmp_path / "both")
+    experiment.plot_comparison({"centralized": records}, tmp_path / "one")
+    assert {path.name: ([*curves], bound) for path, (curves, bound) in drawn.items()} == {
+        "both": (["federated"], 2.0), "one": (["centralized"], None),
+    }  # fmt: skip
