@@ -155,22 +155,22 @@ class Experiment:
             await self._changes.wait(left)
         return tasks(), self.rounds.round_number
 
-    def global_model(self) -> Iterator[bytes]:
-        """Pieces of this round's global model, as `federation.tensors.receive` takes them."""
+    def global_model(self, sizes: Iterator[int]) -> Iterator[bytes]:
+        """Pieces, of these sizes, of this round's global model, as `federation.tensors.receive` takes them."""
         header = self._model_header.with_metadata({"round": self.rounds.round_number})
         with self.folder.open_model(self.folder.model, header) as model:
             half = self.plan.precision == "float16"
-            for piece in model.pieces_with_floats_as("<f2") if half else model.pieces():
+            for piece in model.pieces_with_floats_as("<f2", sizes) if half else model.pieces(sizes):
                 self.bytes_down += len(piece)
                 yield piece
 
-    def kept_model(self, which: str) -> Iterator[bytes]:
+    def kept_model(self, which: str, sizes: Iterator[int]) -> Iterator[bytes]:
         """Pieces of model 'initial', 'last', 'best' or another best one. Raises WireError if there is none yet."""
         path = self.folder.named_model(which)
 
         def pieces() -> Iterator[bytes]:
             with self.folder.open_model(path) as model:
-                yield from model.pieces()
+                yield from model.pieces(sizes)
 
         return pieces()
 

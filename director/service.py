@@ -19,7 +19,7 @@ from director.gate import Context, Gate, header_of, refuse
 from director.lack import LackError, telling_lack
 from director.run_folder import SubmissionError
 from director.stock import named_tensor, receive_results
-from director.uploads import Uploads
+from director.uploads import Downloads, Uploads
 from federation.plan import NAME
 from federation.rounds import UpdateRefusedError
 from federation.tensors import PIECE_BYTES, Header, TensorFormatError
@@ -254,7 +254,7 @@ class RoundsService:
     def __init__(self, director: Director, gate: Gate) -> None:
         self.director = director
         self.gate = gate
-        self._uploads = Uploads()
+        self._uploads, self._downloads = Uploads(), Downloads()
 
     def handler(self) -> grpc.GenericRpcHandler:
         return grpc.method_handlers_generic_handler(
@@ -286,18 +286,20 @@ class RoundsService:
     async def get_model(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
         """This round's global model for an envoy, or a kept one for a user."""
         message = await parse(context, request, ModelRequest)
-        pieces: Iterator[bytes]
-        if message.envoy is not None:
-            name = await self.gate.envoy(context, message.envoy)
-            pieces = (await find_envoys_experiment(self.director, context, message.experiment, name)).global_model()
-        else:
-            experiment = await find_users_experiment(self.director, self.gate, context, message.experiment)
-            try:
-                pieces = experiment.kept_model(message.which)
-            except WireError as error:
-                await refuse(context, grpc.StatusCode.NOT_FOUND, str(error))
-        async for piece in without_blocking(pieces):
-            yield piece
+        with self._downloads.piece_sizes() as sizes:
+            pieces: Iterator[bytes]
+            if message.envoy is not None:
+                name = await self.gate.envoy(context, message.envoy)
+                experiment = await find_envoys_experiment(self.director, context, message.experiment, name)
+                pieces = experiment.global_model(sizes)
+            else:
+                experiment = await find_users_experiment(self.director, self.gate, context, message.experiment)
+                try:
+                    pieces = experiment.kept_model(message.which, sizes)
+                except WireError as error:
+                    await refuse(context, grpc.StatusCode.NOT_FOUND, str(error))
+            async for piece in without_blocking(pieces):
+                yield piece
 
     async def send_update(self, request_iterator: AsyncIterator[bytes], context: Context) -> None:
         """Tensors as `federation.tensors.stream` gives them, with an UpdateMessage as metadata; answers {"counted"}."""
@@ -323,10 +325,10 @@ class RoundsService:
         await context.write(encode({"counted": counted}))
 
     def _with_leave(self, pieces: AsyncIterator[bytes], context: Context) -> aclosing[AsyncGenerator[bytes, None]]:
-        """`pieces`; the answers {"leave": n} say for how many more there is room. See `federation.wire.send_pieces`."""
+        """`pieces`; the answers {"leave": [n, size]} say for how many more there is room: see `wire.send_pieces`."""
 
-        async def give_leave(pieces: int) -> None:
-            await context.write(encode({"leave": pieces}))
+        async def give_leave(pieces: int, size: int) -> None:
+            await context.write(encode({"leave": [pieces, size]}))
 
         return aclosing(self._uploads.receive(pieces, give_leave))
 

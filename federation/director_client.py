@@ -12,7 +12,7 @@ from openfl.protocols import director_pb2_grpc
 from openfl.transport.grpc import director_client
 
 from federation.certificates import Credentials
-from federation.tensors import PIECE_BYTES, Tensors, receive
+from federation.tensors import Tensors, receive
 from federation.wire import (
     ExperimentRequest,
     HistoryRequest,
@@ -63,13 +63,13 @@ class DirectorClient(director_client.DirectorClient):
             raise DirectorError(f"the director at {self.address} refused: {error.details()}") from None
 
     def submit(self, submission: Path) -> None:
-        def pieces() -> Iterator[bytes]:
+        def pieces(sizes: Iterator[int]) -> Iterator[bytes]:
             with submission.open("rb") as file:
-                while piece := file.read(PIECE_BYTES):
+                while piece := file.read(next(sizes, 0)):
                     yield piece
 
         with self.translated_errors():
-            send_pieces(self.rounds.submit, pieces())
+            send_pieces(self.rounds.submit, pieces)
 
     def stream_history(self, experiment_name: str) -> Iterator[dict[str, Any]]:
         """One record a round until the experiment has ended, then its {"status"}. Raises ExperimentFailedError.

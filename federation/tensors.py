@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ import numpy as np
 
 Tensors = dict[str, np.ndarray]
 
-# A director with many envoys has several pieces of each in memory.
-PIECE_BYTES = 1 << 18
+# Each piece costs as much as copying some hundred kilobytes. Where many transfers share a director, it wants smaller
+# ones: it has several pieces of each in memory.
+PIECE_BYTES = 1 << 20
 # Some tens of thousands of tensors.
 MAX_HEADER_BYTES = 8 << 20
 # As many as every NumPy can hold.
@@ -167,23 +169,29 @@ def describe(tensors: Tensors, metadata: dict[str, Any]) -> Header:
     return Header.lay_out({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}, metadata)
 
 
-def stream(tensors: Tensors, metadata: dict[str, Any]) -> Iterator[bytes]:
-    """A model as it travels: the packed header in one piece, then the tensors in pieces of PIECE_BYTES."""
+def stream(tensors: Tensors, metadata: dict[str, Any], sizes: Iterable[int] = repeat(PIECE_BYTES)) -> Iterator[bytes]:
+    """A model as it travels: the packed header in one piece, then the tensors in pieces of these `sizes`, in bytes.
+
+    A size is asked for when its piece is made; without one that is the end.
+    """
     header = describe(tensors, metadata)
     yield header.pack()
-    parts, size = [], 0
+    sizes, left = iter(sizes), header.data_bytes
+    parts, missing = [], 0
     for name in header.entries:
         view = bytes_of(tensors[name])
         while len(view):
-            taken = view[: PIECE_BYTES - size]
+            missing = missing or min(next(sizes, 0), left)
+            if not missing:
+                return
+            taken = view[:missing]
             parts.append(taken)
-            size += len(taken)
+            missing -= len(taken)
+            left -= len(taken)
             view = view[len(taken) :]
-            if size == PIECE_BYTES:
+            if not missing:
                 yield b"".join(parts)
-                parts, size = [], 0
-    if parts:
-        yield b"".join(parts)
+                parts = []
 
 
 class Receiver:
@@ -274,18 +282,22 @@ class TensorFile:
     def load(self) -> Tensors:
         return {name: self.read(name).reshape(entry.shape) for name, entry in self.header.entries.items()}
 
-    def pieces(self) -> Iterator[bytes]:
+    def pieces(self, sizes: Iterable[int] = repeat(PIECE_BYTES)) -> Iterator[bytes]:
         """The file as `stream` gives it."""
         yield self.header.pack()
-        end = self.header.data_bytes
-        for start in range(0, end, PIECE_BYTES):
-            yield os.pread(self._file.fileno(), min(PIECE_BYTES, end - start), self._data_start + start)
+        sizes, start, end = iter(sizes), self._data_start, self._data_start + self.header.data_bytes
+        while start < end:
+            piece = os.pread(self._file.fileno(), min(next(sizes), end - start), start)
+            start += len(piece)
+            yield piece
 
-    def pieces_with_floats_as(self, dtype: str) -> Iterator[bytes]:
-        """The file as `stream` gives it, floating tensors converted on the way."""
-        header = self.header.with_floats_as(dtype)
+    def pieces_with_floats_as(self, dtype: str, sizes: Iterable[int] = repeat(PIECE_BYTES)) -> Iterator[bytes]:
+        """The file as `stream` gives it, floating tensors converted on the way; no piece spans two tensors."""
+        header, sizes = self.header.with_floats_as(dtype), iter(sizes)
         yield header.pack()
         for name, entry in header.entries.items():
-            step = PIECE_BYTES // entry.dtype.itemsize
-            for first in range(0, entry.count, step):
-                yield self.read(name, first, min(first + step, entry.count)).astype(entry.dtype).tobytes()
+            first = 0
+            while first < entry.count:
+                last = min(first + next(sizes) // entry.dtype.itemsize, entry.count)
+                yield self.read(name, first, last).astype(entry.dtype).tobytes()
+                first = last

@@ -6,11 +6,11 @@ plain bytes: JSON for requests and answers, pieces of a safetensors file for ten
 """
 
 import json
+import queue
 import socket
 import ssl
-import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import grpc
@@ -212,29 +212,27 @@ def wait_for_connection(channel: grpc.Channel, seconds: float) -> None:
         ready.cancel()
 
 
-def send_pieces(call: grpc.StreamStreamMultiCallable, pieces: Iterable[bytes]) -> dict[str, Any]:
-    """Send the first piece at once and the others as the director gives leave, {"leave": n}; returns its last answer.
+def send_pieces(
+    call: grpc.StreamStreamMultiCallable, pieces: Callable[[Iterator[int]], Iterable[bytes]]
+) -> dict[str, Any]:
+    """Send pieces under the director's flow control, and return its last answer. Raises grpc.RpcError.
 
-    Raises grpc.RpcError.
+    `pieces(sizes)` makes them: what it does not ask a size for is sent at once; each size, in bytes, comes when the
+    director gives leave for a piece as large, by the answer {"leave": [pieces, bytes of each]}.
     """
-    leave = threading.Semaphore(1)
-
-    def with_leave() -> Iterator[bytes]:
-        for piece in pieces:
-            leave.acquire()
-            yield piece
-
-    answers, message = call(with_leave()), {}
+    leave: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    answers, message = call(iter(pieces(iter(leave.get, None)))), {}
     try:
         for answer in answers:
             message = json.loads(answer)
-            if "leave" in message:
-                leave.release(message["leave"])
+            count, size = message.get("leave", (0, 0))
+            for _ in range(count):
+                leave.put(size)
         return message
     finally:
         # gRPC's thread may wait for leave; with the call it ends.
         answers.cancel()
-        leave.release()
+        leave.put(None)
 
 
 class RoundsStub:

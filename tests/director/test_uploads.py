@@ -6,9 +6,8 @@ from contextlib import aclosing
 
 import pytest
 
-from director.uploads import Uploads
-
-BUDGET = 8
+from director.uploads import BYTES_ON_THE_WAY, LEAST_PIECE_BYTES, Downloads, Uploads, piece_bytes
+from federation.tensors import PIECE_BYTES
 
 
 class Sender:
@@ -16,17 +15,21 @@ class Sender:
 
     def __init__(self, pieces: int) -> None:
         self.left = pieces
-        self.on_the_way: deque[bytes] = deque()
+        self.on_the_way: deque[int] = deque()  # bytes of each
         self.stalled = False
         self.most = 0
         self._news = asyncio.Event()
 
-    async def give_leave(self, pieces: int) -> None:
+    @property
+    def bytes_on_the_way(self) -> int:
+        return sum(self.on_the_way)
+
+    async def give_leave(self, pieces: int, size: int) -> None:
         assert pieces > 0
         sent = min(pieces, self.left)
-        self.on_the_way += [b"x"] * sent
+        self.on_the_way += [size] * sent
         self.left -= sent
-        self.most = max(self.most, len(self.on_the_way))
+        self.most = max(self.most, self.bytes_on_the_way)
         self._news.set()
 
     def go_on(self) -> None:
@@ -38,27 +41,27 @@ class Sender:
             while self.stalled or not self.on_the_way:
                 self._news.clear()
                 await self._news.wait()
-            yield self.on_the_way.popleft()
+            yield bytes(self.on_the_way.popleft())
 
 
 async def receive(uploads: Uploads, sender: Sender, watched: list[Sender], most: list[int]) -> int:
-    """How many pieces came; `most` gets how many of all `watched` were on their way."""
+    """How many pieces came; `most` gets how many bytes of all `watched` were on their way."""
     received = 0
     async with aclosing(uploads.receive(sender.arrivals(), sender.give_leave)) as pieces:
         async for _ in pieces:
             received += 1
-            most.append(sum(len(each.on_the_way) for each in watched))
+            most.append(sum(each.bytes_on_the_way for each in watched))
             await asyncio.sleep(0)
     return received
 
 
 def test_one_alone_has_leave_for_all_there_is_and_gets_more_before_it_runs_out():
     async def run():
-        uploads, sender, most = Uploads(BUDGET), Sender(50), []
+        uploads, sender, most = Uploads(), Sender(50), []
         assert await receive(uploads, sender, [sender], most) == 50
-        assert sender.most == BUDGET
-        assert min(most[:40]) >= BUDGET // 2 - 1
-        assert uploads.free == BUDGET
+        assert sender.most == BYTES_ON_THE_WAY
+        assert min(most[:40]) >= BYTES_ON_THE_WAY // 2 - PIECE_BYTES
+        assert uploads.free == BYTES_ON_THE_WAY
 
     asyncio.run(run())
 
@@ -66,20 +69,20 @@ def test_one_alone_has_leave_for_all_there_is_and_gets_more_before_it_runs_out()
 @pytest.mark.parametrize("senders", [2, 3, 8, 20])
 def test_many_at_once_have_no_more_on_their_way_than_one(senders):
     async def run():
-        uploads, most = Uploads(BUDGET), []
+        uploads, most = Uploads(), []
         all_senders = [Sender(30) for _ in range(senders)]
         received = await asyncio.gather(*(receive(uploads, each, all_senders, most) for each in all_senders))
         assert received == [30] * senders
-        # Each always has leave for one, so that none waits for another.
-        assert max(most) <= BUDGET + senders
-        assert uploads.free == BUDGET
+        # Each always has leave for one, so that none waits for another; those that came first had larger ones.
+        assert max(most) <= 3 * BYTES_ON_THE_WAY
+        assert uploads.free == BYTES_ON_THE_WAY
 
     asyncio.run(run())
 
 
 def test_nobody_waits_for_one_that_stalls_with_all_the_leave_there_is():
     async def run():
-        uploads, stalled, other = Uploads(BUDGET), Sender(30), Sender(30)
+        uploads, stalled, other = Uploads(), Sender(30), Sender(30)
         stalled.stalled = True
         first = asyncio.create_task(receive(uploads, stalled, [stalled], []))
         await asyncio.sleep(0)
@@ -88,19 +91,19 @@ def test_nobody_waits_for_one_that_stalls_with_all_the_leave_there_is():
         assert stalled.on_the_way
         stalled.go_on()
         assert await asyncio.wait_for(first, 10) == 30
-        assert uploads.free == BUDGET
+        assert uploads.free == BYTES_ON_THE_WAY
 
     asyncio.run(run())
 
 
 def test_an_upload_that_breaks_off_gives_back_what_did_not_come():
     async def run():
-        uploads, broken, other = Uploads(BUDGET), Sender(30), Sender(30)
+        uploads, broken, other = Uploads(), Sender(30), Sender(30)
         async with aclosing(uploads.receive(broken.arrivals(), broken.give_leave)) as pieces:
             await anext(pieces)
-        assert uploads.free == BUDGET
+        assert uploads.free == BYTES_ON_THE_WAY
         await receive(uploads, other, [other], [])
-        assert other.most == BUDGET
+        assert other.most == BYTES_ON_THE_WAY
 
     asyncio.run(run())
 
@@ -111,12 +114,27 @@ def test_pieces_that_come_without_leave_are_taken_and_counted_for_nobody_else():
             for _ in range(100):
                 yield b"x"
 
-        async def ignored(_: int) -> None:
+        async def ignored(pieces: int, size: int) -> None:
             return
 
-        uploads = Uploads(BUDGET)
+        uploads = Uploads()
         async with aclosing(uploads.receive(impatient(), ignored)) as pieces:
             assert len([piece async for piece in pieces]) == 100
-        assert uploads.free == BUDGET
+        assert uploads.free == BYTES_ON_THE_WAY
 
     asyncio.run(run())
+
+
+def test_the_more_transfers_there_are_the_smaller_their_pieces():
+    assert [piece_bytes(n) for n in (1, 2, 4, 8, 500)] == [
+        PIECE_BYTES, PIECE_BYTES, PIECE_BYTES // 2, PIECE_BYTES // 4, LEAST_PIECE_BYTES,
+    ]  # fmt: skip
+
+
+def test_pieces_of_a_download_get_smaller_while_there_are_others():
+    downloads = Downloads()
+    with downloads.piece_sizes() as sizes:
+        assert next(sizes) == PIECE_BYTES
+        with downloads.piece_sizes(), downloads.piece_sizes(), downloads.piece_sizes():
+            assert next(sizes) == PIECE_BYTES // 2
+        assert next(sizes) == PIECE_BYTES

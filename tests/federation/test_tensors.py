@@ -2,6 +2,8 @@ import json
 import tracemalloc
 import zlib
 from collections.abc import Iterable
+from functools import partial
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -110,6 +112,23 @@ def test_after_a_packed_header_pieces_are_of_one_size_and_their_sum_is_the_file(
             assert [len(piece) for piece in pieces[1:]] == [PIECE_BYTES, PIECE_BYTES, 10]
             assert Header.unpack(pieces[0]) == file.header
             assert b"".join([file.header.encode(), *pieces[1:]]) == (tmp_path / "file").read_bytes()
+
+
+def test_pieces_are_as_large_as_each_is_wanted_and_end_with_the_sizes(tmp_path):
+    tensors = {"a": np.arange(5, dtype=np.float32), "b": np.arange(3, dtype=np.float16)}  # 26 bytes
+    write_tensors(tmp_path / "file", tensors, METADATA)
+    data = (tmp_path / "file").read_bytes()[-26:]
+    with TensorFile(tmp_path / "file") as file:
+        for pieces in (partial(stream, tensors, METADATA), file.pieces):
+            _, *whole = pieces(sizes=repeat(9))
+            assert [len(piece) for piece in whole] == [9, 9, 8]
+            assert b"".join(whole) == data
+            _, *whole = pieces(sizes=iter([1, 22, 50]))
+            assert [len(piece) for piece in whole] == [1, 22, 3]
+        _, *halves = file.pieces_with_floats_as("<f2", repeat(5))
+        assert [len(piece) for piece in halves] == [4, 4, 2, 4, 2]
+    _, *some = stream(tensors, METADATA, iter([9]))
+    assert b"".join(some) == data[:9]
 
 
 def test_a_packed_header_comes_back_and_is_small():

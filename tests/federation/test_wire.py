@@ -6,13 +6,16 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 
 from federation.address import EXEMPTION_VARIABLES, PROXY_VARIABLES, join_address
 from federation.certificates import load_credentials, write_certificates
+from federation.tensors import stream
 from federation.wire import (
     AttendRequest,
     ExperimentRequest,
@@ -127,7 +130,7 @@ class Call:
             self.sent.append(piece)
 
     def __iter__(self) -> Iterator[bytes]:
-        for leave, expected in ((3, 1), (2, 4)):
+        for leave, expected in (([3, 10], 1), ([2, 7], 4)):
             deadline = time.monotonic() + 10
             while len(self.sent) < expected and time.monotonic() < deadline:
                 time.sleep(0.001)
@@ -148,8 +151,13 @@ def test_pieces_go_as_leave_is_given_and_the_last_answer_is_returned():
         calls.append(Call(pieces))
         return calls[0]
 
-    assert send_pieces(call, (bytes([n]) for n in range(6))) == {"counted": True}
-    assert calls[0].sent == [bytes([n]) for n in range(6)]
+    def pieces(sizes: Iterator[int]) -> Iterator[bytes]:
+        yield b"first"
+        for _ in range(5):
+            yield b"x" * next(sizes)
+
+    assert send_pieces(call, pieces) == {"counted": True}
+    assert list(map(len, calls[0].sent)) == [5, 10, 10, 10, 7, 7]
     assert calls[0].sent_with_leave == [1, 4]
 
 
@@ -159,8 +167,9 @@ def test_nobody_waits_for_leave_after_the_call_has_ended():
             raise ConnectionError("gone")
 
     calls = []
+    tensors = {"weight": np.zeros(3)}
     with pytest.raises(ConnectionError):
-        send_pieces(lambda pieces: calls.append(Broken(pieces)) or calls[0], (b"x" for _ in range(2)))
+        send_pieces(lambda pieces: calls.append(Broken(pieces)) or calls[0], partial(stream, tensors, {}))
     calls[0]._thread.join(10)
     assert not calls[0]._thread.is_alive()
 
