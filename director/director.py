@@ -17,6 +17,7 @@ from director.experiment import Experiment
 from director.run_folder import UNFINISHED, RunFolder, RunFolderError, Status, SubmissionError
 from federation.plan import ExperimentPlan
 from federation.rounds import Progress, Rounds
+from federation.shard_sizes import Sizes
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class EnvoyEntry:
     corpus: str
     instance: str
     peer: str
+    sizes: Sizes
     last_seen: float = field(default_factory=time.time)
     attending: bool = False
     experiment: Experiment | None = None
@@ -79,18 +81,27 @@ class Director:
         entry = self.envoys.get(name)
         return entry is not None and (entry.attending or time.time() - entry.last_seen < 2 * self.health_check_period)
 
-    def register(self, shard_info: director_pb2.ShardInfo, corpus: str, instance: str, peer: str) -> None:
-        """Raises EnvoyRefusedError while another envoy of this name is online."""
+    def register(
+        self,
+        shard_info: director_pb2.ShardInfo,
+        corpus: str,
+        instance: str,
+        peer: str,
+        sizes: Sizes | None = None,
+    ) -> None:
+        """Take in an envoy and the sizes of its shard. Raises EnvoyRefusedError while another of its name is online."""
         name = shard_info.node_info.name
         known = self.envoys.get(name)
         if known and known.instance != instance and self.is_online(name):
             raise EnvoyRefusedError(
                 f"an envoy named '{name}' is connected already, from {known.peer}: give this one another name"
             )
-        entry = EnvoyEntry(shard_info, corpus, instance, peer)
+        entry = EnvoyEntry(shard_info, corpus, instance, peer, sizes or {})
         # It may be back in the middle of an experiment.
         entry.experiment = next((e for e in self.experiments.values() if _has(e, name)), None)
         self.envoys[name] = entry
+        if entry.experiment:
+            entry.experiment.register(name, entry.sizes)
         logger.info("envoy '%s' registered, with %s: %s", name, corpus or "a corpus without a name", peer)
         self.assign()
 
@@ -143,7 +154,8 @@ class Director:
                 (await creating).discard()
             raise
         try:
-            folder.accept(self._members(folder.plan))
+            members = self._members(folder.plan)
+            folder.accept(members, {name: self.envoys[name].sizes for name in members})
         except BaseException:
             folder.discard()
             raise
@@ -267,6 +279,7 @@ class Director:
             if takes_all and entry.corpus == self._corpus_of(experiment):
                 logger.info("envoy '%s' joins experiment '%s'", name, plan.name)
                 state.members = sorted({*state.members, name})
+                experiment.register(name, entry.sizes)
                 entry.experiment = experiment
                 return
 

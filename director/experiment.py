@@ -21,6 +21,7 @@ from director.tensorboard import TensorBoard
 from federation.aggregation import NotFiniteError
 from federation.plan import ExperimentPlan, Task
 from federation.rounds import RoundFailedError, Rounds, TooLargeError, UpdateRefusedError
+from federation.shard_sizes import Sizes
 from federation.tensors import Header, TensorFile, TensorFormatError, Tensors
 from federation.wire import TaskResult, UpdateEnvelope, UpdateMessage, describe_faults, encode
 
@@ -53,6 +54,7 @@ class Experiment:
         self.plan: ExperimentPlan = folder.plan
         self.owner = folder.state.owner
         self.rounds = Rounds(self.plan, self.state.progress)
+        self.rounds.registered = self.state.registered
         self._is_online = is_online
         self._changes = Changes()
         self._updates: dict[str, tuple[Path, Header]] = {}  # those that count
@@ -230,6 +232,16 @@ class Experiment:
             self.partial_updates.pop(sender.envoy, None)
             self._changes.notify()
 
+    def register(self, envoy: str, sizes: Sizes) -> None:
+        """Bound what a member's answers weigh by its shard. One that says later that it has more is named for it."""
+        first = self.state.registered.setdefault(envoy, sizes)
+        for task_type, unit in self.plan.units.items():
+            before, now = first.get(task_type, {}).get(unit), sizes.get(task_type, {}).get(unit)
+            if before is not None and now is not None and now > before:
+                reason = f"registered {now} {unit} to {task_type} with, and {before} when it joined: it weighs those"
+                self.rounds.note(envoy, reason)
+                logger.warning("experiment '%s': envoy '%s' %s", self.plan.name, envoy, reason)
+
     def leave(self, envoy: str, reason: str) -> None:
         """The experiment failed on `envoy`. With a deadline the others go on, as long as they can be a quorum."""
         if self.ended:
@@ -237,7 +249,7 @@ class Experiment:
         self.state.left[envoy] = reason
         self.state.members = [member for member in self.state.members if member != envoy]
         first_line = reason.partition("\n")[0][:MAX_REASON_CHARACTERS]
-        self.rounds.note(envoy, f"left the experiment: {first_line}")
+        self.rounds.note(envoy, _departure(reason))
         if self.rounds.tasks_for(envoy):
             self.rounds.refuse(envoy, first_line)
         has_deadline = self.plan.participation.deadline_seconds is not None
@@ -311,7 +323,9 @@ class Experiment:
         members = set(self.state.members)
         resumed = self.state.asked
         away: set[str] = set()
+        gone: dict[str, str] = {}
         if resumed is not None:
+            gone = {envoy: self.state.left[envoy] for envoy in resumed if envoy in self.state.left}
             resumed = [envoy for envoy in resumed if envoy in members]
         elif self.plan.participation.deadline_seconds is not None:
             # Whoever is away now would only be waited for. Without a deadline they are, so that every run is the same.
@@ -319,6 +333,8 @@ class Experiment:
             if self.rounds.can_reach_quorum(online):
                 members, away = online, members - online
         self.rounds.open(members, resumed)
+        for envoy, reason in gone.items():
+            self.rounds.note(envoy, _departure(reason))
         for envoy in sorted(away):
             self.rounds.note(envoy, "was away when the round began, and was not asked")
         self.state.asked = list(self.rounds.asked)
@@ -468,6 +484,10 @@ class Experiment:
             self.folder.delete_free_update_files()
             self.folder.link_model("last")
         self.folder.save_state()
+
+
+def _departure(reason: str) -> str:
+    return "left the experiment: " + reason.partition("\n")[0][:MAX_REASON_CHARACTERS]
 
 
 def read_update(header: Header) -> UpdateMessage:

@@ -34,6 +34,7 @@ from federation.archive import ArchiveError, check_archive, extract_file, open_a
 from federation.files import sync_folder, write_whole
 from federation.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL, ExperimentPlan
 from federation.rounds import Progress, UpdateRefusedError
+from federation.shard_sizes import Sizes
 from federation.tensors import Header, TensorFile, TensorFormatError
 from federation.wire import WireError, describe_faults
 
@@ -76,6 +77,7 @@ class State(BaseModel):
     error: str = ""
     members: list[str] = []
     left: dict[str, str] = {}
+    registered: dict[str, Sizes] = {}  # of shards, when their envoys became members
     asked: list[str] | None = None
     boot: str = ""
     progress: Progress = Progress()
@@ -108,12 +110,12 @@ class RunFolder:
             raise
         return folder
 
-    def accept(self, members: list[str]) -> None:
+    def accept(self, members: list[str], registered: dict[str, Sizes]) -> None:
         """From here on it is there, under its name, and runs on `members`: all of that at once, or nothing.
 
         Raises SubmissionError if the name was used before: nothing is ever overwritten.
         """
-        self.state.members = members
+        self.state.members, self.state.registered = members, registered
         self.save_state()
         # Under its name it must be whole also after a power cut.
         for folder in (self.path / "models", self.path):

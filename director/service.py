@@ -12,6 +12,7 @@ from typing import TypeVar
 import grpc
 from google.protobuf.message import DecodeError
 from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc, director_pb2, director_pb2_grpc
+from pydantic import ValidationError
 
 from director.director import SUBMISSION, Director, EnvoyRefusedError
 from director.experiment import BrokenUploadError, Experiment
@@ -22,6 +23,7 @@ from director.stock import named_tensor, receive_results
 from director.uploads import Downloads, Uploads
 from federation.plan import NAME
 from federation.rounds import UpdateRefusedError
+from federation.shard_sizes import SIZES
 from federation.tensors import PIECE_BYTES, Header, TensorFormatError
 from federation.wire import (
     MAX_REQUEST_BYTES,
@@ -35,6 +37,7 @@ from federation.wire import (
     UpdateEnvelope,
     WireError,
     decode,
+    describe_faults,
     encode,
 )
 
@@ -88,7 +91,11 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
             await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, sentence)
         corpus, instance = header_of(context, "corpus"), header_of(context, "instance") or name
         try:
-            self.director.register(request.shard_info, corpus, instance, context.peer())
+            sizes = SIZES.validate_json(header_of(context, "sizes") or "{}")
+        except ValidationError as error:
+            await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, f"sizes of a shard: {describe_faults(error)}")
+        try:
+            self.director.register(request.shard_info, corpus, instance, context.peer(), sizes)
         except EnvoyRefusedError as error:
             await refuse(context, grpc.StatusCode.ALREADY_EXISTS, str(error))
         return director_pb2.UpdateShardInfoResponse(accepted=True)

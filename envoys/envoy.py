@@ -28,6 +28,7 @@ from federation.address import join_address, route_to
 from federation.archive import ArchiveError, unpack_archive
 from federation.certificates import load_credentials
 from federation.plan import ARCHIVE, NAME
+from federation.shard_sizes import sizes_of
 from federation.wire import AttendRequest, RoundsStub, encode, explain_unreachable, wait_for_connection
 
 logger = logging.getLogger("envoy")
@@ -67,6 +68,7 @@ class Envoy:
         self._channel = connect(settings, name, tls, instance=self._instance, corpus=corpus_of(shard_descriptor))
         self._stub = director_pb2_grpc.DirectorStub(self._channel)
         self._rounds = RoundsStub(self._channel)
+        self._sizes = sizes_of(shard_descriptor)
         self._running: RunningExperiment | None = None
         self._spare: subprocess.Popen | None = None
 
@@ -119,7 +121,8 @@ class Envoy:
         )
         info.node_info.name = self.name
         request = director_pb2.UpdateShardInfoRequest(shard_info=info)
-        self.call(lambda: self._stub.UpdateShardInfo(request, timeout=10), deadline)
+        sizes = (("sizes", json.dumps(self._sizes)),)
+        self.call(lambda: self._stub.UpdateShardInfo(request, timeout=10, metadata=sizes), deadline)
         logger.info("envoy '%s' is registered at %s: %s", self.name, self._address, info.shard_description)
 
     def call(self, call: Callable[[], Answer], deadline: float = float("inf")) -> Answer:

@@ -174,6 +174,7 @@ def define(
         precision=precision,
         metric_bounds=dict(metric_bounds or {}),
         untrained=[tensor for tensor in tensors if tensor not in parameters],
+        units=getattr(data_loader, "units", ExperimentPlan.model_fields["units"].default),
     )
     return Definition(plan, tensors, model_provider, task_keeper, data_loader, opt_treatment)
 

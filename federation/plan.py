@@ -92,7 +92,8 @@ class ExperimentPlan(Part):
     `envoys` None takes those of `corpus` that are online at submission, and those of it that come later.
     `untrained` names tensors that are no parameters (buffers, optimizer states): a server optimizer leaves them to the
     mean. `keep` is the number of most recent rounds whose models are kept besides best and last. `metric_bounds` are
-    the least and the largest value of a metric, by its name: what is reported outside of them does not count.
+    the least and the largest value of a metric, by its name: what is reported outside of them does not count. `units`
+    are what sizes count, by type of task: a size is bounded by what the envoy's shard registered in that unit.
     """
 
     name: str
@@ -108,6 +109,7 @@ class ExperimentPlan(Part):
     precision: Literal["float32", "float16"] = "float32"
     untrained: list[str] = Field(default=[], fail_fast=True)
     metric_bounds: dict[MetricName, Bounds] = Field(default={}, max_length=1000)
+    units: dict[Literal["train", "validate"], str] = {"train": "clips", "validate": "clips"}
 
     @field_validator("name")
     @classmethod

@@ -115,7 +115,7 @@ class LiveDisplay:
 
 def to_html(records: Sequence[Record], name: str, metric: str, direction: str) -> str:
     """The curve of `metric`, which chooses the best model ("max" or "min", says `direction`), above a table."""
-    if any(_score(record, metric) is not None for record in records):
+    if scores_by_round(records, metric):
         encoded = base64.b64encode(draw(records, name, metric, direction)).decode()
         curve = f'<img alt="{html.escape(metric)} by round" src="data:image/png;base64,{encoded}">'
     else:
@@ -132,7 +132,7 @@ def draw(records: Sequence[Record], name: str, metric: str, direction: str) -> b
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    scores = {record["round"]: score for record in records if (score := _score(record, metric)) is not None}
+    scores = scores_by_round(records, metric)
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(list(scores), list(scores.values()), marker=".")
@@ -202,8 +202,10 @@ def _metrics(record: Record) -> tuple[dict[str, float], dict[str, float]]:
     return dict(sorted(record["metrics"].get(VALIDATE, {}).items())), trained
 
 
-def _score(record: Record, metric: str) -> float | None:
-    return record["metrics"].get(VALIDATE, {}).get(metric)
+def scores_by_round(records: Sequence[Record], metric: str) -> dict[int, float]:
+    """The validation `metric` of the rounds in which it was measured, and defined."""
+    validated = {record["round"]: record["metrics"].get(VALIDATE, {}) for record in records}
+    return {number: metrics[metric] for number, metrics in validated.items() if metric in metrics}
 
 
 def _text_frame(records: Sequence[Record]) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from federation.plan import ExperimentPlan, Task, is_better
+from federation.shard_sizes import Sizes
 from federation.wire import TaskResult, UpdateMessage
 
 Results = dict[str, TaskResult]
@@ -55,10 +56,19 @@ class Progress(BaseModel):
 
 
 class Rounds:
+    """The rounds of one experiment.
+
+    Attributes:
+        registered: sizes of the envoys' shards, by envoy. No answer weighs more than that, whatever its sender says.
+    """
+
     def __init__(self, plan: ExperimentPlan, progress: Progress) -> None:
         self.plan = plan
         self.progress = progress
         self.asked: dict[str, list[Task]] = {}
+        self.registered: dict[str, Sizes] = {}
+        self._noted: list[tuple[str, str]] = []
+        self._told = 0
         self._forget_answers()
 
     @property
@@ -88,18 +98,31 @@ class Rounds:
 
     @property
     def trained(self) -> dict[str, int]:
-        """Clips that each envoy trained on whose update counts, by its own word.
+        """Clips that each envoy trained on whose update counts: by its own word, and no more than it registered.
 
         An envoy that had too few clips for its task trained on none.
         """
-        names = [task.name for task in self.plan.tasks if task.task_type == "train"]
-        sizes = {e: r[name].size for e, r in sorted(self.results.items()) for name in names if name in r}
+        tasks = [task for task in self.plan.tasks if task.task_type == "train"]
+        sizes = {
+            envoy: self.bounded(envoy, task, results[task.name].size)
+            for envoy, results in sorted(self.results.items())
+            for task in tasks
+            if task.name in results
+        }
         return {envoy: size for envoy, size in sizes.items() if size > 0}
+
+    def bounded(self, envoy: str, task: Task, size: int) -> int:
+        """`size` of a result of `envoy`, or what its shard registered if that is less."""
+        registered = self.registered.get(envoy, {}).get(task.task_type, {})
+        return min(size, registered.get(self._unit(task), size))
 
     def open(self, members: Collection[str], asked: Collection[str] | None = None) -> None:
         """Ask those whose turn it is; after a restart, the same ones (`asked`) as before."""
         self.asked = self._tasks_of(self._draw(members) if asked is None else asked)
         self._forget_answers()
+        # What was noted after the last round's record belongs to this round.
+        self._noted = self._noted[self._told :]
+        self._told = 0
 
     def contributors(self, members: Collection[str]) -> list[str]:
         """Those of `members` that the round would ask for what its quorum is of: updates where it trains."""
@@ -143,7 +166,7 @@ class Rounds:
 
     def note(self, envoy: str, reason: str) -> None:
         """Remember what people should know of `envoy` in this round, besides what its answer says."""
-        self._noted.setdefault(envoy, []).append(reason)
+        self._noted.append((envoy, reason))
 
     def require_quorum(self) -> None:
         """Raises TooFewUpdatesError, with the reasons, if too few answers count. All who were asked have answered."""
@@ -197,10 +220,11 @@ class Rounds:
         Validation metrics are those of the model the round began with; `best` says whether it is the best so far.
         """
         tasks = {task.name for tasks in self.asked.values() for task in tasks}
+        self._told = len(self._noted)
         return {
             "round": self.round_number,
             "best": "best" in self.better_scores(),
-            "metrics": {task.name: self._mean_metrics(task.name) for task in self.plan.tasks if task.name in tasks},
+            "metrics": {task.name: self._mean_metrics(task) for task in self.plan.tasks if task.name in tasks},
             "envoys": {
                 envoy: {task: {"size": result.size, **self._defined(result)} for task, result in results.items()}
                 for envoy, results in sorted(self.results.items())
@@ -221,15 +245,18 @@ class Rounds:
         }
 
     def _notes(self) -> Iterator[tuple[str, str]]:
-        for envoy, reasons in self._noted.items():
-            yield from ((envoy, reason) for reason in reasons)
+        yield from self._noted
         yield from self.refused.items()
         for envoy in self._missing():
             yield envoy, "no answer when the round closed"
         for envoy, results in self.results.items():
             for task in self.asked.get(envoy, []):
-                if results[task.name].size == 0:
+                size = results[task.name].size
+                if size == 0:
                     yield envoy, _NOTHING_DONE[task.task_type == "train"].format(task.name)
+                if (bound := self.bounded(envoy, task, size)) < size:
+                    unit = self._unit(task)
+                    yield envoy, f"claims {size} {unit} for task '{task.name}', and registered {bound}: it weighs those"
                 for metric, value in results[task.name].metrics.items():
                     if fault := self._fault_of(metric, value):
                         yield envoy, f"metric '{metric[:64]}' of task '{task.name}' is {value:g}: {fault}"
@@ -238,6 +265,9 @@ class Rounds:
         for envoy, claimed, weight in zip(self.trained, clips, weights, strict=True):
             if weight != claimed:
                 yield envoy, f"weight {weight:.6g} instead of {claimed}: the share of one update is limited"
+
+    def _unit(self, task: Task) -> str:
+        return self.plan.units.get(task.task_type, "clips")
 
     @property
     def _wanted_metrics(self) -> set[str]:
@@ -312,19 +342,19 @@ class Rounds:
     def _forget_answers(self) -> None:
         self.results: dict[str, Results] = {}
         self.refused: dict[str, str] = {}
-        self._noted: dict[str, list[str]] = {}
 
     def _has_answered(self, envoy: str) -> bool:
         return envoy in self.results or envoy in self.refused
 
-    def _mean_metrics(self, task: str) -> dict[str, float]:
+    def _mean_metrics(self, task: Task) -> dict[str, float]:
         """Means over all clips: each envoy's mean weighs as many clips as it was taken over.
 
         A metric that not every envoy reports is the mean over those that do, and so is one that some could not define.
         """
         # In the order of names: a mean must not depend on who was first.
-        results = [result[task] for _, result in sorted(self.results.items()) if task in result]
-        defined = [(self._defined(result), result.size) for result in results if result.size > 0]
+        results = [(envoy, result[task.name]) for envoy, result in sorted(self.results.items()) if task.name in result]
+        sizes = [self.bounded(envoy, task, result.size) for envoy, result in results]
+        defined = [(self._defined(result), size) for (_, result), size in zip(results, sizes, strict=True) if size > 0]
         means = {}
         for name in sorted({name for metrics, _ in defined for name in metrics}):
             reported = [(metrics[name], size) for metrics, size in defined if name in metrics]
@@ -335,7 +365,7 @@ class Rounds:
     def _score(self, metric: str) -> float | None:
         for task in self.plan.tasks:
             if task.validates_global_model:
-                return self._mean_metrics(task.name).get(metric)
+                return self._mean_metrics(task).get(metric)
         return None
 
 

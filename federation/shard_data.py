@@ -1,6 +1,6 @@
 """What gives an experiment's tasks the data of the node's shard."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from openfl.interface.interactive_api.experiment import DataInterface
 from openfl.interface.interactive_api.shard_descriptor import ShardDataset, ShardDescriptor
@@ -10,7 +10,13 @@ class ShardData(DataInterface):
     """A DataInterface that makes the loaders of a shard's train and validation datasets, when it gets the shard.
 
     Sizes are those of the loaders: a client's update weighs as much as its train size, its metrics as the validation's.
+
+    Attributes:
+        units: what the sizes count, "clips" or "frames", by type of task. No size counts for more than the node's shard
+            registered in its unit; other units have no bound.
     """
+
+    units: ClassVar[dict[str, str]] = {"train": "clips", "validate": "clips"}
 
     def __init__(self) -> None:
         # OpenFL's would take arguments, and write them into its plan as YAML.

@@ -105,7 +105,8 @@ class Simulation:
     def watch(self) -> pd.DataFrame:
         """Run the rounds that are left and show all, as `FLExperiment.watch` does. Returns the history."""
         plan, past = self.definition.plan, list(self.records)
-        described = {"name": plan.name, "best": plan.best.model_dump(include={"metric", "direction"}), "history": past}
+        best = plan.best.model_dump(include={"metric", "direction"})
+        described = {"name": plan.name, "best": best, "round": len(past)}
         return show_progress((record for records in (past, self.run()) for record in records), described)
 
     def run(self, on_client: Callable[[str], None] = lambda client: None) -> Iterator[dict[str, Any]]:
@@ -155,12 +156,14 @@ class Simulation:
         model = _travelled(fold.model, plan.precision)
         n_bytes = len(describe(model, {}).pack()) + sum(tensor.nbytes for tensor in model.values())
         answers = envoys.run_round(list(rounds.asked.items()), rounds.round_number, model)
-        for client, (results, trained) in zip(rounds.asked, answers, strict=True):
+        for client, (results, trained, sizes) in zip(rounds.asked, answers, strict=True):
+            rounds.registered[client] = sizes
             update = UpdateMessage(experiment=plan.name, envoy=client, round=rounds.round_number, results=results)
             try:
                 rounds.check(update)
-                if trained:
-                    clips = sum(results[task.name].size for task in rounds.asked[client] if task.task_type == "train")
+                tasks = [task for task in rounds.asked[client] if task.task_type == "train"]
+                clips = sum(rounds.bounded(client, task, results[task.name].size) for task in tasks)
+                if trained and clips:
                     fold.add(_travelled(trained, plan.precision), clips, refused=str(update))
                 rounds.count(update)
             except UpdateRefusedError as error:

@@ -17,12 +17,14 @@ from openfl.interface.interactive_api.shard_descriptor import ShardDescriptor
 from federation.client_states import ClientStates
 from federation.definition import Definition
 from federation.plan import Task
+from federation.shard_sizes import Sizes, sizes_of
 from federation.task_runner import TaskRunner, seed_generators
 from federation.tensors import Tensors
 from federation.wire import TaskResult
 
 OpenShard = Callable[[str], ShardDescriptor]
-Answer = tuple[dict[str, TaskResult], Tensors]
+# Results by task, what travels of the model, and the sizes of the client's shard.
+Answer = tuple[dict[str, TaskResult], Tensors, Sizes]
 Asked = Sequence[tuple[str, list[Task]]]
 # Clients whose data stay open in a process for their next turn.
 OPEN_CLIENTS = 64
@@ -51,7 +53,7 @@ class VirtualEnvoys:
 
     def __init__(self, definition: Definition, open_shard: OpenShard, states: ClientStates | None) -> None:
         self._definition, self._open_shard = definition, open_shard
-        self._open: OrderedDict[str, DataInterface] = OrderedDict()
+        self._open: OrderedDict[str, tuple[DataInterface, Sizes]] = OrderedDict()
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._runner = TaskRunner()
         self._runner.seed = definition.plan.participation.seed
@@ -68,20 +70,22 @@ class VirtualEnvoys:
     def run(self, client: str, tasks: list[Task], round_number: int, model: Tensors) -> Answer:
         """Raises SimulationError, naming the client, if a task or opening its shard fails."""
         try:
-            self._runner.set_data_loader(self._data_of(client))
-            return self._runner.run_tasks(tasks, round_number, client, model, self._device)
+            data, sizes = self._data_of(client)
+            self._runner.set_data_loader(data)
+            return *self._runner.run_tasks(tasks, round_number, client, model, self._device), sizes
         except Exception as error:
             raise SimulationError(
                 f"client '{client}' in round {round_number}: {type(error).__name__}: {error}"
             ) from error
 
-    def _data_of(self, client: str) -> DataInterface:
+    def _data_of(self, client: str) -> tuple[DataInterface, Sizes]:
         if client not in self._open:
             data = copy.deepcopy(self._definition.data_loader)
             # When and where a client is opened, and how often, is of no consequence.
             seed_generators(f"{self._runner.seed}:{client}")
-            data.shard_descriptor = self._open_shard(client)
-            self._open[client] = data
+            shard = self._open_shard(client)
+            data.shard_descriptor = shard
+            self._open[client] = data, sizes_of(shard)
             if len(self._open) > OPEN_CLIENTS:
                 self._open.popitem(last=False)
         self._open.move_to_end(client)

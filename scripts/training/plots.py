@@ -8,16 +8,15 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from federation.progress import VALIDATE
+from federation.progress import scores_by_round
 
 
 def plot_curves(histories: Mapping[str, Sequence[dict[str, Any]]], metric: str, path: Path) -> None:
-    """The validation metric by round, a line a trial; `histories` are records by the trial's name."""
+    """The validation metric by round, where it is defined, a line a trial; `histories` are records by trial."""
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     for name, records in histories.items():
-        validated = [record for record in records if VALIDATE in record["metrics"]]
-        values = [record["metrics"][VALIDATE][metric] for record in validated]
-        axes.plot([record["round"] for record in validated], values, marker=".", label=name)
+        scores = scores_by_round(records, metric)
+        axes.plot(list(scores), list(scores.values()), marker=".", label=name)
     axes.set(xlabel="round", ylabel=f"validation {metric}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from federation.progress import TRAIN, VALIDATE
+from federation.progress import TRAIN, VALIDATE, scores_by_round
 from federation.results import read_json_lines
 from federation.run_settings import RunSettings, load_run_settings
 from federation.virtual_envoys import start_ray
@@ -118,8 +118,8 @@ class Search:
         trial, metric = config["trial"], self.best[0]
 
         def report(record: dict[str, Any]) -> None:
-            if VALIDATE in record["metrics"]:
-                tune.report({"round": record["round"], metric: record["metrics"][VALIDATE][metric]})
+            for number, score in scores_by_round([record], metric).items():
+                tune.report({"round": number, metric: score})
 
         run(self.workspace, self.settings[trial], "simulated", self.data, self._folder(trial), on_round=report)
 
@@ -144,9 +144,10 @@ class Search:
 
     def _summarize(self, trial: int) -> dict[str, Any]:
         records = self.history(trial)
-        validated = [record["metrics"][VALIDATE] for record in records if VALIDATE in record["metrics"]]
         metric, direction = self.best
-        best = (max if direction == "max" else min)(validated, key=lambda metrics: metrics[metric])
+        scores = scores_by_round(records, metric)
+        best_round = (max if direction == "max" else min)(scores, key=lambda number: scores[number])
+        [best] = [record["metrics"][VALIDATE] for record in records if record["round"] == best_round]
         result = self._folder(trial) / "result.json"
         test = json.loads(result.read_text())["metrics"]["best"]["test"] if result.exists() else {}
         return {

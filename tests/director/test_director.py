@@ -41,9 +41,10 @@ def shard_info(name: str) -> director_pb2.ShardInfo:
     return info
 
 
-async def register(director: Director, names: str, instance: str = "first") -> None:
+async def register(director: Director, names: str, instance: str = "first", clips: int = 5) -> None:
+    sizes = {"train": {"clips": clips}, "validate": {"clips": clips}}
     for name in names:
-        director.register(shard_info(name), CORPORA[name], instance, f"peer of {name}")
+        director.register(shard_info(name), CORPORA[name], instance, f"peer of {name}", sizes)
 
 
 async def submit(
@@ -307,6 +308,26 @@ def test_one_that_waits_for_an_envoy_that_is_gone_lets_others_pass(play, gone):
             later = await submit(director, "later", envoys=["a"])
         await is_running(later)
         assert waiting.state.status is Status.PENDING
+
+    play(story)
+
+
+def test_a_member_that_registers_more_clips_later_is_named_and_weighs_those_of_before(play):
+    async def story(director: Director) -> None:
+        await register(director, "ab")
+        experiment = await submit(director, "one")
+        await is_running(experiment)
+        await lose(director, "b")
+        await register(director, "b", "second", clips=10**9)
+        for envoy in "ab":
+            await answer(experiment, envoy)
+        await until(lambda: len(experiment.folder.history) == 1)
+        said = "registered 1000000000 clips to {} with, and 5 when it joined: it weighs those"
+        notes = experiment.folder.history.last["notes"]
+        assert notes == {"b": [said.format("train"), said.format("validate")]}
+        assert experiment.rounds.registered["b"]["train"] == {"clips": 5}
+        again = Experiment(RunFolder.load(experiment.folder.path), director.is_online)
+        assert again.rounds.registered == experiment.rounds.registered
 
     play(story)
 

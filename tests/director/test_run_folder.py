@@ -63,7 +63,7 @@ def runs(tmp_path) -> Path:
 @pytest.fixture
 def folder(runs, tmp_path) -> RunFolder:
     folder = RunFolder.create(runs, write_submission(tmp_path / "submission", make_plan(keep=2)), "me")
-    folder.accept(["a", "b"])
+    folder.accept(["a", "b"], {})
     return folder
 
 
@@ -183,7 +183,7 @@ def test_a_name_is_used_once_and_the_first_experiment_stays_as_it_was(tmp_path, 
     other = write_submission(tmp_path / "other", initial__safetensors=model_bytes({"weight": np.zeros(7)}))
     second = RunFolder.create(runs, other, "me")
     with pytest.raises(SubmissionError, match="an experiment named 'toy' exists already: choose another name"):
-        second.accept(["a"])
+        second.accept(["a"], {})
     second.discard()
     assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
     assert names_in(runs) == {"toy"}
@@ -193,7 +193,7 @@ def test_an_experiment_has_its_name_no_earlier_than_its_members(tmp_path, runs):
     folder = RunFolder.create(runs, write_submission(tmp_path / "submission"), "me")
     (unfinished,) = names_in(runs)
     assert unfinished.startswith(UNFINISHED)
-    folder.accept(["a", "b"])
+    folder.accept(["a", "b"], {})
     assert names_in(runs) == {"toy"}
     assert RunFolder.load(runs / "toy").state.members == ["a", "b"]
 
@@ -377,7 +377,7 @@ def test_an_experiment_has_its_name_only_when_all_of_it_is_on_the_disk(tmp_path,
 
     monkeypatch.setattr(os, "fsync", note_and_sync)
     monkeypatch.setattr(Path, "rename", look_and_rename)
-    RunFolder.create(runs, write_submission(tmp_path / "submission"), "me").accept(["a"])
+    RunFolder.create(runs, write_submission(tmp_path / "submission"), "me").accept(["a"], {})
     assert names_in(runs) == {"toy"}
     assert runs.stat().st_ino in synced
 

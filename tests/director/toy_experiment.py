@@ -55,7 +55,7 @@ def make_experiment(
         zipped.writestr(ARCHIVE, workspace.getvalue())
         zipped.writestr(INITIAL_MODEL, safetensors.numpy.save(MODEL))
     folder = RunFolder.create(tmp_path, tmp_path / "submission", "me")
-    folder.accept(list(members))
+    folder.accept(list(members), {})
     return Experiment(folder, is_online)
 
 

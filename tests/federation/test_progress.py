@@ -6,7 +6,7 @@ import matplotlib.image
 import pandas as pd
 import pytest
 
-from federation.progress import MOST_ROWS_SHOWN, draw, show_progress, to_frame, to_html
+from federation.progress import MOST_ROWS_SHOWN, draw, scores_by_round, show_progress, to_frame, to_html
 
 EXPERIMENT = {"name": "toy", "best": {"metric": "accuracy", "direction": "max"}, "round": 0}
 
@@ -105,6 +105,12 @@ def test_the_display_says_what_did_not_count_below_the_table():
     ]
     assert "left out" not in html
     assert "<li>" not in to_html(RECORDS, "toy", "accuracy", "max")
+
+
+def test_rounds_that_could_not_measure_a_metric_have_no_score():
+    records = [record(0, loss=1.0), record(1, loss=0.5, accuracy=0.25), record(2), record(3, accuracy=0.75)]
+    assert scores_by_round(records, "accuracy") == {1: 0.25, 3: 0.75}
+    assert scores_by_round(records, "f1") == {}
 
 
 def picture_in(html: str) -> bytes | None:

@@ -32,6 +32,7 @@ def make_rounds(
     tasks: Collection[Task] = (VALIDATE, TRAIN),
     metric_bounds: dict[str, tuple[float, float]] | None = None,
     aggregation: Aggregation | None = None,
+    units: dict[str, str] | None = None,
     **participation: Any,
 ) -> Rounds:
     plan = ExperimentPlan(
@@ -43,6 +44,7 @@ def make_rounds(
         participation=Participation(**participation),
         metric_bounds=metric_bounds or {},
         aggregation=aggregation or Aggregation(),
+        units=units or {"train": "clips", "validate": "clips"},
     )
     rounds = Rounds(plan, Progress())
     rounds.open(envoys)
@@ -571,6 +573,48 @@ def test_a_share_of_the_weight_that_is_limited_is_noted():
     for envoy, size in (("a", 10**9), ("b", 30), ("c", 10)):
         answer(rounds, envoy, size=size)
     assert rounds.notes() == {"a": ["weight 40 instead of 1000000000: the share of one update is limited"]}
+
+
+def test_no_answer_weighs_more_than_the_shard_that_was_registered():
+    rounds = make_rounds(envoys="abc")
+    sizes = {"train": {"clips": 30, "frames": 9_000}, "validate": {"clips": 10}}
+    rounds.registered = {"a": sizes, "b": sizes}  # an envoy of OpenFL registers no size
+    answer(rounds, "a", size=10**9, valid_size=10**9, score=100.0)
+    answer(rounds, "b", size=20, valid_size=10, score=0.0)
+    answer(rounds, "c", size=40, valid_size=20, score=0.0)
+    assert rounds.trained == {"a": 30, "b": 20, "c": 40}
+    assert rounds.record()["metrics"]["aggregated_model_validate"]["score"] == pytest.approx(25)
+    claims = "claims 1000000000 clips for task '{}', and registered {}: it weighs those"
+    assert rounds.notes() == {"a": [claims.format("aggregated_model_validate", 10), claims.format("train", 30)]}
+
+
+def test_sizes_are_bounded_in_the_unit_that_the_experiment_counts_in():
+    rounds = make_rounds(envoys="ab", units={"train": "frames", "validate": "words"})
+    rounds.registered = {key: {"train": {"clips": 3, "frames": 900}, "validate": {"clips": 1}} for key in "ab"}
+    answer(rounds, "a", size=901, valid_size=5)
+    answer(rounds, "b", size=900, valid_size=5)
+    assert rounds.trained == {"a": 900, "b": 900}
+    assert rounds.notes() == {"a": ["claims 901 frames for task 'train', and registered 900: it weighs those"]}
+
+
+def test_one_that_registered_no_clips_has_no_update_that_counts():
+    rounds = make_rounds(envoys="ab")
+    rounds.registered = {"a": {"train": {"clips": 0}}}
+    answer(rounds, "a", size=10**9)
+    answer(rounds, "b", size=5)
+    assert rounds.trained == {"b": 5}
+
+
+def test_what_is_noted_between_two_rounds_is_said_in_the_later_one():
+    rounds = make_rounds()
+    for envoy in "ab":
+        answer(rounds, envoy)
+    rounds.record()
+    rounds.note("a", "left the experiment: killed")
+    next_round(rounds)
+    assert rounds.record()["notes"]["a"][0] == "left the experiment: killed"
+    next_round(rounds)
+    assert "left the experiment: killed" not in rounds.notes().get("a", [])
 
 
 def test_a_trimmed_mean_that_would_trim_nobody_is_refused():

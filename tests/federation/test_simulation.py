@@ -2,11 +2,13 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 
+from federation import progress
 from federation.aggregation import Aggregation, FedAdam, TrimmedMean
 from federation.participation import Participation
 from federation.rounds import TooFewUpdatesError, UnknownMetricError
@@ -98,6 +100,41 @@ def test_watch_prints_a_line_a_round_and_gives_the_history(tmp_path, capsys):
     assert list(history["round"]) == [0, 1, 2]
     assert len(capsys.readouterr().out.splitlines()) == 4
     assert simulation.watch().equals(history), "there is nothing left to run"
+
+
+def test_watch_shows_a_display_in_a_notebook(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(progress, "_is_kernel", lambda: True)
+    monkeypatch.setattr(progress.LiveDisplay, "_content", lambda self, records: shown.append(len(records)) or {})
+    simulation = Simulation(CLIENTS, toy.Points, tmp_path)
+    simulation.start("toy", **toy.arguments(rounds=2))
+    with patch("IPython.display.display"):
+        assert len(simulation.watch()) == 3
+    assert (shown[0], shown[-1]) == (0, 3)
+
+
+class Boaster(toy.Data):
+    """Says that it has a thousand times the clips of its shard."""
+
+    def get_train_data_size(self) -> int:
+        return 1000 * super().get_train_data_size()
+
+    get_valid_data_size = get_train_data_size
+
+
+class Counted(toy.Points):
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+def test_clients_weigh_no_more_than_their_shards_and_are_named(tmp_path):
+    simulation = Simulation(CLIENTS, lambda c: Counted(c) if c == "b-2" else toy.Points(c), tmp_path)
+    simulation.start("toy", **toy.arguments(rounds=1) | {"data_loader": Boaster()})
+    notes = next(simulation.run())["notes"]
+    said = "claims 2000 clips for task '{}', and registered 2: it weighs those"
+    assert notes == {"b-2": [said.format("aggregated_model_validate"), said.format("train")]}
+    honest = toy.simulate(tmp_path / "honest", ["a-4", "c-7"], rounds=1)
+    assert_weights(simulation, tuple(weights_of(honest)[name] for name in ("line.weight", "line.bias")), 1e-2)
 
 
 def test_only_those_run_whose_turn_it_is(tmp_path):

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -192,6 +192,8 @@ class HubertData(ShardData):
 
     the mean over nodes of masked_accuracy is then that over the masked frames of all.
     """
+
+    units: ClassVar[dict[str, str]] = {"train": "frames", "validate": "frames"}
 
     def __init__(self, mask: MaskSettings | None, clusters: int | None) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ factor, and the next centroids are quotients of them: those of Lloyd's algorithm
 
 import tempfile
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -44,6 +44,8 @@ class FrameData(DataInterface):
 
     They are kept in `folder`, or for as long as this process lives.
     """
+
+    units: ClassVar[dict[str, str]] = {"train": "frames", "validate": "frames"}
 
     def __init__(self, features: Features, share: float = 1.0, seed: int = 0, folder: str | None = None) -> None:
         super().__init__()

@@ -23,8 +23,10 @@ BESIDE = {"masked_accuracy": ("unmasked_accuracy", "most_frequent_accuracy")}
 def plot_progress(history: pd.DataFrame, metric: str, path: Path) -> Figure:
     """Validation of `metric`, with what belongs beside it, and training loss by round."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    validated = history.dropna(subset=[metric])
-    for number, name in enumerate((metric, *BESIDE.get(metric, ()))):
+    names = (metric, *BESIDE.get(metric, ()))
+    # A metric that no round could define has no column.
+    validated = history.reindex(columns=["round", *names]).dropna(subset=[metric])
+    for number, name in enumerate(names):
         style = "--" if name == "most_frequent_accuracy" else "-"
         axes.plot(
             validated["round"], validated[name], color=f"C{number}", marker=".", linestyle=style, label=NAMES[name]

@@ -35,10 +35,14 @@ class TrainClips(Clips):
 
     SUPERB counts each of a few long noise recordings as one clip of silence; every access cuts another second out of
     it. Without repetition an envoy would hear silence once or twice an epoch.
+
+    Attributes:
+        num_clips: those of the shard, without repetitions
     """
 
     def __init__(self, shard_dataset: ShardDataset) -> None:
         super().__init__(shard_dataset)
+        self.num_clips = len(shard_dataset)
         self.indices = repeat_rare_labels(np.asarray(shard_dataset.labels))
         self.begin_round(0)
 
@@ -73,10 +77,13 @@ def repeat_rare_labels(labels: np.ndarray) -> np.ndarray:
 
 
 class KeywordData(ShardData):
-    """Gives the tasks their clips: those of the node's shard."""
+    """Gives the tasks their clips: those of the node's shard. A clip that is repeated weighs no more in the mean."""
 
     def make_train(self, dataset: ShardDataset) -> Any:
         return TrainClips(dataset)
 
     def make_validation(self, dataset: ShardDataset) -> Any:
         return Clips(dataset)
+
+    def get_train_data_size(self) -> int:
+        return self._train.num_clips

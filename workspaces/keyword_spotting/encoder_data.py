@@ -132,26 +132,13 @@ def open_output_store(model: EncoderModel) -> OutputStore:
 
 
 class EncoderData(KeywordData):
-    """Gives the tasks their clips: those of the node's shard. A shard below one batch of training clips has none.
-
-    `batch_size` is that of the training.
-    """
-
-    def __init__(self, batch_size: int) -> None:
-        super().__init__()
-        self.batch_size = batch_size
+    """Gives the tasks their clips: those of the node's shard."""
 
     def make_train(self, dataset: ShardDataset) -> EncoderClips:
         return EncoderClips(dataset, repeat_rare=True)
 
     def make_validation(self, dataset: ShardDataset) -> EncoderClips:
         return EncoderClips(dataset)
-
-    def get_train_data_size(self) -> int:
-        return self._train.num_clips if self._train.num_clips >= self.batch_size else 0
-
-    def get_valid_data_size(self) -> int:
-        return self._validation.num_clips
 
 
 def _with_progress(what: str, items: range) -> Iterator[int]:

@@ -39,18 +39,18 @@ def train_round(
     """Train `model` in place for `settings.local_epochs`, with cross-entropy.
 
     An epoch draws as many clips as the shard has, every label as often as any other, and leaves out a last batch that
-    is not full. What is drawn, dropout included, is a function of (settings.seed, round_number). A model that is
-    trained whole hears each clip changed a little (`EncoderModel.vary`).
+    is not full; a shard below one batch is one smaller batch. What is drawn, dropout included, is a function of
+    (settings.seed, round_number). A model that is trained whole hears each clip changed a little (`EncoderModel.vary`).
 
     Returns the mean loss (nats) and accuracy over the clips drawn, each as it was before its step.
-    Raises ValueError if the shard has less than one batch.
+    Raises ValueError if the shard has no clips.
     """
-    if clips.num_clips < settings.batch_size:
-        raise ValueError(f"{clips.num_clips} clips do not fill a batch of {settings.batch_size}")
+    if not clips.num_clips:
+        raise ValueError("there are no clips to train with")
     clips.prepare(model, device)
     seed = _seed(settings, round_number)
     generator = torch.Generator().manual_seed(seed)
-    steps = settings.local_epochs * (clips.num_clips // settings.batch_size)
+    steps = settings.local_epochs * (clips.num_clips // min(settings.batch_size, clips.num_clips))
     rate = None if settings.constant_rate else schedule(optimizer, settings, steps, round_number)
     sums = torch.zeros(2, device=device)  # of the batches' losses and accuracies
     model.train()
@@ -74,13 +74,14 @@ def draw_batches(
 ) -> Iterator[np.ndarray]:
     """Items (batch_size,), drawn from `labels` (items,) so that every label is as likely as any other.
 
-    An epoch has as many full batches as `num_clips` make.
+    An epoch has as many full batches as `num_clips` make, or one of them all where they are too few for one.
     """
     weights = 1.0 / np.bincount(labels)[labels]
-    draws = num_clips // settings.batch_size * settings.batch_size
+    batch_size = min(settings.batch_size, num_clips)
+    draws = num_clips // batch_size * batch_size
     sampler = WeightedRandomSampler(weights.tolist(), draws, generator=generator)
     for _ in range(settings.local_epochs):
-        yield from np.array(list(sampler)).reshape(-1, settings.batch_size)
+        yield from np.array(list(sampler)).reshape(-1, batch_size)
 
 
 def validate_clips(model: EncoderModel, clips: EncoderClips, device: str, batch_size: int = 64) -> dict[str, float]:

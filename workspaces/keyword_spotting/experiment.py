@@ -87,7 +87,7 @@ def arguments(settings: Settings) -> dict[str, Any]:
             partial(create_model, settings.model, settings.seed), settings.optimizer.recipe()
         ),
         "task_keeper": task_keeper,
-        "data_loader": KeywordData() if is_wav2vec2 else EncoderData(settings.batch_size),
+        "data_loader": KeywordData() if is_wav2vec2 else EncoderData(),
         "best": ("accuracy", "max"),
         "metric_bounds": {"accuracy": (0, 1)},
         "corpus": SuperbShardDescriptor.corpus,

@@ -60,7 +60,11 @@ def train_round(
 def schedule(
     optimizer: torch.optim.Optimizer, settings: TrainingSettings, steps_per_round: int, round_number: int
 ) -> LambdaLR:
-    """Linear warm-up, then linearly down to zero, over the steps of *all* rounds: round r goes on where r - 1 ended."""
+    """Linear warm-up, then linearly down to zero, over the steps of *all* rounds: round r goes on where r - 1 ended.
+
+    The warm-up of transformers' linear schedule begins at 0, here at 1 / (warm-up steps + 1) of the peak: a first step
+    of 0 would be in vain, and on a small shard the first round has few steps, or this one only.
+    """
     total = settings.rounds * steps_per_round
     warmup = settings.warmup * total
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -92,6 +93,8 @@ class SpeechData(ShardData):
 
     The size of a validation is in words: the mean over nodes of word error rates is then that over the words of all.
     """
+
+    units: ClassVar[dict[str, str]] = {"train": "clips", "validate": "words"}
 
     def make_train(self, dataset: ShardDataset) -> Clips:
         return Clips(dataset)

@@ -50,7 +50,7 @@ def test_rare_labels_are_repeated_for_training_and_not_for_validation(data):
     train, validation = data.get_train_loader(), data.get_valid_loader()
     assert [train[i]["labels"] for i in range(len(train))] == [0, 0, 0, 1, 1, 2, 2]
     assert [validation[i]["labels"] for i in range(len(validation))] == [0, 0, 0, 1, 2, 2]
-    assert data.get_train_data_size() == 7
+    assert data.get_train_data_size() == 6  # what it weighs: a repeated clip is one clip
     assert data.get_valid_data_size() == 6
 
 

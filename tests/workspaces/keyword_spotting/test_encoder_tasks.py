@@ -187,15 +187,25 @@ def test_a_batch_that_is_not_full_is_left_out(create):
     assert len(list(draw_batches(np.zeros(23, int), 23, settings, torch.Generator()))) == 2
 
 
-def test_a_shard_below_one_batch_has_no_say_in_the_training(create):
-    data = pickle.loads(pickle.dumps(EncoderData(batch_size=8)))  # as it comes out of an experiment's archive
-    data.shard_descriptor = Shard(7, 3)
-    assert (data.get_train_data_size(), data.get_valid_data_size()) == (0, 3)
-    with pytest.raises(ValueError, match="7 clips do not fill a batch of 8"):
+@pytest.mark.parametrize("number", [1, 2, 7, 8, 9])
+def test_a_shard_below_one_batch_trains_on_what_it_has(create, number):
+    data = pickle.loads(pickle.dumps(EncoderData()))  # as it comes out of an experiment's archive
+    data.shard_descriptor = Shard(number, 3)
+    assert (data.get_train_data_size(), data.get_valid_data_size()) == (number, 3)
+    [batch] = draw_batches(np.zeros(number, int), number, EncoderSettings(rounds=1), torch.Generator())
+    assert len(batch) == min(number, 8)
+    model = create()
+    before = [parameter.clone() for parameter in model.head.parameters()]
+    assert np.isfinite(train(model, data.get_train_loader())[0]["loss"])
+    assert any(not torch.equal(old, new) for old, new in zip(before, model.head.parameters(), strict=True))
+
+
+def test_without_clips_there_is_nothing_to_train_or_validate_with(create):
+    data = EncoderData()
+    data.shard_descriptor = Shard(0, 0)
+    assert (data.get_train_data_size(), data.get_valid_data_size()) == (0, 0)
+    with pytest.raises(ValueError, match="there are no clips to train with"):
         train(create(), data.get_train_loader())
-    data.shard_descriptor = Shard(8, 0)
-    assert (data.get_train_data_size(), data.get_valid_data_size()) == (8, 0)
-    assert np.isfinite(train(create(), data.get_train_loader())[0]["loss"])
     with pytest.raises(ValueError, match="there are no clips to validate with"):
         validate_clips(create(), data.get_valid_loader(), "cpu")
 

@@ -171,7 +171,7 @@ def test_each_clip_is_encoded_once_and_other_weights_or_ways_have_a_store_of_the
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_an_upstream_learns_in_the_rounds_of_an_envoy(config, frozen):
-    data = pickle.loads(pickle.dumps(EncoderData(batch_size=8)))  # as it comes out of an experiment's archive
+    data = pickle.loads(pickle.dumps(EncoderData()))  # as it comes out of an experiment's archive
     data.shard_descriptor = Shard()
     model = create_upstream(config=config, labels=LABELS, frozen=frozen)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

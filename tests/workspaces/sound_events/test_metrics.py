@@ -124,9 +124,15 @@ def test_perfect_and_worst_scores_are_finite_and_beyond_all_others():
 
 
 @pytest.mark.parametrize("name", METRIC_NAMES)
-def test_without_any_label_there_is_no_score(name):
-    with pytest.raises(ValueError, match="of 3 clips: no"):
-        score(name, np.ones((3, 2), np.float32), np.zeros((3, 2), np.float32))
+def test_without_any_label_a_score_is_undefined_and_no_error(name):
+    """On one node of many: its training counts, and the others have scores."""
+    assert np.isnan(score(name, np.ones((3, 2), np.float32), np.zeros((3, 2), np.float32)))
+
+
+def test_a_single_clip_has_every_score_but_the_one_that_compares_clips():
+    labels = np.array([[1, 0]], np.float32)
+    undefined = {name for name in METRIC_NAMES if np.isnan(score(name, np.ones((1, 2), np.float32), labels))}
+    assert undefined == {"d_prime"}
 
 
 @pytest.mark.parametrize("name", METRIC_NAMES)

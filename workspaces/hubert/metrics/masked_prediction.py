@@ -15,7 +15,7 @@ Args:
     clusters: how many there are
 Returns:
     masked_accuracy: float in [0, 1]. Over several nodes, the mean weighted by masked frames is that over all frames.
-    unmasked_accuracy: float in [0, 1], 0 where every frame is masked
+    unmasked_accuracy: float in [0, 1], NaN where every frame is masked
     most_frequent_accuracy: float in [0, 1], of the most frequent cluster at masked frames
     cluster_usage: float in [0, 1], the share of clusters that are predicted at some masked frame
 Raises:
@@ -47,7 +47,7 @@ class MaskedPrediction(evaluate.Metric):
         correct = predicted == true
         return {
             "masked_accuracy": float(correct[hidden].mean()),
-            "unmasked_accuracy": float(correct[~hidden].mean()) if not hidden.all() else 0.0,
+            "unmasked_accuracy": float(correct[~hidden].mean()) if not hidden.all() else float("nan"),
             "most_frequent_accuracy": float(np.bincount(true[hidden]).max() / hidden.sum()),
             "cluster_usage": len(np.unique(predicted[hidden])) / clusters,
         }

@@ -17,9 +17,8 @@ Args:
     predictions: scores, any real numbers (clips, classes)
     references: true labels, 0 or 1 (clips, classes)
 Returns:
-    d_prime: float. No mean of parts: over several nodes it needs the scores of all clips in one place.
-Raises:
-    ValueError: no class has both positive and negative clips.
+    d_prime: float, NaN where no class has both positive and negative clips.
+        No mean of parts: over several nodes it needs the scores of all clips in one place.
 """
 
 
@@ -41,7 +40,7 @@ class DPrime(evaluate.Metric):
         scores, labels = np.asarray(predictions), np.asarray(references)
         scored = labels.any(axis=0) & ~labels.all(axis=0)
         if not scored.any():
-            raise ValueError(f"d' of {len(labels)} clips: no class has both positive and negative clips")
+            return {"d_prime": float("nan")}
         area = roc_auc_score(labels[:, scored], scores[:, scored], average="macro")
         # A class has (clips / 2)^2 pairs of a positive and a negative clip at most, and a tie is half a pair.
         half_a_pair = 2 / (scored.sum() * len(labels) ** 2)

@@ -14,9 +14,8 @@ Args:
     predictions: scores, any real numbers (clips, classes)
     references: true labels, 0 or 1 (clips, classes)
 Returns:
-    lwlrap: float in [0, 1]. Over several nodes, the mean weighted by positive labels is the lwlrap over all clips.
-Raises:
-    ValueError: no label is 1.
+    lwlrap: float in [0, 1], NaN where no label is 1.
+        Over several nodes, the mean weighted by positive labels is the lwlrap over all clips.
 """
 
 
@@ -38,7 +37,7 @@ class Lwlrap(evaluate.Metric):
         scores, labels = np.asarray(predictions), np.asarray(references)
         labelled = labels.any(axis=1)
         if not labelled.any():
-            raise ValueError(f"lwlrap of {len(labels)} clips: none of them has a label")
+            return {"lwlrap": float("nan")}
         scores, labels = scores[labelled], labels[labelled]
         # A clip's weight is its number of labels: every label counts the same.
         value = label_ranking_average_precision_score(labels, scores, sample_weight=labels.sum(axis=1))

@@ -14,9 +14,8 @@ Args:
     predictions: scores, any real numbers (clips, classes)
     references: true labels, 0 or 1 (clips, classes)
 Returns:
-    pr_auc: float in [0, 1]. No mean of parts: over several nodes it needs the scores of all clips in one place.
-Raises:
-    ValueError: no label is 1.
+    pr_auc: float in [0, 1], NaN where no label is 1.
+        No mean of parts: over several nodes it needs the scores of all clips in one place.
 """
 
 
@@ -37,6 +36,6 @@ class PrAuc(evaluate.Metric):
     def _compute(self, predictions: list[list[float]], references: list[list[float]]) -> dict[str, float]:
         labels = np.ravel(references)
         if not labels.any():
-            raise ValueError(f"PR-AUC of {len(references)} clips: none of them has a label")
+            return {"pr_auc": float("nan")}
         precision, recall, _ = precision_recall_curve(labels, np.ravel(predictions))
         return {"pr_auc": float(auc(recall, precision))}
