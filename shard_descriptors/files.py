@@ -11,6 +11,9 @@ from typing import Any
 # What looks like a recording, and is named when a corpus does not take it.
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".wma")
 
+# Folders that systems make: copies of what was deleted, and what macOS, Windows and network drives keep beside files.
+SYSTEM_FOLDERS = {"__macosx", "$recycle.bin", "system volume information", "lost+found", "#recycle", "@eadir"}
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -74,12 +77,12 @@ def list_recordings(root: Path, folder: str, suffix: str, left_out: dict[str, st
 
 
 def list_folders(folder: Path) -> list[str]:
-    """The names of the folders in a folder, sorted, without hidden ones and what macOS packs into a zip file."""
+    """The names of the folders in a folder, sorted, without hidden ones and those that the system made."""
     with os.scandir(folder) as entries:
         return sorted(
             entry.name
             for entry in entries
-            if not entry.name.startswith(".") and entry.name != "__MACOSX" and is_folder(entry)
+            if not entry.name.startswith(".") and entry.name.casefold() not in SYSTEM_FOLDERS and is_folder(entry)
         )
 
 

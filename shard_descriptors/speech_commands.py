@@ -216,12 +216,12 @@ def _read_once(name: str, seed: int, stamp: Hashable) -> Corpus:
     if corpus.unlisted:
         reasons = [f"{file} {reason}" for file, reason in corpus.unlisted.items()]
         logger.warning("%s: passed over %s: %s", name, count_files(len(reasons)), first_names(reasons))
-    trained = {clip.speaker for split in ("train", "validation") for clip in corpus.splits[split]}
-    shared = sorted(trained.intersection(clip.speaker for clip in corpus.splits["test"]) - {""})
-    if shared:
-        logger.warning(
-            "%s: %d test speakers are in train or validation too: %s", name, len(shared), first_names(shared)
-        )
+    speakers = {split: {clip.speaker for clip in clips} - {""} for split, clips in corpus.splits.items()}
+    for split, others in (("validation", ("train",)), ("test", ("train", "validation"))):
+        shared = sorted(speakers[split] & set().union(*(speakers[other] for other in others)))
+        if shared:
+            also = " or ".join(others)
+            logger.warning("%s: %d %s speakers are in %s too: %s", name, len(shared), split, also, first_names(shared))
     return corpus
 
 
@@ -267,6 +267,8 @@ def _read_list(path: Path) -> dict[str, str]:
             raise CorpusError(f"{path}, line {number}: {line!r} should be <word>/<speaker>_nohash_<number>.wav")
         clip = "/".join(parts[-2:])
         clips[name_key(clip)] = clip
+    if not clips:
+        logger.warning("%s is empty: it holds out no clip", path)
     return clips
 
 

@@ -36,7 +36,7 @@ def test_recordings_that_cannot_be_taken_are_named_with_the_reason(tmp_path):
 
 
 def test_a_link_that_goes_round_in_a_circle_is_no_folder(tmp_path):
-    for name in ("yes", ".hidden", "__MACOSX"):
+    for name in ("yes", ".hidden", "__MACOSX", "$RECYCLE.BIN", "@eaDir", "lost+found"):
         (tmp_path / name).mkdir()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "yes/loop.wav").symlink_to(tmp_path / "yes/loop.wav")

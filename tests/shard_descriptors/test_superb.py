@@ -157,6 +157,21 @@ def test_test_speakers_that_train_are_told(own_corpus, caplog):
     assert "1 test speakers are in train or validation too: aa01" in caplog.text
 
 
+def test_validation_speakers_that_train_are_told(own_corpus, caplog):
+    """A copy of a held-out clip under another name is no clip of a list, and trains."""
+    clip = own_corpus.root / own_corpus.clips["validation"][0]
+    speaker = clip.name.partition("_")[0]
+    shutil.copy(clip, clip.with_name(clip.stem + " (1).wav"))
+    descriptor(own_corpus)
+    assert f"1 validation speakers are in train too: {speaker}" in caplog.text
+
+
+def test_a_list_that_holds_out_nothing_is_told(own_corpus, caplog):
+    (own_corpus.root / "testing_list.txt").write_text("\ufeff\n")
+    descriptor(own_corpus)
+    assert "testing_list.txt is empty: it holds out no clip" in caplog.text
+
+
 # Partitions
 
 
