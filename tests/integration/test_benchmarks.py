@@ -1,4 +1,4 @@
-"""The README's benchmark and its chaos, for a moment: that they run, and what they print."""
+"""The README's benchmarks and its chaos, for a moment: that they run, and what they print."""
 
 import json
 import subprocess
@@ -39,3 +39,13 @@ def test_chaos_ends_with_the_weights_of_an_undisturbed_run(tmp_path: Path):
     assert result["rounds_completed"] >= 4
     wrong = ("rounds_lost", "rounds_repeated", "largest_difference_of_final_weights")
     assert [result[key] for key in wrong] == [0, 0, 0]
+
+
+def test_the_load_generator_prints_a_json_object_for_each_number_of_envoys():
+    lines = run("benchmark_load.py", "--envoys", "2", "20", "--rounds", "2", "--tls", "--json").splitlines()
+    results = [json.loads(line) for line in lines]
+    assert [(result["envoys"], result["tls"], result["rounds"]) for result in results] == [(2, True, 2), (20, True, 2)]
+    assert all(0 < result["seconds_per_round"]["median"] <= result["seconds_per_round"]["p90"] for result in results)
+    assert all(0 < result["director_rss_mb"]["last"] <= result["director_rss_mb"]["peak"] for result in results)
+    # Each envoy has a connection of its own; a file of an update may be open, or not.
+    assert results[1]["director_open_files"] - results[0]["director_open_files"] > 18 / 2
