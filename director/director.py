@@ -46,6 +46,12 @@ class EnvoyEntry:
     last_seen: float = field(default_factory=time.time)
     attending: bool = False
     experiment: Experiment | None = None
+    changes: Changes = field(default_factory=Changes)
+
+    def work_on(self, experiment: Experiment | None) -> None:
+        if experiment is not self.experiment:
+            self.experiment = experiment
+            self.changes.notify()
 
 
 class Director:
@@ -56,7 +62,6 @@ class Director:
         self.health_check_period = health_check_period
         self.envoys: dict[str, EnvoyEntry] = {}
         self.experiments: dict[str, Experiment] = {}
-        self._changes = Changes()
         self._warm_until = 0.0
         self._running: dict[str, asyncio.Task] = {}
 
@@ -102,6 +107,8 @@ class Director:
         self.envoys[name] = entry
         if entry.experiment:
             entry.experiment.register(name, entry.sizes)
+        if known:
+            known.changes.notify()
         logger.info("envoy '%s' registered, with %s: %s", name, corpus or "a corpus without a name", peer)
         self.assign()
 
@@ -121,7 +128,7 @@ class Director:
             while self.envoys.get(name) is entry:
                 if order() == given:
                     # The end of the warm time is no event: look for it now and then.
-                    await self._changes.wait(LOOK_SECONDS)
+                    await entry.changes.wait(LOOK_SECONDS)
                 else:
                     given = order()
                     yield given
@@ -140,8 +147,10 @@ class Director:
 
     def expect_experiments(self) -> None:
         """A notebook is here: let envoys load what a worker needs."""
+        was_warm = time.time() < self._warm_until
         self._warm_until = time.time() + WARM_SECONDS
-        self._changes.notify()
+        for entry in () if was_warm else self.envoys.values():
+            entry.changes.notify()
 
     async def submit(self, submission: Path, owner: str) -> None:
         """Take an experiment in; one whose submission is cancelled leaves nothing behind. Raises SubmissionError."""
@@ -168,41 +177,38 @@ class Director:
         if envoy not in self.envoys:
             raise EnvoyRefusedError(f"envoy '{envoy}' is not registered")
 
-        def assigned() -> Experiment | None:
-            experiment = self.envoys[envoy].experiment
-            return experiment if experiment and not experiment.ended else None
-
-        while not (experiment := assigned()):
-            await self._changes.wait()
-        return experiment
+        while True:
+            entry = self.envoys[envoy]
+            if entry.experiment and not entry.experiment.ended:
+                return entry.experiment
+            await entry.changes.wait()
 
     def assign(self) -> None:
         """Start pending experiments whose envoys are all here and free, in the order of submission.
 
         An experiment whose envoys are all here, some at work, keeps the others: a later one must not overtake it on
-        them. One that waits for an envoy that is gone keeps nobody. Free envoys then join the running experiments that
-        take whoever comes.
+        them. One that waits for an envoy that is gone keeps nobody, be it one of its own or one that an experiment of
+        its envoys waits for. Free envoys then join the running experiments that take whoever comes.
         """
         busy = set()
         for name, entry in self.envoys.items():
             if entry.experiment and (entry.experiment.ended or name in entry.experiment.state.left):
-                entry.experiment = None
+                entry.work_on(None)
             if entry.experiment:
                 busy.add(name)
         for experiment in list(self.experiments.values()):
             if experiment.state.status is Status.PENDING:
                 members = experiment.state.members
-                if not all(self.is_online(name) for name in members):
+                if not all(self.is_online(name) and not self._is_held_up(name) for name in members):
                     continue
                 if not busy.intersection(members):
                     for name in members:
-                        self.envoys[name].experiment = experiment
+                        self.envoys[name].work_on(experiment)
                     self._run(experiment)
                 busy.update(members)
         for name, entry in self.envoys.items():
             if name not in busy and self.is_online(name):
                 self._let_join(name, entry)
-        self._changes.notify()
 
     def status(self, user: str) -> dict[str, Any]:
         """Envoys and experiments; of others' experiments not why they failed, which is their owners' code."""
@@ -231,7 +237,7 @@ class Director:
     def _run(self, experiment: Experiment) -> None:
         # The event loop itself keeps no more than a weak reference to a task.
         name = experiment.plan.name
-        self._running[name] = asyncio.create_task(experiment.run(ended=self.assign))
+        self._running[name] = asyncio.create_task(experiment.run(self.assign))
         self._running[name].add_done_callback(lambda _: self._running.pop(name))
 
     def _members(self, plan: ExperimentPlan) -> list[str]:
@@ -272,6 +278,11 @@ class Director:
             raise SubmissionError(f"of the envoys {members}: {error}") from None
         return members
 
+    def _is_held_up(self, envoy: str) -> bool:
+        """Whether it is at work on an experiment that waits for an envoy that is gone."""
+        experiment = self.envoys[envoy].experiment
+        return experiment is not None and experiment.is_held_up
+
     def _let_join(self, name: str, entry: EnvoyEntry) -> None:
         for experiment in self.experiments.values():
             state, plan = experiment.state, experiment.plan
@@ -280,7 +291,7 @@ class Director:
                 logger.info("envoy '%s' joins experiment '%s'", name, plan.name)
                 state.members = sorted({*state.members, name})
                 experiment.register(name, entry.sizes)
-                entry.experiment = experiment
+                entry.work_on(experiment)
                 return
 
     def _corpus_of(self, experiment: Experiment) -> str | None:

@@ -56,7 +56,9 @@ class Experiment:
         self.rounds = Rounds(self.plan, self.state.progress)
         self.rounds.registered = self.state.registered
         self._is_online = is_online
-        self._changes = Changes()
+        # Apart, as with hundreds of envoys each answer would wake hundreds that wait for their next task.
+        self._answers = Changes()  # somebody has answered, or will not
+        self._changes = Changes()  # all else
         self._updates: dict[str, tuple[Path, Header]] = {}  # those that count
         self.partial_updates: dict[str, PartialUpdate] = {}
         self._accepts_updates = False
@@ -69,12 +71,24 @@ class Experiment:
     def ended(self) -> bool:
         return self.state.ended
 
-    async def run(self, ended: Callable[[], Any]) -> None:
-        """All rounds that are still to come; `ended` is called at the end, however that came about."""
+    @property
+    def is_held_up(self) -> bool:
+        """Whether the round cannot end before an envoy that is gone has come back."""
+        away = [envoy for envoy in self.rounds.asked if self.rounds.tasks_for(envoy) and not self._is_online(envoy)]
+        if self.plan.participation.deadline_seconds is None:
+            return bool(away)
+        return bool(away) and len(self.rounds.asked) - len(away) < self.rounds.quorum
+
+    async def run(self, others_may_run: Callable[[], Any]) -> None:
+        """All rounds that are still to come.
+
+        `others_may_run` is called when the envoys are free, or held up by one that is gone, however that came about.
+        """
         if self.ended:
             return  # stopped before it began
         try:
-            await self._run_rounds(TensorBoard(self.folder.path / "tensorboard", self.rounds.round_number))
+            tensorboard = TensorBoard(self.folder.path / "tensorboard", self.rounds.round_number)
+            await self._run_rounds(tensorboard, others_may_run)
         except EndedError:
             pass  # it was stopped while it waited
         except (RoundFailedError, NotFiniteError) as error:
@@ -84,14 +98,16 @@ class Experiment:
         except Exception as error:
             logger.exception("experiment '%s'", self.plan.name)
             self.fail(f"fault in the director: {type(error).__name__}: {error}")
-        ended()
+        others_may_run()
 
-    async def _run_rounds(self, tensorboard: TensorBoard) -> None:
+    async def _run_rounds(self, tensorboard: TensorBoard, others_may_run: Callable[[], Any]) -> None:
         name, members = self.plan.name, ", ".join(self.state.members)
         logger.info("experiment '%s' runs from round %d on %s", name, self.rounds.round_number, members)
         self.state.status = Status.IN_PROGRESS
         while not self.ended and not self.rounds.finished:
             await self._open_round()
+            if self.is_held_up:
+                others_may_run()
             await self._wait_until_complete()
             if not self.ended:
                 self.rounds.check_answers()
@@ -214,7 +230,7 @@ class Experiment:
             counted = not self.is_dropped(sender)
             if counted:
                 self._count(update, header, path)
-                self._changes.notify()
+                self._answers.notify()
         finally:
             if not counted:
                 self.folder.free_update_file(path)
@@ -230,7 +246,7 @@ class Experiment:
         if sender.round == self.rounds.round_number and self.rounds.tasks_for(sender.envoy):
             self.rounds.refuse(sender.envoy, reason[:MAX_REASON_CHARACTERS])
             self.partial_updates.pop(sender.envoy, None)
-            self._changes.notify()
+            self._answers.notify()
 
     def register(self, envoy: str, sizes: Sizes) -> None:
         """Bound what a member's answers weigh by its shard. One that says later that it has more is named for it."""
@@ -258,6 +274,7 @@ class Experiment:
         else:
             logger.warning("experiment '%s' goes on without envoy '%s': %s", self.plan.name, envoy, reason)
             self._save_soon()
+            self._answers.notify()
             self._changes.notify()
 
     def fail(self, reason: str) -> None:
@@ -353,7 +370,7 @@ class Experiment:
         while not self.ended and not self.rounds.is_complete(self._seconds_open()):
             left = None if deadline is None else deadline - self._seconds_open()
             # After the deadline only news can complete the round: it is short of its quorum.
-            await self._changes.wait(left if left is None or left > 0 else None)
+            await self._answers.wait(left if left is None or left > 0 else None)
         self._accepts_updates = False
 
     async def _close_round(self) -> dict[str, Any]:
@@ -449,6 +466,7 @@ class Experiment:
         if self.ended:
             return
         self.state.status, self.state.error = status, error
+        self._answers.notify()
         self._changes.notify()
         self._save_soon()
         level = logging.ERROR if error else logging.INFO

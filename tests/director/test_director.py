@@ -13,6 +13,7 @@ import pytest
 import safetensors.numpy
 from openfl.protocols import director_pb2
 
+from director.changes import Changes
 from director.director import Director, EnvoyRefusedError
 from director.experiment import Experiment
 from director.run_folder import RunFolder, Status, SubmissionError
@@ -328,6 +329,72 @@ def test_a_member_that_registers_more_clips_later_is_named_and_weighs_those_of_b
         assert experiment.rounds.registered["b"]["train"] == {"clips": 5}
         again = Experiment(RunFolder.load(experiment.folder.path), director.is_online)
         assert again.rounds.registered == experiment.rounds.registered
+
+    play(story)
+
+
+@pytest.mark.parametrize("gone", ["in the round", "before the round"])
+def test_one_whose_envoys_wait_for_an_envoy_that_is_gone_lets_others_pass_and_runs_when_that_is_back(play, gone):
+    async def story(director: Director) -> None:
+        await register(director, "abc")
+        async with attending(director, "b"):
+            first = await submit(director, "first", envoys=["a", "b"])
+            await is_running(first)
+            waiting = await submit(director, "waiting", envoys=["a", "c"])
+            later = await submit(director, "later", envoys=["c"])
+            await asyncio.sleep(0.02)
+            assert (waiting.state.status, later.state.status) == (Status.PENDING, Status.PENDING)
+            if gone == "before the round":
+                await answer(first, "b")
+        if gone == "before the round":
+            # Until now nobody waits for 'b'.
+            assert later.state.status is Status.PENDING
+            await answer(first, "a")
+        await is_running(later)
+        assert waiting.state.status is Status.PENDING
+        later.stop()
+        await register(director, "b", "second")
+        director.assign()
+        last = await submit(director, "last", envoys=["c"])
+        assert last.state.status is Status.PENDING
+        first.stop()
+        await is_running(waiting)
+        assert assigned(director) == {"a": "waiting", "b": "", "c": "waiting"}
+
+    play(story)
+
+
+def test_with_a_deadline_an_envoy_that_is_gone_holds_nobody_up_unless_it_is_needed_for_the_quorum(play):
+    async def story(director: Director) -> None:
+        await register(director, "ab")
+        async with attending(director, "b"):
+            enough = await submit(director, "enough", participation=Participation(deadline_seconds=1000, quorum=1))
+            await is_running(enough)
+        assert not enough.is_held_up
+        enough.stop()
+        await register(director, "b", "first")
+        async with attending(director, "b"):
+            short = await submit(director, "short", participation=Participation(deadline_seconds=1000, quorum=2))
+            await is_running(short)
+            assert not short.is_held_up
+        assert short.is_held_up
+
+    play(story)
+
+
+def test_what_is_for_one_envoy_wakes_no_other(play, monkeypatch):
+    async def story(director: Director) -> None:
+        woken = []
+        monkeypatch.setattr(Changes, "notify", lambda changes: woken.append(changes))
+        await register(director, "abx")
+        submitted = await submit(director, "only-a", envoys=["a"])
+        concerned = (director.envoys["a"].changes, submitted._changes, submitted._answers)
+        assert director.envoys["a"].changes in woken
+        assert all(any(changes is each for each in concerned) for changes in woken)
+        woken.clear()
+        director.expect_experiments()
+        director.expect_experiments()
+        assert woken == [entry.changes for entry in director.envoys.values()]
 
     play(story)
 

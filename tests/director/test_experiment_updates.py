@@ -206,3 +206,24 @@ def test_in_float16_an_update_in_float32_is_refused(tmp_path):
             await answer(experiment, "b", lambda tensors: tensors | {"weight": tensors["weight"].astype(np.float32)})
 
     play(experiment, serve(experiment, "a"), wide())
+
+
+def test_an_answer_wakes_none_of_those_that_wait_for_their_next_task(tmp_path, monkeypatch):
+    experiment = make_experiment(tmp_path, rounds=1, members="abcd", tasks=[TRAIN])
+    looked: list[str] = []
+    tasks_for = experiment.rounds.tasks_for
+    monkeypatch.setattr(experiment.rounds, "tasks_for", lambda envoy: looked.append(envoy) or tasks_for(envoy))
+
+    async def story() -> None:
+        await answer(experiment, "a")
+        waiting = asyncio.create_task(experiment.wait_for_tasks("a"))
+        await asyncio.sleep(0)
+        looked.clear()
+        await answer(experiment, "b")
+        await answer(experiment, "c")
+        await asyncio.sleep(0.01)
+        assert "a" not in looked
+        await answer(experiment, "d")
+        await waiting
+
+    play(experiment, story())
