@@ -109,7 +109,7 @@ class Line:
                 await self._send_update(answer.round_number, results, tensors)
 
     async def submit(self, submission: bytes) -> None:
-        await self._send("Submit", [submission[at : at + (1 << 20)] for at in range(0, len(submission), 1 << 20)])
+        await self._send("Submit", b"", submission)
 
     async def history(self) -> AsyncIterator[dict]:
         async for message in self._unary_stream("GetHistory", encode(HistoryRequest(experiment=EXPERIMENT))):
@@ -117,20 +117,23 @@ class Line:
 
     async def _send_update(self, round_number: int, results: dict[str, TaskResult], tensors: Tensors) -> None:
         update = UpdateMessage(experiment=EXPERIMENT, envoy=self.name, round=round_number, results=results)
-        await self._send("SendUpdate", list(stream(tensors, update.model_dump())))
+        header, *pieces = stream(tensors, update.model_dump())
+        await self._send("SendUpdate", header, b"".join(pieces))
 
     def _unary_stream(self, call: str, request: bytes) -> aio.UnaryStreamCall:
         return self._channel.unary_stream(f"/{SERVICE}/{call}")(request, metadata=self._headers)
 
-    async def _send(self, call: str, pieces: Sequence[bytes]) -> None:
+    async def _send(self, call: str, at_once: bytes, data: bytes) -> None:
         """As `federation.wire.send_pieces`: one piece at once, and the others as the director gives leave."""
         sending = self._channel.stream_stream(f"/{SERVICE}/{call}")(metadata=self._headers)
-        leave = 1
-        for piece in pieces:
-            while not leave:
-                leave = json.loads(await sending.read()).get("leave", 0)
-            await sending.write(piece)
-            leave -= 1
+        if at_once:
+            await sending.write(at_once)
+        while data and (answer := await sending.read()) is not aio.EOF:
+            count, size = json.loads(answer)["leave"]
+            for _ in range(count):
+                piece, data = data[:size], data[size:]
+                if piece:
+                    await sending.write(piece)
         await sending.done_writing()
         while await sending.read() is not aio.EOF:
             continue
@@ -178,6 +181,8 @@ async def run(envoys: int, rounds: int, floats: int, tls: bool, folder: Path) ->
                 seconds, files = await _follow(user, rounds + 1, director, serving)
             finally:
                 serving.cancel()
+                with contextlib.suppress(asyncio.CancelledError, grpc.RpcError):
+                    await serving
                 for call in attending:
                     call.cancel()
             memory = director.memory_info().rss, _peak_of(director.pid)

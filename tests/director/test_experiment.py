@@ -9,7 +9,6 @@ import pytest
 
 from director.run_folder import RunFolder, Status
 from federation.plan import Task
-from federation.tensors import receive
 from tests.director.toy_experiment import (
     CLIPS,
     MODEL,
@@ -19,6 +18,7 @@ from tests.director.toy_experiment import (
     VALIDATE,
     answer,
     assert_model,
+    global_model,
     load,
     make_experiment,
     next_model,
@@ -315,7 +315,7 @@ def test_in_float16_half_as_much_travels_and_sums_and_models_are_float32(tmp_pat
     seen = []
 
     async def watch() -> None:
-        seen.append(receive(experiment.global_model())[0])
+        seen.append(global_model(experiment)[0])
         await serve(experiment, "a")
 
     play(experiment, watch(), serve(experiment, "b"))

@@ -7,13 +7,14 @@ import pytest
 
 from director.run_folder import RunFolder, Status
 from federation.rounds import UpdateRefusedError
-from federation.tensors import Header, TensorFile, TensorFormatError, Tensors, receive, stream
+from federation.tensors import Header, TensorFile, TensorFormatError, Tensors, stream
 from federation.wire import TaskResult, UpdateMessage
 from tests.director.toy_experiment import (
     MODEL,
     TRAIN,
     answer,
     assert_model,
+    global_model,
     make_experiment,
     next_model,
     play,
@@ -47,7 +48,7 @@ def test_a_bad_update_is_refused_while_the_good_one_counts(tmp_path, fault):
 
     async def bad() -> None:
         tasks, round_number = await experiment.wait_for_tasks("b")
-        tensors = change(train("b", round_number, receive(experiment.global_model())[0]))
+        tensors = change(train("b", round_number, global_model(experiment)[0]))
         results = faults.get("results") or results_of("b", tasks, MODEL)
         results = {name: TaskResult.model_validate(result) for name, result in results.items()}
         rest = {key: value for key, value in faults.items() if key != "results"}

@@ -6,6 +6,7 @@ import io
 import time
 import zipfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from director.experiment import Experiment
 from director.run_folder import RunFolder
 from federation.participation import Participation
 from federation.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL, BestModel, ExperimentPlan, Task
-from federation.tensors import Header, TensorFile, Tensors, receive, stream
+from federation.tensors import PIECE_BYTES, Header, TensorFile, Tensors, receive, stream
 from federation.wire import TaskResult, UpdateMessage
 
 VALIDATE = Task(name="aggregated_model_validate", function_name="validate", task_type="validate")
@@ -62,6 +63,11 @@ def make_experiment(
 def load(path: Path) -> Tensors:
     with TensorFile(path) as file:
         return file.load()
+
+
+def global_model(experiment: Experiment) -> tuple[Tensors, dict[str, Any]]:
+    """What an envoy gets: the model and its metadata."""
+    return receive(experiment.global_model(repeat(PIECE_BYTES)))
 
 
 def train(envoy: str, round_number: int, model: Tensors) -> Tensors:
@@ -119,7 +125,7 @@ async def answer(experiment: Experiment, envoy: str, change: Callable[[Tensors],
     tasks, round_number = await experiment.wait_for_tasks(envoy)
     if not tasks:
         return -1
-    model, metadata = receive(experiment.global_model())
+    model, metadata = global_model(experiment)
     assert metadata["round"] == round_number
     trains = any(task.task_type == "train" for task in tasks)
     tensors = change(train(envoy, round_number, model)) if trains else {}
