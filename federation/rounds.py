@@ -46,7 +46,8 @@ class UnknownMetricError(RoundFailedError):
 class Progress(BaseModel):
     """How far an experiment is. It is kept in the file of the global model that round `round_number` begins with."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # What another version knows besides is kept.
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     round_number: int = 0
     best_scores: dict[str, float] = {}
@@ -311,12 +312,14 @@ class Rounds:
         better, reported = self.better_scores(), self._reported_names()
         validated = bool(reported)
         waited = 0 if "best" in better else self.progress.validations_since_best + validated
-        return Progress(
-            round_number=self.round_number + 1,
-            best_scores=self.progress.best_scores | better,
-            validations_since_best=waited,
-            aggregations=self.progress.aggregations + bool(self.trained),
-            reported=sorted({*self.progress.reported, *(reported & self._wanted_metrics)}),
+        return self.progress.model_copy(
+            update={
+                "round_number": self.round_number + 1,
+                "best_scores": self.progress.best_scores | better,
+                "validations_since_best": waited,
+                "aggregations": self.progress.aggregations + bool(self.trained),
+                "reported": sorted({*self.progress.reported, *(reported & self._wanted_metrics)}),
+            }
         )
 
     def _draw(self, members: Collection[str]) -> set[str]:
