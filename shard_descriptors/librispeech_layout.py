@@ -65,9 +65,9 @@ def read_librispeech(
 ) -> dict[str, tuple[Utterance, ...]]:
     """The utterances of those subsets that are there, speakers, chapters and utterances in the order of their numbers.
 
-    A subset's folder may be in capitals, and incomplete: `SUBSETS` tells how many utterances the published one has. Files
-    that are no recordings are passed over; recordings that cannot be taken (see `list_recordings`) are put into `left_out` with the
-    reason.
+    A subset's folder may be in capitals, and incomplete: `SUBSETS` tells how many utterances the published one has.
+    Files that are no recordings are passed over; recordings that cannot be taken (see `list_recordings`) are put into
+    `left_out` with the reason.
 
     Raises:
         CorpusError: no such folder, none of the subsets in it, a file that is called otherwise, or a speaker in two
