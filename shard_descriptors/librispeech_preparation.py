@@ -243,7 +243,7 @@ def _read_transcripts(audio: Path, utterances: Sequence[Utterance]) -> dict[str,
 
     White space of any kind is between name and text, and one space between words.
     """
-    transcripts = {}
+    transcripts: dict[str, str] = {}
     for folder, speaker, chapter in sorted({(Path(u.file).parent, u.speaker, u.chapter) for u in utterances}):
         wanted = name_key(f"{speaker}-{chapter}.trans.txt")
         for path in sorted((audio / folder).iterdir()):
