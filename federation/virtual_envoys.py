@@ -32,8 +32,8 @@ Asked = Sequence[tuple[str, list[Task]]]
 OPEN_CLIENTS = 64
 # Answers that wait for a slower client before them, so that no worker waits. Each is a model in memory.
 ANSWERS_PER_WORKER = 4
-# A cluster may take so long to answer; Ray itself goes on trying for minutes.
-CLUSTER_SECONDS = 30.0
+# A cluster may take so long to answer; Ray itself goes on trying for minutes, and its attempt cannot be ended.
+CLUSTER_SECONDS = 25.0
 CONNECT = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False)"
 
 
@@ -165,15 +165,12 @@ def start_ray(workers: int, address: str | None) -> Iterator[ModuleType]:
     Raises SimulationError where Ray is not installed or does not start, where no cluster answers within 30 s, where it
     refuses the token, or has fewer CPUs than `workers`.
     """
-    if address and _has_token():
-        # Ray itself does so for clusters that it starts or finds, and not for one that is named.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         import ray
     except ImportError:
         raise SimulationError("several workers need Ray: pip install 'openfl-audio[simulation]'") from None
     if address:
-        _check_cluster(address)
+        _set_mode(_mode_of_cluster(address))
     # Actors on another machine find the code there; on this one it is found as this process finds it.
     try:
         ray.init(
@@ -198,27 +195,51 @@ def start_ray(workers: int, address: str | None) -> Iterator[ModuleType]:
         ray.shutdown()
 
 
-def _has_token() -> bool:
-    environment, file = os.environ, Path.home() / ".ray" / "auth_token"
-    return "RAY_AUTH_TOKEN" in environment or "RAY_AUTH_TOKEN_PATH" in environment or file.exists()
+def _mode_of_cluster(address: str) -> str:
+    """Return how the cluster authenticates processes, "disabled" or "token": Ray expects its user to know.
+
+    Raises SimulationError, with the reason, unless it lets a process in.
+    """
+    if (said := _refusal(address, "disabled")) is None:
+        return "disabled"
+    if "InvalidAuthToken" not in said:
+        raise SimulationError(_reason(address, said))
+    if (said := _refusal(address, "token")) is None:
+        return "token"
+    if "InvalidAuthToken" in said:
+        there_is = "the one here is another"
+    elif "no authentication token was found" in said:
+        there_is = "there is none here"
+    else:
+        raise SimulationError(_reason(address, said))
+    raise SimulationError(
+        f"the Ray cluster at {address} wants its token, and {there_is}: set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to "
+        "its file, or put it into ~/.ray/auth_token"
+    )
 
 
-def _check_cluster(address: str) -> None:
-    """Raises SimulationError, with the reason, unless the cluster lets a process in: Ray's attempt cannot be ended."""
+def _refusal(address: str, mode: str) -> str | None:
+    """Return what Ray says where a process does not get into the cluster, None where it does."""
     command = [sys.executable, "-c", CONNECT, address]
+    environment = os.environ | {"RAY_AUTH_MODE": mode, "RAY_NUM_REDIS_GET_RETRIES": "1"}
     try:
-        attempt = subprocess.run(command, capture_output=True, timeout=CLUSTER_SECONDS)
-        if attempt.returncode == 0:
-            return
-        said = attempt.stderr.decode(errors="replace").strip()
-        reason = said.splitlines()[-1].partition(": ")[2] if said else f"exit status {attempt.returncode}"
-    except subprocess.TimeoutExpired as error:
-        said, reason = (error.stderr or b"").decode(errors="replace"), ""
-    if "InvalidAuthToken" in said or "no authentication token was found" in said:
-        raise SimulationError(
-            f"the Ray cluster at {address} wants its token, and there is {'another' if _has_token() else 'none'} here: "
-            "set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to its file, or put it into ~/.ray/auth_token"
-        )
-    if not reason or "Failed to connect" in reason:
-        raise SimulationError(f"no Ray cluster answers at {address} within {CLUSTER_SECONDS:.0f} s")
-    raise SimulationError(f"Ray does not start: {reason}")
+        attempt = subprocess.run(command, env=environment, capture_output=True, timeout=CLUSTER_SECONDS)
+    except subprocess.TimeoutExpired:
+        return "Failed to connect"
+    return attempt.stderr.decode(errors="replace").strip() if attempt.returncode else None
+
+
+def _reason(address: str, said: str) -> str:
+    if "Failed to connect" in said:
+        return f"no Ray cluster answers at {address}"
+    return f"Ray does not start: {said.splitlines()[-1].partition(': ')[2]}"
+
+
+def _set_mode(mode: str) -> None:
+    if os.environ.get("RAY_AUTH_MODE", "disabled") == mode:
+        return
+    os.environ["RAY_AUTH_MODE"] = mode
+    # Else a process that has loaded Ray before, for a search or another run, would go on in its old mode.
+    from ray._raylet import Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
