@@ -16,7 +16,7 @@ from federation.results import read_json_lines
 from federation.virtual_envoys import SimulationError, start_ray
 
 pytest.importorskip("ray")
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
 
 REPOSITORY = Path(__file__).parents[2]
 TOKEN = "0123456789abcdef" * 2
