@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TypeVar
 
 import grpc
@@ -91,7 +90,7 @@ class RoundsClient:
         """Raises DirectorRefusedError for an update that the director does not count."""
         update = UpdateMessage(experiment=self.experiment, envoy=self.envoy, round=round_number, results=results)
         sent = {name: self._as_sent(tensor) for name, tensor in tensors.items()}
-        self._insist(lambda: send_pieces(self._rounds.send_update, partial(stream, sent, update.model_dump())))
+        self._insist(lambda: send_pieces(self._rounds.send_update, stream(sent, update.model_dump())))
 
     def _as_sent(self, tensor: np.ndarray) -> np.ndarray:
         half = self.precision == np.float16 and np.issubdtype(tensor.dtype, np.floating)

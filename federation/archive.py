@@ -8,9 +8,10 @@ import shutil
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 MAX_UNPACKED_BYTES = 1 << 30
 MAX_FILES = 10_000
@@ -84,6 +85,33 @@ def unpack_archive(archive: Path, folder: Path) -> None:
             zipped.extractall(folder)
     except (*UNREADABLE, OSError) as error:
         raise ArchiveError(f"{archive.name} cannot be unpacked: {error}") from error
+
+
+class _Made(io.RawIOBase):
+    """Gets what zipfile writes, and hands it on."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def write(self, data: Any, /) -> int:
+        self._parts.append(bytes(data))
+        return len(data)
+
+    def take(self) -> bytes:
+        parts, self._parts = self._parts, []
+        return b"".join(parts)
+
+
+def stream_archive(entries: Iterable[tuple[str, Iterable[bytes]]]) -> Iterator[bytes]:
+    """An uncompressed zip archive, in pieces as they are made from those of its entries; nothing of it is kept."""
+    made = _Made()
+    with zipfile.ZipFile(made, "w") as zipped:
+        for name, pieces in entries:
+            with zipped.open(name, "w", force_zip64=True) as entry:
+                for piece in pieces:
+                    entry.write(piece)
+                    yield made.take()
+    yield made.take()
 
 
 def extract_file(zipped: zipfile.ZipFile, name: str, target: Path, limit: int) -> None:

@@ -2,9 +2,8 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -62,14 +61,10 @@ class DirectorClient(director_client.DirectorClient):
                 raise DirectorError(explain_unreachable(self.address, error.details(), self._root)) from None
             raise DirectorError(f"the director at {self.address} refused: {error.details()}") from None
 
-    def submit(self, submission: Path) -> None:
-        def pieces(sizes: Iterator[int]) -> Iterator[bytes]:
-            with submission.open("rb") as file:
-                while piece := file.read(next(sizes, 0)):
-                    yield piece
-
+    def submit(self, submission: Iterable[bytes]) -> None:
+        """Send an experiment's zip file, in pieces."""
         with self.translated_errors():
-            send_pieces(self.rounds.submit, pieces)
+            send_pieces(self.rounds.submit, submission)
 
     def stream_history(self, experiment_name: str) -> Iterator[dict[str, Any]]:
         """One record a round until the experiment has ended, then its {"status"}. Raises ExperimentFailedError.

@@ -26,6 +26,7 @@ from openfl.interface.interactive_api.experiment import DataInterface, TaskInter
 
 from federation.address import DEFAULT_PORT, bracket, check_host, join_address
 from federation.aggregation import Aggregation
+from federation.archive import stream_archive
 from federation.certificates import read_credentials
 from federation.definition import Definition, ModelInterface, define
 from federation.director_client import DirectorClient, DirectorError, ExperimentFailedError
@@ -41,7 +42,7 @@ from federation.plan import (
     name_of_best,
 )
 from federation.progress import show_progress, to_frame
-from federation.tensors import write_tensors
+from federation.tensors import file_pieces
 from federation.workspace import describe_left_out, select_files
 
 __all__ = [
@@ -198,14 +199,12 @@ class FLExperiment(openfl_experiment.FLExperiment):
     def _submit(self, definition: Definition) -> None:
         plan = definition.plan.model_copy(update={"federation_uuid": self.plan.federation_uuid})
         interfaces = definition.model_provider, definition.task_keeper, definition.data_loader
-        with tempfile.TemporaryDirectory() as folder:
-            submission, model = Path(folder) / "submission.zip", Path(folder) / INITIAL_MODEL
-            write_tensors(model, definition.tensors, {})
-            with zipfile.ZipFile(submission, "w") as zipped:
-                zipped.writestr(EXPERIMENT_PLAN, plan.model_dump_json())
-                zipped.writestr(ARCHIVE, self._pack_workspace(*interfaces))
-                zipped.write(model, INITIAL_MODEL)
-            self.federation.dir_client.submit(submission)
+        entries: list[tuple[str, Iterable[bytes]]] = [
+            (EXPERIMENT_PLAN, [plan.model_dump_json().encode()]),
+            (ARCHIVE, [self._pack_workspace(*interfaces)]),
+            (INITIAL_MODEL, file_pieces(definition.tensors, {})),
+        ]
+        self.federation.dir_client.submit(stream_archive(entries))
         self.experiment_submitted = True
         self.logger.info("experiment '%s' was submitted", plan.name)
 

@@ -169,29 +169,34 @@ def describe(tensors: Tensors, metadata: dict[str, Any]) -> Header:
     return Header.lay_out({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}, metadata)
 
 
-def stream(tensors: Tensors, metadata: dict[str, Any], sizes: Iterable[int] = repeat(PIECE_BYTES)) -> Iterator[bytes]:
-    """A model as it travels: the packed header in one piece, then the tensors in pieces of these `sizes`, in bytes.
-
-    A size is asked for when its piece is made; without one that is the end.
-    """
+def stream(tensors: Tensors, metadata: dict[str, Any]) -> Iterator[bytes]:
+    """A model as it travels: the packed header in one piece, then the tensors in pieces of PIECE_BYTES."""
     header = describe(tensors, metadata)
     yield header.pack()
-    sizes, left = iter(sizes), header.data_bytes
-    parts, missing = [], 0
+    yield from _data_pieces(tensors, header)
+
+
+def file_pieces(tensors: Tensors, metadata: dict[str, Any]) -> Iterator[bytes]:
+    """The bytes of a safetensors file: its header, then the tensors in pieces of PIECE_BYTES."""
+    header = describe(tensors, metadata)
+    yield header.encode()
+    yield from _data_pieces(tensors, header)
+
+
+def _data_pieces(tensors: Tensors, header: Header) -> Iterator[bytes]:
+    parts, size = [], 0
     for name in header.entries:
         view = bytes_of(tensors[name])
         while len(view):
-            missing = missing or min(next(sizes, 0), left)
-            if not missing:
-                return
-            taken = view[:missing]
+            taken = view[: PIECE_BYTES - size]
             parts.append(taken)
-            missing -= len(taken)
-            left -= len(taken)
+            size += len(taken)
             view = view[len(taken) :]
-            if not missing:
+            if size == PIECE_BYTES:
                 yield b"".join(parts)
-                parts = []
+                parts, size = [], 0
+    if parts:
+        yield b"".join(parts)
 
 
 class Receiver:

@@ -10,7 +10,8 @@ import queue
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any, TypeVar
 
 import grpc
@@ -212,16 +213,24 @@ def wait_for_connection(channel: grpc.Channel, seconds: float) -> None:
         ready.cancel()
 
 
-def send_pieces(
-    call: grpc.StreamStreamMultiCallable, pieces: Callable[[Iterator[int]], Iterable[bytes]]
-) -> dict[str, Any]:
+def send_pieces(call: grpc.StreamStreamMultiCallable, pieces: Iterable[bytes]) -> dict[str, Any]:
     """Send pieces under the director's flow control, and return its last answer. Raises grpc.RpcError.
 
-    `pieces(sizes)` makes them: what it does not ask a size for is sent at once; each size, in bytes, comes when the
-    director gives leave for a piece as large, by the answer {"leave": [pieces, bytes of each]}.
+    The first piece goes at once and as it is. For the others each answer {"leave": [n, size]} allows n messages of
+    `size` bytes: larger pieces are cut.
     """
     leave: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-    answers, message = call(iter(pieces(iter(leave.get, None)))), {}
+
+    def with_leave() -> Iterator[bytes]:
+        left = iter(pieces)
+        yield from islice(left, 1)
+        for piece in left:
+            while piece:
+                size = leave.get()
+                yield piece[:size]
+                piece = piece[size:] if size else b""
+
+    answers, message = call(with_leave()), {}
     try:
         for answer in answers:
             message = json.loads(answer)

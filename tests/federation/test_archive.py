@@ -1,6 +1,6 @@
 import stat
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from federation.archive import (
     check_archive,
     extract_file,
     open_archive,
+    stream_archive,
     unpack_archive,
 )
 
@@ -163,3 +164,25 @@ def test_one_file_is_extracted_by_name_up_to_a_limit(tmp_path):
         with pytest.raises(ArchiveError, match="'file' has 7 bytes, more than 6"):
             extract_file(zipped, "file", tmp_path / "again", 6)
     assert not (tmp_path / "again").exists()
+
+
+def test_a_streamed_archive_is_made_as_it_is_sent_and_reads_like_any_other(tmp_path):
+    asked: list[int] = []
+
+    def pieces() -> Iterator[bytes]:
+        for number in range(4):
+            asked.append(number)
+            yield bytes([number]) * 1000
+
+    stream = stream_archive([("plan.json", [b"{}"]), ("empty", []), ("model", pieces())])
+    made = [next(stream), next(stream)]
+    assert asked == [0]  # no piece is made before the one before it was taken
+    made += stream
+    assert max(map(len, made)) < 1500  # nothing is collected
+    (tmp_path / "archive").write_bytes(b"".join(made))
+    with open_archive(tmp_path / "archive") as zipped:
+        assert zipped.testzip() is None
+        assert zipped.namelist() == ["plan.json", "empty", "model"]
+        assert [zipped.read(name) for name in ("plan.json", "empty")] == [b"{}", b""]
+        extract_file(zipped, "model", tmp_path / "model", 4000)
+    assert (tmp_path / "model").read_bytes() == b"".join(bytes([n]) * 1000 for n in range(4))

@@ -2,7 +2,6 @@ import json
 import tracemalloc
 import zlib
 from collections.abc import Iterable
-from functools import partial
 from itertools import repeat
 from typing import Any
 
@@ -19,6 +18,7 @@ from federation.tensors import (
     TensorFormatError,
     Tensors,
     describe,
+    file_pieces,
     receive,
     stream,
     write_tensors,
@@ -112,23 +112,20 @@ def test_after_a_packed_header_pieces_are_of_one_size_and_their_sum_is_the_file(
             assert [len(piece) for piece in pieces[1:]] == [PIECE_BYTES, PIECE_BYTES, 10]
             assert Header.unpack(pieces[0]) == file.header
             assert b"".join([file.header.encode(), *pieces[1:]]) == (tmp_path / "file").read_bytes()
+    assert b"".join(file_pieces(tensors, METADATA)) == (tmp_path / "file").read_bytes()
 
 
-def test_pieces_are_as_large_as_each_is_wanted_and_end_with_the_sizes(tmp_path):
+def test_pieces_of_a_file_are_as_large_as_each_is_wanted(tmp_path):
     tensors = {"a": np.arange(5, dtype=np.float32), "b": np.arange(3, dtype=np.float16)}  # 26 bytes
     write_tensors(tmp_path / "file", tensors, METADATA)
     data = (tmp_path / "file").read_bytes()[-26:]
     with TensorFile(tmp_path / "file") as file:
-        for pieces in (partial(stream, tensors, METADATA), file.pieces):
-            _, *whole = pieces(sizes=repeat(9))
-            assert [len(piece) for piece in whole] == [9, 9, 8]
+        for sizes, expected in ((repeat(9), [9, 9, 8]), (iter([1, 22, 50]), [1, 22, 3])):
+            _, *whole = file.pieces(sizes)
+            assert [len(piece) for piece in whole] == expected
             assert b"".join(whole) == data
-            _, *whole = pieces(sizes=iter([1, 22, 50]))
-            assert [len(piece) for piece in whole] == [1, 22, 3]
         _, *halves = file.pieces_with_floats_as("<f2", repeat(5))
         assert [len(piece) for piece in halves] == [4, 4, 2, 4, 2]
-    _, *some = stream(tensors, METADATA, iter([9]))
-    assert b"".join(some) == data[:9]
 
 
 def test_a_packed_header_comes_back_and_is_small():

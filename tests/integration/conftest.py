@@ -143,11 +143,8 @@ def submission_of(plan: Any, workspace: bytes | None = None, model: bytes | None
 
 def submit(channel: grpc.Channel, submission: bytes, piece_bytes: int = 1 << 20) -> None:
     """Past all checks of a notebook. Raises grpc.RpcError."""
-    starts = range(0, len(submission), piece_bytes)
-    send_pieces(
-        partial(RoundsStub(channel).submit, timeout=60),
-        lambda sizes: (submission[at : at + piece_bytes] for at, _ in zip(starts, sizes, strict=False)),
-    )
+    pieces = (submission[at : at + piece_bytes] for at in range(0, len(submission), piece_bytes))
+    send_pieces(partial(RoundsStub(channel).submit, timeout=60), pieces)
 
 
 class FakeEnvoy:
