@@ -7,8 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from federation.files import write_whole
-
 LIBRARIES = ("openfl", "torch", "torchaudio", "transformers", "datasets", "numpy")
 
 
@@ -33,4 +31,6 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, text: str) -> None:
-    write_whole(path, text.encode())
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.rename(path)

@@ -6,6 +6,7 @@
     python scripts/benchmark_rounds.py --workload base --peer flower       # Flower, in an environment of its own
     python scripts/benchmark_rounds.py --workload base --peer nvflare      # NVIDIA FLARE, in one, too
     python scripts/benchmark_rounds.py --workload base --tls --json        # one JSON object on standard output
+    python scripts/benchmark_rounds.py --workload base --floor             # beside bare gRPC and bare sockets
 
 Director and envoys are real processes. Each envoy adds 1e-3 to every weight in its train task, nothing is validated,
 and the run fails unless the final model has grown by as much. The first round is left out of the seconds per round:
@@ -14,6 +15,9 @@ weights are aggregated. Bytes are those of one envoy in one round (null where an
 peak of the resident set: in stock OpenFL the envoy is its own worker, in Flower the superlink with its serverapp counts
 as director, the supernode as envoy and the clientapp as worker, in NVIDIA FLARE the server with its process for the job
 as director, a client's parent process as envoy and its process for the job as worker.
+
+`--floor` then moves as many bytes to and from as many clients without a federation, through files, without TLS: see
+`scripts/rounds_benchmark/floor.py`. `times_floor` is how many times as long a round of ours took, by the medians.
 """
 
 import argparse
@@ -22,16 +26,19 @@ import importlib
 import json
 import os
 import signal
+import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `scripts` is no installed package
 
 from scripts.arguments import whole_number
 from scripts.local_federation import REPOSITORY, StartError
-from scripts.rounds_benchmark.measure import BenchmarkError, Job, Measured
+from scripts.rounds_benchmark import floor
+from scripts.rounds_benchmark.measure import BenchmarkError, Job, Measured, summarise
 from scripts.rounds_benchmark.workloads import MODELS, WrongResultError, create_model
 
 ROUNDS = {"many": 10, "head": 10, "base": 5, "adam": 4}
@@ -48,6 +55,16 @@ def benchmark(engine: str, job: Job) -> dict:
         except (BenchmarkError, StartError, WrongResultError) as error:
             raise BenchmarkError(f"{error}\n{ends_of_logs(Path(folder))}") from error
     return report(engine, job, measured)
+
+
+def add_floors(result: dict) -> None:
+    """Add what moving the bytes of `result` costs by itself, on the machine as it is now."""
+    result |= {"floor": {}, "times_floor": {}}
+    for line in floor.LINES:
+        with tempfile.TemporaryDirectory(prefix="floor-") as folder:
+            seconds = floor.measure(line, result["bytes_up"], result["envoys"], result["rounds"], Path(folder))
+        result["floor"][line] = summarise(seconds)
+        result["times_floor"][line] = round(result["seconds_per_round"]["median"] / statistics.median(seconds), 2)
 
 
 def report(engine: str, job: Job, measured: Measured) -> dict:
@@ -79,8 +96,13 @@ def ends_of_logs(folder: Path) -> str:
 def show(result: dict) -> None:
     """The same as a table."""
     for name, value in result.items():
-        text = ", ".join(f"{key} {number}" for key, number in value.items()) if isinstance(value, dict) else str(value)
-        print(f"{name:<22}{text}")
+        print(f"{name:<22}{in_words(value)}")
+
+
+def in_words(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    return ", ".join(f"{key} {in_words(each)}" for key, each in value.items())
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -90,6 +112,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--rounds", type=int, metavar="R", help="two at least, as the first is not counted")
     parser.add_argument("--tls", action="store_true", help="mutual TLS")
     parser.add_argument("--float16", action="store_true", help="weights travel as float16")
+    parser.add_argument("--floor", action="store_true", help="what moving the bytes costs by itself, too")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--engine", choices=("ours", "stock"), default="ours")
     what.add_argument("--peer", choices=("flower", "nvflare"), help="another framework")
@@ -97,6 +120,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     options = parser.parse_args(arguments)
     if options.envoys < 1 or (options.rounds is not None and options.rounds < 2):
         parser.error("at least one envoy and two rounds are needed")
+    if options.floor and (options.peer or options.engine != "ours"):
+        parser.error("--floor is for this project's engine, whose bytes are known")
     return options
 
 
@@ -115,6 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # OpenFL logs to standard output, which is for the result.
         with contextlib.redirect_stdout(sys.stderr):
             result = benchmark(engine, job)
+            if options.floor:
+                add_floors(result)
     except BenchmarkError as error:
         print(f"benchmark_rounds: {error}", file=sys.stderr)
         return 1

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,9 +60,12 @@ class Measured:
 
     def seconds_per_round(self) -> dict[str, float]:
         """Without the first round, in which an engine starts up."""
-        later = self.seconds[1:]
-        values = {"median": statistics.median(later), "min": min(later), "max": max(later)}
-        return {name: round(value, 3) for name, value in values.items()}
+        return summarise(self.seconds[1:])
+
+
+def summarise(seconds: Sequence[float]) -> dict[str, float]:
+    values = {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
+    return {name: round(value, 3) for name, value in values.items()}
 
 
 class Processes(LocalFederation):

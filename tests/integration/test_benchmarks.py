@@ -20,7 +20,7 @@ def run(script: str, *arguments: str) -> str:
 
 
 def test_the_benchmark_prints_one_json_object_of_a_run_whose_result_it_has_checked():
-    result = json.loads(run("benchmark_rounds.py", "--workload", "head", "--rounds", "2", "--json"))
+    result = json.loads(run("benchmark_rounds.py", "--workload", "head", "--rounds", "2", "--floor", "--json"))
     assert {key: result[key] for key in ("engine", "workload", "envoys", "tls", "parameters", "tensors")} == {
         "engine": "ours", "workload": "head", "envoys": 2, "tls": False, "parameters": 781_964, "tensors": 4,
     }  # fmt: skip
@@ -29,6 +29,13 @@ def test_the_benchmark_prints_one_json_object_of_a_run_whose_result_it_has_check
     # The trained tensors and at most a hundredth more.
     assert 1 <= result["bytes_up"] / (4 * 781_964) < 1.01
     assert 1 <= result["bytes_down"] / (4 * 781_964) < 1.01
+    assert result["floor"].keys() == result["times_floor"].keys() == {"grpc", "sockets"}
+    for line, seconds in result["floor"].items():
+        assert 0 < seconds["min"] <= seconds["median"] <= seconds["max"]
+        # Of figures that are rounded to milliseconds themselves.
+        assert result["times_floor"][line] == pytest.approx(
+            result["seconds_per_round"]["median"] / seconds["median"], rel=0.2
+        )
 
 
 def test_chaos_ends_with_the_weights_of_an_undisturbed_run(tmp_path: Path):
