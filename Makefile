@@ -6,11 +6,11 @@ WORKLOAD ?= wav2vec2
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench clean moved
+.PHONY: help install demo test test-all check bench clean moved
 
 help: ## list the targets
 	@echo "usage: make TARGET"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: .venv/.installed ## make .venv once, with Python 3.10-3.12 (or PYTHON=...)
 
@@ -26,8 +26,13 @@ demo: install ## federate keyword spotting, or WORKLOAD=whisper, fsd50k, librifs
 	@$(RUN) -m scripts.demo --workload $(WORKLOAD) $(if $(DATA),--data "$(DATA)")
 
 # Many tests wait for processes: one file a core at a time, in the order of the folders, as the long ones are in the middle.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 test: install ## run the tests
-	@OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	@$(PYTEST) -m "not slow"
+
+test-all: install ## run the tests, those of a Ray cluster as well
+	@$(PYTEST)
 
 check: install ## lint, format, types, notebooks: only looks, changes nothing
 	@$(RUN) -m ruff check .

@@ -14,8 +14,8 @@ from openfl.protocols import director_pb2
 
 from director.changes import Changes
 from director.experiment import Experiment
-from director.run_folder import UNFINISHED, RunFolder, RunFolderError, Status, SubmissionError
-from federation.plan import ExperimentPlan
+from director.run_folder import UNFINISHED, RunFolder, RunFolderError, Status, SubmissionError, owner_of
+from federation.plan import EXPERIMENT_PLAN, ExperimentPlan
 from federation.rounds import Progress, Rounds
 from federation.shard_sizes import Sizes
 
@@ -54,6 +54,32 @@ class EnvoyEntry:
             self.changes.notify()
 
 
+@dataclass(frozen=True)
+class UnusableExperiment:
+    """An experiment on disk that this director cannot take up, and who submitted it, where that can be told."""
+
+    name: str
+    owner: str
+    reason: str
+
+    def summary(self) -> dict[str, Any]:
+        """The same keys as `Experiment.summary`."""
+        return {
+            "name": self.name,
+            "owner": self.owner,
+            "corpus": "",
+            "status": Status.FAILED.value,
+            "round": 0,
+            "rounds": 0,
+            "best": None,
+            "envoys": [],
+            "waiting_for": [],
+            "waits": "",
+            "seconds_per_round": None,
+            "error": self.reason,
+        }
+
+
 class Director:
     """State of the federation. All methods run in one event loop."""
 
@@ -62,6 +88,7 @@ class Director:
         self.health_check_period = health_check_period
         self.envoys: dict[str, EnvoyEntry] = {}
         self.experiments: dict[str, Experiment] = {}
+        self.unusable: dict[str, UnusableExperiment] = {}
         self._warm_until = 0.0
         self._running: dict[str, asyncio.Task] = {}
 
@@ -72,11 +99,12 @@ class Director:
             if path.name.startswith((UNFINISHED, SUBMISSION)):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
                 continue
-            if path.is_dir():
+            if path.is_dir() and any((path / name).exists() for name in (EXPERIMENT_PLAN, "state.json")):
                 try:
                     folders.append(RunFolder.load(path))
                 except RunFolderError as error:
-                    logger.error("left alone: %s", error)
+                    logger.error("experiment '%s' is left alone: %s", path.name, error)
+                    self.unusable[path.name] = UnusableExperiment(path.name, owner_of(path), str(error))
         for folder in sorted(folders, key=lambda folder: folder.state.submitted):
             experiment = self._add(folder)
             if experiment.state.status is Status.IN_PROGRESS:
@@ -213,8 +241,9 @@ class Director:
     def status(self, user: str) -> dict[str, Any]:
         """Envoys and experiments; of others' experiments not why they failed, which is their owners' code."""
         experiments = [experiment.summary() for experiment in self.experiments.values()]
+        experiments += [experiment.summary() for experiment in self.unusable.values()]
         for summary in experiments:
-            if summary["owner"] != user:
+            if summary["owner"] not in ("", user):
                 summary["error"] = ""
         return {
             "envoys": [

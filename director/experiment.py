@@ -500,6 +500,7 @@ class Experiment:
             # First what makes room.
             self._free_updates()
             self.folder.delete_free_update_files()
+            self.folder.delete_archive()
             self.folder.link_model("last")
         self.folder.save_state()
 

@@ -141,7 +141,8 @@ class _Folding:
     def write(self, target: Path, target_state: Path, metadata: dict, outdated: Path | None) -> None:
         with ExitStack() as stack:
             model = stack.enter_context(_Target(target, self.model.header.with_metadata(metadata), outdated))
-            state = stack.enter_context(_Target(target_state, self.state_header)) if self.optimizer else None
+            moments = _Target(target_state, self.state_header.with_metadata(metadata))
+            state = stack.enter_context(moments) if self.optimizer else None
             pool = stack.enter_context(ThreadPoolExecutor(THREADS))
             for _ in pool.map(lambda piece: self._fold_slice(piece, model, state), self._pieces()):
                 continue

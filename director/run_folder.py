@@ -2,7 +2,7 @@
 
     experiment.json      the plan
     state.json           status, round, who was asked; replacing it is what makes a round count
-    workspace.zip        what the envoys get
+    workspace.zip        what the envoys get, until the experiment has ended
     history.jsonl        one record a round
     models/N.safetensors the global model after N aggregations, and `N.optimizer.safetensors` with a server optimizer
     updates/             the current round's updates, one file each; the files are used again in the next round
@@ -14,6 +14,7 @@ front, without which it is none, at its end.
 """
 
 import errno
+import json
 import logging
 import os
 import shutil
@@ -24,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -139,42 +140,59 @@ class RunFolder:
 
     @classmethod
     def load(cls, path: Path) -> "RunFolder":
-        """An experiment as it was when the director stopped. Raises RunFolderError, naming the file."""
+        """An experiment as it was when the director stopped. Raises RunFolderError, naming the file and the fault."""
+        plan = _read(path / EXPERIMENT_PLAN, ExperimentPlan)
+        state = _read(path / "state.json", State)
+        for part in (state, state.progress):
+            if part.model_extra:
+                unknown = sorted(part.model_extra)
+                logger.warning("%s: unknown keys %s are kept as they are", path / "state.json", unknown)
         try:
-            plan = ExperimentPlan.model_validate_json((path / EXPERIMENT_PLAN).read_bytes())
-            state = State.model_validate_json((path / "state.json").read_bytes())
-        except (OSError, ValidationError) as error:
+            folder = cls(path, plan, state)
+            folder._clean_up()
+        except OSError as error:
             raise RunFolderError(f"{path} cannot be read: {error}") from error
-        folder = cls(path, plan, state)
-        for leftover in path.rglob(".*.partial"):
-            leftover.unlink()
-        if state.ended or state.boot != boot_id():
-            # What a killed process wrote is there. What was under way when the machine went down may be so in part.
-            for path_of_update in folder.updates():
-                path_of_update.unlink()
-        if state.model_extra:
-            logger.warning("%s: unknown keys %s are kept as they are", path / "state.json", sorted(state.model_extra))
-        try:
-            folder._check_model_of_round()
-            folder.link_model("last")
-        except (OSError, TensorFormatError) as error:
-            folder.give_up(f"{folder.model} cannot be used: {error}")
+        folder._check_models()
         return folder
 
-    def give_up(self, reason: str) -> None:
+    def _clean_up(self) -> None:
+        """Remove what a director that was killed left behind, and keep the rest from other users of the machine."""
+        self.path.chmod(0o700)
+        for leftover in self.path.rglob(".*.partial"):
+            leftover.unlink()
+        if self.state.ended or self.state.boot != boot_id():
+            # What a killed process wrote is there. What was under way when the machine went down may be so in part.
+            for update in self.updates():
+                update.unlink()
+        if self.state.ended:
+            self.delete_archive()
+
+    def _check_models(self) -> None:
+        """Give up unless the current model and its optimizer's state are there, whole, and those of their round."""
+        aggregations = self.state.progress.aggregations
+        needed = [self.model]
+        if aggregations and self.plan.aggregation.server_optimizer:
+            needed.append(self.optimizer_after(aggregations))
+        for path in needed:
+            try:
+                with TensorFile(path) as model:
+                    found = model.header.metadata.get("aggregations")
+                # The first one is as the notebook sent it.
+                if aggregations and found != aggregations:
+                    raise TensorFormatError(f"it is the one after {found} aggregations, not after {aggregations}")
+            except (OSError, TensorFormatError) as error:
+                self._give_up(f"{path} cannot be used: {error}")
+                return
+        try:
+            self.link_model("last")
+        except OSError as error:
+            self._give_up(f"{self.path} cannot be written to: {error}")
+
+    def _give_up(self, reason: str) -> None:
         """Nobody can go on from here. It is not written down: somebody may put the file back."""
         logger.error("experiment '%s': %s", self.plan.name, reason)
         if not self.state.ended:
             self.state.status, self.state.error = Status.FAILED, reason
-
-    def _check_model_of_round(self) -> None:
-        """Raises OSError or TensorFormatError unless the current model is there, whole, and that of its round."""
-        expected = self.state.progress.aggregations
-        with TensorFile(self.model) as model:
-            found = model.header.metadata.get("aggregations")
-        # The first one is as the notebook sent it.
-        if expected and found != expected:
-            raise TensorFormatError(f"it is the model after {found} aggregations, not after {expected}")
 
     @property
     def archive(self) -> Path:
@@ -259,6 +277,10 @@ class RunFolder:
         while self._free_updates:
             self._free_updates.pop().unlink(missing_ok=True)
 
+    def delete_archive(self) -> None:
+        """What the envoys get is needed by nobody once the experiment has ended."""
+        self.archive.unlink(missing_ok=True)
+
     def save_state(self) -> None:
         """Bring the state to the disk for certain: only then may the files that the one before names be used again."""
         self.state.boot = boot_id()
@@ -267,6 +289,28 @@ class RunFolder:
     def append_history(self, record: dict[str, Any]) -> None:
         """Keep the record of a round, which counts with the next state. Raises OSError; then it may be kept again."""
         self.history.append(record)
+
+
+def owner_of(path: Path) -> str:
+    """Who submitted the experiment in a folder that cannot be loaded; empty where nobody can tell."""
+    try:
+        owner = json.loads((path / "state.json").read_bytes())["owner"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return owner if isinstance(owner, str) else ""
+
+
+Part = TypeVar("Part", bound=BaseModel)
+
+
+def _read(path: Path, kind: type[Part]) -> Part:
+    """Raises RunFolderError."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        raise RunFolderError(f"{path} cannot be used by this version: {describe_faults(error)}") from error
 
 
 def boot_id() -> str:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from federation.files import make_folder
+
 
 @contextmanager
 def sole_director(runs: Path) -> Iterator[None]:
@@ -12,7 +14,7 @@ def sole_director(runs: Path) -> Iterator[None]:
 
     Each would take the other's files for leftovers of a killed one. The lock goes with the process, however that ends.
     """
-    runs.mkdir(parents=True, exist_ok=True)
+    make_folder(runs)
     with (runs / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -121,6 +121,8 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
     async def GetExperimentData(self, request: director_pb2.GetExperimentDataRequest, context: Context):  # noqa: N802
         name = await self.gate.envoy(context, request.collaborator_name)
         experiment = await find_envoys_experiment(self.director, context, request.experiment_name, name)
+        if experiment.ended:
+            await refuse(context, grpc.StatusCode.NOT_FOUND, f"experiment '{experiment.plan.name}' has ended")
         with experiment.folder.archive.open("rb") as archive:
             while piece := archive.read(PIECE_BYTES):
                 yield director_pb2.ExperimentData(size=len(piece), npbytes=piece)
@@ -407,6 +409,10 @@ async def find_envoys_experiment(director: Director, context: Context, experimen
 async def find_users_experiment(director: Director, gate: Gate, context: Context, experiment: str) -> Experiment:
     user = await gate.user(context)
     found = director.experiments.get(experiment)
+    unusable = director.unusable.get(experiment)
+    if unusable is not None and unusable.owner in ("", user):
+        sentence = f"experiment '{experiment}' cannot be taken up: {unusable.reason}"
+        await refuse(context, grpc.StatusCode.FAILED_PRECONDITION, sentence)
     if found is None or found.owner != user:
         await refuse(context, grpc.StatusCode.NOT_FOUND, f"user '{user}' has no experiment '{experiment[:80]}'")
     return found

@@ -47,6 +47,8 @@ WATCH_PAUSES = 19
 # back to the system and ask for it again, which costs more time than filling it.
 REUSED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
 MAX_ARCHIVE_BYTES = 1 << 30
+# Where an experiment's archive is unpacked, in its folder.
+WORKSPACE = "workspace"
 
 Answer = TypeVar("Answer")
 
@@ -78,6 +80,8 @@ class Envoy:
         Raises ConnectionRefusedByDirectorError if the director cannot be reached within `connect_timeout` or refuses.
         """
         self._register(deadline=time.monotonic() + self.settings.connect_timeout)
+        # Now it is known that no other envoy of this name is at work here.
+        self._tidy_up()
         try:
             while True:
                 try:
@@ -146,16 +150,31 @@ class Envoy:
         """The folder into which the experiment's archive was unpacked. Raises ArchiveError."""
         if not NAME.fullmatch(experiment):
             raise ArchiveError(f"the director sent the experiment name {experiment[:80]!r}")
-        folder = self.settings.work_dir / self.name / experiment
-        workspace = folder / "workspace"
-        shutil.rmtree(workspace, ignore_errors=True)
+        folder = self._folder / experiment
+        remove_download(folder)
+        workspace, archive = folder / WORKSPACE, folder / ARCHIVE
         workspace.mkdir(parents=True)
-        archive = folder / ARCHIVE
         request = director_pb2.GetExperimentDataRequest(experiment_name=experiment, collaborator_name=self.name)
         self.call(lambda: self._save(archive, request))
         unpack_archive(archive, workspace)
         archive.unlink()
         return workspace
+
+    def forget(self, experiment: str) -> None:
+        """Remove what was downloaded for an experiment; its log and what its clients keep stay."""
+        if NAME.fullmatch(experiment):
+            remove_download(self._folder / experiment)
+
+    def _tidy_up(self) -> None:
+        """Remove what an envoy that was killed had downloaded, and keep the rest from others on this machine."""
+        if self._folder.exists():
+            self._folder.chmod(0o700)
+            for folder in filter(Path.is_dir, self._folder.iterdir()):
+                remove_download(folder)
+
+    @property
+    def _folder(self) -> Path:
+        return self.settings.work_dir / self.name
 
     def _save(self, archive: Path, request: director_pb2.GetExperimentDataRequest) -> None:
         with archive.open("wb") as file:
@@ -215,6 +234,8 @@ class RunningExperiment:
             # It ended before this envoy came to it.
             logger.warning("experiment '%s': %s", self.experiment, error)
             end_worker(self._worker)
+        finally:
+            self._envoy.forget(self.experiment)
 
     def _attempt(self) -> str:
         """Download and run the experiment. Returns why it failed, or nothing."""
@@ -261,6 +282,12 @@ class RunningExperiment:
                 kill_below(self._worker.pid)
                 self._worker.wait()
                 return f"it held {held / 1e9:.1f} GB of memory, more than memory_limit_gb: {limit / 1e9:.1f}"
+
+
+def remove_download(folder: Path) -> None:
+    """Remove an experiment's code and pickles from its folder: they are downloaded whenever it is run."""
+    shutil.rmtree(folder / WORKSPACE, ignore_errors=True)
+    (folder / ARCHIVE).unlink(missing_ok=True)
 
 
 def end_of(log: Path, start: int) -> str:

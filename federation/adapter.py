@@ -157,40 +157,48 @@ def _holders(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
     A tensor is held by the first of those that include all of its memory: of trained ones, then of buffers, the
     largest. So a trained tensor is never held by one that is not.
     """
-    spans = {name: _span(tensor) for name, tensor in tensors.items()}
-
-    def rank(name: str) -> tuple[bool, bool, int]:
-        return not tensors[name].requires_grad, isinstance(tensors[name], Parameter), -len(spans[name])
-
-    def includes(whole: str, part: str) -> bool:
-        a, b = tensors[whole], tensors[part]
-        if a is b or not spans[part]:
-            return a is b
-        if len(spans[whole]) == a.nbytes:  # without gaps
-            return spans[whole].start <= spans[part].start and spans[part].stop <= spans[whole].stop
-        return (spans[whole], a.dtype, a.shape, a.stride()) == (spans[part], b.dtype, b.shape, b.stride())
-
+    by_storage = defaultdict[int, list[str]](list)
+    for name, tensor in tensors.items():
+        by_storage[_storage(tensor)].append(name)
     holders: dict[str, str] = {}
-    in_storage = defaultdict[int, list[str]](list)
-    for name in sorted(tensors, key=rank):
-        tensor = tensors[name]
-        neighbours = in_storage[tensor.untyped_storage().data_ptr() if spans[name] else id(tensor)]
-        holder = next((each for each in neighbours if includes(each, name)), None)
-        if holder is None and (tensor.requires_grad or not isinstance(tensor, Parameter)):
-            neighbours.append(name)
-            holder = name
-        if holder is not None:
-            holders[name] = holder
+    for names in by_storage.values():
+        kept: list[str] = []
+        for name in names if len(names) == 1 else sorted(names, key=lambda name: _rank(tensors[name])):
+            tensor = tensors[name]
+            holder = next((each for each in kept if _includes(tensors[each], tensor)), None)
+            if holder is None and (tensor.requires_grad or not isinstance(tensor, Parameter)):
+                kept.append(name)
+                holder = name
+            if holder is not None:
+                holders[name] = holder
     return holders
 
 
+def _storage(tensor: torch.Tensor) -> int:
+    """A number that tensors have in common where they may share memory."""
+    if type(tensor) not in (torch.Tensor, Parameter) or tensor.layout is not torch.strided:
+        return id(tensor)  # sparse, or of a class that keeps its values elsewhere
+    return tensor.untyped_storage().data_ptr() or id(tensor)  # 0 where it is empty, or on the meta device
+
+
+def _rank(tensor: torch.Tensor) -> tuple[bool, bool, int]:
+    return not tensor.requires_grad, isinstance(tensor, Parameter), -tensor.nbytes
+
+
+def _includes(whole: torch.Tensor, part: torch.Tensor) -> bool:
+    if whole is part:
+        return True
+    outer, inner = _span(whole), _span(part)
+    if len(outer) == whole.nbytes:  # without gaps
+        return outer.start <= inner.start and inner.stop <= outer.stop
+    same_places = (outer, whole.shape, whole.stride()) == (inner, part.shape, part.stride())
+    return same_places and whole.dtype == part.dtype
+
+
 def _span(tensor: torch.Tensor) -> range:
-    """Addresses of the bytes from the first to the last of `tensor`; empty where it has no plain memory."""
-    if type(tensor) not in (torch.Tensor, Parameter) or tensor.layout is not torch.strided or tensor.numel() == 0:
-        return range(0)
-    start = tensor.data_ptr()
+    """Addresses of the bytes from the first to the last one of `tensor`."""
     last = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return range(start, start + (last + 1) * tensor.element_size()) if start else range(0)  # 0 on the meta device
+    return range(tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size())
 
 
 def _states(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, dict, str]]:

@@ -1,6 +1,6 @@
 """The certificates of a federation: made offline by its own authority, and read by director, envoys and notebooks.
 
-Imports only the standard library and `cryptography`: the envoy loads this on small devices.
+Imports no more than the standard library and `cryptography`: the envoy loads this on small devices.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from federation.address import AddressError, check_host, ip_address
+from federation.files import sync_folder
 
 DIRECTOR = "director"
 ENVOY = "envoy"
@@ -404,6 +405,7 @@ def _replace(path: Path, content: bytes, *, mode: int) -> None:
             file.flush()
             os.fsync(descriptor)
         temporary.replace(path)
+        sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -2,18 +2,24 @@
 
 import hashlib
 import json
+import logging
 import os
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from federation.definition import Definition
+from federation.files import make_folder, replacing
 from federation.fold import Fold
 from federation.results import write_json, write_json_lines
 from federation.rounds import Progress
-from federation.tensors import TensorFile, Tensors, bytes_of, write_tensors
+from federation.tensors import TensorFile, TensorFormatError, Tensors, bytes_of, write_tensors
+from federation.wire import describe_faults
+
+logger = logging.getLogger(__name__)
 
 # What is lost at most when the process is killed. Saving takes longer than a quick round.
 SECONDS_BETWEEN_CHECKPOINTS = 10.0
@@ -40,7 +46,7 @@ class Checkpoint:
         self.model, self.moments = definition.tensors, Tensors()
         self.best: dict[str, Tensors] = {}  # by the model's name
         self.history: list[dict[str, Any]] = []
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self._check_experiment(_describe(definition))
         if self._path.exists():
             self._load()
@@ -95,8 +101,15 @@ class Checkpoint:
                 )
 
     def _load(self) -> None:
-        with TensorFile(self._path) as file:
-            tensors, self.progress = file.load(), Progress.model_validate(file.header.metadata)
+        try:
+            with TensorFile(self._path) as file:
+                tensors, self.progress = file.load(), Progress.model_validate(file.header.metadata)
+        except TensorFormatError as error:
+            raise ValueError(f"{self._path} cannot be used: {error}: give another folder") from error
+        except ValidationError as error:
+            raise ValueError(f"{self._path} cannot be used: {describe_faults(error)}: give another folder") from error
+        if self.progress.model_extra:
+            logger.warning("%s: unknown keys %s are kept as they are", self._path, sorted(self.progress.model_extra))
         parts: dict[str, Tensors] = {LAST: {}, MOMENTS: {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
@@ -123,6 +136,5 @@ def _describe(definition: Definition) -> dict[str, Any]:
 
 
 def _write(path: Path, tensors: Tensors, metadata: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".partial")
-    write_tensors(temporary, tensors, metadata)
-    temporary.rename(path)
+    with replacing(path) as temporary:
+        write_tensors(temporary, tensors, metadata)

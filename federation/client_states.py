@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from federation.files import write_whole
+from federation.files import make_folder, write_whole
 from federation.tensors import Tensors
 
 
@@ -25,7 +25,7 @@ class ClientStates:
         """`experiment` tells apart those that use the same folder one after the other: each finds its own states."""
         self._folder, self._patterns, self._experiment = folder, local_tensors, experiment
         self.keeps_optimizer = keeps_optimizer
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
 
     def is_local(self, tensor: str) -> bool:
         return any(fnmatchcase(tensor, pattern) for pattern in self._patterns)
@@ -49,7 +49,7 @@ class ClientStates:
         data = io.BytesIO()
         torch.save(state, data)
         path = self._path(client, round_number)
-        path.parent.mkdir(exist_ok=True)
+        make_folder(path.parent)
         write_whole(path, data.getvalue())
         # Later ones are of an attempt that did not count, or of another experiment.
         rounds = self._rounds(client)

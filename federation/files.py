@@ -1,6 +1,8 @@
 """Files that are whole, or not there, also after a power cut."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -13,15 +15,32 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, which holds either that or what it held before, also after a power cut."""
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, as far as they are not there; they are there also after a power cut."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        sync_folder(each.parent)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the name of a file to write, which takes the place of `path` when the block ends without an error.
+
+    Then `path` has either the new content or what it held before, also after a power cut.
+    """
     temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
+    yield temporary
+    with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.rename(path)
     sync_folder(path.parent)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, which holds either that or what it held before, also after a power cut."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def append_at(path: Path, end: int, data: bytes, sync: bool = True) -> int:

@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from federation.files import write_whole
+
 LIBRARIES = ("openfl", "torch", "torchaudio", "transformers", "datasets", "numpy")
 
 
@@ -31,6 +33,4 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.rename(path)
+    write_whole(path, text.encode())

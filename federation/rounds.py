@@ -46,7 +46,8 @@ class UnknownMetricError(RoundFailedError):
 class Progress(BaseModel):
     """How far an experiment is. It is kept in the file of the global model that round `round_number` begins with."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # What another version knows besides is kept.
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     round_number: int = 0
     best_scores: dict[str, float] = {}
@@ -195,10 +196,10 @@ class Rounds:
         """
         reported = self._reported_names()
         unknown = sorted(self._wanted_metrics - reported - {*self.progress.reported})
-        if reported and unknown:
+        if self._validations() and unknown:
             raise UnknownMetricError(
                 f"round {self.round_number}: no envoy reports the metric '{unknown[0]}', by which the best model is to "
-                f"be chosen: the validation task reports {sorted(reported)[:20]}; give `best` one of these"
+                f"be chosen: the validation task reports {sorted(reported)[:20] or 'none'}; give `best` one of those"
             )
 
     def check_members(self, members: Collection[str]) -> None:
@@ -291,9 +292,13 @@ class Rounds:
 
     def _reported_names(self) -> set[str]:
         """Names of the global model's validation metrics, of envoys that had clips for it."""
+        return {name for result in self._validations() for name in result.metrics}
+
+    def _validations(self) -> list[TaskResult]:
+        """Validations of the global model, of envoys that had clips for it."""
         tasks = [task.name for task in self.plan.tasks if task.validates_global_model]
-        results = [r[task] for r in self.results.values() for task in tasks if task in r]
-        return {name for result in results if result.size > 0 for name in result.metrics}
+        results = [results[task] for results in self.results.values() for task in tasks if task in results]
+        return [result for result in results if result.size > 0]
 
     def better_scores(self) -> dict[str, float]:
         """The names ("best", ...) under which the model that the round began with is better than all before, with its
@@ -309,14 +314,16 @@ class Rounds:
         """Progress after this round."""
         # A validation by which nobody could measure the metric is one without a better model.
         better, reported = self.better_scores(), self._reported_names()
-        validated = bool(reported)
+        validated = bool(self._validations())
         waited = 0 if "best" in better else self.progress.validations_since_best + validated
-        return Progress(
-            round_number=self.round_number + 1,
-            best_scores=self.progress.best_scores | better,
-            validations_since_best=waited,
-            aggregations=self.progress.aggregations + bool(self.trained),
-            reported=sorted({*self.progress.reported, *(reported & self._wanted_metrics)}),
+        return self.progress.model_copy(
+            update={
+                "round_number": self.round_number + 1,
+                "best_scores": self.progress.best_scores | better,
+                "validations_since_best": waited,
+                "aggregations": self.progress.aggregations + bool(self.trained),
+                "reported": sorted({*self.progress.reported, *(reported & self._wanted_metrics)}),
+            }
         )
 
     def _draw(self, members: Collection[str]) -> set[str]:

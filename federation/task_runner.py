@@ -128,13 +128,7 @@ class TaskRunner(CoreTaskRunner):
         """A recipe may draw weights that never travel."""
         seed_generators(f"{self.seed}:model")
         super().set_model_provider(model_provider)
-        self._modes = [(module, module.training) for module in self.model.modules()]
-        self._parameters = list(self.model.parameters())
-        self._extra_states = [
-            (module, copy.deepcopy(module.get_extra_state()))
-            for module in self.model.modules()
-            if type(module).get_extra_state is not torch.nn.Module.get_extra_state
-        ]
+        self._recipe = RecipeState(self.model)
 
     @property
     def optimizer_travels(self) -> bool:
@@ -145,14 +139,7 @@ class TaskRunner(CoreTaskRunner):
 
     def rebuild_model(self, input_tensor_dict: Tensors, validation: bool = False, device: str = "cpu") -> None:
         """Write the tensors into the model, and treat the optimizer as the experiment says."""
-        # The task before, which may have been another client's, leaves neither gradients, nor modes, nor extra state.
-        for parameter in self._parameters:
-            parameter.grad = None
-        for module, training in self._modes:
-            if module.training != training:  # setting it takes a hundred times as long as reading it
-                module.training = training
-        for module, state in self._extra_states:
-            module.set_extra_state(copy.deepcopy(state))
+        self._recipe.restore(device)
         if self.opt_treatment != "CONTINUE_LOCAL":
             state = self.optimizer.state
             self.reset_opt_vars()
@@ -170,6 +157,47 @@ class TaskRunner(CoreTaskRunner):
         """What a task gives: what it returned, and the tensors it leaves behind if it trains."""
         tensors = {} if validation_flag else self.get_tensor_dict(with_opt_vars=self.optimizer_travels)
         return metric_dict, tensors
+
+
+class RecipeState:
+    """What does not travel of a model, but a task may change: modes, gradients, extra state, non-persistent buffers.
+
+    Each task begins with it as the recipe built it, whatever the task before, maybe another client's, has left behind.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        modules = list(model.modules())
+        self._parameters = list(model.parameters())
+        self._modes = [(module, module.training) for module in modules]
+        self._extra_states = [
+            (module, copy.deepcopy(module.get_extra_state()))
+            for module in modules
+            if type(module).get_extra_state is not torch.nn.Module.get_extra_state
+        ]
+        self._buffers = [
+            (module, name, copy.deepcopy(module._buffers[name]))
+            for module in modules
+            for name in sorted(module._non_persistent_buffers_set)
+        ]
+
+    def restore(self, device: str) -> None:
+        for parameter in self._parameters:
+            parameter.grad = None
+        for module, training in self._modes:
+            if module.training != training:  # setting it takes a hundred times as long as reading it
+                module.training = training
+        for module, state in self._extra_states:
+            module.set_extra_state(copy.deepcopy(state))
+        for module, name, value in self._buffers:
+            if not _same(module._buffers.get(name), value):
+                module._buffers[name] = None if value is None else value.to(device, copy=True)
+
+
+def _same(tensor: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    if tensor is None or other is None:
+        return tensor is other
+    plain = tensor.layout is other.layout is torch.strided  # torch compares no sparse ones
+    return plain and tensor.dtype == other.dtype and torch.equal(tensor.cpu(), other)
 
 
 def _metrics(returned: Any, task: Task) -> dict[str, float]:

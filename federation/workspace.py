@@ -5,20 +5,32 @@ Therefore the rule says what travels, not what stays.
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath
 
 SENT_SUFFIXES = frozenset({".py", ".pyi", ".yaml", ".yml", ".json", ".toml", ".cfg", ".ini"})
 # Python and Jupyter make these again; nobody misses them.
 CACHES = frozenset({"__pycache__", ".ipynb_checkpoints"})
+MODULE_SUFFIXES = frozenset({".py", ".pyi"})
+# A setting has kilobytes: what is larger is data, such as a table of transcripts.
+MAX_SETTING_BYTES = 10 << 20
+# Settings that are credentials by their names.
+_SECRET = re.compile(
+    r"secret|credential|passw|api[-_]?key|access[-_]?token|service[-_]?account|^kaggle\.", re.IGNORECASE
+)
+# Installations and logs of other programs, by the name of the folder or by what is in it.
+FOREIGN_FOLDERS = frozenset({"node_modules", "site-packages", "__pypackages__", "mlruns", "wandb", "lightning_logs"})
+FOREIGN_MARKS = ("pyvenv.cfg", "conda-meta", "CACHEDIR.TAG")
 NAMED_LEFT_OUT = 10
 
 
 def select_files(folder: Path, also: Iterable[str] = ()) -> tuple[list[Path], list[str]]:
     """Return the files that travel, in order, and the names of what is left out; a folder's name ends with a slash.
 
-    Files of SENT_SUFFIXES travel, unless they or a folder above them are hidden, and files that match a glob pattern of
-    `also`, relative to `folder`. Links are followed: a file that is linked to arrives as a file.
+    Files of SENT_SUFFIXES travel, unless they or a folder above them are hidden, the folder is another program's, or
+    they are settings that are large or credentials. So do files that match a glob pattern of `also`, relative to
+    `folder`. Links are followed: a file that is linked to arrives as a file.
     Raises ValueError for a pattern that no file matches, and for a name that is not UTF-8.
     """
     asked_for = {path for pattern in also for path in _matches(folder, pattern)}
@@ -27,7 +39,7 @@ def select_files(folder: Path, also: Iterable[str] = ()) -> tuple[list[Path], li
         name = path.relative_to(folder).as_posix()
         if path.is_dir():
             left_out.append(f"{name}/")
-        elif path.is_file() and path.suffix.lower() in SENT_SUFFIXES and not path.name.startswith("."):
+        elif path.is_file() and _is_module_or_setting(path):
             sent.add(path)
         elif path not in asked_for:
             left_out.append(name)
@@ -68,8 +80,17 @@ def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
 
 def _is_foreign(folder: Path) -> bool:
     """Tell whether a folder belongs to a tool (.git, .venv, an installation) instead of to the package."""
-    foreign_suffix = folder.suffix in (".egg-info", ".dist-info")
-    return folder.name.startswith(".") or foreign_suffix or (folder / "pyvenv.cfg").exists()
+    name = folder.name
+    if name.startswith(".") or name in FOREIGN_FOLDERS or folder.suffix in (".egg-info", ".dist-info"):
+        return True
+    return any((folder / mark).exists() for mark in FOREIGN_MARKS)
+
+
+def _is_module_or_setting(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    if path.name.startswith(".") or suffix not in SENT_SUFFIXES:
+        return False
+    return suffix in MODULE_SUFFIXES or (path.stat().st_size <= MAX_SETTING_BYTES and not _SECRET.search(path.name))
 
 
 def _check_name(path: Path) -> None:

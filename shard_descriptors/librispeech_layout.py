@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shard_descriptors.errors import CorpusError
-from shard_descriptors.files import list_folders, list_recordings
+from shard_descriptors.files import list_folders, list_recordings, name_key
 from shard_descriptors.text import read_lines
 
 # subset -> utterances in the published archive
@@ -65,8 +65,9 @@ def read_librispeech(
 ) -> dict[str, tuple[Utterance, ...]]:
     """The utterances of those subsets that are there, speakers, chapters and utterances in the order of their numbers.
 
-    A subset may be incomplete: `SUBSETS` tells how many utterances the published one has. Files that are no recordings
-    are passed over; recordings that cannot be taken (see `list_recordings`) are put into `left_out` with the reason.
+    A subset's folder may be in capitals, and incomplete: `SUBSETS` tells how many utterances the published one has.
+    Files that are no recordings are passed over; recordings that cannot be taken (see `list_recordings`) are put into
+    `left_out` with the reason.
 
     Raises:
         CorpusError: no such folder, none of the subsets in it, a file that is called otherwise, or a speaker in two
@@ -79,7 +80,8 @@ def read_librispeech(
     if not root.is_dir():
         raise CorpusError(f"there is no LibriSpeech folder {root}")
     left_out = {} if left_out is None else left_out
-    found = {subset: _read_subset(root, subset, left_out) for subset in wanted if (root / subset).is_dir()}
+    folders = _subset_folders(root)
+    found = {subset: _read_subset(root, folders[subset], left_out) for subset in wanted if subset in folders}
     found = {subset: utterances for subset, utterances in found.items() if utterances}
     if not found:
         raise CorpusError(
@@ -108,11 +110,20 @@ def read_speakers(root: str | Path) -> dict[str, Speaker]:
     return speakers
 
 
-def _read_subset(root: Path, subset: str, left_out: dict[str, str]) -> tuple[Utterance, ...]:
+def _subset_folders(root: Path) -> dict[str, str]:
+    folders: dict[str, str] = {}
+    for folder in list_folders(root):
+        first = folders.setdefault(name_key(folder), folder)
+        if first != folder and name_key(folder) in SUBSETS:
+            raise CorpusError(f"{root} has the subset {name_key(folder)} twice, in {first} and in {folder}: keep one")
+    return folders
+
+
+def _read_subset(root: Path, folder: str, left_out: dict[str, str]) -> tuple[Utterance, ...]:
     utterances = []
-    for speaker in list_folders(root / subset):
-        for chapter in list_folders(root / subset / speaker):
-            for file in list_recordings(root, f"{subset}/{speaker}/{chapter}", ".flac", left_out):
+    for speaker in list_folders(root / folder):
+        for chapter in list_folders(root / folder / speaker):
+            for file in list_recordings(root, f"{folder}/{speaker}/{chapter}", ".flac", left_out):
                 numbers = Path(file).stem.split("-")
                 if numbers[:-1] != [speaker, chapter] or not all(number.isdecimal() for number in numbers):
                     raise CorpusError(

@@ -243,14 +243,16 @@ def _read_transcripts(audio: Path, utterances: Sequence[Utterance]) -> dict[str,
 
     White space of any kind is between name and text, and one space between words.
     """
-    transcripts = {}
+    transcripts: dict[str, str] = {}
     for folder, speaker, chapter in sorted({(Path(u.file).parent, u.speaker, u.chapter) for u in utterances}):
         wanted = name_key(f"{speaker}-{chapter}.trans.txt")
         for path in sorted((audio / folder).iterdir()):
             if name_key(path.name) == wanted:
-                for _, line in read_lines(path):
+                for number, line in read_lines(path):
                     utterance, *words = line.split()
-                    transcripts[name_key(utterance)] = " ".join(words)
+                    text = " ".join(words)
+                    if transcripts.setdefault(name_key(utterance), text) != text:
+                        raise CorpusError(f"{path}, line {number}: {utterance} has another transcript before: keep one")
     return transcripts
 
 

@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import io
+import json
 import os
 import time
 import zipfile
@@ -633,3 +634,29 @@ def test_what_a_director_recovers_is_what_was_submitted(play, tmp_path):
     play(before)
     folder: RunFolder = RunFolder.load(Path(tmp_path / "runs/one"))
     assert (folder.state.owner, folder.state.members, folder.plan.rounds) == ("somebody", ["a", "b"], 7)
+
+
+def test_an_experiment_that_cannot_be_taken_up_is_shown_with_the_reason_and_its_name_stays_taken(play):
+    async def before(director: Director) -> None:
+        await register(director, "a")
+        for name in ("newer", "broken"):
+            await submit(director, name, envoys=["a"])
+
+    async def after(director: Director) -> None:
+        plan = director.runs / "newer/experiment.json"
+        plan.write_text(json.dumps(json.loads(plan.read_text()) | {"robust": True}))
+        (director.runs / "broken/state.json").write_text("{")
+        await director.recover()
+        shown = {each["name"]: each for each in director.status("me")["experiments"]}
+        assert {name: each["status"] for name, each in shown.items()} == {"newer": "failed", "broken": "failed"}
+        assert "newer/experiment.json cannot be used by this version: robust is True" in shown["newer"]["error"]
+        assert "broken/state.json cannot be used by this version" in shown["broken"]["error"]
+        others = {each["name"]: each["error"] for each in director.status("you")["experiments"]}
+        assert others["newer"] == "", "its owner can be told"
+        assert others["broken"], "whose it is nobody knows"
+        await register(director, "a")
+        with pytest.raises(SubmissionError, match="'newer' exists already"):
+            await submit(director, "newer", envoys=["a"])
+
+    play(before)
+    play(after)

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import stat
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import safetensors.numpy
 
 from director.run_folder import UNFINISHED, RunFolder, RunFolderError, State, Status, SubmissionError
 from federation.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL, BestModel, ExperimentPlan, Task
-from federation.rounds import Progress
+from federation.rounds import Progress, Rounds
 from federation.tensors import TensorFile, Tensors, write_tensors
 from federation.wire import WireError
 
@@ -305,10 +306,27 @@ def test_a_crash_between_a_link_and_its_name_is_no_obstacle(folder):
     assert ".last.partial" not in names_in(folder.path)
 
 
+def add_to_plan(path: Path) -> None:
+    # It may change what the rounds do.
+    plan = json.loads((path / "experiment.json").read_text())
+    (path / "experiment.json").write_text(json.dumps(plan | {"robust": True}))
+
+
 BAD_FOLDERS = {
-    "no plan": (lambda path: (path / "experiment.json").unlink(), "toy cannot be read: .*experiment.json"),
-    "no state": (lambda path: (path / "state.json").unlink(), "toy cannot be read: .*state.json"),
-    "half a state": (lambda path: (path / "state.json").write_text('{"owner": "m'), "toy cannot be read"),
+    "no plan": (lambda path: (path / "experiment.json").unlink(), "toy/experiment.json cannot be read: No such file"),
+    "no state": (lambda path: (path / "state.json").unlink(), "toy/state.json cannot be read: No such file"),
+    "half a state": (
+        lambda path: (path / "state.json").write_text('{"owner": "m'),
+        "toy/state.json cannot be used by this v",
+    ),
+    "a plan of a newer version": (
+        add_to_plan,
+        "toy/experiment.json cannot be used by this version: robust is True: Extra",
+    ),
+    "a folder in place of the history": (
+        lambda path: (path / "history.jsonl").mkdir(),
+        "toy cannot be read: .*history",
+    ),
     "a state of another time": (lambda path: (path / "state.json").write_text('{"owner": "m"}'), "submitted"),
 }
 
@@ -332,7 +350,7 @@ BAD_MODELS: dict[str, tuple[Callable[[Path], Any], str]] = {
         "not a safetensors header: 0 bytes",
     ),
     "half a model": (lambda path: os.truncate(path / "models/2.safetensors", 150), "bytes"),
-    "the model of another round": (replace_by_the_first, "it is the model after 1 aggregations, not after 2"),
+    "the model of another round": (replace_by_the_first, "it is the one after 1 aggregations, not after 2"),
 }
 
 
@@ -353,13 +371,41 @@ def test_an_experiment_without_the_model_of_its_round_has_failed_until_that_is_b
     assert RunFolder.load(folder.path).state.status is Status.IN_PROGRESS
 
 
-def test_a_key_of_another_version_in_the_state_is_kept_and_named(folder, caplog):
-    state = json.loads((folder.path / "state.json").read_text())
-    (folder.path / "state.json").write_text(json.dumps(state | {"color": "blue"}))
+def test_with_a_server_optimizer_its_state_must_be_that_of_the_round_too(runs, tmp_path):
+    plan = make_plan(aggregation={"server_optimizer": {"optimizer": "adam"}})
+    folder = RunFolder.create(runs, write_submission(tmp_path / "submission", plan), "me")
+    folder.accept(["a"], {})
+    assert RunFolder.load(folder.path).state.status is Status.PENDING
+    close_round(folder)
+    moments = folder.optimizer_after(1)
+    for wrong, sentence in ((None, "No such file"), (0, "it is the one after 0 aggregations, not after 1")):
+        if wrong is not None:
+            write_tensors(moments, {"moment": np.zeros(1, np.float32)}, {"aggregations": wrong})
+        loaded = RunFolder.load(folder.path)
+        assert loaded.state.status is Status.FAILED
+        assert f"{moments} cannot be used: " in loaded.state.error
+        assert sentence in loaded.state.error
+    write_tensors(moments, {"moment": np.zeros(1, np.float32)}, {"aggregations": 1})
+    assert RunFolder.load(folder.path).state.status is Status.PENDING
+
+
+def test_keys_of_another_version_in_the_state_are_kept_and_named(folder, caplog):
+    path = folder.path / "state.json"
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps(state | {"color": "blue", "progress": state["progress"] | {"taste": "sweet"}}))
     loaded = RunFolder.load(folder.path)
     assert "unknown keys ['color'] are kept" in caplog.text
+    assert "unknown keys ['taste'] are kept" in caplog.text
+    loaded.state.progress = Rounds(loaded.plan, loaded.state.progress).next_progress()
     loaded.save_state()
-    assert json.loads((folder.path / "state.json").read_text())["color"] == "blue"
+    kept = json.loads(path.read_text())
+    assert (kept["color"], kept["progress"]["taste"], kept["progress"]["round_number"]) == ("blue", "sweet", 1)
+
+
+def test_what_other_users_of_the_machine_could_read_is_kept_from_them(folder):
+    folder.path.chmod(0o755)
+    RunFolder.load(folder.path)
+    assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
 
 
 def test_an_experiment_has_its_name_only_when_all_of_it_is_on_the_disk(tmp_path, runs, monkeypatch):
@@ -424,6 +470,13 @@ def test_an_ended_experiment_keeps_no_update_also_not_one_that_was_on_its_way(fo
     folder.delete_free_update_files()
     folder.free_update_file(on_its_way)
     assert folder.updates() == []
+
+
+def test_the_archive_of_an_experiment_that_ended_is_removed_when_it_is_loaded(folder):
+    assert RunFolder.load(folder.path).archive.exists()
+    folder.state.status = Status.STOPPED
+    folder.save_state()
+    assert not RunFolder.load(folder.path).archive.exists()
 
 
 def test_a_model_that_is_not_there_or_not_for_users_is_refused(folder):

@@ -100,3 +100,10 @@ def test_exempt_hosts_have_none(monkeypatch, exempt, host):
     monkeypatch.setenv("no_proxy", exempt)
     assert proxy_of(host) is None
     assert exempt == "*" or proxy_of("fl.example.net")
+
+
+def test_a_host_may_be_exempt_in_capitals(monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://proxy.example.org:3128")
+    monkeypatch.setenv("NO_PROXY", "fl.example.org")
+    assert proxy_of("fl.example.org") is None
+    assert proxy_of("fl.example.net")

@@ -66,9 +66,10 @@ def test_private_keys_are_private_before_the_first_byte(tmp_path: Path, monkeypa
     modes = {}
     open_file = os.open
 
-    def watched_open(path: Path, flags: int, mode: int) -> int:
+    def watched_open(path: Path, flags: int, mode: int = 0o777) -> int:
         descriptor = open_file(path, flags, mode)
-        modes[path.name.split(".")[2]] = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        if flags & os.O_CREAT:
+            modes[path.name.split(".")[2]] = stat.S_IMODE(os.fstat(descriptor).st_mode)
         return descriptor
 
     monkeypatch.setattr("federation.certificates.os.open", watched_open)

@@ -1,5 +1,6 @@
 import json
 import multiprocessing
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import pytest
 import federation.checkpoint
 from federation.participation import Participation
 from federation.simulation import Simulation
+from federation.tensors import TensorFile, write_tensors
 from tests.federation import toy
 
 KINDS = list(toy.LASTING)
@@ -133,7 +135,7 @@ def test_a_run_that_was_interrupted_while_it_saved_goes_on_in_the_same_simulatio
     kind, expected = undisturbed
     simulation = run(prepared(kind, tmp_path), 3)
     # No file can be made of that name.
-    obstacle = tmp_path / "checkpoint.partial"
+    obstacle = tmp_path / ".checkpoint.safetensors.partial"
     obstacle.mkdir()
     with pytest.raises(IsADirectoryError):
         run(simulation)
@@ -247,6 +249,40 @@ def test_the_folder_of_another_experiment_is_refused(tmp_path, key):
     with pytest.raises(ValueError, match=f"has an experiment with {sentence}.*: give another folder"):
         run(prepared("clients", tmp_path, **changes))
     assert {path: path.read_bytes() for path in tmp_path.glob("*.*")} == before
+
+
+def set_progress(path: Path, **changes: Any) -> None:
+    with TensorFile(path) as file:
+        tensors, metadata = file.load(), file.header.metadata
+    write_tensors(path, tensors, metadata | changes)
+
+
+def test_a_key_of_another_version_in_the_checkpoint_is_kept_and_named(tmp_path, caplog):
+    path = tmp_path / "checkpoint.safetensors"
+    run(prepared("clients", tmp_path), 1)
+    set_progress(path, color="blue")
+    simulation = prepared("clients", tmp_path)
+    assert f"{path}: unknown keys ['color'] are kept" in caplog.text
+    run(simulation)
+    with TensorFile(path) as file:
+        assert file.header.metadata["color"] == "blue"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda path: os.truncate(path, 100), "checkpoint.safetensors cannot be used: .*: give another folder"),
+        (
+            lambda path: set_progress(path, round_number="soon"),
+            "cannot be used: round_number is 'soon'.*: give another",
+        ),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_used_is_named(tmp_path, spoil, sentence):
+    run(prepared("clients", tmp_path), 1)
+    spoil(tmp_path / "checkpoint.safetensors")
+    with pytest.raises(ValueError, match=sentence):
+        prepared("clients", tmp_path)
 
 
 def test_the_folder_of_other_clients_is_refused(tmp_path):

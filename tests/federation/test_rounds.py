@@ -522,6 +522,14 @@ def test_a_best_metric_that_nobody_reports_is_an_error_at_the_first_validation()
         rounds.check_answers()
 
 
+def test_a_validation_that_reports_nothing_has_no_best_metric():
+    rounds = make_rounds()
+    for envoy in "ab":
+        answer(rounds, envoy, results=make_update().results | {VALIDATE.name: TaskResult(size=1, metrics={})})
+    with pytest.raises(UnknownMetricError, match="'score', .* the validation task reports none; give `best` one"):
+        rounds.check_answers()
+
+
 def test_a_best_metric_that_some_reported_before_or_that_nobody_had_clips_for_is_no_error():
     rounds = make_rounds(validate_every=1)
     for envoy in "ab":

@@ -138,6 +138,43 @@ def test_a_mode_that_a_task_leaves_behind_is_not_the_next_ones():
     assert modes == [(True, True, False)] * 3
 
 
+class Stateful(toy.Line):
+    """Has a state of each kind that does not travel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = [0]
+        self.register_buffer("gain", torch.ones(2), persistent=False)
+        self.register_buffer("window", torch.ones(2), persistent=False)
+        self.register_buffer("cache", None, persistent=False)
+
+    def get_extra_state(self) -> list[int]:
+        return self.steps
+
+    def set_extra_state(self, state: list[int]) -> None:
+        self.steps = state
+
+    def untravelled(self) -> list:
+        return [list(self.steps), self.gain.tolist(), self.window.tolist(), self.cache]
+
+
+def test_what_does_not_travel_begins_each_task_as_the_recipe_built_it():
+    seen = []
+
+    def change(model, points, device, optimizer=None, round_number=None) -> dict[str, float]:
+        seen.append(model.untravelled())
+        model.steps[0] += 1  # in place and by another object
+        model.gain += 1
+        model.window = torch.zeros(3)
+        model.cache = torch.zeros(1)
+        return {}
+
+    runner = make_runner(fit=change, measure=change, model=Stateful)
+    run(runner, VALIDATE, TRAIN)
+    run(runner, TRAIN, client="b-5")
+    assert seen == [[[0], [1, 1], [1, 1], None]] * 3
+
+
 @pytest.mark.parametrize(
     ("treatment", "kept"), [("RESET", False), ("CONTINUE_GLOBAL", False), ("CONTINUE_LOCAL", True)]
 )

@@ -32,6 +32,20 @@ NOT_FOR_ENVOYS = {
     "model.safetensors": "model.safetensors",
     "run_12:30.log": "run_12:30.log",
     "run.ipynb": "run.ipynb",
+    "node_modules/left-pad/package.json": "node_modules/",
+    "conda/conda-meta/python.json": "conda/",
+    "vendor/site-packages/six.py": "vendor/site-packages/",
+    "wandb/run.yaml": "wandb/",
+    "cache/CACHEDIR.TAG": "cache/",
+    "client_secret.json": "client_secret.json",
+    "configs/Credentials.YAML": "configs/Credentials.YAML",
+    "passwords.ini": "passwords.ini",
+    "kaggle.json": "kaggle.json",
+    ".aws/config.ini": ".aws/",
+    ".netrc": ".netrc",
+    "ca.pem": "ca.pem",
+    "id_rsa": "id_rsa",
+    "Thumbs.db": "Thumbs.db",
 }
 
 
@@ -84,7 +98,7 @@ def test_start_says_what_travels_and_what_is_left_out(package, caplog):
     with caplog.at_level(logging.INFO, "federation.interactive_api"):
         pack(package)
     assert "package 'packed_experiment' travels to every envoy: 4 files, 0.0 kB" in caplog.text
-    left_out = "left out of package 'packed_experiment' (name in workspace_files what the tasks need): ._tasks.py, .env"
+    left_out = "left out of package 'packed_experiment' (name in workspace_files what the tasks need): ._tasks.py, .aws"
     assert left_out in caplog.text
 
 
@@ -143,3 +157,14 @@ def test_an_odd_name_arrives_as_it_is(package, tmp_path, name):
     check_archive(archive)
     unpack_archive(archive, tmp_path / "envoy")
     assert (tmp_path / "envoy" / "packed_experiment" / name).read_text() == "x = 1\n"
+
+
+def test_a_large_table_in_json_is_no_setting_and_a_tokenizer_is_one(tmp_path):
+    write(tmp_path, "tokenizer.json", "transcripts.json", "large.py")
+    for name in ("transcripts.json", "large.py"):
+        with (tmp_path / name).open("r+b") as file:
+            file.truncate((10 << 20) + 1)
+    sent, left_out = select_files(tmp_path)
+    assert [path.name for path in sent] == ["large.py", "tokenizer.json"]
+    assert left_out == ["transcripts.json"]
+    assert "transcripts.json" in names_of(tmp_path, "transcripts.json")

@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from federation.interactive_api import DirectorError
-from tests.integration.conftest import wait_for
+from tests.integration.conftest import ENVOYS, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -60,6 +61,17 @@ def test_two_envoys_train_one_model(finished):
     assert experiment.last_model()[1].weight.item() == 1  # frozen: it never travelled
     assert experiment.get_experiment_status() == "finished"
     assert list(folder.iterdir()) == [], "the notebook's folder must stay as it was"
+
+
+def test_when_an_experiment_has_ended_its_code_and_pickles_are_gone_and_the_rest_is_private(finished, running):
+    envoys, director = running.folder / "envoys", running.folder / "director"
+    for envoy in ENVOYS:
+        folder = envoys / envoy / "finished"
+        wait_for(lambda folder=folder: [path.name for path in folder.iterdir()] == ["worker.log"])
+    assert not (director / "finished/workspace.zip").exists()
+    assert (director / "finished/last.safetensors").exists()
+    written = [path for folder in (envoys, director) for path in (folder, *folder.rglob("*"))]
+    assert [path for path in written if stat.S_IMODE(path.stat().st_mode) & 0o077] == []
 
 
 def test_an_experiment_can_run_on_named_envoys_only_and_choose_its_best_model_by_any_metrics(start):

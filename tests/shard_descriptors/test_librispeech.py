@@ -234,6 +234,16 @@ def test_transcripts_are_read_as_they_are_meant(own_corpus, tmp_path, change):
     assert {clip.name: clip.transcript for clip in clips} == {clip.name: said(clip.name) for clip in clips}
 
 
+def test_two_transcripts_of_one_utterance_are_refused_unless_they_are_alike(own_corpus, tmp_path):
+    path = own_corpus.root / "train-clean-100/19/7/19-7.trans.txt"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, lines[0]]))
+    prepare_librispeech(own_corpus.root, tmp_path / "out", clients=2)
+    path.write_text("\n".join([*lines, lines[0] + " MORE"]))
+    with pytest.raises(CorpusError, match=r"19-7.trans.txt, line \d+: 19-7-0000 has another transcript before"):
+        prepare_librispeech(own_corpus.root, tmp_path / "again", clients=2)
+
+
 def test_a_transcript_in_no_encoding_ends_the_run_before_anything_is_decoded(own_corpus, tmp_path):
     path = own_corpus.root / "train-clean-100/19/7/19-7.trans.txt"
     path.write_bytes("19-7-0000 CAFÉ\n".encode("latin-1"))

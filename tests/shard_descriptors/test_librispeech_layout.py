@@ -43,6 +43,17 @@ def test_only_what_is_asked_for_and_there_is_read(folder):
     assert set(read_librispeech(folder, ["dev-clean", "test-clean"])) == {"dev-clean"}
 
 
+def test_a_subset_in_capitals_is_that_subset_and_one_that_is_there_twice_is_refused(folder):
+    before = [utterance.name for utterance in read_librispeech(folder)["train-clean-100"]]
+    (folder / "train-clean-100").rename(folder / "Train-Clean-100")
+    utterances = read_librispeech(folder)["train-clean-100"]
+    assert [utterance.name for utterance in utterances] == before
+    assert all((folder / utterance.file).exists() for utterance in utterances)
+    (folder / "train-clean-100").mkdir()
+    with pytest.raises(CorpusError, match="subset train-clean-100 twice, in Train-Clean-100 and in train-clean-100"):
+        read_librispeech(folder)
+
+
 def test_speakers_are_read_with_names_that_have_a_bar(folder):
     (folder / "SPEAKERS.TXT").write_text(
         "; comment | with | many | bars | in it\n"
