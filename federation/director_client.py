@@ -93,12 +93,14 @@ class DirectorClient(director_client.DirectorClient):
                     waiting = True
                     wait_for_connection(self.channel, RETRY_SECONDS)
 
-    def get_history(self, experiment_name: str) -> list[dict[str, Any]]:
-        """The records of all rounds so far."""
+    def read_history(self, experiment_name: str) -> Iterator[dict[str, Any]]:
+        """The records of all rounds so far, one after the other: together they may be gigabytes."""
         request = encode(HistoryRequest(experiment=experiment_name, follow=False))
         with self.translated_errors():
-            messages = [json.loads(answer) for answer in self.rounds.get_history(request)]
-        return [message for message in messages if "round" in message]
+            for answer in self.rounds.get_history(request):
+                message = json.loads(answer)
+                if "round" in message:
+                    yield message
 
     def get_experiment(self, experiment_name: str) -> dict[str, Any]:
         """The experiment as it is: "status", "round", "envoys", "waits", "error", the last of "history" and more."""

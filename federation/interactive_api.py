@@ -41,7 +41,7 @@ from federation.plan import (
     Direction,
     name_of_best,
 )
-from federation.progress import show_progress, to_frame
+from federation.progress import show_progress, to_frame, without_envoys
 from federation.tensors import file_pieces
 from federation.workspace import describe_left_out, select_files
 
@@ -224,7 +224,8 @@ class FLExperiment(openfl_experiment.FLExperiment):
     @property
     def history(self) -> pd.DataFrame:
         """A row a round, of the rounds so far. Its columns: see `watch`."""
-        return to_frame(self.federation.dir_client.get_history(self.experiment_name))
+        records = self.federation.dir_client.read_history(self.experiment_name)
+        return to_frame([without_envoys(record) for record in records])
 
     def stop(self) -> None:
         """End the experiment. Its history and models stay."""

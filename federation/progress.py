@@ -31,6 +31,11 @@ def to_frame(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame([_row(record) for record in records], columns=_columns(records))
 
 
+def without_envoys(record: Record) -> Record:
+    """A record without what each envoy said: that is not shown, and with hundreds of envoys fills the memory."""
+    return {key: value for key, value in record.items() if key != "envoys"}
+
+
 def show_progress(messages: Iterable[Record], experiment: dict[str, Any]) -> pd.DataFrame:
     """Show messages of `DirectorClient.stream_history` as they come, and return the history as `to_frame` does.
 
@@ -48,7 +53,7 @@ def show_progress(messages: Iterable[Record], experiment: dict[str, Any]) -> pd.
                 wait = message["waits"]
                 print(f"experiment '{experiment['name']}' {f'waits: {wait}' if wait else 'goes on'}", flush=True)
                 continue
-            records.append(message)
+            records.append(without_envoys(message))
             for view in views:
                 view.show(records)
     finally:

@@ -166,7 +166,7 @@ def start_experiment(processes: LocalFederation, rounds: int, seconds: float) ->
 def rounds_done(experiment: FLExperiment) -> list[dict]:
     """The history, from whichever director is there; empty while there is none."""
     try:
-        return experiment.federation.dir_client.get_history("chaos")
+        return list(experiment.federation.dir_client.read_history("chaos"))
     except DirectorError:
         return []
 

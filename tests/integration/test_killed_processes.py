@@ -48,7 +48,7 @@ def kill(running: LocalFederation, name: str) -> None:
 
 
 def records(experiment) -> list[dict]:
-    return experiment.federation.dir_client.get_history(experiment.experiment_name)
+    return list(experiment.federation.dir_client.read_history(experiment.experiment_name))
 
 
 def weights_follow_from_who_answered(history: list[dict]) -> bool:

@@ -49,7 +49,7 @@ def test_a_stock_envoy_takes_part_beside_one_of_ours(tmp_path: Path, certificate
             envoys=["a", "c"],
         )
         history = experiment.watch()
-        records = experiment.federation.dir_client.get_history("mixed")
+        records = list(experiment.federation.dir_client.read_history("mixed"))
         last = experiment.last_model()
         assert processes.is_alive("c")
     # As with two of ours: they add 1 and 3, and weigh as much.
