@@ -13,9 +13,10 @@ from grpc import aio
 from openfl.protocols import aggregator_pb2_grpc, director_pb2_grpc
 from pydantic import Field
 
+from director.calls import OpenCalls
 from director.director import Director
 from director.gate import Gate
-from director.interceptor import RefusingInterceptor
+from director.interceptor import GuardingInterceptor
 from director.runs_lock import sole_director
 from director.service import AggregatorService, DirectorService, RoundsService
 from federation.address import DEFAULT_PORT, join_address
@@ -31,8 +32,6 @@ logger = logging.getLogger("director")
 MAX_RECEIVED_BYTES = MAX_HEADER_BYTES + MAX_REQUEST_BYTES
 # Somebody who connects and says nothing is sent away. TLS takes a few round trips.
 HANDSHAKE_SECONDS = 2.5
-# A notebook or a worker has a handful of calls open at a time. Further ones wait with their sender.
-MAX_CALLS_PER_CONNECTION = 32
 # The part of the files a process may open that connections may be, so that experiments can write what they must.
 CONNECTIONS_SHARE = 0.75
 
@@ -42,7 +41,6 @@ def server_options(max_files: int) -> list[tuple[str, int]]:
     return [
         *(option for option in CHANNEL_OPTIONS if option[0] != "grpc.max_receive_message_length"),
         ("grpc.max_receive_message_length", MAX_RECEIVED_BYTES),
-        ("grpc.max_concurrent_streams", MAX_CALLS_PER_CONNECTION),
         ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_SECONDS * 1000)),
         ("grpc.max_allowed_incoming_connections", int(max_files * CONNECTIONS_SHARE)),
     ]
@@ -66,7 +64,8 @@ class DirectorFile(Settings):
 async def serve(settings: DirectorSettings, credentials: Credentials | None, max_files: int) -> None:
     """Serve until SIGINT or SIGTERM. Raises OSError if the port or the folder of experiments cannot be had."""
     stopped = interruption()
-    server = aio.server(options=server_options(max_files), interceptors=[RefusingInterceptor()])
+    calls = OpenCalls()
+    server = aio.server(options=server_options(max_files), interceptors=[GuardingInterceptor(calls, settings.runs)])
     # Both before the folder is touched: a director that was started by mistake must not go on with experiments.
     address = bind(server, settings, credentials)
     with sole_director(settings.runs):
@@ -79,7 +78,9 @@ async def serve(settings: DirectorSettings, credentials: Credentials | None, max
         await server.start()
         how = "with TLS" if credentials else "without TLS: anybody may connect"
         logger.info("director listens on %s %s", address, how)
+        watching = asyncio.create_task(calls.watch())
         await stopped.wait()
+        watching.cancel()
         logger.info("director stops")
         await server.stop(grace=1)
 

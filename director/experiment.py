@@ -5,7 +5,8 @@ import errno
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from director.calls import CallEndedError, Endable
 from director.changes import Changes
 from director.fold import Contribution, check_finite, check_layout, fold
 from director.lack import LackError, telling_lack
@@ -31,6 +33,7 @@ logger = logging.getLogger(__name__)
 LONG_POLL_SECONDS = 20.0
 # Between two attempts at what the director lacked something for.
 LACK_SECONDS = 1.0
+TRANSFERS_OF_A_KIND = 2
 # A refusal quotes what was sent, and is kept in the history.
 MAX_REASON_CHARACTERS = 500
 
@@ -64,6 +67,7 @@ class Experiment:
         self._accepts_updates = False
         self._lacks: dict[str, str] = {}  # what the director lacks, by what waits for it
         self._saving: asyncio.Task | None = None
+        self._transfers: dict[tuple[str, str], list[Endable]] = {}
         self._opened = time.monotonic()
         self.bytes_up = self.bytes_down = 0
 
@@ -173,20 +177,20 @@ class Experiment:
             await self._changes.wait(left)
         return tasks(), self.rounds.round_number
 
-    def global_model(self, sizes: Iterator[int]) -> Iterator[bytes]:
+    def global_model(self, sizes: Iterator[int]) -> Generator[bytes, None, None]:
         """Pieces, of these sizes, of this round's global model, as `federation.tensors.receive` takes them."""
-        header = self._model_header.with_metadata({"round": self.rounds.round_number})
+        header = self.model_header.with_metadata({"round": self.rounds.round_number})
         with self.folder.open_model(self.folder.model, header) as model:
             half = self.plan.precision == "float16"
             for piece in model.pieces_with_floats_as("<f2", sizes) if half else model.pieces(sizes):
                 self.bytes_down += len(piece)
                 yield piece
 
-    def kept_model(self, which: str, sizes: Iterator[int]) -> Iterator[bytes]:
+    def kept_model(self, which: str, sizes: Iterator[int]) -> Generator[bytes, None, None]:
         """Pieces of model 'initial', 'last', 'best' or another best one. Raises WireError if there is none yet."""
         path = self.folder.named_model(which)
 
-        def pieces() -> Iterator[bytes]:
+        def pieces() -> Generator[bytes, None, None]:
             with self.folder.open_model(path) as model:
                 yield from model.pieces(sizes)
 
@@ -201,13 +205,16 @@ class Experiment:
         if self.is_dropped(sender):
             return False
         try:
-            with telling_lack(self.folder.path):
+            with telling_lack(self.folder.path), self.transfer("update", sender.envoy):
                 counted = await self._take_in(sender, header, pieces)
             self._lack(sender.envoy, None)
             return counted
         except LackError as error:
             self._lack(sender.envoy, str(error))
             raise
+        except CallEndedError as error:
+            logger.info("%s is dropped: %s", sender, error)
+            return False
         except UpdateRefusedError as error:
             self.refuse(sender, str(error))
             if isinstance(error, TooLargeError):
@@ -240,6 +247,31 @@ class Experiment:
         """Whether an answer comes too late, or once more."""
         is_old = self.rounds.is_late_or_repeated(sender.envoy, sender.round)
         return self.ended or is_old or (sender.round == self.rounds.round_number and not self._accepts_updates)
+
+    @contextmanager
+    def transfer(self, kind: str, peer: str) -> Iterator[None]:
+        """A transfer of a kind by one peer, and one more beside it, whose connection may have broken unnoticed.
+
+        A third one ends the first, and the end of the round ends all of an envoy's: one who never ends them would hold
+        files that nobody else needs. Raises CallEndedError.
+        """
+        others = self._transfers.setdefault((kind, peer), [])
+        if len(others) == TRANSFERS_OF_A_KIND:
+            others.pop(0).end(f"another {kind} of {peer} takes its place")
+        with Endable() as transfer:
+            others.append(transfer)
+            try:
+                yield
+            finally:
+                if transfer in others:
+                    others.remove(transfer)
+
+    def _end_transfers(self) -> None:
+        for (_, peer), transfers in list(self._transfers.items()):
+            # A user's copy of a model has nothing to do with the round.
+            if peer in self.state.members:
+                for transfer in list(transfers):
+                    transfer.end("the round has ended")
 
     def refuse(self, sender: UpdateEnvelope, reason: str) -> None:
         """The answer of an envoy that was asked does not count, and none other of it will in this round."""
@@ -372,6 +404,7 @@ class Experiment:
             # After the deadline only news can complete the round: it is short of its quorum.
             await self._answers.wait(left if left is None or left > 0 else None)
         self._accepts_updates = False
+        self._end_transfers()
 
     async def _close_round(self) -> dict[str, Any]:
         """Go on to the next model. The round counts as soon as the state is saved, with the next round or the end."""
@@ -426,7 +459,7 @@ class Experiment:
         self.partial_updates.clear()
 
     @cached_property
-    def _model_header(self) -> Header:
+    def model_header(self) -> Header:
         with TensorFile(self.folder.model) as model:
             return model.header
 
@@ -437,7 +470,7 @@ class Experiment:
         trained = any(update.results[name].size for name in names)
         if names and not trained and header.entries:
             raise UpdateRefusedError(f"{update}: trained on 0 clips, and yet there are {len(header.entries)} tensors")
-        expected = self._model_header if trained else Header({}, {})
+        expected = self.model_header if trained else Header({}, {})
         if self.plan.precision == "float16":
             expected = expected.with_floats_as("<f2")
         check_layout(header, expected, str(update))
@@ -468,6 +501,7 @@ class Experiment:
         self.state.status, self.state.error = status, error
         self._answers.notify()
         self._changes.notify()
+        self._end_transfers()
         self._save_soon()
         level = logging.ERROR if error else logging.INFO
         logger.log(level, "experiment '%s' is %s%s", self.plan.name, status.value, f": {error}" if error else "")

@@ -1,32 +1,49 @@
-"""What can be wrong with any call: bytes that are no message, and calls that are not served here."""
+"""What can be wrong with any call: who makes it and how many, bytes that are no message, calls not served here."""
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 from grpc import aio
 
+from director.calls import CallEndedError, OpenCalls, TooManyCallsError
 from director.gate import Context, refuse
+from director.lack import LackError, telling_lack
+from federation.certificates import CertificateError, owner_of
+
+# A call that nobody goes on with, and one that is ended while its other end does not read, are dropped after this.
+FIRST_MESSAGE_SECONDS = 60.0
+FAREWELL_SECONDS = 1.0
 
 
 class MalformedRequestError(ValueError):
-    """A message of a stream that is none."""
+    """A message that is none."""
 
 
 MALFORMED = object()
 
 
-class RefusingInterceptor(aio.ServerInterceptor):
-    """Ends such calls with one sentence; gRPC would write a traceback for each."""
+class GuardingInterceptor(aio.ServerInterceptor):
+    """Looks at the certificate of a call before a byte of its requests is received, and ends with one sentence what
+    gRPC would write a traceback for.
+
+    To gRPC every call has streams of requests and answers here, on the wire there is no difference: of a call with one
+    request it would receive that, however large, before anybody may look at who makes it.
+    """
+
+    def __init__(self, calls: OpenCalls, runs: Path) -> None:
+        """`runs` is the folder on whose disk experiments are."""
+        self._calls, self._runs = calls, runs
 
     async def intercept_service(self, continuation: Callable, details: grpc.HandlerCallDetails) -> Any:
         handler = await continuation(details)
         if handler is None:
             return None  # gRPC itself says that there is no such call
         name = details.method.rpartition("/")[2]
-        make, behavior = _kind(handler)
-        answer = _answer_stream if handler.unary_stream else _answer_one
 
         def deserialize(data: bytes) -> Any:
             try:
@@ -34,59 +51,63 @@ class RefusingInterceptor(aio.ServerInterceptor):
             except DecodeError:
                 return MALFORMED
 
-        return make(answer(name, behavior), deserialize, handler.response_serializer)
+        async def answer(requests: AsyncIterator[Any], context: Context) -> None:
+            try:
+                with self._admit(context), telling_lack(self._runs):
+                    await _serve(handler, _checked(requests), context)
+            except MalformedRequestError:
+                await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, f"not a request of {name}")
+            except NotImplementedError:
+                await refuse(context, grpc.StatusCode.UNIMPLEMENTED, f"this director does not serve {name}")
+            except CertificateError as error:
+                await refuse(context, grpc.StatusCode.PERMISSION_DENIED, str(error))
+            except TooManyCallsError as error:
+                await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+            except LackError as error:
+                await refuse(context, grpc.StatusCode.UNAVAILABLE, str(error))
+            except CallEndedError as error:
+                refusing = refuse(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(refusing, FAREWELL_SECONDS)
+                raise asyncio.CancelledError from None  # gRPC drops the call
+
+        return grpc.stream_stream_rpc_method_handler(answer, deserialize, handler.response_serializer)
+
+    def _admit(self, context: Context) -> contextlib.AbstractContextManager[None]:
+        """The call counts for its certificate. Without TLS there is none."""
+        certificates = context.auth_context().get("x509_pem_cert")
+        return self._calls.open(*owner_of(certificates[0])) if certificates else contextlib.nullcontext()
 
 
-def _kind(handler: grpc.RpcMethodHandler) -> tuple[Callable, Callable]:
-    if handler.request_streaming and handler.response_streaming:
-        return grpc.stream_stream_rpc_method_handler, handler.stream_stream
+async def _serve(handler: grpc.RpcMethodHandler, requests: AsyncIterator[Any], context: Context) -> None:
     if handler.request_streaming:
-        return grpc.stream_unary_rpc_method_handler, handler.stream_unary
+        if handler.response_streaming:
+            await handler.stream_stream(requests, context)
+        else:
+            await context.write(await handler.stream_unary(requests, context))
+        return
+    request = await anext(requests, MALFORMED)
+    if request is MALFORMED:
+        raise MalformedRequestError
     if handler.response_streaming:
-        return grpc.unary_stream_rpc_method_handler, handler.unary_stream
-    return grpc.unary_unary_rpc_method_handler, handler.unary_unary
+        async with contextlib.aclosing(handler.unary_stream(request, context)) as responses:
+            async for response in responses:
+                await context.write(response)
+    else:
+        await context.write(await handler.unary_unary(request, context))
 
 
-def _answer_one(name: str, behavior: Callable) -> Callable:
-    """Of a call with one answer, or one that writes its answers itself while it reads."""
-
-    async def answer(request: Any, context: Context) -> Any:
-        if request is MALFORMED:
-            await _refuse_malformed(context, name)
+async def _checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    requests = aiter(requests)
+    seconds: float | None = FIRST_MESSAGE_SECONDS
+    while True:
         try:
-            return await behavior(_checked(request), context)
-        except MalformedRequestError:
-            await _refuse_malformed(context, name)
-        except NotImplementedError:
-            await refuse(context, grpc.StatusCode.UNIMPLEMENTED, f"this director does not serve {name}")
-
-    return answer
-
-
-def _answer_stream(name: str, behavior: Callable) -> Callable:
-    async def answer(request: Any, context: Context) -> AsyncIterator[Any]:
-        if request is MALFORMED:
-            await _refuse_malformed(context, name)
-        try:
-            responses = behavior(request, context)
-        except NotImplementedError:
-            await refuse(context, grpc.StatusCode.UNIMPLEMENTED, f"this director does not serve {name}")
-        async for response in responses:
-            yield response
-
-    return answer
-
-
-def _checked(request: Any) -> Any:
-    return _checked_stream(request) if hasattr(request, "__aiter__") else request
-
-
-async def _checked_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
+            request = await asyncio.wait_for(anext(requests), seconds)
+        except StopAsyncIteration:
+            return
+        except asyncio.TimeoutError:
+            raise MalformedRequestError from None
         if request is MALFORMED:
             raise MalformedRequestError
         yield request
-
-
-async def _refuse_malformed(context: Context, name: str) -> None:
-    await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, f"not a request of {name}")
+        seconds = None

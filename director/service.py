@@ -1,25 +1,27 @@
 """gRPC on one port: OpenFL's `Director` and `Aggregator` services, and `openfl_audio.Rounds` for whole models."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing
 from pathlib import Path
 from typing import TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
-from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc, director_pb2, director_pb2_grpc
+from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc, base_pb2, director_pb2, director_pb2_grpc
 from pydantic import ValidationError
 
+from director.calls import CallEndedError
 from director.director import SUBMISSION, Director, EnvoyRefusedError
 from director.experiment import BrokenUploadError, Experiment
 from director.gate import Context, Gate, header_of, refuse
 from director.lack import LackError, telling_lack
 from director.run_folder import SubmissionError
-from director.stock import named_tensor, receive_results
+from director.stock import header_of_results, most_bytes_of_results, named_tensor, receive_results
 from director.uploads import Downloads, Uploads
 from federation.plan import NAME
 from federation.rounds import UpdateRefusedError
@@ -45,8 +47,6 @@ logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 MAX_SUBMISSION_BYTES = 64 << 30
-# Results of one task of an OpenFL envoy are put together in memory.
-MAX_STOCK_RESULTS_BYTES = 2 << 30
 MAX_REASON_CHARACTERS = 10_000
 # Of a history that goes with other news of an experiment. The whole of it may be gigabytes.
 MAX_LATEST_BYTES = 1 << 20
@@ -217,14 +217,20 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServicer):
         )
 
     async def SendLocalTaskResults(self, request_iterator, context: Context):  # noqa: N802
-        # Who it is comes with the message; that it is an envoy must be known before one is put together.
+        # Who it is comes with the first piece; that it is an envoy must be known before that is looked at.
         await self.gate.any_envoy(context)
-        buffer = bytearray()
-        async for piece in request_iterator:
-            buffer += piece.npbytes
-            if len(buffer) > MAX_STOCK_RESULTS_BYTES:
-                sentence = f"the results are larger than {MAX_STOCK_RESULTS_BYTES} bytes"
-                await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, sentence)
+        pieces = aiter(request_iterator)
+        first = await anext(pieces, base_pb2.DataStream())
+        try:
+            header = header_of_results(first.npbytes)
+        except DecodeError as error:
+            await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, f"not the results of a task: {error}")
+        experiment, name = await self._find(context, header)
+        try:
+            with experiment.transfer("results", name):
+                buffer = await self._put_together(first.npbytes, pieces, most_bytes_of_results(experiment), context)
+        except CallEndedError as error:
+            await refuse(context, grpc.StatusCode.ABORTED, str(error))
         try:
             results = aggregator_pb2.TaskResults.FromString(bytes(buffer))
         except DecodeError as error:
@@ -237,6 +243,16 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServicer):
             # OpenFL's envoy repeats a call that fails, for ever; the reason is in the history.
             logger.warning("%s", error)
         return aggregator_pb2.SendLocalTaskResultsResponse(header=_answer(results.header))
+
+    @staticmethod
+    async def _put_together(first: bytes, pieces: AsyncIterator, most_bytes: int, context: Context) -> bytearray:
+        buffer = bytearray(first)
+        async for piece in pieces:
+            buffer += piece.npbytes
+            if len(buffer) > most_bytes:
+                sentence = f"the results are larger than {most_bytes} bytes, which the model could need"
+                await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, sentence)
+        return buffer
 
     async def _find(self, context: Context, header: aggregator_pb2.MessageHeader) -> tuple[Experiment, str]:
         """The experiment of a call and the envoy that makes it; ends the call if there is none."""
@@ -296,19 +312,20 @@ class RoundsService:
         """This round's global model for an envoy, or a kept one for a user."""
         message = await parse(context, request, ModelRequest)
         with self._downloads.piece_sizes() as sizes:
-            pieces: Iterator[bytes]
             if message.envoy is not None:
                 name = await self.gate.envoy(context, message.envoy)
                 experiment = await find_envoys_experiment(self.director, context, message.experiment, name)
-                pieces = experiment.global_model(sizes)
+                pieces, peer = experiment.global_model(sizes), name
             else:
                 experiment = await find_users_experiment(self.director, self.gate, context, message.experiment)
                 try:
                     pieces = experiment.kept_model(message.which, sizes)
                 except WireError as error:
                     await refuse(context, grpc.StatusCode.NOT_FOUND, str(error))
-            async for piece in without_blocking(pieces):
-                yield piece
+                peer = f"user '{experiment.owner}'"
+            with experiment.transfer("download", peer), contextlib.closing(pieces):
+                async for piece in without_blocking(pieces):
+                    yield piece
 
     async def send_update(self, request_iterator: AsyncIterator[bytes], context: Context) -> None:
         """Tensors as `federation.tensors.stream` gives them, with an UpdateMessage as metadata; answers {"counted"}."""

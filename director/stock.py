@@ -3,13 +3,17 @@
 from collections.abc import AsyncIterator
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from openfl.protocols import base_pb2
-from openfl.protocols.aggregator_pb2 import TaskResults
+from openfl.protocols.aggregator_pb2 import MessageHeader, TaskResults
 
 from director.experiment import Experiment, PartialUpdate
 from federation.rounds import UpdateRefusedError
 from federation.tensors import TensorFile, Tensors, describe, stream
 from federation.wire import TaskResult, UpdateEnvelope, UpdateMessage
+
+# The first field of TaskResults, which is a message.
+HEADER_FIELD = 0x0A
 
 
 def named_tensor(experiment: Experiment, name: str, round_number: int, tags: list[str]) -> base_pb2.NamedTensor:
@@ -28,6 +32,29 @@ def named_tensor(experiment: Experiment, name: str, round_number: int, tags: lis
     )
     tensor.transformer_metadata.add(int_list=shape)
     return tensor
+
+
+def most_bytes_of_results(experiment: Experiment) -> int:
+    """What the results of a task may have: the model's tensors in float32 and as much again, and what describes them.
+
+    They are put together in memory.
+    """
+    entries = experiment.model_header.entries.values()
+    return (1 << 20) + sum(2 * 4 * entry.count + 4096 for entry in entries)
+
+
+def header_of_results(piece: bytes) -> MessageHeader:
+    """The header that results begin with. Raises DecodeError."""
+    # A message in a message: its field's number and type, its length in groups of seven bits, and itself.
+    size = 0
+    for index, byte in enumerate(piece[1:4]):
+        size |= (byte & 0x7F) << 7 * index
+        if byte < 0x80:
+            start = index + 2
+            if piece[0] == HEADER_FIELD and len(piece) >= start + size:
+                return MessageHeader.FromString(piece[start : start + size])
+            break
+    raise DecodeError("they do not begin with a header")
 
 
 async def receive_results(experiment: Experiment, envoy: str, message: TaskResults) -> None:

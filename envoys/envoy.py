@@ -144,7 +144,7 @@ class Envoy:
                         explain_unreachable(self._address, error.details(), self._root, "envoy")
                     ) from error
                 logger.info("waiting for the director at %s: %s", route_to(self._address), error.details())
-                wait_to_repeat(error, self._channel)
+                wait_to_repeat(self._channel)
 
     def download(self, experiment: str) -> Path:
         """The folder into which the experiment's archive was unpacked. Raises ArchiveError."""

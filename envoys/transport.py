@@ -39,13 +39,12 @@ class DirectorRefusedError(RuntimeError):
     """The director answered, and does not want what was sent."""
 
 
-def wait_to_repeat(error: grpc.RpcError, channel: grpc.Channel) -> None:
+def wait_to_repeat(channel: grpc.Channel) -> None:
     """After a call that failed, and was not refused."""
     began = time.monotonic()
     wait_for_connection(channel, RETRY_SECONDS)
-    if error.code() in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE):
-        # The director is there, and lacks something: room on its disk, say. Haste would not help it.
-        time.sleep(max(0.0, began + RETRY_SECONDS - time.monotonic()))
+    # Where the director is there after all, it lacks something: room on its disk, say. Haste would not help it.
+    time.sleep(max(0.0, began + RETRY_SECONDS - time.monotonic()))
 
 
 class RoundsClient:
@@ -105,4 +104,4 @@ class RoundsClient:
                 if error.code() in REFUSALS:
                     raise DirectorRefusedError(f"the director refused: {error.details()}") from None
                 logger.warning("the director is out of reach: %s %s", error.code().name, error.details())
-                wait_to_repeat(error, self._channel)
+                wait_to_repeat(self._channel)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
+from functools import lru_cache
 from pathlib import Path
 
 from cryptography import x509
@@ -225,6 +226,17 @@ def is_for(names: Sequence[str], host: str) -> bool:
     """Whether a certificate for `names` is one for `host`; a name may begin with a wildcard."""
     host = check_host(host).partition("%")[0]
     return host in names or f"*.{host.partition('.')[2]}" in names
+
+
+@lru_cache(maxsize=4096)
+def owner_of(pem: bytes) -> tuple[str, float]:
+    """Whose certificate it is, as "role 'name'", and when it expires, in seconds of the clock.
+
+    Raises CertificateError.
+    """
+    name, role = role_of(pem)
+    expires = x509.load_pem_x509_certificate(pem).not_valid_after_utc
+    return f"{role} '{name}'", expires.timestamp()
 
 
 def role_of(pem: bytes) -> tuple[str, str]:
