@@ -65,8 +65,8 @@ def check_archive(archive: Path) -> None:
 def _check_entries(entries: list[zipfile.ZipInfo]) -> None:
     for entry in entries:
         path = PurePosixPath(entry.filename.replace("\\", "/"))
-        # A colon alone means nothing: logs are called by the time.
-        if path.is_absolute() or ".." in path.parts or PureWindowsPath(entry.filename).is_absolute():
+        # A colon alone means nothing: logs are called by the time. Behind one letter it is that of a drive.
+        if path.is_absolute() or ".." in path.parts or PureWindowsPath(entry.filename).drive:
             raise ArchiveError(f"the archive's entry {entry.filename[:200]!r} leads out of the experiment's folder")
         mode = entry.external_attr >> 16
         if mode and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_IFMT(mode) == 0):
