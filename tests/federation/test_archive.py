@@ -56,6 +56,7 @@ BAD_ARCHIVES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "the folder above, with backslashes": (lambda path: write_archive(path, named("a\\..\\..\\other")), OUTSIDE),
     "an absolute path with a backslash": (lambda path: write_archive(path, named("\\windows")), OUTSIDE),
     "a drive letter": (lambda path: write_archive(path, named("C:/windows")), OUTSIDE),
+    "a path from where a drive is": (lambda path: write_archive(path, named("C:outside")), OUTSIDE),
     "a good entry and a bad one": (
         lambda path: write_archive(path, named("good"), named("../bad")),
         r"'\.\./bad' lead",
