@@ -38,10 +38,11 @@ check: install ## lint, format, types, notebooks: only looks, changes nothing
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
+	@.venv/bin/lint-imports
 	@$(RUN) scripts/check_notebooks.py
 
 bench: install ## what a round costs, for three sizes of model
-	@set -e; for workload in many head base; do echo "== $$workload"; $(RUN) scripts/benchmark_rounds.py --workload $$workload; done
+	@set -e; for workload in many head base; do echo "== $$workload"; $(RUN) benchmarks/rounds.py --workload $$workload; done
 
 clean: ## remove caches and runs/, keep .venv and certificates/
 	@echo "Removing runs/, the caches of pytest, mypy and ruff, and __pycache__ (.venv and certificates/ stay)"

@@ -20,8 +20,8 @@ import numpy as np
 # `python scripts/compare_codebooks.py` has scripts/ in its path and not the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from openfl_audio.experiments.comparison import markdown, train
 from scripts.arguments import whole_number
-from scripts.training.comparison import markdown, train
 
 HEAD = (
     "codebook",

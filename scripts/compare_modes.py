@@ -20,8 +20,8 @@ import yaml
 # `python scripts/compare_modes.py` has scripts/ in its path and not the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from federation.text import read_text
-from scripts.training.comparison import markdown, train
+from openfl_audio.experiments.comparison import markdown, train
+from openfl_audio.text import read_text
 
 WORKSPACES = Path(__file__).resolve().parents[1] / "workspaces"
 SPLITS = ("validation", "test")
@@ -63,9 +63,9 @@ def _scores(found: dict[str, Any], models: list[str], metrics: list[str] | None)
 
 def plot(workspace: str, folders: dict[str, Path], path: Path) -> None:
     """Validation of all runs by round: as the workspace draws it, or the metric that chooses its best model."""
-    from federation.results import read_json_lines
-    from scripts.training.modes import workspace_experiment
-    from scripts.training.plots import plot_curves
+    from openfl_audio.experiments.modes import workspace_experiment
+    from openfl_audio.experiments.plots import plot_curves
+    from openfl_audio.files import read_json_lines
 
     experiment = workspace_experiment(workspace)
     histories = {name: read_json_lines(folder / "history.jsonl") for name, folder in folders.items()}

@@ -19,13 +19,13 @@ from pathlib import Path
 
 import papermill
 
-from federation.certificates import CertificateError, write_certificates
-from federation.results import write_result
-from scripts.demo_corpus.fsd50k import make_fsd50k
-from scripts.demo_corpus.librispeech import make_librispeech
-from scripts.demo_corpus.output import DemoCorpusError
-from scripts.demo_corpus.speech_commands import make_speech_commands
-from scripts.local_federation import REPOSITORY, LocalFederation, StartError
+from openfl_audio.errors import CertificateError, DemoCorpusError, StartError
+from openfl_audio.experiments.local_federation import REPOSITORY, LocalFederation
+from openfl_audio.files import write_result
+from openfl_audio.protocol.certificates import write_certificates
+from openfl_audio.testing.corpora.fsd50k import make_fsd50k
+from openfl_audio.testing.corpora.librispeech import make_librispeech
+from openfl_audio.testing.corpora.speech_commands import make_speech_commands
 from shard_descriptors.errors import CorpusError
 from shard_descriptors.fsd50k import Fsd50kShardDescriptor
 from shard_descriptors.fsd50k_layout import read_layout

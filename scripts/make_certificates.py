@@ -15,15 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs before anything is installed, too
 
-from federation.certificates import (
-    AUTHORITY,
-    DIRECTOR,
-    LEAF_DAYS,
-    LOCAL_HOSTS,
-    CertificateError,
-    names_of,
-    write_certificates,
-)
+from openfl_audio.errors import CertificateError
+from openfl_audio.protocol.certificates import AUTHORITY, DIRECTOR, LEAF_DAYS, LOCAL_HOSTS, names_of, write_certificates
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -15,10 +15,10 @@ from pathlib import Path
 # `python scripts/make_demo_corpus.py` has scripts/ in its path and not the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.demo_corpus.fsd50k import make_fsd50k
-from scripts.demo_corpus.librispeech import make_librispeech
-from scripts.demo_corpus.output import DemoCorpusError
-from scripts.demo_corpus.speech_commands import make_speech_commands
+from openfl_audio.errors import DemoCorpusError
+from openfl_audio.testing.corpora.fsd50k import make_fsd50k
+from openfl_audio.testing.corpora.librispeech import make_librispeech
+from openfl_audio.testing.corpora.speech_commands import make_speech_commands
 
 LAYOUTS: dict[str, Callable[..., bool]] = {
     "speech_commands": make_speech_commands,

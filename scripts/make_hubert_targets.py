@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `scripts` is no installed package
 
-from federation.run_settings import SettingsError
+from openfl_audio.errors import SettingsError
 from shard_descriptors.errors import AudioError, CorpusError
 from workspaces.hubert.features import FeatureError, Features, HiddenStates, Mfcc
 from workspaces.hubert.targets import CODEBOOKS, make_targets, summarize

@@ -4,7 +4,7 @@ if [ -z "${PYTHON:-}" ]; then
   PYTHON="$repository/.venv/bin/python"
   [ -x "$PYTHON" ] || PYTHON=python3
 fi
-if ! "$PYTHON" -c 'import federation.wire' 2>/dev/null; then
+if ! "$PYTHON" -c 'import openfl_audio.protocol.wire' 2>/dev/null; then
   echo "$(basename "$0"): openfl-audio is not installed for $PYTHON: run 'make install' in $repository" >&2
   exit 1
 fi

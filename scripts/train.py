@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from scripts.arguments import whole_number
 
 if TYPE_CHECKING:
-    from federation.run_settings import RunSettings
+    from openfl_audio.training.run_settings import RunSettings
 
 WORKSPACES = Path(__file__).resolve().parents[1] / "workspaces"
 # Flags that are settings.
@@ -66,8 +66,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def settings_of(arguments: argparse.Namespace) -> "RunSettings":
     """Raises SettingsError for a key that is unknown, wrong, or given in two ways."""
-    from federation.run_settings import SettingsError, load_run_settings, parse_change
-    from scripts.training.modes import workspace_experiment
+    from openfl_audio.errors import SettingsError
+    from openfl_audio.experiments.modes import workspace_experiment
+    from openfl_audio.training.run_settings import load_run_settings, parse_change
 
     changes = dict(map(parse_change, arguments.set))
     for key in SETTINGS:
@@ -88,7 +89,7 @@ def main() -> int:
     # Sums depend on how many threads share them, and many small clients are better run side by side (--workers).
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from scripts.training.run import EXPECTED_ERRORS, run
+    from openfl_audio.experiments.run import EXPECTED_ERRORS, run
 
     options = ("client_ids", "workers", "ray_address", "gpus_per_client")
     try:

@@ -20,7 +20,7 @@ from scripts.arguments import whole_number
 from scripts.train import find_config, workspaces
 
 if TYPE_CHECKING:
-    from scripts.training.search import Search
+    from openfl_audio.experiments.search import Search
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -48,7 +48,8 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
     >>> parse_axis("fraction=0.1,0.3")
     ('fraction', [0.1, 0.3])
     """
-    from federation.run_settings import SettingsError, parse_change
+    from openfl_audio.errors import SettingsError
+    from openfl_audio.training.run_settings import parse_change
 
     key, _, values = text.partition("=")
     pairs = [parse_change(f"{key}={value}") for value in values.split(",") if value.strip()]
@@ -59,8 +60,9 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
 
 def create_search(options: argparse.Namespace) -> "Search":
     """Raises SettingsError for a key that is unknown, wrong, or given twice."""
-    from federation.run_settings import SettingsError, parse_change
-    from scripts.training.search import Search, combinations
+    from openfl_audio.errors import SettingsError
+    from openfl_audio.experiments.search import Search, combinations
+    from openfl_audio.training.run_settings import parse_change
 
     axes, changes = dict(map(parse_axis, options.over)), dict(map(parse_change, options.set))
     twice = [key for key in axes if key in changes]
@@ -72,8 +74,8 @@ def create_search(options: argparse.Namespace) -> "Search":
 
 
 def tune(options: argparse.Namespace) -> None:
-    from scripts.training.modes import workspace_experiment
-    from scripts.training.plots import plot_curves, plot_heat_map
+    from openfl_audio.experiments.modes import workspace_experiment
+    from openfl_audio.experiments.plots import plot_curves, plot_heat_map
 
     search = create_search(options)
     search.run(
@@ -99,8 +101,8 @@ def tune(options: argparse.Namespace) -> None:
 def main() -> int:
     options = parse_arguments()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from scripts.training.run import EXPECTED_ERRORS
-    from scripts.training.search import SearchError
+    from openfl_audio.errors import SearchError
+    from openfl_audio.experiments.run import EXPECTED_ERRORS
 
     try:
         tune(options)

@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from federation.text import TextError, read_text
+from openfl_audio.errors import TextError
+from openfl_audio.text import read_text
 from shard_descriptors.errors import CorpusError
 
 _DELIMITERS = (",", ";", "\t")  # Excel writes semicolons where the comma is the decimal mark

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from federation import half_precision
+from openfl_audio.training import half_precision
 
 HALF = (torch.bfloat16, torch.float16)
 

@@ -19,11 +19,19 @@ import pytest
 from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc, director_pb2, director_pb2_grpc
 from safetensors.numpy import save
 
-from federation.certificates import load_credentials, write_certificates
-from federation.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL
-from federation.tensors import Tensors, receive
-from federation.wire import AttendRequest, ModelRequest, RoundsStub, StatusRequest, encode, open_channel, send_pieces
-from scripts.local_federation import LocalFederation
+from openfl_audio.experiments.local_federation import LocalFederation
+from openfl_audio.protocol.certificates import load_credentials, write_certificates
+from openfl_audio.protocol.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL
+from openfl_audio.protocol.tensors import Tensors, receive
+from openfl_audio.protocol.wire import (
+    AttendRequest,
+    ModelRequest,
+    RoundsStub,
+    StatusRequest,
+    encode,
+    open_channel,
+    send_pieces,
+)
 
 HERE = str(Path(__file__).parent)
 ENVOYS = {"a": 1, "b": 3}  # points each
@@ -84,7 +92,7 @@ def connect(certificates: Path) -> Callable:
     """Connect a notebook to a running federation with the certificate of `user`."""
 
     def connect(processes: LocalFederation, user: str = USER):
-        from federation.interactive_api import Federation
+        from openfl_audio.notebook.interactive_api import Federation
 
         files = {"cert_chain": "ca.crt", "api_cert": f"{user}.crt", "api_private_key": f"{user}.key"}
         paths = {key: certificates / file for key, file in files.items()}

@@ -20,11 +20,12 @@ import pytest
 from openfl.protocols import director_pb2, director_pb2_grpc
 from safetensors.numpy import save
 
-from envoys.transport import RETRY_SECONDS
-from federation.archive import ArchiveError, unpack_archive
-from federation.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL
-from federation.wire import SERVICE, encode
-from scripts.local_federation import LocalFederation
+from openfl_audio.envoy.rounds_client import RETRY_SECONDS
+from openfl_audio.errors import ArchiveError
+from openfl_audio.experiments.local_federation import LocalFederation
+from openfl_audio.protocol.archive import unpack_archive
+from openfl_audio.protocol.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL
+from openfl_audio.protocol.wire import SERVICE, encode
 from tests.integration.conftest import (
     READY_SECONDS,
     USER,

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from openfl.protocols import aggregator_pb2, base_pb2
 
-from federation.progress import TRAIN, VALIDATE
-from federation.tensors import PIECE_BYTES, Tensors, stream
+from openfl_audio.notebook.live_view import TRAIN, VALIDATE
+from openfl_audio.protocol.tensors import PIECE_BYTES, Tensors, stream
 from tests.integration.conftest import FakeEnvoy, wait_for
 
 pytestmark = pytest.mark.integration
@@ -277,7 +277,7 @@ def outcome(running, connect) -> tuple[dict[str, list[Answer]], dict[str, Any]]:
     import toy
     from toy.experiment import PointsData, model_interface, task_interface
 
-    from federation.interactive_api import FLExperiment
+    from openfl_audio.notebook.interactive_api import FLExperiment
 
     experiment = FLExperiment(connect(running), NAME, workspace=toy)
     client = experiment.federation.dir_client

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from scripts.local_federation import REPOSITORY
+from openfl_audio.experiments.local_federation import REPOSITORY
 
 pytestmark = pytest.mark.integration
 
 
 def run(script: str, *arguments: str) -> str:
-    command = [sys.executable, str(REPOSITORY / "scripts" / script), *arguments]
+    command = [sys.executable, str(REPOSITORY / "benchmarks" / script), *arguments]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-2000:]
     return ended.stdout
 
 
 def test_the_benchmark_prints_one_json_object_of_a_run_whose_result_it_has_checked():
-    result = json.loads(run("benchmark_rounds.py", "--workload", "head", "--rounds", "2", "--floor", "--json"))
+    result = json.loads(run("rounds.py", "--workload", "head", "--rounds", "2", "--floor", "--json"))
     assert {key: result[key] for key in ("engine", "workload", "envoys", "tls", "parameters", "tensors")} == {
         "engine": "ours", "workload": "head", "envoys": 2, "tls": False, "parameters": 781_964, "tensors": 4,
     }  # fmt: skip
@@ -49,7 +49,7 @@ def test_chaos_ends_with_the_weights_of_an_undisturbed_run(tmp_path: Path):
 
 
 def test_the_load_generator_prints_a_json_object_for_each_number_of_envoys():
-    lines = run("benchmark_load.py", "--envoys", "2", "20", "--rounds", "2", "--tls", "--json").splitlines()
+    lines = run("load.py", "--envoys", "2", "20", "--rounds", "2", "--tls", "--json").splitlines()
     results = [json.loads(line) for line in lines]
     assert [(result["envoys"], result["tls"], result["rounds"]) for result in results] == [(2, True, 2), (20, True, 2)]
     assert all(0 < result["seconds_per_round"]["median"] <= result["seconds_per_round"]["p90"] for result in results)

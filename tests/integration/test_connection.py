@@ -7,8 +7,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from scripts.local_federation import LocalFederation
-from scripts.proxy import Fault, Proxy
+from openfl_audio.experiments.local_federation import LocalFederation
+from openfl_audio.testing.fault_proxy import Fault, Proxy
 from tests.integration.conftest import ENVOYS, READY_SECONDS, USER, points, wait_for
 
 pytestmark = pytest.mark.integration
@@ -50,7 +50,7 @@ def run(federation, connect) -> Callable:
     import toy
     from toy.experiment import PointsData, task_interface
 
-    from federation.interactive_api import FLExperiment, ModelInterface
+    from openfl_audio.notebook.interactive_api import FLExperiment, ModelInterface
 
     def build(side=SIDE):
         model = torch.nn.Linear(side, side, bias=False)

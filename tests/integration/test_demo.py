@@ -13,9 +13,10 @@ import pytest
 
 pytest.importorskip("espeakng_loader")
 
+from openfl_audio.errors import StartError
+from openfl_audio.experiments.local_federation import REPOSITORY
+from openfl_audio.testing.corpora.speech_commands import make_speech_commands
 from scripts.demo import ENVOYS, LIBRISPEECH, WORKLOADS, Workload, run_demo, set_earlier_run_aside
-from scripts.demo_corpus.speech_commands import make_speech_commands
-from scripts.local_federation import REPOSITORY, StartError
 from tests.integration.conftest import wait_for
 
 pytestmark = pytest.mark.integration
@@ -124,7 +125,7 @@ def test_the_whisper_notebook_sends_the_head_alone_and_its_model_comes_back(corp
 def test_uploaders_train_a_tagger_that_one_envoy_evaluates(tmp_path, monkeypatch):
     from safetensors.numpy import load_file
 
-    from scripts.demo_corpus.fsd50k import make_fsd50k
+    from openfl_audio.testing.corpora.fsd50k import make_fsd50k
     from workspaces.sound_events.model import load_model
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -148,8 +149,8 @@ def test_uploaders_train_a_tagger_that_one_envoy_evaluates(tmp_path, monkeypatch
 def test_speech_is_enhanced_by_envoys_with_and_without_clean_speech(tmp_path, monkeypatch):
     from safetensors.numpy import load_file
 
-    from scripts.demo_corpus.fsd50k import make_fsd50k
-    from scripts.demo_corpus.librispeech import make_librispeech
+    from openfl_audio.testing.corpora.fsd50k import make_fsd50k
+    from openfl_audio.testing.corpora.librispeech import make_librispeech
     from workspaces.speech_enhancement.model import load_sudormrf
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -176,7 +177,7 @@ def test_speech_is_enhanced_by_envoys_with_and_without_clean_speech(tmp_path, mo
 def test_a_hubert_is_pretrained_and_a_student_learns_from_it(tmp_path, monkeypatch):
     from transformers import HubertModel
 
-    from scripts.demo_corpus.librispeech import make_librispeech
+    from openfl_audio.testing.corpora.librispeech import make_librispeech
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     data = tmp_path / "LibriSpeech"

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from envoys.envoy import memory_of
-from scripts.local_federation import LocalFederation
-from scripts.rounds_benchmark import shard, workloads
+from benchmarks.rounds_peers import shard, workloads
+from openfl_audio.envoy.envoy import memory_of
+from openfl_audio.experiments.local_federation import LocalFederation
 from tests.integration.conftest import READY_SECONDS
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -33,7 +33,7 @@ def federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loca
 
 
 def test_twelve_envoys_and_200_rounds_of_a_real_head_run_without_an_error_growth_or_slowing(federation):
-    from federation.interactive_api import Federation, FLExperiment, ModelInterface, TaskInterface
+    from openfl_audio.notebook.interactive_api import Federation, FLExperiment, ModelInterface, TaskInterface
 
     tasks = TaskInterface()
     register = tasks.register_fl_task(model="model", data_loader="items", device="device", optimizer="optimizer")

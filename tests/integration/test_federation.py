@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from federation.interactive_api import DirectorError
+from openfl_audio.notebook.interactive_api import DirectorError
 from tests.integration.conftest import ENVOYS, wait_for
 
 pytestmark = pytest.mark.integration
@@ -24,7 +24,7 @@ def start(running, connect):
     import toy
     from toy.experiment import PointsData, model_interface, task_interface
 
-    from federation.interactive_api import FLExperiment
+    from openfl_audio.notebook.interactive_api import FLExperiment
 
     def start(name=None, tasks=None, model=None, rounds=2, **changes):
         experiment = FLExperiment(connect(running), name or f"toy-{next(numbers)}", workspace=toy)
@@ -110,7 +110,7 @@ def test_experiments_of_others_cannot_be_seen(finished, running, connect):
 def test_an_error_in_a_task_reaches_the_notebook_and_the_envoys_take_the_next_experiment(start):
     from toy.experiment import task_interface
 
-    from federation.interactive_api import ExperimentFailedError
+    from openfl_audio.notebook.interactive_api import ExperimentFailedError
 
     def fail(model, points, device, optimizer):
         raise ValueError("no such luck")
@@ -126,7 +126,7 @@ def test_an_error_in_a_task_reaches_the_notebook_and_the_envoys_take_the_next_ex
 def test_a_task_that_ends_its_process_does_not_end_the_envoy(start, running, ending):
     from toy.experiment import task_interface
 
-    from federation.interactive_api import ExperimentFailedError
+    from openfl_audio.notebook.interactive_api import ExperimentFailedError
 
     def leave(model, points, device, optimizer, ending=ending):
         exec(f"import os, sys; {ending}")
@@ -143,9 +143,11 @@ def test_a_name_that_is_no_folder_is_refused_before_anything_is_sent(start, name
 
 
 def test_a_node_with_other_versions_refuses_and_says_which(start, monkeypatch):
-    from federation import interactive_api
+    from openfl_audio.notebook import interactive_api
 
-    monkeypatch.setattr(interactive_api, "describe_environment", lambda: {"python": "2.7", "torch": "0.4"})
+    monkeypatch.setattr(
+        interactive_api, "describe_environment", lambda: {"python": "2.7", "torch": "0.4", "openfl-audio": "0.1.0"}
+    )
     with pytest.raises(
         interactive_api.ExperimentFailedError, match=r"has python 3\.\d+ instead of 2\.7, torch .* instead of 0\.4"
     ):
@@ -155,14 +157,14 @@ def test_a_node_with_other_versions_refuses_and_says_which(start, monkeypatch):
 def test_a_model_object_is_refused_with_a_hint():
     import torch
 
-    from federation.interactive_api import ModelInterface
+    from openfl_audio.notebook.interactive_api import ModelInterface
 
     with pytest.raises(TypeError, match="model is a Linear: give a recipe"):
         ModelInterface(torch.nn.Linear(1, 1), torch.optim.SGD)
 
 
 def test_idle_director_and_envoy_load_no_torch():
-    modules = "director.__main__, envoys.__main__, shard_descriptors.superb"
+    modules = "openfl_audio.director.__main__, openfl_audio.envoy.__main__, shard_descriptors.superb"
     command = f"import sys, {modules}; print(sorted({{'torch', 'transformers', 'pandas'}} & set(sys.modules)))"
     assert (
         subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True).stdout.strip()

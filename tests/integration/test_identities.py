@@ -13,11 +13,11 @@ import pytest
 from google.protobuf.message import Message
 from openfl.protocols import aggregator_pb2, base_pb2, director_pb2
 
-from director.service import RoundsService
-from federation.certificates import create_authority, issue, load_authority
-from federation.tensors import Entry, Header, stream
-from federation.wire import AttendRequest, ExperimentRequest, ModelRequest, StatusRequest, encode
-from scripts.local_federation import LocalFederation
+from openfl_audio.director.service import RoundsService
+from openfl_audio.experiments.local_federation import LocalFederation
+from openfl_audio.protocol.certificates import create_authority, issue, load_authority
+from openfl_audio.protocol.tensors import Entry, Header, stream
+from openfl_audio.protocol.wire import AttendRequest, ExperimentRequest, ModelRequest, StatusRequest, encode
 from tests.integration.conftest import (
     READY_SECONDS,
     USER,

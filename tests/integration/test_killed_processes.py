@@ -9,8 +9,8 @@ from functools import partial
 import pytest
 import torch
 
-from federation.participation import Participation
-from scripts.local_federation import LocalFederation
+from openfl_audio.experiments.local_federation import LocalFederation
+from openfl_audio.protocol.participation import Participation
 from tests.integration.conftest import ENVOYS, READY_SECONDS, points, wait_for
 
 pytestmark = pytest.mark.integration
@@ -26,7 +26,7 @@ def start(running: LocalFederation, connect: Callable) -> Callable:
     import toy
     from toy.experiment import PointsData, add_points_slowly, first_weight, model_interface, task_interface
 
-    from federation.interactive_api import FLExperiment
+    from openfl_audio.notebook.interactive_api import FLExperiment
 
     def start(model=None, **changes):
         experiment = FLExperiment(connect(running), f"killed-{next(numbers)}", toy)
@@ -80,7 +80,7 @@ def test_a_round_closes_without_a_killed_envoy_and_it_takes_part_again_when_it_i
 def test_a_killed_director_goes_on_with_the_same_round_and_envoys_to_the_same_weights(running, start, moment):
     from toy.experiment import create_large_model
 
-    from federation.interactive_api import ModelInterface
+    from openfl_audio.notebook.interactive_api import ModelInterface
 
     model = ModelInterface(create_large_model, partial(torch.optim.SGD, lr=0.1))
     # One of the two in most rounds, by lot: a restart must draw the same.

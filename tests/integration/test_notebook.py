@@ -20,7 +20,7 @@ import nbformat
 import papermill
 import pytest
 
-from scripts.local_federation import REPOSITORY
+from openfl_audio.experiments.local_federation import REPOSITORY
 from tests.integration.conftest import ENVOYS, READY_SECONDS, USER, wait_for
 
 pytestmark = pytest.mark.integration
@@ -36,7 +36,7 @@ from pathlib import Path
 import toy
 from toy.experiment import PointsData, add_points, model_interface, task_interface
 
-from federation.interactive_api import Federation, FLExperiment
+from openfl_audio.notebook.interactive_api import Federation, FLExperiment
 
 port, certificates, name, gate = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
 
@@ -65,7 +65,7 @@ def start(running, connect):
     import toy
     from toy.experiment import PointsData, model_interface, task_interface
 
-    from federation.interactive_api import FLExperiment
+    from openfl_audio.notebook.interactive_api import FLExperiment
 
     def start(train, envoy, rounds=6):
         experiment = FLExperiment(connect(running), f"notebook-{next(numbers)}", workspace=toy)
@@ -143,7 +143,7 @@ def test_a_new_notebook_takes_the_experiment_up_and_keeps_one_display(running, c
         f"""
         from pathlib import Path
         from toy.experiment import model_interface
-        from federation.interactive_api import Federation, FLExperiment
+        from openfl_audio.notebook.interactive_api import Federation, FLExperiment
 
         files = (Path("{certificates}") / file for file in ("ca.crt", "{USER}.crt", "{USER}.key"))
         federation = Federation("{USER}", "127.0.0.1", {running.port}, True, *files)
@@ -193,7 +193,7 @@ def execute(folder: Path, *cells: str) -> nbformat.NotebookNode:
 
 
 def test_attach_needs_the_model_that_was_trained_and_a_name_that_there_is(running, connect, killed):
-    from federation.interactive_api import DirectorError, FLExperiment
+    from openfl_audio.notebook.interactive_api import DirectorError, FLExperiment
 
     attached = FLExperiment(connect(running)).attach("killed")
     with pytest.raises(ValueError, match=r"give attach\('killed', model_provider\) the model that was trained"):
@@ -215,7 +215,7 @@ def held(start, tmp_path_factory):
 def test_two_experiments_run_at_once_and_status_shows_both_and_why_one_failed(
     running, certificates, start, held, tmp_path
 ):
-    from federation.interactive_api import ExperimentFailedError
+    from openfl_audio.notebook.interactive_api import ExperimentFailedError
 
     gate = tmp_path / "gate"
     bad = start(held_at(gate, slope=6, then="no such luck"), "b")
@@ -261,13 +261,13 @@ def test_stop_ends_an_experiment_in_the_middle_of_a_task_and_frees_its_envoy(hel
 def test_status_refuses_in_one_sentence(running, certificates):
     sentence = federation_status(running, certificates, user="b", code=1)
     assert sentence == (
-        f"federation: the director at 127.0.0.1:{running.port} refused: "
+        f"openfl-audio: the director at 127.0.0.1:{running.port} refused: "
         "the certificate is that of envoy 'b', this call is for notebook users\n"
     )
 
 
 def federation_status(running, certificates: Path, *arguments: str, user: str = USER, code: int = 0) -> str:
-    command = [sys.executable, "-m", "federation", "status", "--director", f"127.0.0.1:{running.port}"]
+    command = [sys.executable, "-m", "openfl_audio.cli.status", "status", "--director", f"127.0.0.1:{running.port}"]
     command += ["--certificates", str(certificates), "--user", user, *arguments]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == code, done
@@ -278,7 +278,7 @@ def test_watch_goes_on_where_it_was_when_the_director_comes_back(running, start,
     gate = tmp_path / "gate"
     experiment = start(held_at(gate, slope=6), "b")
     histories = []
-    with caplog.at_level(logging.WARNING, "federation"):
+    with caplog.at_level(logging.WARNING, "openfl_audio"):
         watch = threading.Thread(target=lambda: histories.append(experiment.watch()), daemon=True)
         watch.start()
         printed = wait_for_lines(capsys, [0, 1])

@@ -19,10 +19,10 @@ import psutil
 import pytest
 from openfl.protocols import aggregator_pb2, base_pb2, director_pb2, director_pb2_grpc
 
-from director.service import RoundsService
-from federation.tensors import stream
-from federation.wire import AttendRequest, ExperimentRequest, ModelRequest, StatusRequest, encode
-from scripts.local_federation import LocalFederation
+from openfl_audio.director.service import RoundsService
+from openfl_audio.experiments.local_federation import LocalFederation
+from openfl_audio.protocol.tensors import stream
+from openfl_audio.protocol.wire import AttendRequest, ExperimentRequest, ModelRequest, StatusRequest, encode
 from tests.integration.conftest import (
     ENVOYS,
     READY_SECONDS,
@@ -352,7 +352,7 @@ def toy_run() -> Callable:
     import toy
     from toy.experiment import PointsData, model_interface, task_interface
 
-    from federation.interactive_api import Federation, FLExperiment
+    from openfl_audio.notebook.interactive_api import Federation, FLExperiment
 
     def run(processes: LocalFederation) -> list[float]:
         federation = Federation(USER, "127.0.0.1", processes.port, tls=False)

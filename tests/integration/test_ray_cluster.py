@@ -11,9 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-import federation.virtual_envoys
-from federation.results import read_json_lines
-from federation.virtual_envoys import SimulationError, start_ray
+import openfl_audio.simulation.virtual_clients
+from openfl_audio.errors import SimulationError
+from openfl_audio.files import read_json_lines
+from openfl_audio.simulation.virtual_clients import start_ray
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -24,8 +25,8 @@ SIMULATE = """
 import sys, time
 from pathlib import Path
 import torch
-from federation.simulation import Simulation
-from tests.federation import toy
+from openfl_audio.simulation.simulation import Simulation
+from tests.unit import toy
 
 torch.set_num_threads(1)
 folder, workers, address, slow = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] or None, float(sys.argv[4])
@@ -146,7 +147,7 @@ def test_two_nodes_with_a_token_come_to_the_bits_of_one_process_also_when_one_is
 def test_a_token_that_is_wrong_and_a_cluster_too_small_are_said_in_a_sentence(cluster):
     address, environment, _ = cluster
     code = (
-        "import sys; from federation.virtual_envoys import start_ray\n"
+        "import sys; from openfl_audio.simulation.virtual_clients import start_ray\n"
         "with start_ray(int(sys.argv[2]), sys.argv[1]): pass"
     )
     for change, workers, sentence in (
@@ -163,7 +164,7 @@ def test_a_token_that_is_wrong_and_a_cluster_too_small_are_said_in_a_sentence(cl
 
 
 def test_an_address_where_no_cluster_answers_is_named_after_the_time_there_is(monkeypatch):
-    monkeypatch.setattr(federation.virtual_envoys, "CLUSTER_SECONDS", 4.0)
+    monkeypatch.setattr(openfl_audio.simulation.virtual_clients, "CLUSTER_SECONDS", 4.0)
     address = f"127.0.0.1:{free_port()}"
     with pytest.raises(SimulationError, match=f"no Ray cluster answers at {address}"), start_ray(2, address):
         pass

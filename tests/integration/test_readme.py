@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.demo_corpus.fsd50k import make_fsd50k
-from scripts.demo_corpus.librispeech import make_librispeech
-from scripts.demo_corpus.speech_commands import make_speech_commands
-from scripts.local_federation import REPOSITORY, LocalFederation, free_port
+from openfl_audio.experiments.local_federation import REPOSITORY, LocalFederation, free_port
+from openfl_audio.testing.corpora.fsd50k import make_fsd50k
+from openfl_audio.testing.corpora.librispeech import make_librispeech
+from openfl_audio.testing.corpora.speech_commands import make_speech_commands
 from tests.integration.conftest import READY_SECONDS, USER
 
 pytestmark = pytest.mark.integration
@@ -37,7 +37,7 @@ def copy(tmp_path_factory) -> Path:
     shutil.copytree(REPOSITORY, folder, ignore=left_out)
     make_speech_commands(folder / "data" / "speech_commands", n_speakers=9)
     (folder / ".venv" / "bin").mkdir(parents=True)
-    for name in ("python", "jupyter"):
+    for name in ("python", "jupyter", "openfl-audio"):
         program = folder / ".venv" / "bin" / name
         program.write_text(f'#!/bin/sh\nexec "{Path(sys.executable).with_name(name)}" "$@"\n')
         program.chmod(0o755)
@@ -56,7 +56,7 @@ def test_certificates_director_and_envoy_start_as_the_readme_says(copy, tmp_path
         for name, beginning in (("director", "start_director.sh"), ("envoy_1", "start_envoy.sh")):
             federation.run(name, ["sh", "-c", f"exec env {command(beginning)}"], cwd=copy, env=environment)
         federation.wait_until_ready(["envoy_1"], READY_SECONDS)
-        status = command("federation status").replace("50051", str(federation.port))
+        status = command("openfl-audio status").replace("50051", str(federation.port))
         shown = subprocess.check_output(status, shell=True, cwd=copy, env=environment, text=True)
         assert "envoy_1" in shown
         assert b"CUDA_VISIBLE_DEVICES=0" in Path(f"/proc/{federation.pid('envoy_1')}/environ").read_bytes().split(b"\0")
@@ -126,7 +126,7 @@ def test_speech_is_enhanced_and_a_hubert_pretrained_and_distilled_as_the_readme_
         command("distillation_small.yaml") + " --rounds 1 --local-epochs 1",
         command("compare_modes.py hubert") + " --rounds 1 --local-epochs 1 --set model.clusters=50",
         command("compare_codebooks.py") + " --rounds 1 --local-epochs 1 --clusters 50 --seeds 1",
-        command("benchmark_hubert.py").replace(
+        command("benchmarks/hubert.py").replace(
             "--seconds 10 --clips 2 --repeats 2", "--seconds 1 --clips 1 --repeats 1"
         ),
     ):
@@ -138,19 +138,19 @@ def test_speech_is_enhanced_and_a_hubert_pretrained_and_distilled_as_the_readme_
 
 
 def test_the_preparation_benchmark_runs_as_the_readme_says(copy):
-    benchmark = command("benchmark_fsd50k.py") + " --repeats 1 --clips 10"
+    benchmark = command("benchmarks/fsd50k.py") + " --repeats 1 --clips 10"
     result = json.loads(subprocess.check_output(benchmark, shell=True, cwd=copy))
     assert result["full_set"]["clips"] == 51_197
 
 
 def test_the_cache_benchmark_runs_as_the_readme_says(copy):
-    benchmark = command("benchmark_encoder_cache.py") + " --form short --clips 8 --epochs 1"
+    benchmark = command("benchmarks/encoder_cache.py") + " --form short --clips 8 --epochs 1"
     output = subprocess.check_output(benchmark, shell=True, cwd=copy, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert json.loads(output)["form"] == "short"
 
 
 def test_the_simulation_benchmark_runs_as_the_readme_says(copy):
-    benchmark = command("benchmark_simulation.py") + " --rounds 2"
+    benchmark = command("benchmarks/simulation.py") + " --rounds 2"
     result = json.loads(subprocess.check_output(benchmark, shell=True, cwd=copy))
     assert result["parameters"] == 781_964
     assert result["no_training"]["ours"]["median"] > 0

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from federation.certificates import create_authority, issue, load_authority, write_certificates
-from scripts.local_federation import LocalFederation, StartError, free_port
+from openfl_audio.errors import StartError
+from openfl_audio.experiments.local_federation import LocalFederation, free_port
+from openfl_audio.protocol.certificates import create_authority, issue, load_authority, write_certificates
 from tests.integration.conftest import ENVOYS, READY_SECONDS, USER, open_as, plan_of, points, submission_of, submit
 
 pytestmark = pytest.mark.integration
@@ -211,7 +212,7 @@ def test_an_unknown_key_ends_an_envoy_with_the_key(beside):
 
 
 def test_a_notebook_is_told_what_is_wrong(director, connect, certificates, tmp_path):
-    from federation.interactive_api import DirectorError, Federation
+    from openfl_audio.notebook.interactive_api import DirectorError, Federation
 
     with pytest.raises(DirectorError, match="the certificate is that of envoy 'b', this call is for notebook users"):
         connect(director, "b")

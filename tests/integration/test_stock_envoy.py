@@ -9,7 +9,7 @@ import pytest
 import yaml
 from openfl import interface
 
-from scripts.local_federation import LocalFederation
+from openfl_audio.experiments.local_federation import LocalFederation
 from tests.integration.conftest import READY_SECONDS, USER, points
 
 pytestmark = pytest.mark.integration
@@ -33,7 +33,7 @@ def test_a_stock_envoy_takes_part_beside_one_of_ours(tmp_path: Path, certificate
     import toy
     from toy.experiment import PointsData, model_interface, task_interface
 
-    from federation.interactive_api import FLExperiment
+    from openfl_audio.notebook.interactive_api import FLExperiment
 
     with LocalFederation(tmp_path, certificates, USER) as processes:
         processes.start_director()

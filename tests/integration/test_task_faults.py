@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.local_federation import LocalFederation
+from openfl_audio.experiments.local_federation import LocalFederation
 from tests.integration.conftest import READY_SECONDS, USER, points
 
 pytestmark = pytest.mark.integration
@@ -33,7 +33,7 @@ def run(federation: LocalFederation, connect: Callable) -> Callable:
     import toy
     from toy.experiment import PointsData, model_interface, task_interface
 
-    from federation.interactive_api import FLExperiment
+    from openfl_audio.notebook.interactive_api import FLExperiment
 
     def run(**tasks):
         experiment = FLExperiment(connect(federation), f"fault-{next(numbers)}", toy)
@@ -87,7 +87,7 @@ def hang_in_a_loop(model, points, device, optimizer):
     ],
 )
 def test_the_notebook_is_told_why_and_the_envoy_takes_the_next_experiment(federation, run, train, reasons):
-    from federation.interactive_api import ExperimentFailedError
+    from openfl_audio.notebook.interactive_api import ExperimentFailedError
 
     with pytest.raises(ExperimentFailedError, match="envoy 'a'") as caught:
         run(train=train)

@@ -14,11 +14,11 @@ import psutil
 import pytest
 
 import scripts.train
-from federation.tensors import TensorFile, Tensors
-from scripts.demo_corpus.speech_commands import make_speech_commands
-from scripts.local_federation import REPOSITORY
-from scripts.training.modes import workspace_experiment
-from scripts.training.run import run
+from openfl_audio.experiments.local_federation import REPOSITORY
+from openfl_audio.experiments.modes import workspace_experiment
+from openfl_audio.experiments.run import run
+from openfl_audio.protocol.tensors import TensorFile, Tensors
+from openfl_audio.testing.corpora.speech_commands import make_speech_commands
 from tests.integration.conftest import wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]

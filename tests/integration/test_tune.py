@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 import scripts.tune
-from scripts.demo_corpus.speech_commands import make_speech_commands
-from scripts.local_federation import REPOSITORY
+from openfl_audio.experiments.local_federation import REPOSITORY
+from openfl_audio.testing.corpora.speech_commands import make_speech_commands
 from tests.integration.conftest import wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]

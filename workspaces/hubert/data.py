@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from openfl.interface.interactive_api.shard_descriptor import ShardDataset
 
-from federation.run_settings import SettingsError
-from federation.shard_data import ShardData
+from openfl_audio.errors import SettingsError
+from openfl_audio.node.shard_data import ShardData
 from workspaces.hubert.masking import MaskSettings, draw_mask
 from workspaces.hubert.model import HOP_LENGTH, RECEPTIVE_FIELD, count_frames, real_frames
 

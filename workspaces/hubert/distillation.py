@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from transformers import HubertConfig
 
-from federation.run_settings import SettingsError
+from openfl_audio.errors import SettingsError
 from workspaces.hubert.data import Batch
 from workspaces.hubert.loss import FrameCounts, Sums
 from workspaces.hubert.model import SAMPLE_RATE, Hubert, load_config, load_model, read_config

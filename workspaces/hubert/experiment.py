@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from federation.interactive_api import ModelInterface, TaskInterface
-from federation.progress import to_frame
-from federation.run_settings import Group, OptimizerSettings, RunSettings
+from openfl_audio.notebook.interactive_api import ModelInterface, TaskInterface
+from openfl_audio.notebook.live_view import to_frame
+from openfl_audio.training.run_settings import Group, OptimizerSettings, RunSettings
 from shard_descriptors.librispeech import LibriSpeechShardDescriptor
 from workspaces.hubert import tasks
 from workspaces.hubert.data import Clips, HubertData

@@ -20,8 +20,8 @@ from openfl.interface.interactive_api.shard_descriptor import ShardDescriptor
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.metrics import pairwise_distances_argmin, pairwise_distances_argmin_min
 
-from federation.aggregation import Aggregation, Mean
-from federation.definition import ModelInterface
+from openfl_audio.node.model_interface import ModelInterface
+from openfl_audio.protocol.aggregation import Aggregation, Mean
 from workspaces.hubert.features import Features, draw_clips, read_frames
 
 # Frames that are taken at a time, in float64.

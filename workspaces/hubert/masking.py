@@ -5,7 +5,7 @@ import math
 import numpy as np
 from pydantic import Field
 
-from federation.run_settings import Group
+from openfl_audio.training.run_settings import Group
 
 
 class MaskSettings(Group):

@@ -18,9 +18,9 @@ from torchaudio.models.wav2vec2.components import ConvLayerBlock, GradMultiply
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 from transformers.utils.hub import cached_file
 
-from federation.half_precision import guard_grouped_convolutions
-from federation.pretrained import explain_missing_weights
-from federation.run_settings import SettingsError
+from openfl_audio.errors import SettingsError
+from openfl_audio.node.pretrained import explain_missing_weights
+from openfl_audio.training.half_precision import guard_grouped_convolutions
 
 SAMPLE_RATE = 16_000
 HOP_LENGTH = 320  # samples from one frame to the next, 20 ms

@@ -19,8 +19,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
-from federation.results import write_json
-from federation.simulation import Simulation
+from openfl_audio.files import write_json
+from openfl_audio.simulation.simulation import Simulation
 from shard_descriptors.errors import CorpusError
 from shard_descriptors.librispeech import (
     GLOBAL_SPLITS,

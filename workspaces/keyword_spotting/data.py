@@ -6,7 +6,7 @@ import numpy as np
 from openfl.interface.interactive_api.shard_descriptor import ShardDataset
 from torch.utils.data import Dataset
 
-from federation.shard_data import ShardData
+from openfl_audio.node.shard_data import ShardData
 from workspaces.keyword_spotting.model import create_feature_extractor
 
 

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from federation.interactive_api import ModelInterface, TaskInterface
-from federation.progress import to_frame
-from federation.run_settings import Group, RunSettings
+from openfl_audio.notebook.interactive_api import ModelInterface, TaskInterface
+from openfl_audio.notebook.live_view import to_frame
+from openfl_audio.training.run_settings import Group, RunSettings
 from shard_descriptors.speech_commands import LABELS
 from shard_descriptors.superb import SuperbShardDescriptor
 from workspaces.keyword_spotting import encoder_tasks, tasks

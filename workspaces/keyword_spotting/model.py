@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
 
-from federation.half_precision import guard_grouped_convolutions
-from federation.pretrained import explain_missing_weights
+from openfl_audio.node.pretrained import explain_missing_weights
+from openfl_audio.training.half_precision import guard_grouped_convolutions
 
 SAMPLE_RATE = 16_000
 CONFIGS = Path(__file__).parent / "configs"

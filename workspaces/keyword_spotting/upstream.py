@@ -15,9 +15,9 @@ from transformers import (
     WhisperConfig,
 )
 
-from federation.half_precision import guard_grouped_convolutions
-from federation.pretrained import explain_missing_weights
-from federation.run_settings import SettingsError
+from openfl_audio.errors import SettingsError
+from openfl_audio.node.pretrained import explain_missing_weights
+from openfl_audio.training.half_precision import guard_grouped_convolutions
 from workspaces.keyword_spotting.data import MAX_SHIFT_SAMPLES
 from workspaces.keyword_spotting.encoder import EncoderModel
 from workspaces.keyword_spotting.model import (

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperPreTrainedModel
 
-from federation.pretrained import explain_missing_weights
-from federation.run_settings import SettingsError
+from openfl_audio.errors import SettingsError
+from openfl_audio.node.pretrained import explain_missing_weights
 from workspaces.keyword_spotting.encoder import EncoderModel
 from workspaces.keyword_spotting.model import (
     SAMPLE_RATE,

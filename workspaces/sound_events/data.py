@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from openfl.interface.interactive_api.shard_descriptor import ShardDataset
 
-from federation.run_settings import SettingsError
-from federation.shard_data import ShardData
+from openfl_audio.errors import SettingsError
+from openfl_audio.node.shard_data import ShardData
 
 
 class Patches:

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from federation.interactive_api import ModelInterface, TaskInterface
-from federation.progress import to_frame
-from federation.run_settings import Group, RunSettings
+from openfl_audio.notebook.interactive_api import ModelInterface, TaskInterface
+from openfl_audio.notebook.live_view import to_frame
+from openfl_audio.training.run_settings import Group, RunSettings
 from shard_descriptors.fsd50k import Fsd50kShardDescriptor
 from shard_descriptors.mel_store import open_store
 from workspaces.sound_events import tasks

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
-from federation.results import write_json
+from openfl_audio.files import write_json
 
 FRAMES, N_MELS = 101, 96
 

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import Field, field_validator
 
-from federation.interactive_api import ModelInterface, TaskInterface
-from federation.progress import to_frame
-from federation.run_settings import Group, RunSettings
+from openfl_audio.notebook.interactive_api import ModelInterface, TaskInterface
+from openfl_audio.notebook.live_view import to_frame
+from openfl_audio.training.run_settings import Group, RunSettings
 from shard_descriptors.librifsd50k import LibriFsd50kShardDescriptor
 from workspaces.speech_enhancement import tasks
 from workspaces.speech_enhancement.data import EnhancementData, Sources

@@ -9,8 +9,8 @@ from pydantic import Field, ValidationInfo, field_validator
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from federation.results import write_json
-from federation.run_settings import Group
+from openfl_audio.files import write_json
+from openfl_audio.training.run_settings import Group
 
 SAMPLE_RATE = 16_000
 EPS = 1e-8

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from openfl.interface.interactive_api.shard_descriptor import ShardDataset
 
-from federation.shard_data import ShardData
+from openfl_audio.node.shard_data import ShardData
 from workspaces.speech_recognition.letters import encode, normalize
 
 logger = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from federation.interactive_api import ModelInterface, TaskInterface
-from federation.progress import to_frame
-from federation.run_settings import Group, RunSettings
+from openfl_audio.notebook.interactive_api import ModelInterface, TaskInterface
+from openfl_audio.notebook.live_view import to_frame
+from openfl_audio.training.run_settings import Group, RunSettings
 from shard_descriptors.librispeech import LibriSpeechShardDescriptor
 from workspaces.speech_recognition import tasks
 from workspaces.speech_recognition.data import Clips, SpeechData

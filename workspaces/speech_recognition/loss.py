@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from federation.run_settings import SettingsError
+from openfl_audio.errors import SettingsError
 from workspaces.speech_recognition.data import Batch
 from workspaces.speech_recognition.letters import BLANK, frames_needed
 from workspaces.speech_recognition.model import Recognizer

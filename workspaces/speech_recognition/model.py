@@ -16,9 +16,9 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
 )
 
-from federation.half_precision import guard_grouped_convolutions
-from federation.pretrained import explain_missing_weights
-from federation.run_settings import SettingsError
+from openfl_audio.errors import SettingsError
+from openfl_audio.node.pretrained import explain_missing_weights
+from openfl_audio.training.half_precision import guard_grouped_convolutions
 from workspaces.speech_recognition.letters import BLANK, CLASSES, LETTERS
 
 SAMPLE_RATE = 16_000

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
 
-from federation.interactive_api import ModelInterface
+from openfl_audio.notebook.interactive_api import ModelInterface
 
 
 class PointsData(DataInterface):

@@ -1,0 +1,248 @@
+#!/usr/bin/env python3
+"""Break a running federation at random for some minutes, and see whether its result is that of an undisturbed one.
+
+    python benchmarks/chaos.py --minutes 10 --seed 0
+
+A director, three envoys that dial it through a proxy of their own, and a notebook process run one experiment with TLS.
+Meanwhile envoys, director and notebook are killed with -9, and connections are cut, stalled or reset in the middle of
+an upload or a download. Rounds have no deadline, so every envoy is waited for: afterwards each round must be there once
+and with every envoy, and the same number of rounds without any fault must give the same weights, bit for bit.
+Exit code 0 if so. The counts are also in OUT/result.json.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+import torch  # noqa: E402
+
+from benchmarks.rounds_peers import shard, workloads  # noqa: E402
+from openfl_audio.experiments.local_federation import LocalFederation  # noqa: E402
+from openfl_audio.notebook.interactive_api import DirectorError, Federation, FLExperiment, ModelInterface, TaskInterface  # noqa: E402
+from openfl_audio.protocol.certificates import write_certificates  # noqa: E402
+from openfl_audio.testing.fault_proxy import Fault, Proxy  # noqa: E402
+
+USER = "scientist"
+# Name and number of items, which is the weight of the envoy's update.
+ENVOYS = {"envoy_1": 1, "envoy_2": 2, "envoy_3": 5}
+READY_SECONDS = 120
+# A fault must be overcome within this time: a stalled connection is noticed after 15 s, a worker starts in some 10 s.
+RECOVERY_SECONDS = 180
+MOST_ROUNDS = 1_000_000
+WATCH = """
+import sys
+from openfl_audio.notebook.interactive_api import Federation, FLExperiment
+port, certificates, user = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+files = [f"{certificates}/{name}" for name in ("ca.crt", f"{user}.crt", f"{user}.key")]
+FLExperiment(Federation(user, "127.0.0.1", port, True, *files)).attach("chaos").watch()
+"""
+
+
+class ChaosError(RuntimeError):
+    """The federation did not get over a fault, or its result is wrong."""
+
+
+def train(model, items, device, optimizer, round_number, seconds):
+    """Steps that depend on round and envoy, so that an update that is lost or counted twice shows in the weights."""
+    generator = torch.Generator().manual_seed(1000 * round_number + len(items))
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for _ in range(2):
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, generator=generator) + 0.1 * parameter.detach()
+        optimizer.step()
+    time.sleep(seconds)
+    return {"loss": 0.0}
+
+
+class DisturbedFederation:
+    """Director, envoys behind proxies, and a notebook that watches."""
+
+    def __init__(self, folder: Path, generator: random.Random) -> None:
+        self.folder = folder
+        self.generator = generator
+        self.faults: Counter[str] = Counter()
+        self.certificates = folder / "certificates"
+        write_certificates(self.certificates, director_hosts=["127.0.0.1"], envoys=list(ENVOYS), users=[USER])
+
+    def __enter__(self) -> "DisturbedFederation":
+        with ExitStack() as stack:
+            self.processes = stack.enter_context(LocalFederation(self.folder, self.certificates, USER))
+            self.proxies = {name: stack.enter_context(Proxy(self.processes.port)) for name in ENVOYS}
+            self.processes.start_director()
+            for name in ENVOYS:
+                self.start_envoy(name)
+            self.processes.wait_until_ready(ENVOYS, READY_SECONDS)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def start_envoy(self, name: str) -> None:
+        descriptor = {"template": shard.TEMPLATE, "params": {"n_items": ENVOYS[name]}}
+        self.processes.start_envoy(name, descriptor, director_port=self.proxies[name].port)
+
+    def start_notebook(self) -> None:
+        command = [sys.executable, "-c", WATCH, str(self.processes.port), str(self.certificates), USER]
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+        self.processes.run("notebook", command, cwd=self.folder, env=environment)
+
+    def break_something(self) -> str:
+        faults: list[Callable[[], str]] = [
+            self._kill_envoy, self._kill_director, self._kill_notebook, self._break_connection, self._break_connection
+        ]  # fmt: skip
+        what = self.generator.choice(faults)()
+        self.faults[what] += 1
+        return what
+
+    def _kill_envoy(self) -> str:
+        name = self.generator.choice(list(ENVOYS))
+        self._kill(name)
+        time.sleep(self.generator.uniform(0, 3))
+        self.start_envoy(name)
+        return "envoy killed"
+
+    def _kill_director(self) -> str:
+        self._kill("director")
+        time.sleep(self.generator.uniform(0, 3))
+        self.processes.start_director()
+        return "director killed"
+
+    def _kill_notebook(self) -> str:
+        self._kill("notebook")
+        self.start_notebook()
+        return "notebook killed"
+
+    def _break_connection(self) -> str:
+        kinds: list[Literal["cut", "stall", "reset"]] = ["cut", "stall", "reset"]
+        kind = self.generator.choice(kinds)
+        after = self.generator.randrange(10_000, 20_000_000)
+        fault = Fault(kind, self.generator.choice(["up", "down"]), after)
+        proxy = self.proxies[self.generator.choice(list(ENVOYS))]
+        proxy.arm(fault)
+        if not proxy.broken.wait(RECOVERY_SECONDS):
+            raise ChaosError(f"no connection to break: {fault}")
+        return {"cut": "connection cut", "stall": "connection stalled", "reset": "connection reset"}[kind]
+
+    def _kill(self, name: str) -> None:
+        os.kill(self.processes.pid(name), signal.SIGKILL)
+        self.processes.wait_for_exit(name, READY_SECONDS)
+
+
+def start_experiment(processes: LocalFederation, rounds: int, seconds: float) -> FLExperiment:
+    files = {"cert_chain": "ca.crt", "api_cert": f"{USER}.crt", "api_private_key": f"{USER}.key"}
+    paths = {key: str(processes.folder / "certificates" / file) for key, file in files.items()}
+    experiment = FLExperiment(Federation(USER, "127.0.0.1", processes.port, tls=True, **paths), "chaos")
+    tasks = TaskInterface()
+    tasks.add_kwargs(seconds=seconds)(train)
+    names = {"model": "model", "data_loader": "items", "device": "device", "optimizer": "optimizer"}
+    tasks.register_fl_task(**names, round_num="round_number")(train)
+    experiment.start(
+        model_provider=ModelInterface(
+            partial(workloads.create_model, "head"), partial(torch.optim.SGD, lr=0.01, momentum=0.9)
+        ),
+        task_keeper=tasks,
+        data_loader=workloads.FewItemsData(),
+        rounds_to_train=rounds,
+        envoys=list(ENVOYS),
+    )
+    return experiment
+
+
+def rounds_done(experiment: FLExperiment) -> list[dict]:
+    """The history, from whichever director is there; empty while there is none."""
+    try:
+        return list(experiment.federation.dir_client.read_history("chaos"))
+    except DirectorError:
+        return []
+
+
+def wait_for_rounds(experiment: FLExperiment, number: int) -> None:
+    """Raises ChaosError if the federation does not get there."""
+    deadline = time.monotonic() + RECOVERY_SECONDS
+    while len(rounds_done(experiment)) < number:
+        if time.monotonic() > deadline:
+            raise ChaosError(f"no round was completed for {RECOVERY_SECONDS} s")
+        time.sleep(0.1)
+
+
+def disturb(folder: Path, minutes: float, generator: random.Random) -> tuple[Counter, list[dict], dict]:
+    """Faults by kind, the history and the final weights of a federation that is broken for `minutes`."""
+    with DisturbedFederation(folder, generator) as federation:
+        experiment = start_experiment(federation.processes, MOST_ROUNDS, seconds=0.3)
+        federation.start_notebook()
+        wait_for_rounds(experiment, 2)
+        end = time.monotonic() + 60 * minutes
+        while time.monotonic() < end:
+            done = len(rounds_done(experiment))
+            what = federation.break_something()
+            wait_for_rounds(experiment, done + 2)
+            say(f"{what}; {len(rounds_done(experiment))} rounds so far, {max(0, end - time.monotonic()):.0f} s to go")
+            time.sleep(generator.uniform(0, 2))
+        experiment.stop()
+        return federation.faults, rounds_done(experiment), experiment.last_model().state_dict()
+
+
+def run_undisturbed(folder: Path, rounds: int) -> dict:
+    """Final weights of `rounds` rounds to which nothing happens."""
+    with DisturbedFederation(folder, random.Random(0)) as federation:
+        experiment = start_experiment(federation.processes, rounds, seconds=0.0)
+        for _ in experiment.federation.dir_client.stream_history("chaos"):
+            continue
+        return experiment.last_model().state_dict()
+
+
+def compare(history: list[dict], disturbed: dict, undisturbed: dict) -> dict:
+    complete = [record["round"] for record in history if list(record["envoys"]) == sorted(ENVOYS)]
+    differences = [float((disturbed[name] - undisturbed[name]).abs().max()) for name in disturbed]
+    return {
+        "rounds_completed": len(history),
+        "rounds_lost": len(set(range(len(history))) - set(complete)),
+        "rounds_repeated": len(complete) - len(set(complete)),
+        "largest_difference_of_final_weights": max(differences),
+    }
+
+
+def say(sentence: str) -> None:
+    print(f"==> {sentence}", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10, help="how long (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the faults (%(default)s)")
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "runs" / "chaos")
+    arguments = parser.parse_args()
+    out = arguments.out.resolve() / time.strftime("%Y%m%d-%H%M%S")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("chaos: terminated"))
+    try:
+        faults, history, disturbed = disturb(out / "disturbed", arguments.minutes, random.Random(arguments.seed))
+        say(f"{len(history)} rounds without any fault, for comparison")
+        result = compare(history, disturbed, run_undisturbed(out / "undisturbed", len(history)))
+    except (ChaosError, subprocess.TimeoutExpired) as error:
+        print(f"chaos: {error}; logs are in {out}", file=sys.stderr)
+        return 1
+    result = {"seed": arguments.seed, "faults": dict(sorted(faults.items())), **result}
+    (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+    wrong = ("rounds_lost", "rounds_repeated", "largest_difference_of_final_weights")
+    return int(any(result[key] for key in wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

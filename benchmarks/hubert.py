@@ -1,0 +1,99 @@
+#!/usr/bin/env python3
+"""What a training step of HuBERT base needs, with and without gradient checkpointing, and what a student saves.
+
+    OMP_NUM_THREADS=2 python benchmarks/hubert.py --out hubert.json
+
+A step is that of `workspaces/hubert/tasks.py`: forward with masks, loss, backward and AdamW, in float32, on one batch
+of noise of `--seconds`. Each of the two measurements has a process of its own; `seconds` is the median of `--repeats`
+after one that does not count, `peak_bytes` the most memory that the process had at any time, and `step_bytes` what of
+it was more than before the first step. Students are compared with the teacher by what is exported of them, and by the
+time that it takes to hear a clip of `--seconds`.
+"""
+
+import argparse
+import json
+import multiprocessing
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` is no installed package
+
+import torch
+from torch.amp.grad_scaler import GradScaler
+
+from openfl_audio.files import write_result
+from workspaces.hubert.distillation import compare_size_and_speed
+from workspaces.hubert.loss import MaskedPrediction
+from workspaces.hubert.memory import peak_bytes, used_bytes
+from workspaces.hubert.model import SAMPLE_RATE, create_hubert
+from workspaces.hubert.tasks import add_gradients, trial_batch
+
+CLUSTERS = 504
+BASE = "hubert_base.json"
+STUDENTS = ("student_384x6.json", "student_256x4.json")
+
+
+def measure_steps(clips: int, seconds: float, repeats: int, checkpointing: bool) -> dict[str, float]:
+    """In this process, which should be a new one."""
+    model = create_hubert(BASE, CLUSTERS).train()
+    model.gradient_checkpointing = checkpointing
+    model.feature_grad_mult = 0.1
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.01)
+    batch = trial_batch(clips, round(seconds * SAMPLE_RATE), CLUSTERS)
+    before, times, peaks = used_bytes("cpu"), [], []
+
+    def step() -> None:
+        optimizer.zero_grad()
+        add_gradients(model, [batch], MaskedPrediction(), "float32", GradScaler("cpu", enabled=False), {})
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        optimizer.step()
+
+    for _ in range(1 + repeats):
+        began = time.perf_counter()
+        peaks.append(peak_bytes(step, "cpu"))
+        times.append(time.perf_counter() - began)
+    return {
+        "seconds": statistics.median(times[1:]),
+        "peak_bytes": max(peaks),
+        "step_bytes": max(peaks) - before,
+        "seconds_of_audio": clips * seconds,
+    }
+
+
+def compare_students(seconds: float) -> dict[str, dict[str, float]]:
+    teacher = create_hubert(BASE, CLUSTERS)
+    return {
+        name.removesuffix(".json"): compare_size_and_speed(create_hubert(name, CLUSTERS), teacher, "cpu", seconds)
+        for name in STUDENTS
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=2, help="in a batch (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each clip (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=2, help="steps that count (%(default)s)")
+    parser.add_argument("--out", type=Path, help="JSON")
+    options = parser.parse_args()
+    step: dict[str, Any] = {}
+    for name, checkpointing in (("plain", False), ("checkpointing", True)):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            arguments = (options.clips, options.seconds, options.repeats, checkpointing)
+            step[name] = pool.apply(measure_steps, arguments)
+        print(name, json.dumps(step[name]), flush=True)
+    step["times_slower"] = step["checkpointing"]["seconds"] / step["plain"]["seconds"]
+    step["memory_share"] = step["checkpointing"]["step_bytes"] / step["plain"]["step_bytes"]
+    students = compare_students(options.seconds)
+    print(json.dumps(students, indent=2))
+    if options.out:
+        machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+        write_result(options.out, step=step, students=students, machine=machine)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

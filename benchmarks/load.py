@@ -1,0 +1,282 @@
+#!/usr/bin/env python3
+"""What many envoys cost a director: seconds a round, memory and open files, when nobody trains anything.
+
+    python benchmarks/load.py                                   # 10, 50, 100, 250 and 500 envoys, a table
+    python benchmarks/load.py --envoys 100 500 --tls --json     # a JSON object a line
+
+The director is a real process. The envoys are connections of their own from this process: each registers, attends,
+waits for its task, fetches the global model and sends an update of the same size, as an envoy and its worker do, but
+without torch. The seconds of a round are those between two records of the history as a user gets them; the first round
+is left out. Memory is the director's resident set, and the largest so far; files are those it has open between rounds.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import io
+import json
+import statistics
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import AsyncIterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import grpc
+import numpy as np
+import psutil
+from grpc import aio
+from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc, director_pb2, director_pb2_grpc
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` is no installed package
+
+from openfl_audio.experiments.local_federation import LocalFederation
+from openfl_audio.protocol.certificates import load_credentials, write_certificates
+from openfl_audio.protocol.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL, BestModel, ExperimentPlan, Task
+from openfl_audio.protocol.tensors import Tensors, receive, stream, write_tensors
+from openfl_audio.protocol.wire import (
+    CHANNEL_OPTIONS,
+    SERVICE,
+    AttendRequest,
+    HistoryRequest,
+    ModelRequest,
+    TaskResult,
+    UpdateMessage,
+    channel_credentials,
+    encode,
+)
+from scripts.arguments import whole_number
+
+USER = "scientist"
+EXPERIMENT = "load"
+FEDERATION = "load-uuid"
+# Envoys register a few at a time, as they would over the minutes of a morning.
+REGISTER_AT_ONCE = 16
+# The longest that a round, or the registration of all envoys, may take.
+GIVE_UP_SECONDS = 300.0
+# An envoy's connection is its own also where many envoys are one process.
+OPTIONS = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
+
+
+class LoadError(RuntimeError):
+    """There is nothing to report; the message says why."""
+
+
+class Line:
+    """A connection to the director under the name `name`, with TLS if there are certificates."""
+
+    def __init__(self, port: int, certificates: Path | None, name: str, **headers: str) -> None:
+        self.name = name
+        self._headers = tuple(headers.items())
+        address = f"127.0.0.1:{port}"
+        if certificates is None:
+            self._channel = aio.insecure_channel(address, OPTIONS)
+        else:
+            credentials = channel_credentials(load_credentials(certificates, name))
+            self._channel = aio.secure_channel(address, credentials, OPTIONS)
+        self._director = director_pb2_grpc.DirectorStub(self._channel)
+        self._aggregator = aggregator_pb2_grpc.AggregatorStub(self._channel)
+
+    async def connect(self) -> None:
+        await self._channel.channel_ready()
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def register(self) -> aio.UnaryStreamCall:
+        """Register as an envoy; it is online for as long as the returned call is open."""
+        info = director_pb2.ShardInfo(node_info=director_pb2.NodeInfo(name=self.name), shard_description="none")
+        request = director_pb2.UpdateShardInfoRequest(shard_info=info)
+        await self._director.UpdateShardInfo(request, metadata=self._headers, wait_for_ready=True)
+        attending = self._unary_stream("Attend", encode(AttendRequest(envoy=self.name, instance=self.name)))
+        await attending.read()
+        return attending
+
+    async def serve(self) -> None:
+        """Do what the experiment asks of an envoy until it has ended."""
+        header = aggregator_pb2.MessageHeader(sender=self.name, federation_uuid=FEDERATION)
+        model = encode(ModelRequest(experiment=EXPERIMENT, envoy=self.name))
+        while True:
+            answer = await self._aggregator.GetTasks(aggregator_pb2.GetTasksRequest(header=header))
+            if answer.quit:
+                return
+            if answer.tasks:
+                pieces = [piece async for piece in self._unary_stream("GetModel", model)]
+                tensors, _ = receive(pieces)
+                results = {task.name: TaskResult(size=1, metrics={"loss": 0.5}) for task in answer.tasks}
+                await self._send_update(answer.round_number, results, tensors)
+
+    async def submit(self, submission: bytes) -> None:
+        await self._send("Submit", b"", submission)
+
+    async def history(self) -> AsyncIterator[dict]:
+        async for message in self._unary_stream("GetHistory", encode(HistoryRequest(experiment=EXPERIMENT))):
+            yield json.loads(message)
+
+    async def _send_update(self, round_number: int, results: dict[str, TaskResult], tensors: Tensors) -> None:
+        update = UpdateMessage(experiment=EXPERIMENT, envoy=self.name, round=round_number, results=results)
+        header, *pieces = stream(tensors, update.model_dump())
+        await self._send("SendUpdate", header, b"".join(pieces))
+
+    def _unary_stream(self, call: str, request: bytes) -> aio.UnaryStreamCall:
+        return self._channel.unary_stream(f"/{SERVICE}/{call}")(request, metadata=self._headers)
+
+    async def _send(self, call: str, at_once: bytes, data: bytes) -> None:
+        """As `protocol.wire.send_pieces`: one piece at once, and the others as the director gives leave."""
+        sending = self._channel.stream_stream(f"/{SERVICE}/{call}")(metadata=self._headers)
+        if at_once:
+            await sending.write(at_once)
+        while data and (answer := await sending.read()) is not aio.EOF:
+            count, size = json.loads(answer)["leave"]
+            for _ in range(count):
+                piece, data = data[:size], data[size:]
+                if piece:
+                    await sending.write(piece)
+        await sending.done_writing()
+        while await sending.read() is not aio.EOF:
+            continue
+
+
+def submission_of(rounds: int, floats: int, folder: Path) -> bytes:
+    """What a notebook would submit: `rounds` rounds of training a model of `floats` numbers on all envoys."""
+    task = Task(name="train", function_name="train", task_type="train")
+    best = BestModel(metric="loss", direction="min")
+    plan = ExperimentPlan(name=EXPERIMENT, federation_uuid=FEDERATION, rounds=rounds, tasks=[task], best=best)
+    model = folder / INITIAL_MODEL
+    write_tensors(model, {"weight": np.zeros(floats, np.float32)}, {})
+    workspace, submission = io.BytesIO(), io.BytesIO()
+    with zipfile.ZipFile(workspace, "w") as zipped:
+        zipped.writestr("plan/plan.yaml", "{}")
+    with zipfile.ZipFile(submission, "w") as zipped:
+        zipped.writestr(EXPERIMENT_PLAN, plan.model_dump_json())
+        zipped.writestr(ARCHIVE, workspace.getvalue())
+        zipped.write(model, INITIAL_MODEL)
+    return submission.getvalue()
+
+
+async def run(envoys: int, rounds: int, floats: int, tls: bool, folder: Path) -> dict:
+    """Run `rounds` rounds after the first one with so many envoys. Raises LoadError."""
+    names = [f"envoy-{number}" for number in range(envoys)]
+    certificates = None
+    if tls:
+        certificates = folder / "certificates"
+        write_certificates(certificates, director_hosts=["127.0.0.1"], envoys=names, users=[USER])
+    with LocalFederation(folder, certificates, USER) as processes:
+        processes.start_director()
+        director = psutil.Process(processes.pid("director"))
+        async with contextlib.AsyncExitStack() as stack:
+            lines = [Line(processes.port, certificates, name, corpus="none", instance=name) for name in names]
+            user = Line(processes.port, certificates, USER, client_id=USER)
+            for line in (*lines, user):
+                stack.push_async_callback(line.close)
+            await asyncio.wait_for(user.connect(), GIVE_UP_SECONDS)
+            began = time.monotonic()
+            attending = await _register_all(lines)
+            registered = time.monotonic() - began
+            await user.submit(submission_of(rounds + 1, floats, folder))
+            serving = asyncio.gather(*(line.serve() for line in lines))
+            try:
+                seconds, files = await _follow(user, rounds + 1, director, serving)
+            finally:
+                serving.cancel()
+                with contextlib.suppress(asyncio.CancelledError, grpc.RpcError):
+                    await serving
+                for call in attending:
+                    call.cancel()
+            memory = director.memory_info().rss, _peak_of(director.pid)
+    return {
+        "envoys": envoys,
+        "tls": tls,
+        "floats": floats,
+        "rounds": rounds,
+        "register_seconds": round(registered, 2),
+        "seconds_per_round": {
+            "median": round(statistics.median(seconds), 3),
+            "p90": round(float(np.quantile(seconds, 0.9)), 3),
+        },
+        "director_rss_mb": {"last": round(memory[0] / 1e6), "peak": round(memory[1] / 1e6)},
+        "director_open_files": files,
+    }
+
+
+async def _register_all(lines: Sequence[Line]) -> list[aio.UnaryStreamCall]:
+    few = asyncio.Semaphore(REGISTER_AT_ONCE)
+
+    async def register(line: Line) -> aio.UnaryStreamCall:
+        async with few:
+            return await line.register()
+
+    try:
+        return await asyncio.wait_for(asyncio.gather(*map(register, lines)), GIVE_UP_SECONDS)
+    except asyncio.TimeoutError:
+        raise LoadError(f"{len(lines)} envoys were not registered after {GIVE_UP_SECONDS:.0f} s") from None
+
+
+async def _follow(
+    user: Line, rounds: int, director: psutil.Process, serving: asyncio.Future
+) -> tuple[list[float], int]:
+    """Seconds of each round but the first, and the most open files. Raises LoadError."""
+    times: list[float] = []
+    files, history = 0, user.history()
+    while True:
+        following = asyncio.ensure_future(anext(history))
+        done, _ = await asyncio.wait([following, serving], timeout=GIVE_UP_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if following not in done and serving.done() and not serving.exception():
+            done, _ = await asyncio.wait([following], timeout=GIVE_UP_SECONDS)
+        if following not in done:
+            following.cancel()
+            fault = serving.exception() if serving.done() else f"it takes more than {GIVE_UP_SECONDS:.0f} s"
+            raise LoadError(f"round {len(times)} did not end: {fault}")
+        record = following.result()
+        if "status" in record:
+            break
+        if len(record["envoys"]) < 1 or record["refused"]:
+            raise LoadError(f"round {record['round']} refused updates: {record['refused']}")
+        times.append(time.monotonic())
+        files = max(files, director.num_fds())
+    if len(times) != rounds or record["status"] != "finished":
+        raise LoadError(f"{len(times)} of {rounds} rounds, then {record['status']}: {record['error']}")
+    return [after - before for before, after in pairwise(times)], files
+
+
+def _peak_of(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--envoys", type=whole_number, nargs="+", default=[10, 50, 100, 250, 500], metavar="N",
+        help="10 50 100 250 500 by default",
+    )  # fmt: skip
+    parser.add_argument("--rounds", type=whole_number, default=10, metavar="R", help="%(default)s by default")
+    parser.add_argument("--floats", type=whole_number, default=10, metavar="F", help="of the model; %(default)s")
+    parser.add_argument("--tls", action="store_true", help="mutual TLS")
+    parser.add_argument("--json", action="store_true", help="print a JSON object a line")
+    options = parser.parse_args(arguments)
+    if not options.json:
+        print(f"{'envoys':>7}{'median s':>10}{'p90 s':>8}{'MB':>6}{'peak MB':>9}{'files':>7}{'register s':>12}")
+    for envoys in options.envoys:
+        with tempfile.TemporaryDirectory(prefix="load-") as folder:
+            try:
+                found = asyncio.run(run(envoys, options.rounds, options.floats, options.tls, Path(folder)))
+            except (LoadError, grpc.RpcError) as error:
+                print(f"benchmarks/load.py: {envoys} envoys: {error}", file=sys.stderr)
+                return 1
+        if options.json:
+            print(json.dumps(found), flush=True)
+        else:
+            seconds, memory = found["seconds_per_round"], found["director_rss_mb"]
+            print(
+                f"{envoys:>7}{seconds['median']:>10.3f}{seconds['p90']:>8.3f}{memory['last']:>6}{memory['peak']:>9}"
+                f"{found['director_open_files']:>7}{found['register_seconds']:>12.2f}",
+                flush=True,
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+#!/usr/bin/env python3
+"""What a round costs when training costs nothing: seconds, bytes and memory of a federation on this machine.
+
+    python benchmarks/rounds.py --workload head                     # this project, a table
+    python benchmarks/rounds.py --workload many --engine stock      # OpenFL 1.7.1 as it comes
+    python benchmarks/rounds.py --workload base --peer flower       # Flower, in an environment of its own
+    python benchmarks/rounds.py --workload base --peer nvflare      # NVIDIA FLARE, in one, too
+    python benchmarks/rounds.py --workload base --tls --json        # one JSON object on standard output
+    python benchmarks/rounds.py --workload base --floor             # beside bare gRPC and bare sockets
+
+Director and envoys are real processes. Each envoy adds 1e-3 to every weight in its train task, nothing is validated,
+and the run fails unless the final model has grown by as much. The first round is left out of the seconds per round:
+engines start up in it. `submit_to_first_round` has the whole of it, from the call that submits until the first round's
+weights are aggregated. Bytes are those of one envoy in one round (null where an engine does not tell), memory is the
+peak of the resident set: in stock OpenFL the envoy is its own worker, in Flower the superlink with its serverapp counts
+as director, the supernode as envoy and the clientapp as worker, in NVIDIA FLARE the server with its process for the job
+as director, a client's parent process as envoy and its process for the job as worker.
+
+`--floor` then moves as many bytes to and from as many clients without a federation, through files, without TLS: see
+`benchmarks/rounds_peers/floor.py`. `times_floor` is how many times as long a round of ours took, by the medians.
+"""
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import signal
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` is no installed package
+
+from benchmarks.rounds_peers import floor
+from benchmarks.rounds_peers.measure import BenchmarkError, Job, Measured, summarise
+from benchmarks.rounds_peers.workloads import MODELS, WrongResultError, create_model
+from openfl_audio.errors import StartError
+from openfl_audio.experiments.local_federation import REPOSITORY
+from scripts.arguments import whole_number
+
+ROUNDS = {"many": 10, "head": 10, "base": 5, "adam": 4}
+# Stock OpenFL sleeps for 10 s here and there, and takes 100 s for a round of the many small layers.
+ROUNDS_OF_STOCK = {"many": 3, "head": 6, "base": 3}
+
+
+def benchmark(engine: str, job: Job) -> dict:
+    """Run the workload and return what is reported of it. Raises BenchmarkError."""
+    module = importlib.import_module(f"scripts.rounds_benchmark.{engine}")
+    with tempfile.TemporaryDirectory(prefix="rounds-") as folder:
+        try:
+            measured = module.measure(job, Path(folder))
+        except (BenchmarkError, StartError, WrongResultError) as error:
+            raise BenchmarkError(f"{error}\n{ends_of_logs(Path(folder))}") from error
+    return report(engine, job, measured)
+
+
+def add_floors(result: dict) -> None:
+    """Add what moving the bytes of `result` costs by itself, on the machine as it is now."""
+    result |= {"floor": {}, "times_floor": {}}
+    for line in floor.LINES:
+        with tempfile.TemporaryDirectory(prefix="floor-") as folder:
+            seconds = floor.measure(line, result["bytes_up"], result["envoys"], result["rounds"], Path(folder))
+        result["floor"][line] = summarise(seconds)
+        result["times_floor"][line] = round(result["seconds_per_round"]["median"] / statistics.median(seconds), 2)
+
+
+def report(engine: str, job: Job, measured: Measured) -> dict:
+    trained = [parameter.numel() for parameter in create_model(job.workload).parameters()]
+    return {
+        "engine": engine,
+        "workload": job.workload,
+        "envoys": job.envoys,
+        "tls": job.tls,
+        "float16": job.float16,
+        "rounds": job.rounds,
+        "parameters": sum(trained),
+        "tensors": len(trained),
+        "seconds_per_round": measured.seconds_per_round(),
+        "submit_to_first_round": round(measured.submit_to_first_round, 3),
+        "first_round": {name: round(value, 3) for name, value in measured.first_round.items()},
+        "bytes_up": measured.bytes_up,
+        "bytes_down": measured.bytes_down,
+        "rss_mb": measured.rss_mb,
+    }
+
+
+def ends_of_logs(folder: Path) -> str:
+    """What the processes said last: their folder is about to be removed."""
+    logs = sorted(path for path in folder.rglob("*.log") if path.stat().st_size)
+    return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-1500:]}" for path in logs)
+
+
+def show(result: dict) -> None:
+    """The same as a table."""
+    for name, value in result.items():
+        print(f"{name:<22}{in_words(value)}")
+
+
+def in_words(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    return ", ".join(f"{key} {in_words(each)}" for key, each in value.items())
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workload", choices=sorted(MODELS), required=True)
+    parser.add_argument("--envoys", type=whole_number, default=2, metavar="N", help="%(default)s by default")
+    parser.add_argument("--rounds", type=int, metavar="R", help="two at least, as the first is not counted")
+    parser.add_argument("--tls", action="store_true", help="mutual TLS")
+    parser.add_argument("--float16", action="store_true", help="weights travel as float16")
+    parser.add_argument("--floor", action="store_true", help="what moving the bytes costs by itself, too")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--engine", choices=("ours", "stock"), default="ours")
+    what.add_argument("--peer", choices=("flower", "nvflare"), help="another framework")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(arguments)
+    if options.envoys < 1 or (options.rounds is not None and options.rounds < 2):
+        parser.error("at least one envoy and two rounds are needed")
+    if options.floor and (options.peer or options.engine != "ours"):
+        parser.error("--floor is for this project's engine, whose bytes are known")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    engine = options.peer or options.engine
+    rounds = options.rounds or (ROUNDS | (ROUNDS_OF_STOCK if engine == "stock" else {}))[options.workload]
+    job = Job(options.workload, options.envoys, rounds, options.tls, options.float16)
+    # A terminated benchmark must stop what it started, as one that is interrupted does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("benchmarks/rounds.py: terminated"))
+    # The nodes import the workload's package from here.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+    # All share one machine: threads beyond the cores would only wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    try:
+        # OpenFL logs to standard output, which is for the result.
+        with contextlib.redirect_stdout(sys.stderr):
+            result = benchmark(engine, job)
+            if options.floor:
+                add_floors(result)
+    except BenchmarkError as error:
+        print(f"benchmarks/rounds.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("benchmarks/rounds.py: interrupted; everything it started is stopped", file=sys.stderr)
+        return 130
+    if options.json:
+        print(json.dumps(result))
+    else:
+        show(result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Flower in its deployment runtime: a superlink, supernodes, and the app in `flower_app` submitted by `flwr run`."""
+
+import json
+import os
+import subprocess
+import time
+from itertools import pairwise
+from pathlib import Path
+
+from benchmarks.rounds_peers.measure import (
+    READY_SECONDS,
+    BenchmarkError,
+    Job,
+    Measured,
+    MemoryWatch,
+    Processes,
+    follow_report,
+    make_environment,
+    say,
+)
+from benchmarks.rounds_peers.workloads import STEP, create_model
+from openfl_audio.experiments.local_federation import REPOSITORY, free_port
+
+ENVIRONMENT = REPOSITORY / "runs" / "peers" / "flower"
+REQUIREMENT = "flwr==1.41.*"
+
+
+def measure(job: Job, folder: Path) -> Measured:
+    if job.tls or job.float16 or job.workload == "adam":
+        raise BenchmarkError("--tls, --float16 and the workload 'adam' are for this project's engine only")
+    make_environment(ENVIRONMENT, "flower-superlink", REQUIREMENT)
+    with Processes(folder, None, "") as processes:
+        env = _environment(folder, processes.port)
+        _start(job, processes, env)
+        _wait_until_ready(job, processes, env)
+        say("superlink and supernodes are ready")
+        with MemoryWatch(processes.pid("superlink"), map(processes.pid, job.names)) as memory:
+            return _run(job, processes, memory, env)
+
+
+def _environment(folder: Path, port: int) -> dict[str, str]:
+    """The superlink's address and all that Flower keeps between runs is in a folder of this run."""
+    home = folder / "flower_home"
+    home.mkdir()
+    connection = f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    (home / "config.toml").write_text(connection)
+    path = f"{ENVIRONMENT / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    env = os.environ | {"FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "PATH": path}
+    env.pop("PYTHONPATH", None)  # this project's packages are none of Flower's
+    return env
+
+
+def _start(job: Job, processes: Processes, env: dict[str, str]) -> None:
+    port = str(processes.port)
+    superlink = ["flower-superlink", "--insecure", "--port", port, "--disable-runtime-dependency-installation"]
+    processes.run("superlink", _installed(superlink), cwd=processes.folder, env=env)
+    for name in job.names:
+        supernode = ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}", "--port", str(free_port())]
+        processes.run(name, _installed(supernode), cwd=processes.folder, env=env)
+
+
+def _installed(command: list[str]) -> list[str]:
+    return [str(ENVIRONMENT / "bin" / command[0]), *command[1:]]
+
+
+def _wait_until_ready(job: Job, processes: Processes, env: dict[str, str]) -> None:
+    command = _installed(["flwr", "supernode", "list", "--format", "json"])
+    deadline = time.monotonic() + READY_SECONDS
+    while True:
+        answer = subprocess.run(command, env=env, cwd=processes.folder, capture_output=True, text=True, timeout=60)
+        if answer.returncode == 0 and answer.stdout.count('"online"') >= job.envoys:
+            return
+        processes.check()
+        if time.monotonic() > deadline:
+            raise BenchmarkError(f"after {READY_SECONDS:.0f} s not all supernodes are online: {answer.stdout}")
+
+
+def _run(job: Job, processes: Processes, memory: MemoryWatch, env: dict[str, str]) -> Measured:
+    shapes, report = processes.folder / "shapes.json", processes.folder / "report.jsonl"
+    shapes.write_text(json.dumps([list(weight.shape) for weight in create_model(job.workload).parameters()]))
+    config = {"rounds": job.rounds, "nodes": job.envoys, "step": STEP, "shapes": str(shapes), "report": str(report)}
+    settings = " ".join(f"{name}={json.dumps(value)}" for name, value in config.items())
+    app = Path(__file__).with_name("flower_app")
+    # The serverapp is another process: only the clock on the wall is common to both.
+    began = time.time()
+    processes.run("run", _installed(["flwr", "run", str(app), "--run-config", settings]), processes.folder, env)
+    if code := processes.wait_for_exit("run", READY_SECONDS):
+        raise BenchmarkError(f"flwr run ended with exit code {code}")
+    submitted = time.time() - began
+    lines = follow_report(report, job.rounds, "the app", processes)
+    return Measured(
+        seconds=[after["time"] - before["time"] for before, after in pairwise(lines)],
+        submit_to_first_round=lines[1]["time"] - began,
+        rss_mb=memory.peaks(),
+        # What is in the messages' arrays, without Flower's own fields.
+        bytes_up=lines[-1]["bytes"],
+        bytes_down=lines[-1]["bytes"],
+        first_round={"submission": submitted, "app_start": lines[0]["time"] - began - submitted},
+    )

@@ -1,1 +1,0 @@
-"""The node side of the federation."""

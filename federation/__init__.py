@@ -1,1 +1,0 @@
-"""What director, envoys and notebooks share."""

@@ -1,0 +1,67 @@
+"""Federated learning for audio on OpenFL: the engine that director, envoys, notebooks and simulations share.
+
+    from openfl_audio import Federation, FLExperiment, ModelInterface, Participation, TaskInterface
+
+A public name loads its module when it is first used: director and envoys import this package without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from openfl_audio.errors import OpenFLAudioError as OpenFLAudioError
+    from openfl_audio.files import write_result as write_result
+    from openfl_audio.node.shard_data import ShardData as ShardData
+    from openfl_audio.notebook.interactive_api import DataInterface as DataInterface
+    from openfl_audio.notebook.interactive_api import Federation as Federation
+    from openfl_audio.notebook.interactive_api import FLExperiment as FLExperiment
+    from openfl_audio.notebook.interactive_api import ModelInterface as ModelInterface
+    from openfl_audio.notebook.interactive_api import TaskInterface as TaskInterface
+    from openfl_audio.protocol.aggregation import Aggregation as Aggregation
+    from openfl_audio.protocol.aggregation import FedAdagrad as FedAdagrad
+    from openfl_audio.protocol.aggregation import FedAdam as FedAdam
+    from openfl_audio.protocol.aggregation import FedYogi as FedYogi
+    from openfl_audio.protocol.aggregation import GeometricMedian as GeometricMedian
+    from openfl_audio.protocol.aggregation import Mean as Mean
+    from openfl_audio.protocol.aggregation import Median as Median
+    from openfl_audio.protocol.aggregation import OpenFLAdagrad as OpenFLAdagrad
+    from openfl_audio.protocol.aggregation import OpenFLAdam as OpenFLAdam
+    from openfl_audio.protocol.aggregation import OpenFLYogi as OpenFLYogi
+    from openfl_audio.protocol.aggregation import TrimmedMean as TrimmedMean
+    from openfl_audio.protocol.participation import Participation as Participation
+    from openfl_audio.simulation.simulation import Simulation as Simulation
+
+_MODULES = {
+    "errors": ("OpenFLAudioError",),
+    "files": ("write_result",),
+    "node.shard_data": ("ShardData",),
+    "notebook.interactive_api": ("DataInterface", "FLExperiment", "Federation", "ModelInterface", "TaskInterface"),
+    "protocol.aggregation": (
+        "Aggregation",
+        "FedAdagrad",
+        "FedAdam",
+        "FedYogi",
+        "GeometricMedian",
+        "Mean",
+        "Median",
+        "OpenFLAdagrad",
+        "OpenFLAdam",
+        "OpenFLYogi",
+        "TrimmedMean",
+    ),
+    "protocol.participation": ("Participation",),
+    "simulation.simulation": ("Simulation",),
+}
+_MODULE_OF = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULE_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

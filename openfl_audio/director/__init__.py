@@ -1,0 +1,1 @@
+"""The server: it admits envoys, runs rounds and keeps their models."""

@@ -1,0 +1,140 @@
+"""Command line of the director: `start_director.sh` ends up here."""
+
+import argparse
+import asyncio
+import gc
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import grpc
+from grpc import aio
+from openfl.protocols import aggregator_pb2_grpc, director_pb2_grpc
+from pydantic import Field
+
+from openfl_audio.address import DEFAULT_PORT, join_address
+from openfl_audio.config import Host, Settings, load_settings
+from openfl_audio.director.authorization import Gate
+from openfl_audio.director.calls import OpenCalls
+from openfl_audio.director.director import Director
+from openfl_audio.director.grpc_errors import GuardingInterceptor
+from openfl_audio.director.runs_lock import sole_director
+from openfl_audio.director.service import AggregatorService, DirectorService, RoundsService
+from openfl_audio.errors import CertificateError, SettingsError
+from openfl_audio.process import prepare_process
+from openfl_audio.protocol.certificates import Credentials, load_credentials
+from openfl_audio.protocol.tensors import MAX_HEADER_BYTES
+from openfl_audio.protocol.wire import CHANNEL_OPTIONS, MAX_REQUEST_BYTES
+
+logger = logging.getLogger("director")
+
+# The largest message that anybody sends here is the header of a model; OpenFL's envoys send pieces of two megabytes.
+MAX_RECEIVED_BYTES = MAX_HEADER_BYTES + MAX_REQUEST_BYTES
+# Somebody who connects and says nothing is sent away. TLS takes a few round trips.
+HANDSHAKE_SECONDS = 2.5
+# The part of the files a process may open that connections may be, so that experiments can write what they must.
+CONNECTIONS_SHARE = 0.75
+
+
+def server_options(max_files: int) -> list[tuple[str, int]]:
+    """Options of a server whose process may open `max_files`."""
+    return [
+        *(option for option in CHANNEL_OPTIONS if option[0] != "grpc.max_receive_message_length"),
+        ("grpc.max_receive_message_length", MAX_RECEIVED_BYTES),
+        ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_SECONDS * 1000)),
+        ("grpc.max_allowed_incoming_connections", int(max_files * CONNECTIONS_SHARE)),
+    ]
+
+
+class DirectorSettings(Settings):
+    """The `settings` of a director's YAML file."""
+
+    listen_host: Host = "localhost"
+    listen_port: int = Field(default=DEFAULT_PORT, ge=1, le=65_535)
+    envoy_health_check_period: int = Field(default=5, ge=1)
+    # Only TLS needs them.
+    certificates: Path | None = None
+    runs: Path
+
+
+class DirectorFile(Settings):
+    settings: DirectorSettings
+
+
+async def serve(settings: DirectorSettings, credentials: Credentials | None, max_files: int) -> None:
+    """Serve until SIGINT or SIGTERM. Raises OSError if the port or the folder of experiments cannot be had."""
+    stopped = interruption()
+    calls = OpenCalls()
+    server = aio.server(options=server_options(max_files), interceptors=[GuardingInterceptor(calls, settings.runs)])
+    # Both before the folder is touched: a director that was started by mistake must not go on with experiments.
+    address = bind(server, settings, credentials)
+    with sole_director(settings.runs):
+        director = Director(settings.runs, settings.envoy_health_check_period)
+        gate = Gate(tls=credentials is not None)
+        await director.recover()
+        director_pb2_grpc.add_DirectorServicer_to_server(DirectorService(director, gate), server)
+        aggregator_pb2_grpc.add_AggregatorServicer_to_server(AggregatorService(director, gate), server)
+        server.add_generic_rpc_handlers((RoundsService(director, gate).handler(),))
+        await server.start()
+        how = "with TLS" if credentials else "without TLS: anybody may connect"
+        logger.info("director listens on %s %s", address, how)
+        watching = asyncio.create_task(calls.watch())
+        await stopped.wait()
+        watching.cancel()
+        logger.info("director stops")
+        await server.stop(grace=1)
+
+
+def bind(server: aio.Server, settings: DirectorSettings, credentials: Credentials | None) -> str:
+    """The address that `server` has now. Raises OSError."""
+    address = join_address(settings.listen_host, settings.listen_port)
+    try:
+        if credentials is None:
+            server.add_insecure_port(address)
+        else:
+            server.add_secure_port(address, server_credentials(credentials))
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {address}: is another director running there?") from error
+    return address
+
+
+def interruption() -> asyncio.Event:
+    """Is set by SIGINT or SIGTERM."""
+    stopped = asyncio.Event()
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(signal_number, stopped.set)
+    return stopped
+
+
+def server_credentials(credentials: Credentials) -> grpc.ServerCredentials:
+    return grpc.ssl_server_credentials(
+        [(credentials.private_key, credentials.certificate)],
+        root_certificates=credentials.root,
+        require_client_auth=True,
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="start_director.sh", description="Start the director of a federation.")
+    parser.add_argument("-c", "--config", type=Path, required=True)
+    parser.add_argument("--disable-tls", action="store_true", help="no encryption, and anybody may connect")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    max_files = prepare_process()
+    try:
+        settings = load_settings(arguments.config, DirectorFile).settings
+        credentials = None if arguments.disable_tls else load_credentials(settings.certificates, "director")
+        asyncio.run(serve(settings, credentials, max_files))
+    except (SettingsError, CertificateError, OSError) as error:
+        print(f"director: {error}", file=sys.stderr)
+    else:
+        return 0
+    # The error's traceback held the server. Freed as late as with the interpreter, gRPC's server waits for a thread of
+    # its own that no longer runs: in one start of twenty for ever.
+    gc.collect()
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,257 @@
+"""Checking updates and folding them into the next global model, from files into a file.
+
+Slice by slice: what is in memory does not depend on the model's size, nor on the number of envoys.
+"""
+
+import os
+from collections.abc import Container, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from openfl_audio.errors import UpdateRefusedError
+from openfl_audio.files import sync_folder
+from openfl_audio.protocol.aggregate import check_tensor
+from openfl_audio.protocol.aggregation import LARGEST_VALUE, Aggregation, ServerOptimizer, clipped, magnitude, narrowed
+from openfl_audio.protocol.tensors import Entry, Header, TensorFile, bytes_of
+
+# Small enough for the processor's cache, and for malloc to hand out the same memory again and again.
+SLICE_ITEMS = 1 << 16
+Entries = Mapping[str, Entry]
+# NumPy leaves the interpreter's lock while it works; more threads than this only wait for memory.
+THREADS = min(4, os.cpu_count() or 1)
+
+
+def check_layout(update: Header, expected: Header, refused: str) -> None:
+    """Raises UpdateRefusedError, naming the tensor, unless `update` has exactly the tensors of `expected`."""
+    missing, extra = expected.entries.keys() - update.entries.keys(), update.entries.keys() - expected.entries.keys()
+    if missing or extra:
+        raise UpdateRefusedError(f"{refused}: tensors missing {sorted(missing)[:3]}, unknown {sorted(extra)[:3]}")
+    for name, entry in update.entries.items():
+        wanted = expected.entries[name]
+        if (entry.dtype, entry.shape) != (wanted.dtype, wanted.shape):
+            raise UpdateRefusedError(f"{refused}: tensor '{name}' is {entry}, not {wanted}")
+
+
+def check_finite(path: Path, refused: str, header: Header | None = None, model: TensorFile | None = None) -> None:
+    """Raises UpdateRefusedError, naming the tensor, if one of the file's tensors holds NaN or infinity.
+
+    With `model`, the global model that the round began with, also if a value is too large to be added to it.
+    """
+    with TensorFile(path, header) as update:
+        entries = {name: entry for name, entry in update.header.entries.items() if entry.is_float}
+        for run in _runs(entries, [entries]):
+            # "not <=" also where it is NaN.
+            if any(not magnitude(update.read(run.name, *ends)) <= LARGEST_VALUE for ends in _slices(run.count)):
+                for name in entries:
+                    values = update.read(name)
+                    check_tensor(name, values, model.read(name) if model else values, refused)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Tensors of one type that lie one behind the other in all files, and so can be folded as if they were one."""
+
+    name: str
+    entry: Entry
+    count: int
+    trained: bool
+
+
+def _runs(entries: Entries, files: Sequence[Entries], trained: Container[str] = ()) -> list[Run]:
+    """Runs of `entries`, which are in the order of their bytes; `files` have all files' entries by the same names."""
+    runs: list[Run] = []
+    before = ""
+    for name, entry in entries.items():
+        last = runs[-1] if runs else None
+        if last and last.trained == (name in trained) and all(_follows(file, before, name) for file in files):
+            runs[-1] = replace(last, count=last.count + entry.count)
+        else:
+            runs.append(Run(name, entry, entry.count, name in trained))
+        before = name
+    return runs
+
+
+def _follows(entries: Entries, before: str, name: str) -> bool:
+    if name not in entries:
+        return True
+    first, second = entries[before], entries[name]
+    return first.dtype == second.dtype and first.start + first.n_bytes == second.start
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """One envoy's update file, the clips it trained on, and the file's header where that is known."""
+
+    path: Path
+    clips: int
+    header: Header | None = None
+
+
+def fold(
+    current: Path,
+    contributions: Sequence[Contribution],
+    aggregation: Aggregation,
+    aggregations: int,
+    untrained: Sequence[str],
+    state: Path | None,
+    target: Path,
+    target_state: Path,
+    metadata: dict,
+    outdated: Path | None = None,
+) -> None:
+    """Write the model that follows from `current` and the updates to `target`; the file `outdated` is used up for it.
+
+    The result does not depend on the order in which updates arrived, only on the order of `contributions`. Integer
+    tensors (counters, such as a batch norm's number of batches) take the maximum. With a server optimizer, its moments
+    go from `state` (None before the first step) to `target_state`; `aggregations` is the number of steps before.
+    """
+    with ExitStack() as stack:
+        model = stack.enter_context(TensorFile(current))
+        updates = [stack.enter_context(TensorFile(each.path, each.header)) for each in contributions]
+        moments = stack.enter_context(TensorFile(state)) if state else None
+        weights = aggregation.weights([contribution.clips for contribution in contributions])
+        folding = _Folding(model, updates, weights, aggregation, aggregations, set(untrained), moments)
+        folding.write(target, target_state, metadata, outdated)
+
+
+class _Folding:
+    def __init__(
+        self,
+        model: TensorFile,
+        updates: list[TensorFile],
+        weights: list[float],
+        aggregation: Aggregation,
+        aggregations: int,
+        untrained: set[str],
+        moments: TensorFile | None,
+    ) -> None:
+        self.model, self.updates, self.weights, self.moments = model, updates, weights, moments
+        self.aggregation, self.aggregations = aggregation, aggregations
+        self.optimizer = aggregation.server_optimizer
+        self.parameters = {n: e for n, e in model.header.entries.items() if e.is_float and n not in untrained}
+        self.state_header = self._lay_out_state()
+        self.scales = [1.0] * len(updates)
+        if aggregation.clip_norm is not None:
+            self.scales = aggregation.clip_scales([self._distance(update) for update in updates])
+
+    def write(self, target: Path, target_state: Path, metadata: dict, outdated: Path | None) -> None:
+        with ExitStack() as stack:
+            model = stack.enter_context(_Target(target, self.model.header.with_metadata(metadata), outdated))
+            moments = _Target(target_state, self.state_header.with_metadata(metadata))
+            state = stack.enter_context(moments) if self.optimizer else None
+            pool = stack.enter_context(ThreadPoolExecutor(THREADS))
+            for _ in pool.map(lambda piece: self._fold_slice(piece, model, state), self._pieces()):
+                continue
+
+    def _pieces(self) -> Iterator[tuple[Run, int, int]]:
+        """Runs and the items of them that are folded at a time."""
+        entries = self.model.header.entries
+        files = [entries, *(update.header.entries for update in self.updates)]
+        for slot in self.optimizer.slots if self.optimizer else ():
+            files.append({name: self.state_header.entries[f"{slot}.{name}"] for name in self.parameters})
+        if self.aggregation.rule.whole_tensors:
+            for name, entry in entries.items():
+                yield Run(name, entry, entry.count, name in self.parameters), 0, entry.count
+        else:
+            for run in _runs(entries, files, self.parameters):
+                for first, last in _slices(run.count):
+                    yield run, first, last
+
+    def _fold_slice(self, piece: tuple[Run, int, int], model: "_Target", state: "_Target | None") -> None:
+        run, first, last = piece
+        if not run.entry.is_float:
+            values = np.maximum.reduce([update.read(run.name, first, last) for update in self.updates])
+        else:
+            current = self.model.read(run.name, first, last)
+            updates = self._slices_of_updates(run, first, last, current)
+            values = self.aggregation.rule.combine(updates, self.weights, current)
+            if self.optimizer and state and run.trained:
+                values = self._step(self.optimizer, run, first, current, values, state)
+        model.write(run.name, first, values)
+
+    def _slices_of_updates(self, run: Run, first: int, last: int, current: np.ndarray) -> Iterator[np.ndarray]:
+        for update, scale in zip(self.updates, self.scales, strict=True):
+            values = update.read(run.name, first, last)
+            if scale < 1 and run.trained:
+                values = clipped(current, values, scale)
+            yield values
+
+    def _step(
+        self,
+        optimizer: ServerOptimizer,
+        run: Run,
+        first: int,
+        current: np.ndarray,
+        combined: np.ndarray,
+        state: "_Target",
+    ) -> np.ndarray:
+        slots = {}
+        for slot in optimizer.slots:
+            if self.moments:
+                slots[slot] = self.moments.read(f"{slot}.{run.name}", first, first + len(current))
+            else:
+                slots[slot] = np.full(len(current), optimizer.initial_value(slot), np.float32)
+        values, slots = optimizer.step(current, combined, slots, self.aggregations)
+        for slot, moment in slots.items():
+            state.write(f"{slot}.{run.name}", first, moment)
+        return values
+
+    def _lay_out_state(self) -> Header:
+        slots = self.optimizer.slots if self.optimizer else ()
+        names = {f"{slot}.{name}": entry for slot in slots for name, entry in self.parameters.items()}
+        return Header.lay_out({name: (np.dtype(np.float32), entry.shape) for name, entry in names.items()}, {})
+
+    def _distance(self, update: TensorFile) -> float:
+        """Euclidean norm of what the envoy changed, over all parameters."""
+        total = 0.0
+        for name, entry in self.parameters.items():
+            for ends in _slices(entry.count):
+                change = update.read(name, *ends).astype(np.float64) - self.model.read(name, *ends)
+                total += float(np.dot(change, change))
+        return total**0.5
+
+
+class _Target:
+    """A safetensors file whose tensors are written in any order; there, whole and on disk, when the block ends."""
+
+    def __init__(self, path: Path, header: Header, outdated: Path | None = None) -> None:
+        """`outdated` is a file that nobody needs any more: its memory and disk blocks are used again."""
+        self._path, self._header = path, header
+        self._partial = path.with_name(f".{path.name}.partial")
+        # What has another name as well, such as the best model, must stay as it is.
+        if outdated and outdated.exists() and outdated.stat().st_nlink == 1:
+            outdated.rename(self._partial)
+
+    def __enter__(self) -> "_Target":
+        self._file = self._partial.open("r+b" if self._partial.exists() else "wb")
+        encoded = self._header.encode()
+        self._data_start = len(encoded)
+        self._file.write(encoded)
+        self._file.flush()
+        self._file.truncate(self._data_start + self._header.data_bytes)
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        with self._file:
+            os.fsync(self._file.fileno())
+        if error is None:
+            self._partial.rename(self._path)
+            sync_folder(self._path.parent)
+
+    def write(self, name: str, first: int, values: np.ndarray) -> None:
+        """`values` are flat, and begin at item `first` of the tensor; they may reach into those behind it."""
+        entry = self._header.entries[name]
+        view = bytes_of(narrowed(values, entry.dtype))
+        offset = self._data_start + entry.start + first * entry.dtype.itemsize
+        while len(view):
+            written = os.pwrite(self._file.fileno(), view, offset)
+            view, offset = view[written:], offset + written
+
+
+def _slices(count: int) -> Iterator[tuple[int, int]]:
+    for first in range(0, count, SLICE_ITEMS):
+        yield first, min(first + SLICE_ITEMS, count)

@@ -1,0 +1,80 @@
+"""The calls that are open: whose they are, how many, and how one is ended from elsewhere."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from openfl_audio.errors import CallEndedError, TooManyCallsError
+
+# A notebook has a handful of calls open, an envoy and its worker too.
+MAX_CALLS_PER_CERTIFICATE = 64
+LOOK_SECONDS = 1.0
+
+
+class Endable:
+    """A block of a task that another one may end: CallEndedError is raised in it."""
+
+    def __init__(self) -> None:
+        self._task = asyncio.current_task()
+        self._reason: str | None = None
+
+    def end(self, reason: str) -> None:
+        if self._reason is None and self._task is not None:
+            self._reason = reason
+            self._task.cancel()
+
+    def __enter__(self) -> "Endable":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._reason is not None and isinstance(error, asyncio.CancelledError):
+            if self._task is not None and hasattr(self._task, "uncancel"):  # from Python 3.11 on
+                self._task.uncancel()
+            raise CallEndedError(self._reason) from None
+
+
+class OpenCalls:
+    """Counts calls by certificate, and ends those whose certificate expires while they are open."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._open: dict[Endable, tuple[str, float]] = {}
+
+    @contextmanager
+    def open(self, owner: str, expires: float) -> Iterator[None]:
+        """One call of `owner`, until `expires` (seconds of the clock).
+
+        Raises TooManyCallsError at once, and CallEndedError when the certificate has expired.
+        """
+        if time.time() > expires:
+            raise CallEndedError(_expired(owner, expires))
+        if self._counts[owner] >= MAX_CALLS_PER_CERTIFICATE:
+            raise TooManyCallsError(f"{owner} has {MAX_CALLS_PER_CERTIFICATE} calls open, as many as it may")
+        self._counts[owner] += 1
+        try:
+            with Endable() as call:
+                self._open[call] = owner, expires
+                try:
+                    yield
+                finally:
+                    del self._open[call]
+        finally:
+            self._counts[owner] -= 1
+            self._counts += Counter()  # forget whoever has none
+
+    async def watch(self) -> None:
+        """End calls whose time is over, for ever. The clock is looked at: it may be set, and machines sleep."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            for call, (owner, expires) in list(self._open.items()):
+                if time.time() > expires:
+                    call.end(_expired(owner, expires))
+
+
+def _expired(owner: str, expires: float) -> str:
+    return f"the certificate of {owner} expired on {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(expires))}"

@@ -1,0 +1,330 @@
+"""The director: which envoys there are, which experiments, and which experiment runs where."""
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from openfl.protocols import director_pb2
+
+from openfl_audio.director.experiment import Experiment
+from openfl_audio.director.notification import Changes
+from openfl_audio.director.run_folder import UNFINISHED, RunFolder, Status, owner_of
+from openfl_audio.errors import EnvoyRefusedError, RunFolderError, SubmissionError
+from openfl_audio.protocol.plan import EXPERIMENT_PLAN, ExperimentPlan
+from openfl_audio.protocol.rounds import Progress, Rounds
+from openfl_audio.protocol.shard_sizes import Sizes
+
+logger = logging.getLogger(__name__)
+
+# After a notebook has called, envoys keep a worker with its libraries loaded for this long: they take seconds to load.
+WARM_SECONDS = 900.0
+LOOK_SECONDS = 30.0
+SUBMISSION = ".submission-"
+
+
+@dataclass
+class EnvoyEntry:
+    """One registered envoy. `instance` tells a restarted envoy from a second one of the same name.
+
+    An envoy of this project is `attending`: it has a call open for as long as it is there. OpenFL's own is `last_seen`.
+    """
+
+    shard_info: director_pb2.ShardInfo
+    corpus: str
+    instance: str
+    peer: str
+    sizes: Sizes
+    last_seen: float = field(default_factory=time.time)
+    attending: bool = False
+    experiment: Experiment | None = None
+    changes: Changes = field(default_factory=Changes)
+
+    def work_on(self, experiment: Experiment | None) -> None:
+        if experiment is not self.experiment:
+            self.experiment = experiment
+            self.changes.notify()
+
+
+@dataclass(frozen=True)
+class UnusableExperiment:
+    """An experiment on disk that this director cannot take up, and who submitted it, where that can be told."""
+
+    name: str
+    owner: str
+    reason: str
+
+    def summary(self) -> dict[str, Any]:
+        """The same keys as `Experiment.summary`."""
+        return {
+            "name": self.name,
+            "owner": self.owner,
+            "corpus": "",
+            "status": Status.FAILED.value,
+            "round": 0,
+            "rounds": 0,
+            "best": None,
+            "envoys": [],
+            "waiting_for": [],
+            "waits": "",
+            "seconds_per_round": None,
+            "error": self.reason,
+        }
+
+
+class Director:
+    """State of the federation. All methods run in one event loop."""
+
+    def __init__(self, runs: Path, health_check_period: int) -> None:
+        self.runs = runs
+        self.health_check_period = health_check_period
+        self.envoys: dict[str, EnvoyEntry] = {}
+        self.experiments: dict[str, Experiment] = {}
+        self.unusable: dict[str, UnusableExperiment] = {}
+        self._warm_until = 0.0
+        self._running: dict[str, asyncio.Task] = {}
+
+    async def recover(self) -> None:
+        """Take up the experiments on disk where a director before this one left them."""
+        folders = []
+        for path in sorted(self.runs.iterdir()):
+            if path.name.startswith((UNFINISHED, SUBMISSION)):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                continue
+            if path.is_dir() and any((path / name).exists() for name in (EXPERIMENT_PLAN, "state.json")):
+                try:
+                    folders.append(RunFolder.load(path))
+                except RunFolderError as error:
+                    logger.error("experiment '%s' is left alone: %s", path.name, error)
+                    self.unusable[path.name] = UnusableExperiment(path.name, owner_of(path), str(error))
+        for folder in sorted(folders, key=lambda folder: folder.state.submitted):
+            experiment = self._add(folder)
+            if experiment.state.status is Status.IN_PROGRESS:
+                self._run(experiment)
+
+    def is_online(self, name: str) -> bool:
+        entry = self.envoys.get(name)
+        return entry is not None and (entry.attending or time.time() - entry.last_seen < 2 * self.health_check_period)
+
+    def register(
+        self,
+        shard_info: director_pb2.ShardInfo,
+        corpus: str,
+        instance: str,
+        peer: str,
+        sizes: Sizes | None = None,
+    ) -> None:
+        """Take in an envoy and the sizes of its shard. Raises EnvoyRefusedError while another of its name is online."""
+        name = shard_info.node_info.name
+        known = self.envoys.get(name)
+        if known and known.instance != instance and self.is_online(name):
+            raise EnvoyRefusedError(
+                f"an envoy named '{name}' is connected already, from {known.peer}: give this one another name"
+            )
+        entry = EnvoyEntry(shard_info, corpus, instance, peer, sizes or {})
+        # It may be back in the middle of an experiment.
+        entry.experiment = next((e for e in self.experiments.values() if _has(e, name)), None)
+        self.envoys[name] = entry
+        if entry.experiment:
+            entry.experiment.register(name, entry.sizes)
+        if known:
+            known.changes.notify()
+        logger.info("envoy '%s' registered, with %s: %s", name, corpus or "a corpus without a name", peer)
+        self.assign()
+
+    async def attend(self, name: str, instance: str) -> AsyncIterator[dict[str, Any]]:
+        """What envoy `name` has to do, whenever that changes: {"experiment": name or "", "warm": bool}."""
+        entry = self.envoys.get(name)
+        if entry is None or entry.instance != instance:
+            raise EnvoyRefusedError(f"envoy '{name}' is not registered")
+
+        def order() -> dict[str, Any]:
+            experiment = entry.experiment
+            name = experiment.plan.name if experiment and not experiment.ended else ""
+            return {"experiment": name, "warm": time.time() < self._warm_until}
+
+        entry.attending, given = True, None
+        try:
+            while self.envoys.get(name) is entry:
+                if order() == given:
+                    # The end of the warm time is no event: look for it now and then.
+                    await entry.changes.wait(LOOK_SECONDS)
+                else:
+                    given = order()
+                    yield given
+        finally:
+            entry.attending, entry.last_seen = False, 0.0
+            if self.envoys.get(name) is entry:
+                logger.warning("envoy '%s' is gone", name)
+                # Those that wait for it keep nobody from the others any more.
+                self.assign()
+
+    def heard_from(self, name: str) -> None:
+        """Raises EnvoyRefusedError for an envoy that has to register (again)."""
+        if name not in self.envoys:
+            raise EnvoyRefusedError(f"envoy '{name}' is not registered")
+        self.envoys[name].last_seen = time.time()
+
+    def expect_experiments(self) -> None:
+        """A notebook is here: let envoys load what a worker needs."""
+        was_warm = time.time() < self._warm_until
+        self._warm_until = time.time() + WARM_SECONDS
+        for entry in () if was_warm else self.envoys.values():
+            entry.changes.notify()
+
+    async def submit(self, submission: Path, owner: str) -> None:
+        """Take an experiment in; one whose submission is cancelled leaves nothing behind. Raises SubmissionError."""
+        creating = asyncio.ensure_future(asyncio.to_thread(RunFolder.create, self.runs, submission, owner))
+        try:
+            folder = await asyncio.shield(creating)
+        except asyncio.CancelledError:
+            # Its thread goes on all the same, and reads the submission, which lasts only as long as this call.
+            with contextlib.suppress(SubmissionError):
+                (await creating).discard()
+            raise
+        try:
+            members = self._members(folder.plan)
+            folder.accept(members, {name: self.envoys[name].sizes for name in members})
+        except BaseException:
+            folder.discard()
+            raise
+        self._add(folder)
+        logger.info("experiment '%s' submitted by '%s'", folder.plan.name, owner)
+        self.assign()
+
+    async def wait_experiment(self, envoy: str) -> Experiment:
+        """The experiment `envoy` has to work on, as soon as there is one. OpenFL's envoys ask so."""
+        if envoy not in self.envoys:
+            raise EnvoyRefusedError(f"envoy '{envoy}' is not registered")
+
+        while True:
+            entry = self.envoys[envoy]
+            if entry.experiment and not entry.experiment.ended:
+                return entry.experiment
+            await entry.changes.wait()
+
+    def assign(self) -> None:
+        """Start pending experiments whose envoys are all here and free, in the order of submission.
+
+        An experiment whose envoys are all here, some at work, keeps the others: a later one must not overtake it on
+        them. One that waits for an envoy that is gone keeps nobody, be it one of its own or one that an experiment of
+        its envoys waits for. Free envoys then join the running experiments that take whoever comes.
+        """
+        busy = set()
+        for name, entry in self.envoys.items():
+            if entry.experiment and (entry.experiment.ended or name in entry.experiment.state.left):
+                entry.work_on(None)
+            if entry.experiment:
+                busy.add(name)
+        for experiment in list(self.experiments.values()):
+            if experiment.state.status is Status.PENDING:
+                members = experiment.state.members
+                if not all(self.is_online(name) and not self._is_held_up(name) for name in members):
+                    continue
+                if not busy.intersection(members):
+                    for name in members:
+                        self.envoys[name].work_on(experiment)
+                    self._run(experiment)
+                busy.update(members)
+        for name, entry in self.envoys.items():
+            if name not in busy and self.is_online(name):
+                self._let_join(name, entry)
+
+    def status(self, user: str) -> dict[str, Any]:
+        """Envoys and experiments; of others' experiments not why they failed, which is their owners' code."""
+        experiments = [experiment.summary() for experiment in self.experiments.values()]
+        experiments += [experiment.summary() for experiment in self.unusable.values()]
+        for summary in experiments:
+            if summary["owner"] not in ("", user):
+                summary["error"] = ""
+        return {
+            "envoys": [
+                {
+                    "name": name,
+                    "corpus": entry.corpus,
+                    "online": self.is_online(name),
+                    "experiment": entry.experiment.plan.name if entry.experiment else "",
+                }
+                for name, entry in sorted(self.envoys.items())
+            ],
+            "experiments": experiments,
+        }
+
+    def _add(self, folder: RunFolder) -> Experiment:
+        experiment = Experiment(folder, self.is_online)
+        self.experiments[folder.plan.name] = experiment
+        return experiment
+
+    def _run(self, experiment: Experiment) -> None:
+        # The event loop itself keeps no more than a weak reference to a task.
+        name = experiment.plan.name
+        self._running[name] = asyncio.create_task(experiment.run(self.assign))
+        self._running[name].add_done_callback(lambda _: self._running.pop(name))
+
+    def _members(self, plan: ExperimentPlan) -> list[str]:
+        """The envoys of a new experiment. Raises SubmissionError."""
+        # What has its name as well is refused for the name.
+        others = [experiment for name, experiment in self.experiments.items() if name != plan.name]
+        if any(other.plan.federation_uuid == plan.federation_uuid for other in others):
+            raise SubmissionError(f"federation_uuid '{plan.federation_uuid[:80]}' is that of another experiment")
+        online = {name: entry.corpus for name, entry in sorted(self.envoys.items()) if self.is_online(name)}
+        if plan.envoys is not None:
+            absent = [name for name in plan.envoys if name not in online]
+            if absent:
+                raise SubmissionError(f"envoys {absent} are not online (online: {list(online)})")
+            strangers = {name: online[name] for name in plan.envoys if plan.corpus not in (None, online[name])}
+            if strangers:
+                raise SubmissionError(f"the experiment is for the corpus '{plan.corpus}', but envoys serve {strangers}")
+            members = plan.envoys
+        else:
+            members = [name for name, corpus in online.items() if plan.corpus in (None, corpus)]
+            corpora = sorted({online[name] for name in members})
+            if not members:
+                wanted = "" if plan.corpus is None else f" of the corpus '{plan.corpus}'"
+                raise SubmissionError(f"no envoy{wanted} is online (online: {online})")
+            if len(corpora) > 1:
+                raise SubmissionError(f"the envoys serve several corpora, {corpora}: name one, or name the envoys")
+        unknown = [name for name in plan.participation.evaluators if name not in members]
+        if unknown:
+            raise SubmissionError(f"evaluators {unknown} are not among the experiment's envoys {members}")
+        rounds = Rounds(plan, Progress())
+        if not rounds.can_reach_quorum(members):
+            raise SubmissionError(
+                f"of the envoys {members} a round has {len(rounds.contributors(members))} to count on, fewer than its "
+                f"quorum of {rounds.quorum}: name more envoys, or fewer evaluators"
+            )
+        try:
+            rounds.check_members(members)
+        except ValueError as error:
+            raise SubmissionError(f"of the envoys {members}: {error}") from None
+        return members
+
+    def _is_held_up(self, envoy: str) -> bool:
+        """Whether it is at work on an experiment that waits for an envoy that is gone."""
+        experiment = self.envoys[envoy].experiment
+        return experiment is not None and experiment.is_held_up
+
+    def _let_join(self, name: str, entry: EnvoyEntry) -> None:
+        for experiment in self.experiments.values():
+            state, plan = experiment.state, experiment.plan
+            takes_all = plan.envoys is None and state.status is Status.IN_PROGRESS and name not in state.left
+            if takes_all and entry.corpus == self._corpus_of(experiment):
+                logger.info("envoy '%s' joins experiment '%s'", name, plan.name)
+                state.members = sorted({*state.members, name})
+                experiment.register(name, entry.sizes)
+                entry.work_on(experiment)
+                return
+
+    def _corpus_of(self, experiment: Experiment) -> str | None:
+        if experiment.plan.corpus is not None:
+            return experiment.plan.corpus
+        return next((self.envoys[name].corpus for name in experiment.state.members if name in self.envoys), None)
+
+
+def _has(experiment: Experiment, envoy: str) -> bool:
+    return experiment.state.status is Status.IN_PROGRESS and envoy in experiment.state.members

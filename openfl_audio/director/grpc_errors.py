@@ -1,0 +1,114 @@
+"""What can be wrong with any call: who makes it and how many, bytes that are no message, calls not served here."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from grpc import aio
+
+from openfl_audio.director.authorization import Context, refuse
+from openfl_audio.director.calls import OpenCalls
+from openfl_audio.director.shortage import telling_lack
+from openfl_audio.errors import CallEndedError, CertificateError, LackError, TooManyCallsError
+from openfl_audio.protocol.certificates import owner_of
+
+# A call that nobody goes on with, and one that is ended while its other end does not read, are dropped after this.
+FIRST_MESSAGE_SECONDS = 60.0
+FAREWELL_SECONDS = 1.0
+
+
+class MalformedRequestError(ValueError):
+    """A message that is none."""
+
+
+MALFORMED = object()
+
+
+class GuardingInterceptor(aio.ServerInterceptor):
+    """Looks at the certificate of a call before a byte of its requests is received, and ends with one sentence what
+    gRPC would write a traceback for.
+
+    To gRPC every call has streams of requests and answers here, on the wire there is no difference: of a call with one
+    request it would receive that, however large, before anybody may look at who makes it.
+    """
+
+    def __init__(self, calls: OpenCalls, runs: Path) -> None:
+        """`runs` is the folder on whose disk experiments are."""
+        self._calls, self._runs = calls, runs
+
+    async def intercept_service(self, continuation: Callable, details: grpc.HandlerCallDetails) -> Any:
+        handler = await continuation(details)
+        if handler is None:
+            return None  # gRPC itself says that there is no such call
+        name = details.method.rpartition("/")[2]
+
+        def deserialize(data: bytes) -> Any:
+            try:
+                return handler.request_deserializer(data) if handler.request_deserializer else data
+            except DecodeError:
+                return MALFORMED
+
+        async def answer(requests: AsyncIterator[Any], context: Context) -> None:
+            try:
+                with self._admit(context), telling_lack(self._runs):
+                    await _serve(handler, _checked(requests), context)
+            except MalformedRequestError:
+                await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, f"not a request of {name}")
+            except NotImplementedError:
+                await refuse(context, grpc.StatusCode.UNIMPLEMENTED, f"this director does not serve {name}")
+            except CertificateError as error:
+                await refuse(context, grpc.StatusCode.PERMISSION_DENIED, str(error))
+            except TooManyCallsError as error:
+                await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+            except LackError as error:
+                await refuse(context, grpc.StatusCode.UNAVAILABLE, str(error))
+            except CallEndedError as error:
+                refusing = refuse(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(refusing, FAREWELL_SECONDS)
+                raise asyncio.CancelledError from None  # gRPC drops the call
+
+        return grpc.stream_stream_rpc_method_handler(answer, deserialize, handler.response_serializer)
+
+    def _admit(self, context: Context) -> contextlib.AbstractContextManager[None]:
+        """The call counts for its certificate. Without TLS there is none."""
+        certificates = context.auth_context().get("x509_pem_cert")
+        return self._calls.open(*owner_of(certificates[0])) if certificates else contextlib.nullcontext()
+
+
+async def _serve(handler: grpc.RpcMethodHandler, requests: AsyncIterator[Any], context: Context) -> None:
+    if handler.request_streaming:
+        if handler.response_streaming:
+            await handler.stream_stream(requests, context)
+        else:
+            await context.write(await handler.stream_unary(requests, context))
+        return
+    request = await anext(requests, MALFORMED)
+    if request is MALFORMED:
+        raise MalformedRequestError
+    if handler.response_streaming:
+        async with contextlib.aclosing(handler.unary_stream(request, context)) as responses:
+            async for response in responses:
+                await context.write(response)
+    else:
+        await context.write(await handler.unary_unary(request, context))
+
+
+async def _checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    requests = aiter(requests)
+    seconds: float | None = FIRST_MESSAGE_SECONDS
+    while True:
+        try:
+            request = await asyncio.wait_for(anext(requests), seconds)
+        except StopAsyncIteration:
+            return
+        except asyncio.TimeoutError:
+            raise MalformedRequestError from None
+        if request is MALFORMED:
+            raise MalformedRequestError
+        yield request
+        seconds = None

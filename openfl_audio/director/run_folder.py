@@ -1,0 +1,351 @@
+"""What the director keeps of an experiment on disk: all that it needs to go on after it was killed at any moment.
+
+    experiment.json      the plan
+    state.json           status, round, who was asked; replacing it is what makes a round count
+    workspace.zip        what the envoys get, until the experiment has ended
+    history.jsonl        one record a round
+    models/N.safetensors the global model after N aggregations, and `N.optimizer.safetensors` with a server optimizer
+    updates/             the current round's updates, one file each; the files are used again in the next round
+    initial, last, best, best-METRIC, round-R .safetensors   links to models, for people
+    tensorboard/         the history once more
+
+No file counts before it is whole: it is written under another name, then renamed. An update gets the length at its
+front, without which it is none, at its end.
+"""
+
+import errno
+import json
+import logging
+import os
+import shutil
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from openfl_audio.director.aggregate import check_finite
+from openfl_audio.director.history import History
+from openfl_audio.errors import (
+    ArchiveError,
+    RunFolderError,
+    SubmissionError,
+    TensorFormatError,
+    UpdateRefusedError,
+    WireError,
+)
+from openfl_audio.files import sync_folder, write_whole
+from openfl_audio.protocol.archive import check_archive, extract_file, open_archive
+from openfl_audio.protocol.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL, ExperimentPlan
+from openfl_audio.protocol.rounds import Progress
+from openfl_audio.protocol.shard_sizes import Sizes
+from openfl_audio.protocol.tensors import Header, TensorFile
+from openfl_audio.protocol.wire import describe_faults
+
+logger = logging.getLogger(__name__)
+
+# A fault in it is described in hundreds of bytes.
+MAX_PLAN_BYTES = 256 << 10
+MAX_ARCHIVE_BYTES = 1 << 30
+# Folders that are not finished: a submission on its way, or on its way out.
+UNFINISHED = ".new-"
+
+
+class Status(str, Enum):
+    """OpenFL's words for the state of an experiment, and one for those that their owner stopped."""
+
+    PENDING = "pending"
+    IN_PROGRESS = "in_progress"
+    FINISHED = "finished"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+class State(BaseModel):
+    """What changes while an experiment runs. `left` has the envoys that are out of it, with the reason."""
+
+    # What another version of the director knows besides is kept.
+    model_config = ConfigDict(extra="allow")
+
+    owner: str
+    submitted: float
+    status: Status = Status.PENDING
+    error: str = ""
+    members: list[str] = []
+    left: dict[str, str] = {}
+    registered: dict[str, Sizes] = {}  # of shards, when their envoys became members
+    asked: list[str] | None = None
+    boot: str = ""
+    progress: Progress = Progress()
+
+    @property
+    def ended(self) -> bool:
+        return self.status in (Status.FINISHED, Status.FAILED, Status.STOPPED)
+
+
+class RunFolder:
+    def __init__(self, path: Path, plan: ExperimentPlan, state: State) -> None:
+        self.path, self.plan, self.state = path, plan, state
+        self.history = History(path / "history.jsonl", state.progress.round_number)
+        self._free_updates: list[Path] = []
+        self._readers: Counter[int] = Counter()
+
+    @classmethod
+    def create(cls, runs: Path, submission: Path, owner: str) -> "RunFolder":
+        """An unfinished folder, which counts once it is accepted. Raises SubmissionError if it is no experiment."""
+        new = runs / f"{UNFINISHED}{uuid.uuid4().hex}"
+        (new / "models").mkdir(parents=True)
+        (new / "updates").mkdir()
+        try:
+            plan = _extract(submission, new)
+            folder = cls(new, plan, State(owner=owner, submitted=time.time()))
+            folder.link_model("initial")
+            folder.link_model("last")
+        except BaseException:
+            shutil.rmtree(new)
+            raise
+        return folder
+
+    def accept(self, members: list[str], registered: dict[str, Sizes]) -> None:
+        """From here on it is there, under its name, and runs on `members`: all of that at once, or nothing.
+
+        Raises SubmissionError if the name was used before: nothing is ever overwritten.
+        """
+        self.state.members, self.state.registered = members, registered
+        self.save_state()
+        # Under its name it must be whole also after a power cut.
+        for folder in (self.path / "models", self.path):
+            sync_folder(folder)
+        named = self.path.with_name(self.plan.name)
+        try:
+            self.path.rename(named)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
+            raise SubmissionError(
+                f"an experiment named '{self.plan.name}' exists already: choose another name"
+            ) from None
+        self.path = named
+        self.history = History(named / "history.jsonl")
+        sync_folder(named.parent)
+
+    def discard(self) -> None:
+        """Remove what was not accepted."""
+        shutil.rmtree(self.path)
+
+    @classmethod
+    def load(cls, path: Path) -> "RunFolder":
+        """An experiment as it was when the director stopped. Raises RunFolderError, naming the file and the fault."""
+        plan = _read(path / EXPERIMENT_PLAN, ExperimentPlan)
+        state = _read(path / "state.json", State)
+        for part in (state, state.progress):
+            if part.model_extra:
+                unknown = sorted(part.model_extra)
+                logger.warning("%s: unknown keys %s are kept as they are", path / "state.json", unknown)
+        try:
+            folder = cls(path, plan, state)
+            folder._clean_up()
+        except OSError as error:
+            raise RunFolderError(f"{path} cannot be read: {error}") from error
+        folder._check_models()
+        return folder
+
+    def _clean_up(self) -> None:
+        """Remove what a director that was killed left behind, and keep the rest from other users of the machine."""
+        self.path.chmod(0o700)
+        for leftover in self.path.rglob(".*.partial"):
+            leftover.unlink()
+        if self.state.ended or self.state.boot != boot_id():
+            # What a killed process wrote is there. What was under way when the machine went down may be so in part.
+            for update in self.updates():
+                update.unlink()
+        if self.state.ended:
+            self.delete_archive()
+
+    def _check_models(self) -> None:
+        """Give up unless the current model and its optimizer's state are there, whole, and those of their round."""
+        aggregations = self.state.progress.aggregations
+        needed = [self.model]
+        if aggregations and self.plan.aggregation.server_optimizer:
+            needed.append(self.optimizer_after(aggregations))
+        for path in needed:
+            try:
+                with TensorFile(path) as model:
+                    found = model.header.metadata.get("aggregations")
+                # The first one is as the notebook sent it.
+                if aggregations and found != aggregations:
+                    raise TensorFormatError(f"it is the one after {found} aggregations, not after {aggregations}")
+            except (OSError, TensorFormatError) as error:
+                self._give_up(f"{path} cannot be used: {error}")
+                return
+        try:
+            self.link_model("last")
+        except OSError as error:
+            self._give_up(f"{self.path} cannot be written to: {error}")
+
+    def _give_up(self, reason: str) -> None:
+        """Nobody can go on from here. It is not written down: somebody may put the file back."""
+        logger.error("experiment '%s': %s", self.plan.name, reason)
+        if not self.state.ended:
+            self.state.status, self.state.error = Status.FAILED, reason
+
+    @property
+    def archive(self) -> Path:
+        return self.path / ARCHIVE
+
+    @property
+    def model(self) -> Path:
+        """The file of the global model that the current round began with."""
+        return self.model_after(self.state.progress.aggregations)
+
+    def model_after(self, aggregations: int) -> Path:
+        return self.path / "models" / f"{aggregations}.safetensors"
+
+    def optimizer_after(self, aggregations: int) -> Path:
+        return self.path / "models" / f"{aggregations}.optimizer.safetensors"
+
+    def named_model(self, which: str) -> Path:
+        """File of model 'initial', 'last' or one of the best. Raises WireError if there is none yet."""
+        path = self.model if which == "last" else self.path / f"{which}.safetensors"
+        names = ("initial", "last", *self.plan.best.models)
+        if which not in names:
+            raise WireError(f"there is no model {which[:80]!r}: ask for one of {names}")
+        if not path.exists():
+            raise WireError(f"experiment '{self.plan.name}' has no {which} model yet")
+        return path
+
+    @contextmanager
+    def open_model(self, path: Path, header: Header | None = None) -> Iterator[TensorFile]:
+        """A model that is read piece by piece, as slowly as its reader may be: until then nobody writes over it."""
+        with TensorFile(path, header) as model:
+            self._readers[model.inode] += 1
+            try:
+                yield model
+            finally:
+                self._readers[model.inode] -= 1
+
+    def outdated_model(self) -> Path | None:
+        """The model before the current one, if nobody reads it under any of its names."""
+        path = self.model_after(self.state.progress.aggregations - 1)
+        return path if path.exists() and not self._readers[path.stat().st_ino] else None
+
+    def link_model(self, name: str) -> None:
+        """Keep the current model under `name` too. A link costs nothing, however large the model is."""
+        temporary = self.path / f".{name}.partial"
+        temporary.unlink(missing_ok=True)
+        os.link(self.model, temporary)
+        temporary.rename(self.path / f"{name}.safetensors")
+        temporary.unlink(missing_ok=True)  # renaming a link to another one of the same file does nothing
+
+    def keep_round(self, round_number: int) -> None:
+        """Keep the current model as that of `round_number`, and forget those before the last `keep` ones."""
+        if self.plan.keep:
+            self.link_model(f"round-{round_number}")
+            (self.path / f"round-{round_number - self.plan.keep}.safetensors").unlink(missing_ok=True)
+
+    def delete_old_models(self) -> None:
+        """All but the current one and the one before: after a power cut, `state.json` may be that of a moment ago."""
+        current = self.state.progress.aggregations
+        kept = {path(n) for path in (self.model_after, self.optimizer_after) for n in (current, current - 1)}
+        for path in (self.path / "models").iterdir():
+            if path not in kept:
+                path.unlink()
+
+    def updates(self) -> list[Path]:
+        return sorted((self.path / "updates").iterdir())
+
+    def take_update_file(self) -> Path:
+        """A file for an update on its way: one that is free, as its memory and disk blocks are there, or a new one."""
+        if self._free_updates:
+            return self._free_updates.pop()
+        path = self.path / "updates" / f"{uuid.uuid4().hex}.safetensors"
+        path.touch()
+        return path
+
+    def free_update_file(self, path: Path) -> None:
+        if self.state.ended:
+            path.unlink(missing_ok=True)
+        elif path not in self._free_updates:
+            self._free_updates.append(path)
+
+    def delete_free_update_files(self) -> None:
+        while self._free_updates:
+            self._free_updates.pop().unlink(missing_ok=True)
+
+    def delete_archive(self) -> None:
+        """What the envoys get is needed by nobody once the experiment has ended."""
+        self.archive.unlink(missing_ok=True)
+
+    def save_state(self) -> None:
+        """Bring the state to the disk for certain: only then may the files that the one before names be used again."""
+        self.state.boot = boot_id()
+        write_whole(self.path / "state.json", self.state.model_dump_json(indent=2).encode())
+
+    def append_history(self, record: dict[str, Any]) -> None:
+        """Keep the record of a round, which counts with the next state. Raises OSError; then it may be kept again."""
+        self.history.append(record)
+
+
+def owner_of(path: Path) -> str:
+    """Who submitted the experiment in a folder that cannot be loaded; empty where nobody can tell."""
+    try:
+        owner = json.loads((path / "state.json").read_bytes())["owner"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return owner if isinstance(owner, str) else ""
+
+
+Part = TypeVar("Part", bound=BaseModel)
+
+
+def _read(path: Path, kind: type[Part]) -> Part:
+    """Raises RunFolderError."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        raise RunFolderError(f"{path} cannot be used by this version: {describe_faults(error)}") from error
+
+
+def boot_id() -> str:
+    """Names the time since the machine was started; empty where the system does not tell."""
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else ""
+
+
+def _extract(submission: Path, folder: Path) -> ExperimentPlan:
+    """Take a submitted zip file apart into `folder`. Raises SubmissionError."""
+    model = folder / "models" / "0.safetensors"
+    try:
+        with open_archive(submission) as zipped:
+            extract_file(zipped, EXPERIMENT_PLAN, folder / EXPERIMENT_PLAN, MAX_PLAN_BYTES)
+            extract_file(zipped, ARCHIVE, folder / ARCHIVE, MAX_ARCHIVE_BYTES)
+            # Notebooks do not compress it: one larger than all that came would only fill the disk.
+            extract_file(zipped, INITIAL_MODEL, model, submission.stat().st_size)
+        plan = ExperimentPlan.model_validate_json((folder / EXPERIMENT_PLAN).read_bytes())
+        check_archive(folder / ARCHIVE)
+        _check_model(model)
+    except ValidationError as error:
+        raise SubmissionError(describe_faults(error)) from None
+    except ArchiveError as error:
+        raise SubmissionError(f"not an experiment of this project's notebooks: {error}") from None
+    return plan
+
+
+def _check_model(path: Path) -> None:
+    try:
+        with TensorFile(path) as model:
+            entries = model.header.entries
+        check_finite(path, "the first global model")
+    except TensorFormatError as error:
+        raise SubmissionError(f"the first global model is {error}") from None
+    except UpdateRefusedError as error:
+        raise SubmissionError(str(error)) from None
+    if not entries:
+        raise SubmissionError("the first global model has no trained tensor: does any parameter require a gradient?")

@@ -1,0 +1,358 @@
+"""The envoy: announces its shard, waits for experiments, and runs each in a process of its own. Imports no torch."""
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+import psutil
+from openfl.interface.interactive_api.shard_descriptor import ShardDescriptor
+from openfl.protocols import director_pb2, director_pb2_grpc
+
+from openfl_audio.address import join_address, route_to
+from openfl_audio.envoy.job import Job
+from openfl_audio.envoy.keeper import STOP_SECONDS as WORKER_STOP_SECONDS
+from openfl_audio.envoy.rounds_client import REFUSALS, RETRY_SECONDS, wait_to_repeat
+from openfl_audio.envoy.settings import EnvoySettings, connect
+from openfl_audio.errors import ArchiveError, ConnectionRefusedByDirectorError
+from openfl_audio.protocol.archive import unpack_archive
+from openfl_audio.protocol.certificates import load_credentials
+from openfl_audio.protocol.plan import ARCHIVE, NAME
+from openfl_audio.protocol.shard_sizes import sizes_of
+from openfl_audio.protocol.wire import AttendRequest, RoundsStub, encode, explain_unreachable, wait_for_connection
+
+logger = logging.getLogger("envoy")
+
+# How much of a failed worker's output goes to the notebook: a traceback, not a novel.
+REPORTED_CHARACTERS = 6000
+# A worker is killed when it takes longer than its keeper allows.
+STOP_SECONDS = 2 * WORKER_STOP_SECONDS
+# A worker between two tasks hears of the end as soon as the envoy; one in the middle of a task does not.
+GRACE_SECONDS = 2.0
+# Between two looks at how much memory a worker holds.
+WATCH_SECONDS = 0.2
+# Looking takes at most a twentieth of the time, also where it takes long.
+WATCH_PAUSES = 19
+# Pieces of models, a megabyte each, come from and go back to the worker's heap. By glibc's defaults it would give each
+# back to the system and ask for it again, which costs more time than filling it.
+REUSED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
+MAX_ARCHIVE_BYTES = 1 << 30
+# Where an experiment's archive is unpacked, in its folder.
+WORKSPACE = "workspace"
+
+Answer = TypeVar("Answer")
+
+
+class Envoy:
+    def __init__(self, name: str, settings: EnvoySettings, shard_descriptor: ShardDescriptor, config: Path, tls: bool):
+        self.name = name
+        self.settings = settings
+        self.shard_descriptor = shard_descriptor
+        self.config = config
+        self.tls = tls
+        self._instance = uuid.uuid4().hex
+        self._address = join_address(settings.director_host, settings.director_port)
+        self._root = load_credentials(settings.certificates, name).root if tls else None
+        self._channel = connect(settings, name, tls, instance=self._instance, corpus=corpus_of(shard_descriptor))
+        self._stub = director_pb2_grpc.DirectorStub(self._channel)
+        self._rounds = RoundsStub(self._channel)
+        self._sizes = sizes_of(shard_descriptor)
+        self._running: RunningExperiment | None = None
+        self._spare: subprocess.Popen | None = None
+
+    def run(self) -> None:
+        """Register and serve experiments until a signal ends the process.
+
+        Raises ConnectionRefusedByDirectorError if the director cannot be reached within `connect_timeout` or refuses.
+        """
+        self._register(deadline=time.monotonic() + self.settings.connect_timeout)
+        # Now it is known that no other envoy of this name is at work here.
+        self._tidy_up()
+        try:
+            while True:
+                try:
+                    self._attend()
+                except grpc.RpcError as error:
+                    logger.warning("lost the director: %s", error.details())
+                wait_for_connection(self._channel, RETRY_SECONDS)
+                self._register()
+        finally:
+            self._end_spare()
+            if self._running:
+                self._running.stop(grace=0)
+
+    def _attend(self) -> None:
+        """Do what the director says, as long as the connection holds. Raises grpc.RpcError when it breaks."""
+        request = encode(AttendRequest(envoy=self.name, instance=self._instance))
+        for answer in self._rounds.attend(request):
+            order = json.loads(answer)
+            self._turn_to(order["experiment"])
+            if not order["warm"]:
+                self._end_spare()
+            elif self._running is None and self._spare is None:
+                self._spare = self._start_worker()
+
+    def _turn_to(self, experiment: str) -> None:
+        """Run `experiment`, or none if that is empty; a worker that is at it goes on undisturbed."""
+        if self._running and self._running.experiment != experiment:
+            self._running.stop(grace=GRACE_SECONDS)
+            self._running = None
+        if experiment and self._running is None:
+            worker, self._spare = self._spare, None
+            if worker is None or worker.poll() is not None:
+                worker = self._start_worker()
+            self._running = RunningExperiment(self, experiment, worker)
+
+    def _register(self, deadline: float = float("inf")) -> None:
+        info = director_pb2.ShardInfo(
+            shard_description=self.shard_descriptor.dataset_description,
+            sample_shape=self.shard_descriptor.sample_shape,
+            target_shape=self.shard_descriptor.target_shape,
+        )
+        info.node_info.name = self.name
+        request = director_pb2.UpdateShardInfoRequest(shard_info=info)
+        sizes = (("sizes", json.dumps(self._sizes)),)
+        self.call(lambda: self._stub.UpdateShardInfo(request, timeout=10, metadata=sizes), deadline)
+        logger.info("envoy '%s' is registered at %s: %s", self.name, self._address, info.shard_description)
+
+    def call(self, call: Callable[[], Answer], deadline: float = float("inf")) -> Answer:
+        """The answer to `call`, repeated while the director is out of reach or stumbles."""
+        while True:
+            try:
+                return call()
+            except grpc.RpcError as error:
+                if error.code() in REFUSALS:
+                    raise ConnectionRefusedByDirectorError(
+                        f"the director at {self._address} refused: {error.details()}"
+                    ) from error
+                if time.monotonic() > deadline:
+                    raise ConnectionRefusedByDirectorError(
+                        explain_unreachable(self._address, error.details(), self._root, "envoy")
+                    ) from error
+                logger.info("waiting for the director at %s: %s", route_to(self._address), error.details())
+                wait_to_repeat(self._channel)
+
+    def download(self, experiment: str) -> Path:
+        """The folder into which the experiment's archive was unpacked. Raises ArchiveError."""
+        if not NAME.fullmatch(experiment):
+            raise ArchiveError(f"the director sent the experiment name {experiment[:80]!r}")
+        folder = self._folder / experiment
+        remove_download(folder)
+        workspace, archive = folder / WORKSPACE, folder / ARCHIVE
+        workspace.mkdir(parents=True)
+        request = director_pb2.GetExperimentDataRequest(experiment_name=experiment, collaborator_name=self.name)
+        self.call(lambda: self._save(archive, request))
+        unpack_archive(archive, workspace)
+        archive.unlink()
+        return workspace
+
+    def forget(self, experiment: str) -> None:
+        """Remove what was downloaded for an experiment; its log and what its clients keep stay."""
+        if NAME.fullmatch(experiment):
+            remove_download(self._folder / experiment)
+
+    def _tidy_up(self) -> None:
+        """Remove what an envoy that was killed had downloaded, and keep the rest from others on this machine."""
+        if self._folder.exists():
+            self._folder.chmod(0o700)
+            for folder in filter(Path.is_dir, self._folder.iterdir()):
+                remove_download(folder)
+
+    @property
+    def _folder(self) -> Path:
+        return self.settings.work_dir / self.name
+
+    def _save(self, archive: Path, request: director_pb2.GetExperimentDataRequest) -> None:
+        with archive.open("wb") as file:
+            for piece in self._stub.GetExperimentData(request):
+                file.write(piece.npbytes)
+                if file.tell() > MAX_ARCHIVE_BYTES:
+                    raise ArchiveError(f"the experiment's archive is larger than {MAX_ARCHIVE_BYTES} bytes")
+
+    def report_failure(self, experiment: str, reason: str) -> None:
+        logger.error("experiment '%s' failed here: %s", experiment, reason)
+        request = director_pb2.SetExperimentFailedRequest(
+            experiment_name=experiment, collaborator_name=self.name, error_code=1, error_description=reason
+        )
+        self.call(lambda: self._stub.SetExperimentFailed(request))
+
+    def _start_worker(self) -> subprocess.Popen:
+        """A worker that loads its libraries and then waits to be told what to do, with its keeper."""
+        keeper = [sys.executable, "-m", "openfl_audio.envoy.keeper"]
+        command = [*keeper, sys.executable, "-m", "openfl_audio.envoy.worker", "-n", self.name, "-c", str(self.config)]
+        command += [] if self.tls else ["--disable-tls"]
+        # A session of its own: Ctrl-C reaches the envoy, which stops the worker. The keeper ends when its standard
+        # input does, so nothing outlives the envoy.
+        return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, env=REUSED_MEMORY | os.environ)
+
+    def _end_spare(self) -> None:
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            end_worker(spare)
+
+
+class RunningExperiment:
+    """One experiment on this node, watched by a thread of its own from the download to the end."""
+
+    def __init__(self, envoy: Envoy, experiment: str, worker: subprocess.Popen) -> None:
+        self.experiment = experiment
+        self._envoy = envoy
+        self._worker = worker
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self, grace: float) -> None:
+        """The experiment has ended: its worker has `grace` seconds to hear of that and to end by itself."""
+        self._stopping = True
+        try:
+            self._worker.wait(grace)
+        except subprocess.TimeoutExpired:
+            end_worker(self._worker)
+        self._thread.join(STOP_SECONDS)
+
+    def _run(self) -> None:
+        try:
+            reason = self._attempt()
+            if reason and not self._stopping:
+                self._envoy.report_failure(self.experiment, reason)
+        except ConnectionRefusedByDirectorError as error:
+            # It ended before this envoy came to it.
+            logger.warning("experiment '%s': %s", self.experiment, error)
+            end_worker(self._worker)
+        finally:
+            self._envoy.forget(self.experiment)
+
+    def _attempt(self) -> str:
+        """Download and run the experiment. Returns why it failed, or nothing."""
+        try:
+            return self._work(self._envoy.download(self.experiment))
+        except ArchiveError as error:
+            reason = str(error)
+        except OSError as error:
+            reason = f"the envoy cannot read or write: {error}"
+        end_worker(self._worker)
+        return reason
+
+    def _work(self, workspace: Path) -> str:
+        """Let the worker run the experiment. Returns why it failed, or nothing."""
+        log = workspace.with_name("worker.log")
+        written = log.stat().st_size if log.exists() else 0
+        logger.info("experiment '%s' starts, its output goes to %s", self.experiment, log)
+        job = Job(experiment=self.experiment, workspace=str(workspace), log=str(log))
+        # One line fits into the pipe. Of a worker that has ended already, the exit code tells.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(stdin_of(self._worker), job.model_dump_json().encode() + b"\n")
+        excess = self._wait()
+        end_worker(self._worker)  # and whatever it started
+        code = self._worker.returncode
+        if code == 0:
+            logger.info("experiment '%s' is done", self.experiment)
+            return ""
+        ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return f"the experiment's process ended ({excess or ended})\n{end_of(log, written)}"
+
+    def _wait(self) -> str:
+        """Until the worker has ended. Kills one that holds too much memory, and says so."""
+        limit = self._envoy.settings.memory_limit_gb * 1e9
+        pause = WATCH_SECONDS
+        while True:
+            try:
+                self._worker.wait(pause)
+                return ""
+            except subprocess.TimeoutExpired:
+                started = time.monotonic()
+                held = memory_of(self._worker.pid, limit)
+                pause = max(WATCH_SECONDS, WATCH_PAUSES * (time.monotonic() - started))
+            if held > limit:
+                kill_below(self._worker.pid)
+                self._worker.wait()
+                return f"it held {held / 1e9:.1f} GB of memory, more than memory_limit_gb: {limit / 1e9:.1f}"
+
+
+def remove_download(folder: Path) -> None:
+    """Remove an experiment's code and pickles from its folder: they are downloaded whenever it is run."""
+    shutil.rmtree(folder / WORKSPACE, ignore_errors=True)
+    (folder / ARCHIVE).unlink(missing_ok=True)
+
+
+def end_of(log: Path, start: int) -> str:
+    """What a notebook is shown of a worker's output, of which this experiment's begins at byte `start`."""
+    lines = log.read_bytes()[start:].decode(errors="replace").splitlines() if log.exists() else []
+    # A crash lists all compiled modules in one line of thousands of characters.
+    return "\n".join(line for line in lines if not line.startswith("Extension modules:"))[-REPORTED_CHARACTERS:]
+
+
+def memory_of(pid: int, limit: float = 0.0) -> int:
+    """Bytes of memory that a process and those below it hold, of which shared pages count once.
+
+    Sharing is looked into (it takes milliseconds a gigabyte) only where the sum of all resident sizes exceeds `limit`.
+    """
+    tree = tree_of(pid)
+    resident = sum(_bytes_of(process, "rss") for process in tree)
+    return resident if resident <= limit else sum(_bytes_of(process, "pss") for process in tree)
+
+
+def _bytes_of(process: psutil.Process, kind: str) -> int:
+    """What it holds: "rss", or "pss", in which a page that n processes share counts as its n-th part."""
+    try:
+        if kind == "rss":
+            return process.memory_info().rss
+        memory = process.memory_full_info()
+        return getattr(memory, "pss", memory.uss)  # only Linux tells how much is shared with how many
+    except psutil.NoSuchProcess:
+        return 0
+    except psutil.AccessDenied:
+        return process.memory_info().rss if kind == "pss" else 0
+
+
+def tree_of(pid: int) -> list[psutil.Process]:
+    """A process and all below it; none if it has ended."""
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill_below(pid: int) -> None:
+    """Kill all processes below `pid`; it hears of that."""
+    for process in tree_of(pid)[1:]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def end_worker(worker: subprocess.Popen) -> None:
+    """Ask the worker's keeper to end all that it keeps; kill them all if it does not."""
+    worker.terminate()
+    try:
+        worker.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        logger.warning("a worker does not end, and is killed")
+        kill_below(worker.pid)
+        worker.kill()
+        worker.wait()
+    if worker.stdin:
+        worker.stdin.close()
+
+
+def stdin_of(worker: subprocess.Popen) -> int:
+    if worker.stdin is None:
+        raise ValueError("the worker was started without a pipe")
+    return worker.stdin.fileno()
+
+
+def corpus_of(shard_descriptor: ShardDescriptor) -> str:
+    """The corpus it says it serves, or the name of its class."""
+    return getattr(shard_descriptor, "corpus", type(shard_descriptor).__name__)

@@ -1,0 +1,43 @@
+"""OpenFL's collaborator, made to fetch the model once a round and to send one update."""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from openfl.component.collaborator.collaborator import Collaborator, DevicePolicy
+from openfl.protocols.aggregator_pb2 import Task
+
+from openfl_audio.errors import DirectorRefusedError
+
+logger = logging.getLogger(__name__)
+
+
+class RoundCollaborator(Collaborator):
+    """Runs tasks through a `node.task_runner.TaskRunner`; `client` is an `envoy.rounds_client.RoundsClient`.
+
+    What stays here from round to round is up to the `states` of the task runner.
+    """
+
+    def run(self) -> None:
+        while True:
+            tasks, round_number, _, time_to_quit = self.get_tasks()
+            if time_to_quit:
+                return
+            if tasks:
+                self.run_round(tasks, round_number)
+
+    def run_round(self, tasks: Sequence[Task], round_number: int) -> None:
+        global_model, model_round = self.client.get_model()
+        if model_round != round_number:
+            return  # the round ended meanwhile; ask what there is to do now
+        results, trained = self.task_runner.run_tasks(
+            tasks, round_number, self.collaborator_name, global_model, self._device()
+        )
+        try:
+            self.client.send_update(round_number, results, trained)
+        except DirectorRefusedError as error:
+            logger.error("round %d: %s", round_number, error)
+
+    def _device(self) -> str:
+        wants_cuda = self.device_assignment_policy is DevicePolicy.CUDA_PREFERRED
+        return f"cuda:{torch.cuda.current_device()}" if wants_cuda and torch.cuda.is_available() else "cpu"

@@ -1,0 +1,104 @@
+"""The worker's line to its experiment on the director."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import grpc
+import numpy as np
+from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc
+
+from openfl_audio.errors import DirectorRefusedError
+from openfl_audio.protocol.tensors import Receiver, Tensors, stream
+from openfl_audio.protocol.wire import (
+    ModelRequest,
+    RoundsStub,
+    TaskResult,
+    UpdateMessage,
+    encode,
+    send_pieces,
+    wait_for_connection,
+)
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 1.0
+# The director has answered, and will not answer otherwise. Everything else is a connection that broke somewhere.
+REFUSALS = {
+    grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNIMPLEMENTED,
+}
+Answer = TypeVar("Answer")
+
+
+def wait_to_repeat(channel: grpc.Channel) -> None:
+    """After a call that failed, and was not refused."""
+    began = time.monotonic()
+    wait_for_connection(channel, RETRY_SECONDS)
+    # Where the director is there after all, it lacks something: room on its disk, say. Haste would not help it.
+    time.sleep(max(0.0, began + RETRY_SECONDS - time.monotonic()))
+
+
+class RoundsClient:
+    """Calls are repeated while the director is out of reach: it counts an update once however often it arrives."""
+
+    def __init__(
+        self,
+        channel: grpc.Channel,
+        envoy: str,
+        experiment: str,
+        aggregator_uuid: str,
+        federation_uuid: str,
+        precision: str,
+    ) -> None:
+        self.envoy = envoy
+        self.experiment = experiment
+        self.precision = np.dtype(precision)
+        self._channel = channel
+        self._receiver = Receiver()
+        self._aggregator = aggregator_pb2_grpc.AggregatorStub(channel)
+        self._rounds = RoundsStub(channel)
+        self._header = aggregator_pb2.MessageHeader(
+            sender=envoy, receiver=aggregator_uuid, federation_uuid=federation_uuid
+        )
+
+    def get_tasks(self, collaborator_name: str) -> tuple[Sequence[aggregator_pb2.Task], int, int, bool]:
+        """Tasks, round number, seconds to sleep (OpenFL's; never any here), and whether the experiment has ended.
+
+        Waits on the director until there are tasks, or for the length of a long poll.
+        """
+        request = aggregator_pb2.GetTasksRequest(header=self._header)
+        answer = self._insist(lambda: self._aggregator.GetTasks(request))
+        return answer.tasks, answer.round_number, answer.sleep_time, answer.quit
+
+    def get_model(self) -> tuple[Tensors, int]:
+        """The global model, and the round that begins with it. The next call overwrites the arrays."""
+        request = encode(ModelRequest(experiment=self.experiment, envoy=self.envoy))
+        tensors, metadata = self._insist(lambda: self._receiver.receive(self._rounds.get_model(request)))
+        return tensors, metadata["round"]
+
+    def send_update(self, round_number: int, results: dict[str, TaskResult], tensors: Tensors) -> None:
+        """Raises DirectorRefusedError for an update that the director does not count."""
+        update = UpdateMessage(experiment=self.experiment, envoy=self.envoy, round=round_number, results=results)
+        sent = {name: self._as_sent(tensor) for name, tensor in tensors.items()}
+        self._insist(lambda: send_pieces(self._rounds.send_update, stream(sent, update.model_dump())))
+
+    def _as_sent(self, tensor: np.ndarray) -> np.ndarray:
+        half = self.precision == np.float16 and np.issubdtype(tensor.dtype, np.floating)
+        with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinite, and the director says so
+            return tensor.astype(np.float16) if half else tensor
+
+    def _insist(self, call: Callable[[], Answer]) -> Answer:
+        while True:
+            try:
+                return call()
+            except grpc.RpcError as error:
+                if error.code() in REFUSALS:
+                    raise DirectorRefusedError(f"the director refused: {error.details()}") from None
+                logger.warning("the director is out of reach: %s %s", error.code().name, error.details())
+                wait_to_repeat(self._channel)

@@ -1,0 +1,65 @@
+"""An envoy's YAML file, and the shard descriptor it names. Envoy and worker both read it."""
+
+import os
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+from openfl.interface.interactive_api.shard_descriptor import ShardDescriptor
+from pydantic import Field
+
+from openfl_audio.address import DEFAULT_PORT, join_address
+from openfl_audio.config import Host, Settings
+from openfl_audio.errors import SettingsError
+from openfl_audio.protocol.certificates import load_credentials
+from openfl_audio.protocol.wire import channel_credentials, open_channel
+
+
+class EnvoySettings(Settings):
+    """The `params` of an envoy's YAML file."""
+
+    director_host: Host
+    director_port: int = Field(default=DEFAULT_PORT, ge=1, le=65_535)
+    # Seconds to try at the start before giving up. Later, an envoy waits for its director for ever.
+    connect_timeout: float = 60.0
+    # Only TLS needs them.
+    certificates: Path | None = None
+    work_dir: Path
+    # A worker that holds more is ended, before the system ends something else.
+    memory_limit_gb: float = Field(default_factory=lambda: 0.8 * psutil.virtual_memory().total / 1e9, gt=0)
+    # A task that takes longer is taken for hung, and its worker ended. Without a value there is no limit.
+    task_timeout_seconds: float | None = Field(default=None, gt=0)
+
+
+class ShardDescriptorSettings(Settings):
+    template: str
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+class EnvoyFile(Settings):
+    params: EnvoySettings
+    shard_descriptor: ShardDescriptorSettings
+
+
+def build_shard_descriptor(settings: ShardDescriptorSettings, folder: Path) -> ShardDescriptor:
+    """Make the shard descriptor; paths in its parameters are relative to `folder`, which becomes the current one."""
+    module, _, name = settings.template.rpartition(".")
+    try:
+        factory = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SettingsError(f"shard_descriptor.template '{settings.template}' cannot be imported: {error}") from error
+    os.chdir(folder)
+    try:
+        return factory(**settings.params)
+    except TypeError as error:
+        raise SettingsError(f"shard_descriptor.params do not fit {settings.template}: {error}") from error
+
+
+def connect(settings: EnvoySettings, name: str, tls: bool, **headers: str) -> grpc.Channel:
+    """A channel to the director. Raises CertificateError if envoy `name` has no certificate that is good for TLS."""
+    credentials = None
+    if tls:
+        credentials = channel_credentials(load_credentials(settings.certificates, name))
+    return open_channel(join_address(settings.director_host, settings.director_port), credentials, **headers)

@@ -1,0 +1,87 @@
+"""The process that runs one experiment on a node, started by the envoy's keeper: `python -m openfl_audio.envoy.worker`.
+
+It loads its libraries, then reads what to do (a `Job`, as a line of JSON) from standard input. So an envoy that expects
+an experiment can have a worker ready.
+"""
+
+import argparse
+import faulthandler
+import json
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from openfl_audio.envoy import libraries  # noqa: F401  loaded while there is time, and before all else of OpenFL
+
+# isort: split
+from openfl.federated import Plan
+
+from openfl_audio.config import load_settings
+from openfl_audio.envoy.job import Job
+from openfl_audio.envoy.round_loop import RoundCollaborator
+from openfl_audio.envoy.rounds_client import RoundsClient
+from openfl_audio.envoy.settings import EnvoyFile, build_shard_descriptor, connect
+from openfl_audio.node.compatibility import check_environment
+from openfl_audio.node.local_state import ClientStates
+from openfl_audio.node.task_runner import TaskRunner, seed_generators
+from openfl_audio.protocol.plan import ENVIRONMENT_FILE, PLAN_FILE
+
+
+def run_experiment(name: str, settings: EnvoyFile, config: Path, tls: bool, job: Job) -> None:
+    channel = connect(settings.params, name, tls)
+    shard_descriptor = build_shard_descriptor(settings.shard_descriptor, config.parent)
+
+    # From here on the experiment's own code is in reach, before anything of that name that is installed.
+    os.chdir(job.workspace)
+    sys.path.insert(0, job.workspace)
+    check_environment(json.loads(Path(ENVIRONMENT_FILE).read_text()), f"envoy '{name}'")
+
+    plan = Plan.parse(Path(PLAN_FILE))
+    # A stock envoy reads OpenFL's own classes in the plan; ours know how to fetch a model in one call.
+    plan.config["collaborator"]["template"] = "openfl_audio.envoy.round_loop.RoundCollaborator"
+    extras = plan.config["experiment"]["settings"]
+    plan.runner_ = TaskRunner()
+    plan.runner_.seed = extras["seed"]
+    plan.runner_.task_timeout_seconds = settings.params.task_timeout_seconds
+    client = RoundsClient(
+        channel, name, job.experiment, plan.aggregator_uuid, plan.federation_uuid, extras["precision"]
+    )
+    # As a simulation does: what opening the shard draws is the same in every process.
+    seed_generators(f"{extras['seed']}:{name}")
+    collaborator: RoundCollaborator = plan.get_collaborator(name, client=client, shard_descriptor=shard_descriptor)
+    keeps_optimizer = plan.runner_.opt_treatment == "CONTINUE_LOCAL"
+    if keeps_optimizer or extras["local_tensors"]:
+        folder = Path(job.workspace).with_name("state")
+        plan.runner_.states = ClientStates(folder, extras["local_tensors"], keeps_optimizer, plan.federation_uuid)
+    collaborator.run()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="openfl_audio.envoy.worker")
+    parser.add_argument("-n", "--name", required=True)
+    parser.add_argument("-c", "--config", required=True, type=Path)
+    parser.add_argument("--disable-tls", action="store_true")
+    arguments = parser.parse_args()
+    line = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0).readline()
+    if not line:
+        return 0  # the envoy has ended, or has no experiment after all
+    job = Job.model_validate_json(line)
+    with Path(job.log).open("ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    faulthandler.enable()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("openfl").setLevel(logging.WARNING)
+    try:
+        settings = load_settings(arguments.config, EnvoyFile)
+        run_experiment(arguments.name, settings, arguments.config, not arguments.disable_tls, job)
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Runs of a workload in four modes (centralized, individual, simulated, federated), searches and comparisons."""

@@ -1,0 +1,31 @@
+"""Runs of `train.py` side by side: each in a process and a folder of its own, and what they came to as a table."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+TRAIN = Path(__file__).parents[2] / "scripts" / "train.py"
+
+
+def train(workspace: str, arguments: Sequence[str], data: Path, out: Path) -> dict[str, Any]:
+    """What `result.json` of the run in `out` holds; one that was interrupted goes on.
+
+    Raises CalledProcessError if it fails; what it printed says why.
+    """
+    print(f"==> {out.name}: {workspace} {' '.join(arguments)}", flush=True)
+    command = [sys.executable, str(TRAIN), workspace, *arguments, "--data", str(data), "--out", str(out)]
+    subprocess.run(command, check=True)
+    return json.loads((out / "result.json").read_text())
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """
+    >>> print(markdown(["run", "seconds"], [["alone", "3"]]))
+    | run | seconds |
+    | --- | --- |
+    | alone | 3 |
+    """
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))

@@ -1,0 +1,184 @@
+"""The four modes of an experiment: who its clients are, and where its rounds run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from openfl.interface.interactive_api.shard_descriptor import ShardDescriptor
+
+from openfl_audio.envoy.settings import ShardDescriptorSettings, build_shard_descriptor
+from openfl_audio.errors import SettingsError
+from openfl_audio.experiments.local_federation import LocalFederation
+from openfl_audio.experiments.progress import RunProgress
+from openfl_audio.notebook.interactive_api import Federation, FLExperiment
+from openfl_audio.protocol.certificates import write_certificates
+from openfl_audio.protocol.participation import Participation
+from openfl_audio.protocol.plan import name_of_best
+from openfl_audio.simulation.simulation import Simulation
+from openfl_audio.training.run_settings import RunSettings
+
+# Validates the global model on the validation clips of all, so that a score means the same in every mode.
+EVALUATOR = "evaluation"
+USER = "scientist"
+EXPERIMENT = "run"
+READY_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Clients:
+    """`trainers` have a shard each of `number` that the corpus is divided into; the evaluator has the whole of it.
+
+    `workspace` names a package with a module `experiment`.
+    """
+
+    workspace: str
+    settings: RunSettings
+    data: Path
+    number: int
+    trainers: Sequence[str]
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.trainers, EVALUATOR]
+
+    def shard(self, name: str) -> ShardDescriptorSettings:
+        rank, number = (1, 1) if name == EVALUATOR else (_rank(name), self.number)
+        shard = workspace_experiment(self.workspace).shard(self.settings, self.data, rank, number)
+        return ShardDescriptorSettings(**shard)
+
+    @property
+    def trained_part(self) -> str:
+        """The part of the corpus that trains, as "rank,world size": all of it, or the shard of one client alone."""
+        return f"{_rank(self.trainers[0])},{self.number}" if len(self.trainers) == 1 else "1,1"
+
+    def open(self, name: str) -> ShardDescriptor:
+        return build_shard_descriptor(self.shard(name), Path.cwd())
+
+
+def _rank(trainer: str) -> int:
+    """From 1, of a name of `client_names`."""
+    return int(trainer.rpartition("-")[2]) + 1
+
+
+def workspace_experiment(workspace: str) -> ModuleType:
+    return import_module(f"workspaces.{workspace}.experiment")
+
+
+def client_names(number: int) -> list[str]:
+    """Names that sort as their numbers do, from 0.
+
+    >>> client_names(11)[::5]
+    ['client-00', 'client-05', 'client-10']
+    """
+    return [f"client-{i:0{len(str(number - 1))}}" for i in range(number)]
+
+
+def choose_clients(
+    workspace: str, settings: RunSettings, data: Path, mode: str, client_ids: Sequence[int]
+) -> list[Clients]:
+    """The clients of each experiment that `mode` is: one, or with `individual` one for each of `client_ids`.
+
+    Raises SettingsError for clients that do not exist.
+    """
+    if mode == "centralized":
+        return [Clients(workspace, settings, data, 1, client_names(1))]
+    if settings.clients == "natural":
+        if mode == "federated":
+            raise SettingsError("federated starts processes for every client: say how many with --clients")
+        number = workspace_experiment(workspace).count_natural_clients(settings, data)
+    else:
+        number = settings.clients
+    names = client_names(number)
+    if mode != "individual":
+        return [Clients(workspace, settings, data, number, names)]
+    unknown = [i for i in client_ids if not -number <= i < number]
+    if unknown:
+        raise SettingsError(f"client ids {unknown} are not from {-number} to {number - 1}")
+    return [Clients(workspace, settings, data, number, [names[i]]) for i in client_ids]
+
+
+def start_arguments(clients: Clients) -> dict[str, Any]:
+    """What `FLExperiment.start` and `Simulation.start` take."""
+    settings = clients.settings
+    participation = Participation(
+        fraction=settings.fraction if len(clients.trainers) > 1 else None,
+        seed=settings.seed,
+        evaluators=[EVALUATOR],
+        validate_every=settings.validate_every,
+    )
+    arguments = workspace_experiment(clients.workspace).arguments(settings)
+    if settings.init is not None:
+        arguments["model_provider"].start_from(settings.init / "model")
+    return arguments | {
+        "rounds_to_train": settings.rounds,
+        "opt_treatment": settings.opt_treatment,
+        "envoys": clients.names,
+        "participation": participation,
+        "aggregation": settings.aggregation,
+        "patience": settings.patience,
+        "keep": settings.keep,
+        "precision": settings.precision,
+    }
+
+
+def simulate(
+    clients: Clients, out: Path, progress: RunProgress, workers: int, ray_address: str | None, gpus_per_client: float
+) -> dict[str, torch.nn.Module]:
+    """All modes but federated: centralized has one client, individual one of many.
+
+    Returns the models as `kept_models` has them.
+    """
+    simulation = Simulation(
+        clients.names, clients.open, out, workers=workers, ray_address=ray_address, gpus_per_client=gpus_per_client
+    )
+    arguments = start_arguments(clients)
+    simulation.start(EXPERIMENT, **arguments)
+    progress.show_past(simulation.records)
+    for record in simulation.run(on_client=progress.show_client):
+        progress.show_round(record)
+    return kept_models(simulation, arguments)
+
+
+def federate(clients: Clients, out: Path, progress: RunProgress) -> dict[str, torch.nn.Module]:
+    """A director and envoys on this machine, with TLS; an experiment that an earlier run began goes on.
+
+    Returns the models as `kept_models` has them.
+    """
+    certificates = out / "certificates"
+    if not certificates.exists():
+        write_certificates(certificates, director_hosts=["127.0.0.1"], envoys=clients.names, users=[USER])
+    with LocalFederation(out, certificates, USER) as local:
+        local.stop_left_over()
+        local.start_director()
+        for name in clients.names:
+            local.start_envoy(name, clients.shard(name).model_dump())
+        local.wait_until_ready(clients.names, READY_SECONDS)
+        federation = Federation(
+            USER,
+            "127.0.0.1",
+            local.port,
+            cert_chain=certificates / "ca.crt",
+            api_cert=certificates / f"{USER}.crt",
+            api_private_key=certificates / f"{USER}.key",
+        )
+        arguments = start_arguments(clients)
+        workspace = import_module(f"workspaces.{clients.workspace}")
+        experiment = FLExperiment(federation, EXPERIMENT, workspace=workspace)
+        if (out / "director" / EXPERIMENT).exists():
+            experiment.attach(EXPERIMENT, arguments["model_provider"])
+        else:
+            experiment.start(**arguments)
+        for message in federation.dir_client.stream_history(EXPERIMENT):
+            if "round" in message:
+                progress.show_round(message)
+        return kept_models(experiment, arguments)
+
+
+def kept_models(experiment: Simulation | FLExperiment, arguments: dict[str, Any]) -> dict[str, torch.nn.Module]:
+    """The best and the last model, and for each metric of `also_best` the best by that, as "best-METRIC"."""
+    others = {name_of_best(metric): experiment.best_model(metric) for metric in arguments.get("also_best", ())}
+    return {"best": experiment.best_model(), **others, "last": experiment.last_model()}

@@ -1,0 +1,146 @@
+"""One experiment in one mode: from settings to a folder with its result."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openfl_audio.errors import (
+    CertificateError,
+    RoundFailedError,
+    SettingsError,
+    SimulationError,
+    StartError,
+    WeightsError,
+)
+from openfl_audio.experiments.modes import EVALUATOR, Clients, choose_clients, federate, simulate, workspace_experiment
+from openfl_audio.experiments.progress import OnRound, RunProgress
+from openfl_audio.files import read_json_lines, write_json, write_json_lines, write_result
+from openfl_audio.notebook.interactive_api import DirectorError, ExperimentFailedError
+from openfl_audio.notebook.live_view import TRAIN
+from openfl_audio.training.run_settings import RunSettings
+from shard_descriptors.errors import CorpusError
+
+# What ends a run with a sentence.
+EXPECTED_ERRORS = (
+    CertificateError,
+    CorpusError,
+    DirectorError,
+    ExperimentFailedError,
+    OSError,
+    SettingsError,
+    SimulationError,
+    StartError,
+    RoundFailedError,
+    WeightsError,
+)
+
+
+def run(
+    workspace: str,
+    settings: RunSettings,
+    mode: str,
+    data: Path,
+    out: Path,
+    client_ids: Sequence[int] = (0,),
+    workers: int = 1,
+    ray_address: str | None = None,
+    gpus_per_client: float = 0.0,
+    on_round: OnRound = lambda record: None,
+) -> dict[str, Any]:
+    """Run the experiment into `out`, or go on with it, and return what `result.json` holds.
+
+    `on_round` gets the record of every round, also of those that an earlier run had.
+
+    Raises SettingsError if `out` has been used for anything else.
+    """
+    out, data = out.resolve(), data.resolve() if data.exists() else data
+    if hasattr(workspace_experiment(workspace), "complete"):
+        settings = workspace_experiment(workspace).complete(settings, data)
+    experiments = choose_clients(workspace, settings, data, mode, client_ids)
+    # A corpus that cannot be read should not claim the folder.
+    experiments[0].open(EVALUATOR)
+    alone = [clients.trainers[0] for clients in experiments] if mode == "individual" else None
+    values = settings.model_dump(mode="json")
+    claim(out, {"workspace": workspace, "mode": mode, "alone": alone, "data": str(data), "settings": values})
+    results = {}
+    for clients in experiments:
+        folder = out if len(experiments) == 1 else out / clients.trainers[0]
+        result_file = folder / "result.json"
+        if result_file.exists():
+            for record in read_json_lines(folder / "history.jsonl"):
+                on_round(record)
+        else:
+            _run_one(clients, mode, folder, workers, ray_address, gpus_per_client, on_round)
+        results[clients.trainers[0]] = json.loads(result_file.read_text())
+    if len(experiments) == 1:
+        return results[experiments[0].trainers[0]]
+    metrics = {client: result["metrics"] for client, result in results.items()}
+    write_result(out / "result.json", workspace=workspace, mode=mode, clients=metrics, seed=settings.seed)
+    return json.loads((out / "result.json").read_text())
+
+
+def _run_one(
+    clients: Clients,
+    mode: str,
+    out: Path,
+    workers: int,
+    ray_address: str | None,
+    gpus_per_client: float,
+    on_round: OnRound,
+) -> None:
+    settings, experiment = clients.settings, workspace_experiment(clients.workspace)
+    out.mkdir(parents=True, exist_ok=True)
+    with RunProgress(f"{clients.workspace}, {mode}", settings.rounds, on_round) as progress:
+        if mode == "federated":
+            models = federate(clients, out, progress)
+            write_json_lines(out / "history.jsonl", progress.records)
+        else:
+            models = simulate(clients, out, progress, workers, ray_address, gpus_per_client)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    metrics = {name: experiment.evaluate(model, settings, clients.data, device) for name, model in models.items()}
+    experiment.save(models["best"], settings, out / "model")
+    experiment.plot(progress.records, settings, clients.data, len(clients.trainers), clients.trained_part, out)
+    records = progress.records
+    write_result(
+        out / "result.json",
+        workspace=clients.workspace,
+        mode=mode,
+        clients=len(clients.trainers),
+        metrics=metrics,
+        rounds=sum(TRAIN in record["metrics"] for record in records),
+        seconds=round(sum(record["seconds"] for record in records), 2),
+        bytes={key: sum(record[f"bytes_{key}"] for record in records) for key in ("up", "down")},
+        seed=settings.seed,
+        settings=settings.model_dump(mode="json"),
+    )
+
+
+def claim(out: Path, run: dict[str, Any]) -> None:
+    """Note in `out` what it is for. Raises SettingsError, naming the first difference, if it is for something else."""
+    path, history = out / "run.json", out / "history.jsonl"
+    if path.exists() and history.exists() and not history.stat().st_size:
+        # A run that failed before its first round is over has nothing to lose: the settings may be mended.
+        (out / "experiment.json").unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+    elif not path.exists() and out.exists() and any(out.iterdir()):
+        raise SettingsError(f"{out} is not empty, and no earlier run: choose another --out")
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(path, run)
+        return
+    before, now = _flat(json.loads(path.read_text())), _flat(json.loads(json.dumps(run)))
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise SettingsError(
+                f"{out} has a run with {key} {before.get(key)!r}, now it is {now.get(key)!r}: choose another --out"
+            )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,111 @@
+"""A model and its optimizer as recipes, which a notebook sends and a node builds."""
+
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from openfl.federated import Plan
+from openfl.interface.interactive_api import experiment as openfl_experiment
+
+from openfl_audio.node.adapter import all_names, remember_weights
+from openfl_audio.node.pretrained import read_weights
+from openfl_audio.protocol.tensors import Tensors
+
+
+class ModelInterface(openfl_experiment.ModelInterface):
+    """A model and its optimizer, as recipes: they are built on every node, and only named tensors travel.
+
+    OpenFL pickles the model object, which models with parametrized (weight-normed) layers refuse.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[], torch.nn.Module],
+        optimizer: Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer],
+        framework_plugin: str = "openfl_audio.node.adapter.FrameworkAdapterPlugin",
+        local_tensors: Sequence[str] = (),
+    ) -> None:
+        """`model()` builds the model, `optimizer(parameters)` an optimizer: functools.partial makes both.
+
+        Tensors whose names match one of the patterns in `local_tensors` ("*.norm.*", "head.*") never leave a node: each
+        keeps its own, from round to round.
+        """
+        if isinstance(model, torch.nn.Module):
+            raise TypeError(
+                f"model is a {type(model).__name__}: give a recipe, e.g. functools.partial(create_model, ...)"
+            )
+        if isinstance(local_tensors, str):
+            raise TypeError(f"local_tensors is {local_tensors!r}: give a list of patterns")
+        super().__init__(model, optimizer, framework_plugin)
+        self.local_tensors = tuple(local_tensors)
+        self._built: torch.nn.Module | None = None
+        self._weights: Path | None = None
+
+    def start_from(self, weights: str | Path) -> None:
+        """Let experiments begin with the weights in a safetensors file, or in a folder that `save_pretrained` wrote.
+
+        They are read where the experiment is started, and nowhere else. Frozen weights do not travel, so they stay as
+        the recipe builds them.
+        """
+        self._weights = Path(weights)
+
+    def provide_model(self) -> torch.nn.Module:
+        """The model of this process, built at the first call."""
+        if self._built is None:
+            self._built = self.model()
+        return self._built
+
+    def provide_optimizer(self) -> torch.optim.Optimizer:
+        """A new optimizer over the model's trained parameters."""
+        parameters = [parameter for parameter in self.provide_model().parameters() if parameter.requires_grad]
+        optimizer = self.optimizer(parameters)
+        if hasattr(optimizer, "set_old_weights"):
+            # OpenFL's FedProx takes no step before it knows where it started.
+            remember_weights(optimizer)
+        return optimizer
+
+    def initial_tensors(self, with_optimizer: bool) -> Tensors:
+        """What travels of the model as it is built, and with `with_optimizer` of its optimizer.
+
+        Raises ValueError, naming the pattern, if one of `local_tensors` matches nothing, or only some of the names of
+        one memory; WeightsError, naming the tensor, if what `start_from` names does not fit.
+        """
+        adapter = Plan.build(self.framework_plugin, {})
+        optimizer = self.provide_optimizer() if with_optimizer else None
+        tensors = adapter.get_tensor_dict(self.provide_model(), optimizer)
+        if self._weights is not None:
+            tensors |= read_weights(self._weights, self.provide_model())
+        local = self._local_names(tensors)
+        return {name: tensor for name, tensor in tensors.items() if name not in local}
+
+    def _local_names(self, tensors: Tensors) -> set[str]:
+        """Those of `tensors` that a pattern of `local_tensors` matches, under all names that their memory has."""
+        names = {name: [name] for name in tensors} | all_names(self.provide_model())
+        matched = set()
+        for pattern in self.local_tensors:
+            matching = {each for others in names.values() for each in others if fnmatchcase(each, pattern)}
+            if not matching:
+                raise ValueError(f"local_tensors: '{pattern}' matches no trained tensor, e.g. {sorted(tensors)[:3]}")
+            matched |= matching
+        for others in names.values():
+            local = matched.intersection(others)
+            if local and len(local) < len(others):
+                raise ValueError(
+                    f"local_tensors: '{min(local)}' is one memory with {sorted(set(others) - local)}, which no pattern "
+                    "matches: it stays on the node under all of its names or under none"
+                )
+        return matched
+
+    def model_with(self, tensors: Tensors) -> torch.nn.Module:
+        """A new model with these weights. What stays on the nodes is in it as it is at the start."""
+        model = self.model()
+        adapter = Plan.build(self.framework_plugin, {})
+        own = adapter.get_tensor_dict(model)
+        # An optimizer's state belongs to no model.
+        adapter.set_tensor_dict(model, own | {name: tensor for name, tensor in tensors.items() if name in own})
+        return model
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_built": None}

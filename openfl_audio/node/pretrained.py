@@ -1,0 +1,114 @@
+"""Pretrained weights: those that a node should have, and those that an experiment starts from."""
+
+import json
+import os
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from openfl_audio.errors import PretrainedWeightsError, WeightsError
+from openfl_audio.node.adapter import all_names, to_array, travelling
+from openfl_audio.protocol.tensors import Tensors
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+@contextmanager
+def explain_missing_weights(pretrained: str | Path | None) -> Iterator[None]:
+    """Raise PretrainedWeightsError when transformers does not find `pretrained`."""
+    try:
+        yield
+    except OSError as error:
+        cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
+        raise PretrainedWeightsError(
+            f"no weights for '{pretrained}': it is no folder, not in the cache ({cache}), and the hub did not "
+            f"answer. On a connected machine run `hf download {pretrained}` and copy the cache, or give a folder "
+            "written by save_pretrained"
+        ) from error
+
+
+def read_weights(source: Path, model: torch.nn.Module) -> Tensors:
+    """What travels of `model`, as it is in `source`: a safetensors file, or a folder that `save_pretrained` wrote.
+
+    Shards are read by their index, a tied weight under any of its names, and other floats are converted to the model's.
+    What a model of Transformers does not find under its own names (in older folders, or in a `pytorch_model.bin`), its
+    `from_pretrained` may. Raises WeightsError if a tensor is not there or has another shape or type.
+    """
+    names = all_names(model)
+    wanted = {name for others in names.values() for name in others}
+    try:
+        found = _read_files(source, wanted)
+        return {name: _fitting(source, name, own, names[name], found) for name, own in travelling(model).items()}
+    except WeightsError:
+        others = _read_by_transformers(source, model)
+        if others is None:
+            raise
+    return {name: _fitting(source, name, own, names[name], others) for name, own in travelling(model).items()}
+
+
+def _read_files(source: Path, wanted: Collection[str]) -> dict[str, torch.Tensor]:
+    """Those of the `wanted` tensors that are in the files of `source`."""
+    found: dict[str, torch.Tensor] = {}
+    for path in _weight_files(source):
+        try:
+            with safe_open(path, framework="pt") as file:
+                found |= {name: file.get_tensor(name) for name in file.keys() if name in wanted}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(f"the weights to start from cannot be read: {path}: {error}") from None
+    return found
+
+
+def _weight_files(source: Path) -> list[Path]:
+    if not source.is_dir():
+        return [source]
+    if (source / WEIGHTS).exists():
+        return [source / WEIGHTS]
+    if not (source / INDEX).exists():
+        there = sorted(path.name for path in source.iterdir())[:5]
+        raise WeightsError(f"no weights to start from: {source} has neither {WEIGHTS} nor {INDEX}, but {there}")
+    try:
+        shards = set(json.loads((source / INDEX).read_text())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"the weights to start from cannot be read: {source / INDEX}: {error!r:.200}") from None
+    return [source / shard for shard in sorted(shards)]
+
+
+def _read_by_transformers(source: Path, model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
+    """What `from_pretrained` finds; None if `model` is none of Transformers, or it cannot read `source` either."""
+    transformers = sys.modules.get("transformers")
+    if transformers is None or not isinstance(model, transformers.PreTrainedModel) or not source.is_dir():
+        return None
+    try:
+        loaded, faults = type(model).from_pretrained(
+            source, config=model.config, local_files_only=True, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    except (OSError, ValueError, TypeError, RuntimeError, ImportError):
+        return None
+    made_up = {*faults["missing_keys"], *(name for name, *_ in faults["mismatched_keys"])}
+    return {name: tensor for name, tensor in loaded.state_dict().items() if name not in made_up}
+
+
+def _fitting(
+    source: Path, name: str, own: torch.Tensor, names: list[str], found: dict[str, torch.Tensor]
+) -> np.ndarray:
+    """The tensor of `found` under one of `names`, in the type of `own`."""
+    own = torch.view_as_real(own) if own.is_complex() else own
+    value = next((found[each] for each in names if each in found), None)
+    if value is not None and value.is_complex():
+        value = torch.view_as_real(value)
+    convertible = value is not None and (
+        value.dtype == own.dtype or (value.is_floating_point() and own.is_floating_point())
+    )
+    if value is None or not convertible or value.shape != own.shape:
+        described = "not there" if value is None else _described(value)
+        raise WeightsError(f"{source} does not fit: '{name}' should be {_described(own)}, and is {described}")
+    return to_array(name, value.to(own.dtype))
+
+
+def _described(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{tuple(tensor.shape)}"

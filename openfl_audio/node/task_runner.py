@@ -1,0 +1,249 @@
+"""OpenFL's task runner, made to run the tasks of one client: on an envoy, or in a simulation."""
+
+import copy
+import faulthandler
+import logging
+import math
+import operator
+import random
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache, cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from openfl.federated.task.task_runner import CoreTaskRunner
+
+from openfl_audio.node.adapter import move, remember_weights
+from openfl_audio.node.local_state import ClientStates
+from openfl_audio.protocol.aggregation import are_finite
+from openfl_audio.protocol.plan import Task
+from openfl_audio.protocol.tensors import Tensors
+from openfl_audio.protocol.wire import MAX_CLIPS, TaskResult
+
+logger = logging.getLogger(__name__)
+
+
+class TaskRunner(CoreTaskRunner):
+    """Runs tasks on the tensors it is given. OpenFL's keys for its tensor database have no part in that.
+
+    Before each task Python's, NumPy's and torch's global generators are seeded with a function of `seed`, round, client
+    and task, so that a result depends neither on the process it comes from nor on what that did before. A task that
+    takes longer than `task_timeout_seconds` ends the process with a traceback.
+
+    With `states`, what stays with a client (local tensors, the optimizer under CONTINUE_LOCAL) is read from the disk
+    before each round and written after it: another process goes on with the same bits.
+    """
+
+    seed: int = 0
+    states: ClientStates | None = None
+    task_timeout_seconds: float | None = None
+
+    def run_tasks(
+        self, tasks: Sequence[Task], round_number: int, client: str, model: Tensors, device: str
+    ) -> tuple[dict[str, TaskResult], Tensors]:
+        """Results by task, and what the training made of `model` and is to travel: empty if there was none.
+
+        A client without clips for a task (`get_train_data_size` or `get_valid_data_size` is 0) has no say in it.
+        """
+        if self.states is None:
+            return self._run_in_turn(tasks, round_number, client, model, device)
+        initial = self._initial_local
+        # An optimizer's state is put where the parameters are.
+        move(self.model, device)
+        local, optimizer = self.states.load(client, round_number)
+        if self.states.keeps_optimizer:
+            self.optimizer = self.model_provider.provide_optimizer()
+            if optimizer is not None:
+                self.optimizer.load_state_dict(optimizer)
+        results, trained = self._run_in_turn(tasks, round_number, client, model | initial | local, device)
+        optimizer = self.optimizer.state_dict() if self.states.keeps_optimizer else None
+        # After NaN no later round of this client would bring a number again.
+        if trained and are_finite(trained) and _is_finite(optimizer):
+            kept = {name: tensor for name, tensor in trained.items() if name in initial}
+            self.states.save(client, round_number, kept, optimizer)
+        return results, {name: tensor for name, tensor in trained.items() if name not in initial}
+
+    @cached_property
+    def _initial_local(self) -> Tensors:
+        """Local tensors that no client has changed yet: those of the fresh model."""
+        own = self.get_tensor_dict(with_opt_vars=self.optimizer_travels)
+        return {name: own[name].copy() for name in own if self.states and self.states.is_local(name)}
+
+    def _run_in_turn(
+        self, tasks: Sequence[Task], round_number: int, client: str, tensors: Tensors, device: str
+    ) -> tuple[dict[str, TaskResult], Tensors]:
+        trained: Tensors = {}
+        results = {}
+        for task in tasks:
+            given = trained if task.apply_local and trained else tensors
+            results[task.name], produced = self._run_task(task, round_number, client, given, device)
+            trained = produced or trained
+            logger.info("round %d, %s: %s", round_number, task.name, results[task.name])
+        return results, trained
+
+    def _run_task(
+        self, task: Task, round_number: int, client: str, tensors: Tensors, device: str
+    ) -> tuple[TaskResult, Tensors]:
+        validates = task.task_type == "validate"
+        size = self._data_size("get_valid_data_size" if validates else "get_train_data_size")
+        if size == 0:
+            return TaskResult(size=0, metrics={}), {}
+        apply = {"apply": "local" if task.apply_local else "global"} if validates else {}
+        seed_generators(f"{self.seed}:{round_number}:{client}:{task.name}")
+        with self._time_limit():
+            returned, produced = self.TASK_REGISTRY[task.function_name](
+                col_name=client, round_num=round_number, input_tensor_dict=tensors, device=device, **apply
+            )
+        return TaskResult(size=size, metrics=_metrics(returned, task)), produced
+
+    def _data_size(self, method: str) -> int:
+        """What `method` of the data interface returns. Raises ValueError, naming it, if that is no number of clips."""
+        returned = getattr(self.data_loader, method)()
+        try:
+            size = -1 if isinstance(returned, bool) else operator.index(returned)  # NumPy's and torch's integers too
+        except TypeError:
+            size = -1
+        if not 0 <= size <= MAX_CLIPS:
+            raise ValueError(
+                f"{method} of {type(self.data_loader).__name__} returned {returned!r:.100} "
+                f"({type(returned).__name__}): it should return the number of clips, an integer from 0 to {MAX_CLIPS}"
+            )
+        return size
+
+    @contextmanager
+    def _time_limit(self) -> Iterator[None]:
+        if self.task_timeout_seconds is None:
+            yield
+            return
+        faulthandler.dump_traceback_later(self.task_timeout_seconds, exit=True)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    def set_model_provider(self, model_provider: Any) -> None:
+        """A recipe may draw weights that never travel."""
+        seed_generators(f"{self.seed}:model")
+        super().set_model_provider(model_provider)
+        self._recipe = RecipeState(self.model)
+
+    @property
+    def optimizer_travels(self) -> bool:
+        return self.opt_treatment == "CONTINUE_GLOBAL"
+
+    def initialize_tensorkeys_for_functions(self, with_opt_vars: bool = False) -> None:
+        """OpenFL copies the whole model here, for the names."""
+
+    def rebuild_model(self, input_tensor_dict: Tensors, validation: bool = False, device: str = "cpu") -> None:
+        """Write the tensors into the model, and treat the optimizer as the experiment says."""
+        self._recipe.restore(device)
+        if self.opt_treatment != "CONTINUE_LOCAL":
+            state = self.optimizer.state
+            self.reset_opt_vars()
+            if self.optimizer_travels:
+                # As memory for what has travelled; a learning rate that the task before has changed does not travel.
+                self.optimizer.state.update(state)
+        self.set_tensor_dict(input_tensor_dict, with_opt_vars=self.optimizer_travels, device=device)
+        if hasattr(self.optimizer, "set_old_weights"):
+            # FedProx (OpenFL's optimizers) pulls towards the weights that the round began with.
+            remember_weights(self.optimizer)
+
+    def _prepare_tensorkeys_for_agggregation(
+        self, metric_dict: dict[str, Any], validation_flag: str | bool, col_name: str, round_num: int
+    ) -> tuple[Any, Tensors]:
+        """What a task gives: what it returned, and the tensors it leaves behind if it trains."""
+        tensors = {} if validation_flag else self.get_tensor_dict(with_opt_vars=self.optimizer_travels)
+        return metric_dict, tensors
+
+
+class RecipeState:
+    """What does not travel of a model, but a task may change: modes, gradients, extra state, non-persistent buffers.
+
+    Each task begins with it as the recipe built it, whatever the task before, maybe another client's, has left behind.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        modules = list(model.modules())
+        self._parameters = list(model.parameters())
+        self._modes = [(module, module.training) for module in modules]
+        self._extra_states = [
+            (module, copy.deepcopy(module.get_extra_state()))
+            for module in modules
+            if type(module).get_extra_state is not torch.nn.Module.get_extra_state
+        ]
+        self._buffers = [
+            (module, name, copy.deepcopy(module._buffers[name]))
+            for module in modules
+            for name in sorted(module._non_persistent_buffers_set)
+        ]
+
+    def restore(self, device: str) -> None:
+        for parameter in self._parameters:
+            parameter.grad = None
+        for module, training in self._modes:
+            if module.training != training:  # setting it takes a hundred times as long as reading it
+                module.training = training
+        for module, state in self._extra_states:
+            module.set_extra_state(copy.deepcopy(state))
+        for module, name, value in self._buffers:
+            if not _same(module._buffers.get(name), value):
+                module._buffers[name] = None if value is None else value.to(device, copy=True)
+
+
+def _same(tensor: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    if tensor is None or other is None:
+        return tensor is other
+    plain = tensor.layout is other.layout is torch.strided  # torch compares no sparse ones
+    return plain and tensor.dtype == other.dtype and torch.equal(tensor.cpu(), other)
+
+
+def _metrics(returned: Any, task: Task) -> dict[str, float]:
+    """The metrics that a task returned. Raises ValueError, naming the task and the metric, if they are none."""
+    called = f"task '{task.name}' ({task.function_name})"
+    if not isinstance(returned, Mapping):
+        raise ValueError(
+            f"{called} returned {returned!r:.100} ({type(returned).__name__}): "
+            "it should return a dictionary of metrics, such as {'loss': 0.5}"
+        )
+    for name in returned:
+        if not isinstance(name, str):
+            raise ValueError(f"{called} returned a metric with the name {name!r:.100}: names of metrics are text")
+    return {str(name): _number(value, f"{called} returned as metric '{name}'") for name, value in returned.items()}
+
+
+def _number(value: Any, said: str) -> float:
+    """Numbers of Python, NumPy and torch, and arrays and tensors that hold one.
+
+    None is NaN: what a task could not take, as an area under a curve with one class, is undefined.
+    """
+    if value is None:
+        return math.nan
+    try:
+        array = np.asarray(value.item() if isinstance(value, torch.Tensor) else value)
+        if array.dtype.kind in "biuf" and array.size == 1:
+            return float(array.item())
+    except (TypeError, ValueError, RuntimeError):
+        pass  # a ragged list, say, or a tensor of several values
+    raise ValueError(f"{said} {value!r:.100} ({type(value).__name__}): a metric is one real number")
+
+
+def _is_finite(optimizer: dict[str, Any] | None) -> bool:
+    values = [value for state in (optimizer or {"state": {}})["state"].values() for value in state.values()]
+    return all(value.isfinite().all() for value in values if isinstance(value, torch.Tensor))
+
+
+def seed_generators(name: str) -> None:
+    seed = zlib.crc32(name.encode())
+    random.seed(seed)
+    np.random.seed(seed)
+    # Not torch.manual_seed: without a GPU it takes a millisecond to note from where it was called.
+    torch.default_generator.manual_seed(seed)
+    if _has_gpu():
+        torch.cuda.manual_seed_all(seed)
+
+
+# Asked once: it takes as long as all of the above together.
+_has_gpu = cache(torch.cuda.is_available)

@@ -1,0 +1,117 @@
+"""A notebook's line to the director."""
+
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+from openfl.protocols import director_pb2_grpc
+from openfl.transport.grpc import director_client
+
+from openfl_audio.errors import DirectorError, ExperimentFailedError
+from openfl_audio.protocol.certificates import Credentials
+from openfl_audio.protocol.tensors import Tensors, receive
+from openfl_audio.protocol.wire import (
+    ExperimentRequest,
+    HistoryRequest,
+    ModelRequest,
+    RoundsStub,
+    StatusRequest,
+    channel_credentials,
+    encode,
+    explain_unreachable,
+    open_channel,
+    send_pieces,
+    wait_for_connection,
+)
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 1.0
+
+
+class DirectorClient(director_client.DirectorClient):
+    """OpenFL's client of the director, over one channel that stays open, plus the service for whole models."""
+
+    def __init__(self, client_id: str, address: str, credentials: Credentials | None) -> None:
+        """`address` is "HOST:PORT"; without credentials TLS is off."""
+        channel = open_channel(address, channel_credentials(credentials) if credentials else None, client_id=client_id)
+        self.address = address
+        self._root = credentials.root if credentials else None
+        self.channel = channel
+        self.stub = director_pb2_grpc.DirectorStub(channel)
+        self.rounds = RoundsStub(channel)
+
+    @contextmanager
+    def translated_errors(self) -> Iterator[None]:
+        """gRPC's errors as one sentence."""
+        try:
+            yield
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                raise DirectorError(explain_unreachable(self.address, error.details(), self._root)) from None
+            raise DirectorError(f"the director at {self.address} refused: {error.details()}") from None
+
+    def submit(self, submission: Iterable[bytes]) -> None:
+        """Send an experiment's zip file, in pieces."""
+        with self.translated_errors():
+            send_pieces(self.rounds.submit, submission)
+
+    def stream_history(self, experiment_name: str) -> Iterator[dict[str, Any]]:
+        """One record a round until the experiment has ended, then its {"status"}. Raises ExperimentFailedError.
+
+        Between them {"waits": what the director lacks}, and {"waits": ""} when the experiment goes on.
+
+        Waits for a director that goes away meanwhile, and says so.
+        """
+        received, waiting = 0, False
+        with self.translated_errors():
+            while True:
+                try:
+                    request = HistoryRequest(experiment=experiment_name, first=received)
+                    for answer in self.rounds.get_history(encode(request)):
+                        message, waiting = json.loads(answer), False
+                        if message.get("error"):
+                            raise ExperimentFailedError(message["error"])
+                        received += "round" in message
+                        yield message
+                    return
+                except grpc.RpcError as error:
+                    if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+                        raise
+                    if not waiting:
+                        logger.warning("lost the director at %s (%s): waiting for it", self.address, error.details())
+                    waiting = True
+                    wait_for_connection(self.channel, RETRY_SECONDS)
+
+    def read_history(self, experiment_name: str) -> Iterator[dict[str, Any]]:
+        """The records of all rounds so far, one after the other: together they may be gigabytes."""
+        request = encode(HistoryRequest(experiment=experiment_name, follow=False))
+        with self.translated_errors():
+            for answer in self.rounds.get_history(request):
+                message = json.loads(answer)
+                if "round" in message:
+                    yield message
+
+    def get_experiment(self, experiment_name: str) -> dict[str, Any]:
+        """The experiment as it is: "status", "round", "envoys", "waits", "error", the last of "history" and more."""
+        with self.translated_errors():
+            return json.loads(self.rounds.get_experiment(encode(ExperimentRequest(experiment=experiment_name))))
+
+    def stop_experiment(self, experiment_name: str) -> None:
+        with self.translated_errors():
+            self.rounds.stop_experiment(encode(ExperimentRequest(experiment=experiment_name)))
+
+    def get_status(self) -> dict[str, Any]:
+        """{"envoys": [...], "experiments": [...]} of the whole federation."""
+        with self.translated_errors():
+            return json.loads(self.rounds.get_status(encode(StatusRequest())))
+
+    def get_model(self, experiment_name: str, which: str) -> Tensors:
+        """Model 'initial', 'last', 'best' or 'best-METRIC' as the director keeps it."""
+        request = encode(ModelRequest(experiment=experiment_name, which=which))
+        with self.translated_errors():
+            tensors, _ = receive(self.rounds.get_model(request))
+        return tensors

@@ -1,0 +1,92 @@
+"""What an experiment is, whatever mode it runs in: model, optimizer, tasks, data, and the plan of its rounds."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from openfl.interface.aggregation_functions import WeightedAverage
+from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
+
+from openfl_audio.node.model_interface import ModelInterface
+from openfl_audio.notebook.live_view import TRAIN, VALIDATE
+from openfl_audio.protocol.aggregation import Aggregation
+from openfl_audio.protocol.participation import Participation
+from openfl_audio.protocol.plan import BestModel, Direction, ExperimentPlan, Task
+from openfl_audio.protocol.tensors import Tensors
+
+OPT_TREATMENTS = ("RESET", "CONTINUE_LOCAL", "CONTINUE_GLOBAL")
+
+
+@dataclass(frozen=True)
+class Definition:
+    """An experiment that is ready to run; `tensors` are the first global model."""
+
+    plan: ExperimentPlan
+    tensors: Tensors
+    model_provider: ModelInterface
+    task_keeper: TaskInterface
+    data_loader: DataInterface
+    opt_treatment: str
+
+
+def define(
+    name: str,
+    *,
+    model_provider: ModelInterface,
+    task_keeper: TaskInterface,
+    data_loader: DataInterface,
+    rounds_to_train: int,
+    opt_treatment: str = "RESET",
+    envoys: Iterable[str] | None = None,
+    corpus: str | None = None,
+    participation: Participation | None = None,
+    aggregation: Aggregation | None = None,
+    best: tuple[str, Direction] = ("accuracy", "max"),
+    also_best: Mapping[str, Direction] | None = None,
+    patience: int | None = None,
+    keep: int = 0,
+    precision: Literal["float32", "float16"] = "float32",
+    metric_bounds: Mapping[str, tuple[float, float]] | None = None,
+) -> Definition:
+    """For the arguments see `interactive_api.FLExperiment.start`. Raises ValueError if they do not fit."""
+    if opt_treatment not in OPT_TREATMENTS:
+        raise ValueError(f"opt_treatment {opt_treatment!r} is not supported: use one of {OPT_TREATMENTS}")
+    if opt_treatment == "CONTINUE_GLOBAL" and precision == "float16":
+        raise ValueError("an optimizer's state does not fit into float16: use precision='float32'")
+    if any(function is not None for function in _chosen_aggregation_functions(task_keeper)):
+        raise ValueError("set_aggregation_function is not supported: give aggregation=Aggregation(...)")
+    tensors = model_provider.initial_tensors(with_optimizer=opt_treatment == "CONTINUE_GLOBAL")
+    parameters = dict(model_provider.provide_model().named_parameters(remove_duplicate=False))
+    plan = ExperimentPlan(
+        name=name,
+        federation_uuid="",
+        corpus=corpus,
+        envoys=None if envoys is None else list(envoys),
+        rounds=rounds_to_train,
+        tasks=_tasks(task_keeper),
+        participation=participation or Participation(),
+        aggregation=aggregation or Aggregation(),
+        best=BestModel(metric=best[0], direction=best[1], others=dict(also_best or {}), patience=patience),
+        keep=keep,
+        precision=precision,
+        metric_bounds=dict(metric_bounds or {}),
+        untrained=[tensor for tensor in tensors if tensor not in parameters],
+        units=getattr(data_loader, "units", ExperimentPlan.model_fields["units"].default),
+    )
+    return Definition(plan, tensors, model_provider, task_keeper, data_loader, opt_treatment)
+
+
+def _tasks(task_keeper: TaskInterface) -> list[Task]:
+    """The global model is validated before it is trained: its metrics then choose the best one."""
+    registered = task_keeper.get_registered_tasks()
+    if not registered:
+        raise ValueError("no task is registered: decorate a function with task_keeper.register_fl_task(...)")
+    return [
+        Task(name=name, function_name=registered[name].function_name, task_type=registered[name].task_type)
+        for name in (VALIDATE, TRAIN)
+        if name in registered
+    ]
+
+
+def _chosen_aggregation_functions(task_keeper: TaskInterface) -> list[Any]:
+    return [None if type(f) is WeightedAverage else f for f in task_keeper.aggregation_functions.values()]

@@ -1,0 +1,339 @@
+"""OpenFL's interactive API, under the same names and arguments, on this project's director.
+
+    from openfl_audio import DataInterface, Federation, FLExperiment, ModelInterface, TaskInterface
+
+What differs from OpenFL 1.7.1: a model and its optimizer are given as recipes and built where they are used, only what
+is trained travels, no notebook code runs on the director, and nothing is left behind in the notebook's folder.
+"""
+
+import io
+import json
+import logging
+import tempfile
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from openfl.federated import Plan
+from openfl.interface.cli_helper import WORKSPACE
+from openfl.interface.interactive_api import experiment as openfl_experiment
+from openfl.interface.interactive_api import federation as openfl_federation
+from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
+
+from openfl_audio.address import DEFAULT_PORT, bracket, check_host, join_address
+from openfl_audio.errors import DirectorError, ExperimentFailedError
+from openfl_audio.node.compatibility import describe_environment
+from openfl_audio.node.model_interface import ModelInterface
+from openfl_audio.notebook.director_client import DirectorClient
+from openfl_audio.notebook.experiment import Definition, define
+from openfl_audio.notebook.live_view import show_progress, to_frame, without_envoys
+from openfl_audio.notebook.workspace import describe_left_out, select_files
+from openfl_audio.protocol.aggregation import Aggregation
+from openfl_audio.protocol.archive import stream_archive
+from openfl_audio.protocol.certificates import read_credentials
+from openfl_audio.protocol.participation import Participation
+from openfl_audio.protocol.plan import (
+    ARCHIVE,
+    ENVIRONMENT_FILE,
+    EXPERIMENT_PLAN,
+    INITIAL_MODEL,
+    PLAN_FILE,
+    Direction,
+    name_of_best,
+)
+from openfl_audio.protocol.tensors import file_pieces
+
+__all__ = [
+    "Aggregation",
+    "DataInterface",
+    "DirectorError",
+    "ExperimentFailedError",
+    "FLExperiment",
+    "Federation",
+    "ModelInterface",
+    "Participation",
+    "TaskInterface",
+]
+
+logger = logging.getLogger(__name__)
+
+
+class Federation(openfl_federation.Federation):
+    """A notebook's connection to the director. Arguments as in OpenFL."""
+
+    def __init__(
+        self,
+        client_id: str | None = None,
+        director_node_fqdn: str | None = None,
+        director_port: int | None = None,
+        tls: bool = True,
+        cert_chain: str | Path | None = None,
+        api_cert: str | Path | None = None,
+        api_private_key: str | Path | None = None,
+    ) -> None:
+        """Connect to the director as user `client_id`, with the three files of that user's certificate if `tls`.
+
+        Raises DirectorError if it cannot be reached or refuses, CertificateError for a bad certificate.
+        """
+        # With brackets around an IPv6 address, as OpenFL's own envoys put the port behind it.
+        self.director_node_fqdn = bracket(check_host(director_node_fqdn or "localhost"))
+        self.director_port = director_port or DEFAULT_PORT
+        self.tls = tls
+        credentials = None
+        if tls:
+            if not (client_id and cert_chain and api_cert and api_private_key):
+                raise ValueError("with tls=True, client_id, cert_chain, api_cert and api_private_key are needed")
+            credentials = read_credentials(Path(cert_chain), Path(api_cert), Path(api_private_key), client_id)
+        address = join_address(self.director_node_fqdn, self.director_port)
+        self.dir_client = DirectorClient(client_id or "anonymous", address, credentials)
+        with self.dir_client.translated_errors():
+            self.sample_shape, self.target_shape = self.dir_client.get_dataset_info()
+
+    def get_shard_registry(self) -> dict[str, dict[str, Any]]:
+        """Envoys by name, with their shard's description and whether they are online."""
+        with self.dir_client.translated_errors():
+            return super().get_shard_registry()
+
+
+class FLExperiment(openfl_experiment.FLExperiment):
+    """An experiment on the federation. Arguments and methods as in OpenFL, and those that say otherwise."""
+
+    def __init__(
+        self,
+        federation: Federation,
+        experiment_name: str | None = None,
+        workspace: ModuleType | None = None,
+        workspace_files: Iterable[str] = (),
+    ) -> None:
+        """`workspace` is the imported package of the tasks, the model and the data interface: it travels along.
+
+        Of its folder the modules and settings travel (.py, .yaml, .json, .toml, .cfg, .ini), nothing hidden, and what
+        matches one of the glob patterns `workspace_files`, relative to the folder ("vocabulary.txt", "tables/*.csv").
+        `start` says what is left out.
+        """
+        super().__init__(federation, experiment_name)
+        self.workspace = workspace
+        self.workspace_files = tuple(workspace_files)
+        self.model_provider: ModelInterface | None = None
+
+    def start(
+        self,
+        *,
+        model_provider: ModelInterface,
+        task_keeper: TaskInterface,
+        data_loader: DataInterface,
+        rounds_to_train: int,
+        task_assigner: None = None,
+        override_config: dict[str, Any] | None = None,
+        delta_updates: bool = False,
+        opt_treatment: str = "RESET",
+        device_assignment_policy: str = "CUDA_PREFERRED",
+        pip_install_options: tuple[str, ...] = (),
+        envoys: Iterable[str] | None = None,
+        corpus: str | None = None,
+        participation: Participation | None = None,
+        aggregation: Aggregation | None = None,
+        best: tuple[str, Direction] = ("accuracy", "max"),
+        also_best: Mapping[str, Direction] | None = None,
+        patience: int | None = None,
+        keep: int = 0,
+        precision: Literal["float32", "float16"] = "float32",
+        metric_bounds: Mapping[str, tuple[float, float]] | None = None,
+    ) -> None:
+        """Send the experiment to the director and return; `watch` shows how it goes.
+
+        In every round each envoy validates the global model and trains it; a last validation follows the last round.
+        Who takes part: `envoys` by name, or else all that serve `corpus`, also those that come later (`corpus` may be
+        left out where all envoys serve the same). `participation` says how many of them in a round, who only
+        evaluates, and when a round closes; `aggregation` how updates become the next model.
+        `best` is the validation metric that chooses the best model, and its direction, "max" or "min"; after `patience`
+        validations without a better one the experiment ends. For each metric of `also_best` the best model is kept too,
+        as are the models of the last `keep` rounds.
+        `metric_bounds` gives metrics their least and largest value, such as {"snr_db": (-100, 100)}: a value outside,
+        or one that is undefined (NaN or None), is left out of the mean, and `watch` says so. Unless it says otherwise
+        "accuracy", "pr_auc" and their like are at most 100 (per cent), and "wer" and its like at least 0. If no envoy
+        reports a metric that is to choose a model, the experiment fails in its first validation.
+        With `precision` "float16" half as many bytes travel; the director's sums and models stay as they are.
+        Raises DirectorError if the director refuses.
+        """
+        if task_assigner is not None or delta_updates or pip_install_options:
+            raise ValueError("task_assigner, delta_updates and pip_install_options are not supported: leave them out")
+        definition = define(
+            self.experiment_name,
+            model_provider=model_provider,
+            task_keeper=task_keeper,
+            data_loader=data_loader,
+            rounds_to_train=rounds_to_train,
+            opt_treatment=opt_treatment,
+            envoys=envoys,
+            corpus=corpus,
+            participation=participation,
+            aggregation=aggregation,
+            best=best,
+            also_best=also_best,
+            patience=patience,
+            keep=keep,
+            precision=precision,
+            metric_bounds=metric_bounds,
+        )
+        extras = {
+            "precision": precision,
+            "local_tensors": list(model_provider.local_tensors),
+            "seed": definition.plan.participation.seed,
+        }
+        self._prepare_plan(
+            model_provider,
+            data_loader,
+            rounds_to_train,
+            delta_updates,
+            opt_treatment,
+            device_assignment_policy,
+            override_config,
+            extras=extras,
+        )
+        self.model_provider = model_provider
+        self._submit(definition)
+
+    def _submit(self, definition: Definition) -> None:
+        plan = definition.plan.model_copy(update={"federation_uuid": self.plan.federation_uuid})
+        interfaces = definition.model_provider, definition.task_keeper, definition.data_loader
+        entries: list[tuple[str, Iterable[bytes]]] = [
+            (EXPERIMENT_PLAN, [plan.model_dump_json().encode()]),
+            (ARCHIVE, [self._pack_workspace(*interfaces)]),
+            (INITIAL_MODEL, file_pieces(definition.tensors, {})),
+        ]
+        self.federation.dir_client.submit(stream_archive(entries))
+        self.experiment_submitted = True
+        self.logger.info("experiment '%s' was submitted", plan.name)
+
+    def attach(self, experiment_name: str, model_provider: ModelInterface | None = None) -> "FLExperiment":
+        """Take up an experiment that was started elsewhere or earlier: `watch`, `history` and the rest are about it.
+
+        `model_provider` is the one it was started with: fetching models needs it.
+        Raises DirectorError if this user has no experiment of that name.
+        """
+        self.federation.dir_client.get_experiment(experiment_name)
+        self.experiment_name = experiment_name
+        self.experiment_submitted = True
+        if model_provider is not None:
+            self.model_provider = model_provider
+        return self
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """A row a round, of the rounds so far. Its columns: see `watch`."""
+        records = self.federation.dir_client.read_history(self.experiment_name)
+        return to_frame([without_envoys(record) for record in records])
+
+    def stop(self) -> None:
+        """End the experiment. Its history and models stay."""
+        self.federation.dir_client.stop_experiment(self.experiment_name)
+
+    def watch(self) -> pd.DataFrame:
+        """Show how the experiment goes, from its first round until it has ended: a growing table, and in Jupyter also
+        a curve of the metric that chooses the best model. Returns the history, a row a round.
+
+        Round r's validation is that of the model after r rounds, on the envoys' validation clips; `sent` is what all
+        envoys together sent to the director; `left out` says, where there is something, what did not count: who, why.
+        Raises ExperimentFailedError with an envoy's traceback. An interrupt leaves the experiment running.
+        """
+        name, client = self.experiment_name, self.federation.dir_client
+        try:
+            return show_progress(client.stream_history(name), client.get_experiment(name))
+        except KeyboardInterrupt:
+            again = f"watch() shows it again, FLExperiment(federation).attach('{name}') takes it up in another notebook"
+            print(f"\nexperiment '{name}' goes on: {again}, stop() ends it", flush=True)
+            raise
+
+    def _initialize_plan(self) -> None:
+        # As in OpenFL, without the folders it makes beside the notebook.
+        self.plan = Plan.parse(WORKSPACE / "workspace/plan/plans/default/base_plan_interactive_api.yaml", resolve=False)
+        self.plan.name = Path(PLAN_FILE).name
+
+    def _prepare_plan(self, *args: Any, extras: dict[str, Any], **kwargs: Any) -> None:
+        """OpenFL's plan; `extras` is what our worker has to know besides."""
+        files = {f"{kind}_interface_file": f"{kind}_obj.pkl" for kind in ("model", "tasks", "dataloader")}
+        super()._prepare_plan(*args, **kwargs, **files)
+        # OpenFL cuts the address off at its first colon.
+        self.plan.config["network"]["settings"]["agg_addr"] = self.federation.director_node_fqdn
+        # One port serves all; the name makes the plan's hash, by which calls find their experiment, its own.
+        self.plan.config["network"]["settings"]["agg_port"] = self.federation.director_port
+        self.plan.config["experiment"] = {"settings": {"name": self.experiment_name, **extras}}
+        self.plan.resolve()
+
+    def _pack_workspace(self, *interfaces: Any) -> bytes:
+        """The archive for the envoys: plan, versions, pickled interfaces, and the workspace's package."""
+        buffer = io.BytesIO()
+        with (
+            tempfile.TemporaryDirectory() as staging,
+            # A file from a reproducible build may be of 1970, which zip cannot say: it counts as of 1980.
+            zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive,
+        ):
+            api_layer = self.plan.config["api_layer"]
+            serializer = Plan.build(api_layer["required_plugin_components"]["serializer_plugin"], {})
+            for kind, interface in zip(("model", "tasks", "dataloader"), interfaces, strict=True):
+                name = api_layer["settings"][f"{kind}_interface_file"]
+                serializer.serialize(interface, Path(staging) / name)
+                archive.write(Path(staging) / name, name)
+            plan_file = Path(staging) / "plan.yaml"
+            Plan.dump(plan_file, self.plan.config)
+            archive.write(plan_file, PLAN_FILE)
+            archive.writestr(ENVIRONMENT_FILE, json.dumps(describe_environment()))
+            if self.workspace is not None:
+                for path, name in _package_files(self.workspace, self.workspace_files):
+                    archive.write(path, name)
+        return buffer.getvalue()
+
+    def best_model(self, metric: str | None = None) -> torch.nn.Module:
+        """A new model with the best weights so far, by another `metric` of `also_best` too."""
+        return self._model(name_of_best(metric))
+
+    def last_model(self) -> torch.nn.Module:
+        """A new model with the weights of the last round."""
+        return self._model("last")
+
+    def initial_model(self) -> torch.nn.Module:
+        """A new model with the weights that the experiment began with."""
+        return self._model("initial")
+
+    # OpenFL's names.
+    get_best_model = best_model
+    get_last_model = last_model
+
+    def _model(self, which: str) -> torch.nn.Module:
+        if self.model_provider is None:
+            raise ValueError(f"give attach('{self.experiment_name}', model_provider) the model that was trained")
+        tensors = self.federation.dir_client.get_model(self.experiment_name, which)
+        return self.model_provider.model_with(tensors)
+
+
+def _package_files(package: ModuleType, also: Iterable[str] = ()) -> list[tuple[Path, str]]:
+    """Files of an imported package that travel and the `__init__.py` of those it lies in, with names in the archive.
+
+    Says what of the package's folder is left out. `also` are patterns for `workspace.select_files`.
+    """
+    if not package.__file__ or Path(package.__file__).name != "__init__.py":
+        raise ValueError(
+            f"workspace '{package.__name__}' is not a package: give the imported folder with an __init__.py"
+        )
+    folder = Path(package.__file__).parent
+    parents = list(folder.parents)[: package.__name__.count(".")]
+    root = folder.parents[len(parents)]
+    sent, left_out = select_files(folder, also)
+    size = sum(path.stat().st_size for path in sent)
+    logger.info("package '%s' travels to every envoy: %d files, %.1f kB", package.__name__, len(sent), size / 1e3)
+    if left_out:
+        logger.info(
+            "left out of package '%s' (name in workspace_files what the tasks need): %s",
+            package.__name__,
+            describe_left_out(left_out),
+        )
+    around = [parent / "__init__.py" for parent in parents]
+    return [(path, path.relative_to(root).as_posix()) for path in (*filter(Path.exists, around), *sent)]
+
+
+logging.getLogger("openfl.federated.plan.plan").setLevel(logging.WARNING)  # it prints the whole plan at every step

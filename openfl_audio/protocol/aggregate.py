@@ -1,0 +1,136 @@
+"""Folding updates into the next global model, in memory.
+
+The director does the same with files: `openfl_audio.director.aggregate`.
+"""
+
+import math
+from collections.abc import Container
+
+import numpy as np
+
+from openfl_audio.errors import TooLargeError, UpdateRefusedError
+from openfl_audio.protocol.aggregation import (
+    LARGEST_VALUE,
+    Aggregation,
+    Mean,
+    RunningMean,
+    clipped,
+    is_too_large,
+    magnitude,
+    narrowed,
+)
+from openfl_audio.protocol.tensors import Tensors
+
+
+class Fold:
+    """`model` and `moments` (of the server optimizer, by "SLOT.NAME") are those after `aggregations` rounds.
+
+    Updates are added up as they come, in the memory of two models whatever their number; rules other than the mean, and
+    a bounded share of the weight, keep a copy of each. The result depends on their order, to the last bit.
+    """
+
+    def __init__(
+        self,
+        model: Tensors,
+        aggregation: Aggregation,
+        untrained: Container[str] = (),
+        moments: Tensors | None = None,
+        aggregations: int = 0,
+    ) -> None:
+        self.model = {name: tensor.copy() for name, tensor in model.items()}
+        self.aggregation = aggregation
+        self.moments = dict(moments or {})
+        self.aggregations = aggregations
+        self._floats = [name for name, tensor in model.items() if tensor.dtype.kind == "f"]
+        self._parameters = {name for name in self._floats if name not in untrained}
+        # Views of the model: when it has changed, so has what the next mean begins with.
+        self._means = {name: RunningMean(self.model[name].reshape(-1)) for name in self._floats}
+        self._counters: Tensors = {}
+        self._kept: list[tuple[Tensors, int]] = []
+
+    def add(self, update: Tensors, clips: int, refused: str) -> None:
+        """Take in the update of one client that trained on `clips` clips. Its arrays may change afterwards.
+
+        Raises UpdateRefusedError, which begins with `refused`, if a tensor holds NaN or infinity, or is too large.
+        """
+        for name in self._floats:
+            check_tensor(name, update[name].reshape(-1), self.model[name].reshape(-1), refused)
+        for name in update.keys() - set(self._floats):
+            # Integers are counters, such as a batch norm's number of batches.
+            self._counters[name] = np.maximum(self._counters.get(name, update[name]), update[name])
+        update = self._clipped({name: update[name].reshape(-1) for name in self._floats})
+        rule = self.aggregation.rule
+        if isinstance(rule, Mean) and self._adds_at_once:
+            for name, mean in self._means.items():
+                mean.add(update[name], clips if rule.weighted else 1.0)
+        else:
+            self._kept.append(({name: values.copy() for name, values in update.items()}, clips))
+
+    def finish_round(self) -> None:
+        """Make what was added the next global model, in place."""
+        for name in self._floats:
+            tensor = self.model[name].reshape(-1)
+            values = self._combined(name, tensor)
+            if name in self._parameters:
+                values = self._step(name, tensor, values)
+            tensor[:] = narrowed(values, tensor.dtype)
+        for name, counter in self._counters.items():
+            self.model[name][...] = counter
+        self.aggregations += 1
+        self._counters, self._kept = {}, []
+
+    @property
+    def _adds_at_once(self) -> bool:
+        """Whether an update's weight is known before the others are."""
+        return isinstance(self.aggregation.rule, Mean) and self.aggregation.max_share is None
+
+    def _combined(self, name: str, current: np.ndarray) -> np.ndarray:
+        if self._adds_at_once:
+            return self._means[name].result()
+        weights = self.aggregation.weights([clips for _, clips in self._kept])
+        return self.aggregation.rule.combine((update[name] for update, _ in self._kept), weights, current)
+
+    def _step(self, name: str, current: np.ndarray, combined: np.ndarray) -> np.ndarray:
+        optimizer = self.aggregation.server_optimizer
+        if optimizer is None:
+            return combined
+        state = {}
+        for slot in optimizer.slots:
+            initial = np.full(len(current), optimizer.initial_value(slot), np.float32)
+            state[slot] = self.moments.get(f"{slot}.{name}", initial)
+        values, state = optimizer.step(current, combined, state, self.aggregations)
+        state = {slot: narrowed(moment, moment.dtype) for slot, moment in state.items()}
+        self.moments |= {f"{slot}.{name}": moment for slot, moment in state.items()}
+        return values
+
+    def _clipped(self, update: Tensors) -> Tensors:
+        """`update` as near to the model as the aggregation wants it. What is not trained stays as it is."""
+        if self.aggregation.clip_norm is None:
+            return update
+        current = {name: self.model[name].reshape(-1) for name in self._parameters}
+        (scale,) = self.aggregation.clip_scales([_distance(current, update)])
+        return update | {name: clipped(values, update[name], scale) for name, values in current.items()}
+
+
+def check_tensor(name: str, values: np.ndarray, current: np.ndarray, refused: str) -> None:
+    """Raises UpdateRefusedError, naming the tensor, if `values`, flat, hold NaN or infinity, or are too large to add.
+
+    `current` are those of the global model.
+    """
+    size = magnitude(values)
+    if not math.isfinite(size):
+        raise UpdateRefusedError(f"{refused}: tensor '{name}' holds NaN or infinity")
+    if size > LARGEST_VALUE and is_too_large(values, current):
+        raise TooLargeError(
+            f"{refused}: tensor '{name}' holds {np.abs(values).max():g}, more than {LARGEST_VALUE:g}: with it the next "
+            "global model might not be finite"
+        )
+
+
+def _distance(current: Tensors, update: Tensors) -> float:
+    """Euclidean norm of update - current over all tensors together."""
+    total = 0.0
+    for name, values in current.items():
+        change = update[name].astype(np.float64) - values
+        total += float(np.dot(change, change))
+    return total**0.5

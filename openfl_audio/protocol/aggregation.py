@@ -1,0 +1,520 @@
+"""How the updates of one round become the next global model: clipping, an aggregation rule, a server optimizer.
+
+Everything here works on flat arrays: one tensor of the model, or a slice of one. The choice travels as JSON inside an
+experiment's plan.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from openfl.utilities.optimizers.numpy import NumPyAdagrad, NumPyAdam, NumPyYogi
+from pydantic import BaseModel, ConfigDict, Field
+
+from openfl_audio.errors import NotFiniteError
+from openfl_audio.protocol.tensors import Tensors
+
+# Weiszfeld's iteration ends when the pulls of the updates balance to within this share of their sum. The median is then
+# known to about a millionth of the distance between updates, finer than float32 resolves the parameters themselves.
+TOLERANCE = 1e-6
+# Tens of iterations are usual. Only between optima that are nearly tied does it creep, and there every point on the way
+# is nearly as good, so it may stop. An iteration works on inner products: microseconds, whatever the tensor's size.
+MAX_ITERATIONS = 1000
+# Squared distances are differences of float64 sums; below this share of what was summed they are rounding error.
+ROUNDING = 1e-12
+# Small enough for the processor's cache: what lies between two passes over an array need not go through memory.
+CACHED_ITEMS = 1 << 17
+# An exact factor that keeps a sum over up to 2^30 clips within the range of float32.
+WEIGHT_UNIT = 2.0**-30
+# Columns of all updates that the geometric median takes at a time; ten updates are 5 MB in float64.
+BLOCK = 1 << 16
+
+
+# Values further out than this would overflow in sums and squares of float32. No weight of a network comes near it.
+LARGEST_VALUE = 1e15
+
+
+class _Part(BaseModel):
+    # Infinity would not come back from JSON.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class _Rule(_Part):
+    """How updates become one: `combine` takes flat arrays of one length, a `weighted` rule also looks at weights."""
+
+    whole_tensors: ClassVar[bool] = False
+
+    def check_number(self, updates: int) -> None:
+        """Raises ValueError if the rule cannot keep its promise with so few `updates`."""
+
+
+class RunningMean:
+    """The weighted mean of flat arrays of one length, from the sum of their differences to `origin`, as they come.
+
+    The sum is in the type of `origin`, at least float32: with half the memory of float64 to go through it takes half
+    the time. Its rounding errors are, of n arrays, at most n * 1e-7 of the mean size of the differences. Arrays that
+    are all like `origin` have that as their mean, and one alone has itself, to the bit. The order matters to the last
+    bit, and nothing else does: not how an array is cut into slices.
+    """
+
+    def __init__(self, origin: np.ndarray) -> None:
+        """`origin` is not copied: it may change between the result of one mean and the first array of the next."""
+        self._origin = origin
+        dtype = np.result_type(origin, np.float32)
+        self._total, self._first = np.empty(len(origin), dtype), np.empty(len(origin), dtype)
+        self._weights: list[float] = []
+
+    def add(self, update: np.ndarray, weight: float) -> None:
+        """`update` is read and not kept."""
+        if not self._weights:
+            self._first[:] = update
+            self._total.fill(0)
+        self._weights.append(weight)
+        dtype = np.result_type(update, self._total)
+        buffer = np.empty(min(CACHED_ITEMS, len(update)), self._total.dtype)
+        for start in range(0, len(update), CACHED_ITEMS):
+            block = slice(start, start + CACHED_ITEMS)
+            total = self._total[block]
+            difference = np.subtract(update[block], self._origin[block], out=buffer[: len(total)], dtype=dtype)
+            difference *= weight * WEIGHT_UNIT
+            total += difference
+
+    def result(self) -> np.ndarray:
+        """This object's own memory: valid until the next `add`, which begins a new mean.
+
+        Raises ValueError if the weights do not add up to more than 0.
+        """
+        divisor = _sum_of(self._weights) * WEIGHT_UNIT
+        alone = len(self._weights) == 1
+        self._weights = []
+        if alone:
+            return self._first
+        self._total /= divisor
+        self._total += self._origin
+        return self._total
+
+
+class Mean(_Rule):
+    """Weighted by clips, this is FedAvg: McMahan et al. 2017, arXiv 1602.05629, algorithm 1.
+
+    A mean does not resist a liar: one envoy moves it as far as it likes, and further with the clips that it claims.
+    """
+
+    rule: Literal["mean"] = "mean"
+    weighted: bool = True
+
+    def combine(self, updates: Iterable[np.ndarray], weights: Sequence[float], current: np.ndarray) -> np.ndarray:
+        """The mean of `updates`, flat and of one length, as summed by RunningMean. They are taken one at a time.
+
+        Raises ValueError if updates and weights differ in number, or the weights do not add up to more than 0.
+        """
+        mean = RunningMean(current)
+        for update, weight in zip(updates, weights, strict=True):
+            mean.add(update, weight if self.weighted else 1.0)
+        return mean.result()
+
+
+class Median(_Rule):
+    """The median of each coordinate; weights do not count: Yin et al. 2018, arXiv 1803.01498, definition 1."""
+
+    rule: Literal["median"] = "median"
+    weighted: ClassVar[bool] = False
+
+    def combine(self, updates: Iterable[np.ndarray], weights: Sequence[float], current: np.ndarray) -> np.ndarray:
+        """The median of `updates`, flat and of one length, as float64 of that length; of an even number the mid-point.
+
+        Raises ValueError if there are no updates.
+        """
+        return _median(np.stack(list(updates)))
+
+
+class TrimmedMean(_Rule):
+    """The mean of each coordinate without its extremes; weights do not count: Yin et al. 2018, definition 2.
+
+    `share` of the values is cut off at each end, rounded down: of 10 updates, 0.1 and 0.19 drop the lowest and the
+    highest value, 0.2 drops two of each. A round with so few updates that nothing would be cut off is refused.
+    """
+
+    rule: Literal["trimmed_mean"] = "trimmed_mean"
+    weighted: ClassVar[bool] = False
+    share: float = Field(ge=0, lt=0.5)
+
+    def check_number(self, updates: int) -> None:
+        """Raises ValueError if nothing would be cut off of so few `updates`: that is a mean, which resists nobody."""
+        if self.share == 0:
+            raise ValueError("trimmed_mean with share 0 cuts nothing off: give a share above 0, or the mean")
+        if self._cut(updates) == 0:
+            least = max(3, math.ceil(round(1 / self.share, 6)))
+            raise ValueError(
+                f"trimmed_mean with share {self.share} cuts nothing off {updates} updates, and so resists nobody: it "
+                f"takes {least} updates" + (f", or a share of at least 1/{updates}" if updates > 2 else "")
+            )
+
+    def _cut(self, updates: int) -> int:
+        # round: 0.29 * 100 is 28.999999999999996. min: which could make a half of a share just below it.
+        return min(math.floor(round(self.share * updates, 9)), (updates - 1) // 2)
+
+    def combine(self, updates: Iterable[np.ndarray], weights: Sequence[float], current: np.ndarray) -> np.ndarray:
+        """The trimmed mean of `updates`, flat and of one length, as float64 of that length.
+
+        Raises ValueError if there are no updates.
+        """
+        stack = np.stack(list(updates))  # (n, length)
+        return _mean_of_the_middle(stack, cut=self._cut(len(stack)))
+
+
+class GeometricMedian(_Rule):
+    """The point with the least sum of distances to the updates, for each tensor by itself.
+
+    It resists a liar as long as less than half of the weight is the liar's. With `weighted`, distances count by clips,
+    which are the envoys' own word.
+
+    Pillutla et al. 2019, arXiv 1912.13445, by Weiszfeld's algorithm until it converges. OpenFL's geometric median is
+    another point: it ends after 4 iterations, and each of them reweights the weights of the one before, not the clips.
+    Where an update itself is the median, the result is exactly that update.
+    """
+
+    rule: Literal["geometric_median"] = "geometric_median"
+    weighted: bool = False
+    whole_tensors: ClassVar[bool] = True
+
+    def combine(self, updates: Iterable[np.ndarray], weights: Sequence[float], current: np.ndarray) -> np.ndarray:
+        """The geometric median of `updates`, each a whole flat tensor of one length, as float64 of that length.
+
+        Raises ValueError if updates and weights differ in number, or the weights do not add up to more than 0.
+        """
+        shares = np.asarray(weights, np.float64) / _sum_of(weights)
+        if not self.weighted:
+            shares = np.full(len(shares), 1 / len(shares))
+        stack = np.stack(list(updates))  # (n, length)
+        return _weighted_sum(stack, _geometric_median(_inner_products(stack), shares))
+
+
+Rule = Annotated[Mean | Median | TrimmedMean | GeometricMedian, Field(discriminator="rule")]
+
+
+class _ServerOptimizer(_Part):
+    """Steps from the global model towards what the rule made of the updates.
+
+    What is kept from round to round is named by `slots`: float32 arrays of the model's shapes.
+    """
+
+    slots: ClassVar[tuple[str, ...]]
+    learning_rate: float = Field(default=0.01, gt=0)
+
+    def initial_value(self, slot: str) -> float:
+        """What fills the arrays of `slot` before the first round."""
+        raise NotImplementedError
+
+    def step(
+        self, current: np.ndarray, combined: np.ndarray, state: dict[str, np.ndarray], steps_before: int
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """From `current`, the global model, towards `combined`, what the rule made of the updates: flat, of one length.
+
+        `state` holds an array of that length for each slot, `steps_before` counts the rounds it has seen. Returns the
+        next values in float64 and the next state in float32; the arguments stay as they are.
+        """
+        raise NotImplementedError
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _AdaptiveOptimizer(_ServerOptimizer):
+    """An optimizer of Reddi et al. 2020, arXiv 2003.00295, algorithm 2. With d = combined - current:
+
+        m = beta1 * m + (1 - beta1) * d
+        v = what the optimizer makes of v and d^2
+        next = current + learning_rate * m / (sqrt(v) + epsilon)
+
+    m starts at 0 and v at epsilon^2; nothing corrects the bias of either. `epsilon` is the paper's tau. The defaults of
+    epsilon and betas are those of its experiments (appendix D.2).
+    """
+
+    epsilon: float = Field(default=1e-3, gt=0)
+
+    def initial_value(self, slot: str) -> float:
+        return self.epsilon**2 if slot == "second_moment" else 0.0
+
+    def step(
+        self, current: np.ndarray, combined: np.ndarray, state: dict[str, np.ndarray], steps_before: int
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        change = np.subtract(combined, current, dtype=np.float64)
+        moments = self.next_moments({slot: state[slot].astype(np.float64) for slot in self.slots}, change)
+        first, second = moments.get("first_moment", change), moments["second_moment"]
+        values = current + self.learning_rate * first / (np.sqrt(second) + self.epsilon)
+        return values, {slot: moments[slot].astype(np.float32) for slot in self.slots}
+
+    def next_moments(self, moments: dict[str, np.ndarray], change: np.ndarray) -> dict[str, np.ndarray]:
+        raise NotImplementedError
+
+
+class FedAdam(_AdaptiveOptimizer):
+    """v = beta2 * v + (1 - beta2) * d^2."""
+
+    slots = ("first_moment", "second_moment")
+    optimizer: Literal["adam"] = "adam"
+    betas: tuple[Beta, Beta] = (0.9, 0.99)
+
+    def next_moments(self, moments: dict[str, np.ndarray], change: np.ndarray) -> dict[str, np.ndarray]:
+        first = _decayed(moments["first_moment"], change, self.betas[0])
+        return {"first_moment": first, "second_moment": _decayed(moments["second_moment"], change**2, self.betas[1])}
+
+
+class FedYogi(_AdaptiveOptimizer):
+    """v = v - (1 - beta2) * d^2 * sign(v - d^2)."""
+
+    slots = ("first_moment", "second_moment")
+    optimizer: Literal["yogi"] = "yogi"
+    betas: tuple[Beta, Beta] = (0.9, 0.99)
+
+    def next_moments(self, moments: dict[str, np.ndarray], change: np.ndarray) -> dict[str, np.ndarray]:
+        first = _decayed(moments["first_moment"], change, self.betas[0])
+        before, square = moments["second_moment"], change**2
+        second = before - (1 - self.betas[1]) * square * np.sign(before - square)
+        return {"first_moment": first, "second_moment": second}
+
+
+class FedAdagrad(_AdaptiveOptimizer):
+    """v = v + d^2, and m = d: beta1 is 0, as in the paper's experiments."""
+
+    slots = ("second_moment",)
+    optimizer: Literal["adagrad"] = "adagrad"
+
+    def next_moments(self, moments: dict[str, np.ndarray], change: np.ndarray) -> dict[str, np.ndarray]:
+        return {"second_moment": moments["second_moment"] + change**2}
+
+
+class _OpenFLOptimizer(_ServerOptimizer):
+    """One of OpenFL's optimizers, with OpenFL's constants: for runs that are to be compared with OpenFL's.
+
+    Every slot starts at `initial_accumulator_value`.
+    """
+
+    openfl_class: ClassVar[type[NumPyAdam] | type[NumPyAdagrad]]
+    initial_accumulator_value: float = Field(default=0.0, ge=0)
+
+    def initial_value(self, slot: str) -> float:
+        return self.initial_accumulator_value
+
+    def step(
+        self, current: np.ndarray, combined: np.ndarray, state: dict[str, np.ndarray], steps_before: int
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        name = "slice"
+        values = current.astype(np.float64)  # a copy, as OpenFL steps in place
+        optimizer = self.openfl_class(params={name: values}, **self.model_dump(exclude={"optimizer"}))
+        for slot in self.slots:
+            getattr(optimizer, f"grads_{slot}")[name] = state[slot].astype(np.float64)
+        optimizer.current_step = {name: steps_before}  # Adagrad does not look at it
+        optimizer.step({name: values - combined})
+        return values, {slot: getattr(optimizer, f"grads_{slot}")[name].astype(np.float32) for slot in self.slots}
+
+
+class OpenFLAdam(_OpenFLOptimizer):
+    """Unlike FedAdam, corrects the bias of both moments."""
+
+    openfl_class = NumPyAdam
+    slots = ("first_moment", "second_moment")
+    optimizer: Literal["openfl_adam"] = "openfl_adam"
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    epsilon: float = Field(default=1e-8, gt=0)
+
+
+class OpenFLYogi(_OpenFLOptimizer):
+    """OpenFLAdam with another second moment: v = beta2 * v + (1 - beta2) * sign(d^2 - v) * d^2.
+
+    It can fall below 0 where beta2 is below 0.5, so that is refused.
+    """
+
+    openfl_class = NumPyYogi
+    slots = ("first_moment", "second_moment")
+    optimizer: Literal["openfl_yogi"] = "openfl_yogi"
+    betas: tuple[Beta, Annotated[float, Field(ge=0.5, lt=1)]] = (0.9, 0.999)
+    epsilon: float = Field(default=1e-8, gt=0)
+
+
+class OpenFLAdagrad(_OpenFLOptimizer):
+    """FedAdagrad without a first moment, and with a v that starts at `initial_accumulator_value`."""
+
+    openfl_class = NumPyAdagrad
+    slots = ("squared",)
+    optimizer: Literal["openfl_adagrad"] = "openfl_adagrad"
+    initial_accumulator_value: float = Field(default=0.1, ge=0)
+    epsilon: float = Field(default=1e-10, gt=0)
+
+
+ServerOptimizer = Annotated[
+    FedAdam | FedYogi | FedAdagrad | OpenFLAdam | OpenFLYogi | OpenFLAdagrad, Field(discriminator="optimizer")
+]
+
+
+class Aggregation(_Part):
+    """What happens to the updates of a round, in this order: clip each, combine them, step.
+
+    `clip_norm` bounds how far an update may be from the global model: McMahan et al. 2017, arXiv 1710.06963.
+    Without a server optimizer, what the rule combines is the next model. `max_share` bounds how much of the weight of a
+    round one update may have: a larger weight counts as much as makes it just that share. Where there are fewer than
+    1 / max_share updates, all weigh the same.
+    """
+
+    rule: Rule = Mean()
+    clip_norm: float | None = Field(default=None, gt=0)
+    server_optimizer: ServerOptimizer | None = None
+    max_share: float | None = Field(default=None, gt=0, lt=1)
+
+    def weights(self, clips: Sequence[int]) -> list[float]:
+        """What each update weighs that was trained on so many clips, once `max_share` has been applied."""
+        if self.max_share is None or not self.rule.weighted:
+            return list(clips)
+        # From the largest on: the first `capped` of them weigh `limit`, which is max_share of the sum that results.
+        largest_first, rest = sorted(clips, reverse=True), sum(clips)
+        for capped, largest in enumerate(largest_first):
+            if capped * self.max_share >= 1:
+                break
+            limit = self.max_share * rest / (1 - capped * self.max_share)
+            if largest <= limit:
+                return [min(weight, limit) for weight in clips]
+            rest -= largest
+        return [float(largest_first[-1])] * len(clips)
+
+    def clip_scales(self, norms: Sequence[float]) -> list[float]:
+        """By how much to shorten each update, 1.0 for not at all: min(1, clip_norm / norm).
+
+        A norm is the L2 norm of update - global model over all trained parameters together.
+        """
+        if self.clip_norm is None:
+            return [1.0] * len(norms)
+        return [min(1.0, self.clip_norm / norm) if norm > 0 else 1.0 for norm in norms]
+
+
+def clipped(current: np.ndarray, update: np.ndarray, scale: float) -> np.ndarray:
+    """current + scale * (update - current) in float64; at scale 1 `update` itself, to the bit and without a copy."""
+    if scale == 1:
+        return update
+    moved = np.subtract(update, current, dtype=np.float64)
+    moved *= scale
+    moved += current
+    return moved
+
+
+def magnitude(values: np.ndarray) -> float:
+    """The length of `values`, flat and floating, or where that overflows the largest of them; NaN or infinity with one.
+
+    No value is larger than that.
+    """
+    # The squares' sum is finite only if all values are, and takes one pass. It may also overflow: then look closer.
+    with np.errstate(over="ignore", invalid="ignore"):
+        wide = values.astype(np.float32) if values.dtype == np.float16 else values
+        squares = float(np.dot(wide, wide))
+        return math.sqrt(squares) if math.isfinite(squares) else float(np.abs(wide).max())
+
+
+def is_finite(values: np.ndarray) -> bool:
+    """Whether all of `values`, flat and floating, are numbers."""
+    return math.isfinite(magnitude(values))
+
+
+def is_too_large(values: np.ndarray, current: np.ndarray) -> bool:
+    """Whether `values` hold one beyond LARGEST_VALUE that is not the global model's own, as a constant may be."""
+    return bool(((np.abs(values) > LARGEST_VALUE) & (values != current.astype(values.dtype))).any())
+
+
+def narrowed(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """`values`, flat, of the next global model in its own type. Raises NotFiniteError if one of them does not fit."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        narrow = values.astype(dtype, copy=False)
+    if narrow.dtype.kind == "f" and not is_finite(narrow):
+        raise NotFiniteError(
+            "the next global model, or its server optimizer's state, would hold NaN or infinity although every update "
+            "is finite: lower the server optimizer's learning rate"
+        )
+    return narrow
+
+
+def are_finite(tensors: Tensors) -> bool:
+    """Whether all floating ones hold nothing but numbers, whatever their shapes."""
+    return all(is_finite(tensor.reshape(-1)) for tensor in tensors.values() if tensor.dtype.kind == "f")
+
+
+def _decayed(average: np.ndarray, value: np.ndarray, beta: float) -> np.ndarray:
+    return beta * average + (1 - beta) * value
+
+
+def _sum_of(weights: Sequence[float]) -> float:
+    total = sum(weights)
+    if not total > 0:
+        raise ValueError(f"the weights of {len(weights)} updates add up to {total}: there is nothing to combine")
+    return total
+
+
+def _mean_of_the_middle(stack: np.ndarray, cut: int) -> np.ndarray:
+    """The mean of each column of `stack` (n, length) without its `cut` lowest and highest values. Sorts `stack`."""
+    stack.sort(axis=0)
+    rows = stack[cut : len(stack) - cut]
+    return _weighted_sum(rows, np.ones(len(rows))) / len(rows)
+
+
+def _median(stack: np.ndarray) -> np.ndarray:
+    """The median of each column of `stack` (n, length). Sorts `stack`."""
+    return _mean_of_the_middle(stack, cut=(len(stack) - 1) // 2)
+
+
+def _weighted_sum(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The sum of `rows` (n, length), each by its weight, as float64 of that length."""
+    # Not weights @ rows: how NumPy orders a sum depends on the shape, and so would the last bit.
+    total = np.zeros(rows.shape[1])
+    for row, weight in zip(rows, weights, strict=True):
+        total += np.multiply(row, weight, dtype=np.float64)
+    return total
+
+
+def _inner_products(stack: np.ndarray) -> np.ndarray:
+    """Of the rows of `stack` (n, length), seen from their coordinate median: (n, n).
+
+    Seen from there, as it is near to most of them wherever a few are; from far away, rounding hides short distances.
+    """
+    products = np.zeros((len(stack), len(stack)))
+    for start in range(0, stack.shape[1], BLOCK):
+        block = stack[:, start : start + BLOCK]
+        block = block - _median(block.copy())
+        products += block @ block.T
+    return products
+
+
+def _geometric_median(products: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Coefficients (n,), with sum 1, of the geometric median of n points, from their inner products and weights.
+
+    Every iterate is a combination of the points, so distances to it follow from inner products: one pass over the data
+    does for all iterations.
+    """
+    squares = np.diag(products)
+    apart = squares[:, None] + squares - 2 * products  # squared distances (n, n)
+    apart[apart <= ROUNDING * (squares[:, None] + squares)] = 0
+    for index, point in enumerate(np.eye(len(shares))):
+        if _is_the_median(point, apart[index], products, shares):
+            return point
+    coefficients = shares  # the mean
+    nearest = ROUNDING * apart[apart > 0].min()  # keeps an iterate that hits a point from dividing by 0
+    for _ in range(MAX_ITERATIONS):
+        towards = products @ coefficients
+        pulls = shares / np.sqrt(np.maximum(squares - 2 * towards + coefficients @ towards, nearest))
+        imbalance = _length(pulls - pulls.sum() * coefficients, products)
+        coefficients = pulls / pulls.sum()
+        if imbalance <= TOLERANCE:
+            break
+    return coefficients
+
+
+def _is_the_median(point: np.ndarray, apart: np.ndarray, products: np.ndarray, shares: np.ndarray) -> bool:
+    """Whether the others together pull less than what lies at `point` weighs: Vardi and Zhang 2000, PNAS 97(4).
+
+    A tie is no: two points of equal weight meet halfway.
+    """
+    elsewhere = apart > 0
+    pulls = np.where(elsewhere, shares, 0) / np.sqrt(np.where(elsewhere, apart, 1))
+    return _length(pulls - pulls.sum() * point, products) < shares[~elsewhere].sum() * (1 - TOLERANCE)
+
+
+def _length(coefficients: np.ndarray, products: np.ndarray) -> float:
+    return math.sqrt(max(coefficients @ products @ coefficients, 0.0))

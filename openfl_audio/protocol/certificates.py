@@ -1,0 +1,420 @@
+"""The certificates of a federation: made offline by its own authority, and read by director, envoys and notebooks.
+
+Imports no more than the standard library and `cryptography`: the envoy loads this on small devices.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from functools import lru_cache
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from openfl_audio.address import check_host, ip_address
+from openfl_audio.errors import AddressError, CertificateError
+from openfl_audio.files import sync_folder
+
+DIRECTOR = "director"
+ENVOY = "envoy"
+USER = "user"
+ROLES = (DIRECTOR, ENVOY, USER)
+
+AUTHORITY = "ca"
+AUTHORITY_DAYS = 3650
+LEAF_DAYS = 365
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+
+# A name becomes a file name and a common name (64 characters at most in X.509), hence neither "../x" nor "-x".
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# Certificates hold from a little before they are made: the clock of a small device may run behind the director's.
+_CLOCK_TOLERANCE = timedelta(hours=1)
+_HOW = "scripts/make_certificates.py makes it, or --disable-tls runs without."
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What one side of a TLS connection needs, as PEM, and who it is."""
+
+    root: bytes
+    certificate: bytes
+    private_key: bytes = field(repr=False)
+    name: str
+    role: str
+
+
+@dataclass(frozen=True)
+class Authority:
+    """The federation's own certificate authority."""
+
+    certificate: x509.Certificate
+    private_key: ec.EllipticCurvePrivateKey = field(repr=False)
+
+
+def create_authority(*, days: int = AUTHORITY_DAYS, now: datetime | None = None) -> Authority:
+    """A new authority that can sign leaves and no further authority."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "openfl-audio federation")])
+    builder = (
+        _builder(subject, subject, key.public_key(), days, now)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(signs_certificates=True), critical=True)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
+    )
+    return Authority(builder.sign(key, hashes.SHA256()), key)
+
+
+def issue(
+    authority: Authority,
+    name: str,
+    role: str,
+    *,
+    hosts: Sequence[str] = (),
+    days: int = LEAF_DAYS,
+    now: datetime | None = None,
+) -> tuple[bytes, bytes]:
+    """Signs a new key pair and returns (certificate, private key) as PEM.
+
+    The role is the subject's organizational unit, so that the director can tell an envoy from a notebook. `hosts` are
+    the names and addresses under which a director is reached; without any, the name itself is the alternative name.
+    """
+    if role not in ROLES:
+        raise CertificateError(f"There is no role {role!r}; a certificate is for one of: {', '.join(ROLES)}.")
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name(
+        [
+            x509.NameAttribute(NameOID.COMMON_NAME, name),
+            x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, role),
+        ]
+    )
+    # One direction each: an envoy's certificate, copied off a device, cannot play the director.
+    purpose = ExtendedKeyUsageOID.SERVER_AUTH if role == DIRECTOR else ExtendedKeyUsageOID.CLIENT_AUTH
+    alternative_names = [_general_name(host) for host in dict.fromkeys(hosts)] or [x509.DNSName(name)]
+    issuer = authority.certificate
+    builder = (
+        _builder(subject, issuer.subject, key.public_key(), days, now)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(alternative_names), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.private_key.public_key()), critical=False
+        )
+    )
+    certificate = builder.sign(authority.private_key, hashes.SHA256())
+    if certificate.not_valid_after_utc > issuer.not_valid_after_utc:
+        raise CertificateError(
+            f"The authority itself ends on {_day(issuer.not_valid_after_utc)}, before {days} days are over: "
+            "ask for fewer days, or begin a new authority in another folder."
+        )
+    return certificate.public_bytes(serialization.Encoding.PEM), _private_pem(key)
+
+
+def write_certificates(
+    folder: Path,
+    *,
+    director_hosts: Sequence[str] | None = None,
+    envoys: Sequence[str] = (),
+    users: Sequence[str] = (),
+    days: int = LEAF_DAYS,
+    force: bool = False,
+) -> list[Path]:
+    """Signs the director (unless `director_hosts` is None), envoys and notebook users; returns the files written.
+
+    The authority in `folder` is made by the first call and used by every later one, which is how an envoy is added.
+    `force` replaces leaves and never the authority: that would cut off everybody who holds one of its certificates.
+    All arguments are checked before the first file is written.
+    """
+    if days < 1:
+        raise CertificateError(f"A certificate has to hold for at least one day, not {days}.")
+    roles = _roles(director_hosts is not None, envoys, users)
+    hosts = tuple(dict.fromkeys(_checked_host(host) for host in (*LOCAL_HOSTS, *(director_hosts or ()))))
+    for name in roles:
+        for path in _pair_paths(folder, name):
+            if path.exists() and not force:
+                raise CertificateError(f"{path} exists already: --force replaces it.")
+
+    written: list[Path] = []
+    if _authority_exists(folder):
+        authority = load_authority(folder)
+    else:
+        authority = create_authority(days=max(days, AUTHORITY_DAYS))
+    leaves = {
+        name: issue(authority, name, role, hosts=hosts if role == DIRECTOR else (), days=days)
+        for name, role in roles.items()
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not _authority_exists(folder):
+            certificate = authority.certificate.public_bytes(serialization.Encoding.PEM)
+            written += _write_pair(folder, AUTHORITY, certificate, _private_pem(authority.private_key))
+        for name, (certificate, private_key) in leaves.items():
+            written += _write_pair(folder, name, certificate, private_key)
+    except OSError as error:
+        raise CertificateError(f"{error.filename or folder} cannot be written: {error.strerror}.") from error
+    return written
+
+
+def load_authority(folder: Path) -> Authority:
+    """The authority in `folder`, with the key that signs."""
+    certificate_path, key_path = _pair_paths(folder, AUTHORITY)
+    certificate = _certificate(_read(certificate_path), certificate_path)
+    private_key = _private_key(_read(key_path), key_path)
+    if not isinstance(private_key, ec.EllipticCurvePrivateKey):
+        raise CertificateError(f"{key_path} is not an elliptic-curve key, as this project makes them.")
+    _check_key(certificate, private_key, certificate_path, key_path)
+    _check_dates(certificate, certificate_path)
+    return Authority(certificate, private_key)
+
+
+def load_credentials(folder: Path | None, name: str) -> Credentials:
+    """Reads `ca.crt`, `NAME.crt` and `NAME.key` from `folder`, checked as `read_credentials` does.
+
+    Raises CertificateError, also without a folder: only TLS needs one.
+    """
+    if folder is None:
+        raise CertificateError("TLS needs certificates: set `certificates` to their folder, or use --disable-tls.")
+    if not _NAME.fullmatch(name):
+        raise CertificateError(_bad_name(name))
+    if not folder.is_dir():
+        raise CertificateError(f"The certificate folder {folder} does not exist: {_HOW}")
+    return read_credentials(folder / f"{AUTHORITY}.crt", *_pair_paths(folder, name), name)
+
+
+def read_credentials(root_path: Path, certificate_path: Path, key_path: Path, name: str) -> Credentials:
+    """Reads three PEM files and checks all that a handshake would trip over, and that they are those of `name`."""
+    root_pem, certificate_pem, key_pem = _read(root_path), _read(certificate_path), _read(key_path)
+    root = _certificate(root_pem, root_path)
+    certificate = _certificate(certificate_pem, certificate_path)
+    private_key = _private_key(key_pem, key_path)
+    _check_dates(root, root_path)
+    _check_dates(certificate, certificate_path)
+    try:
+        certificate.verify_directly_issued_by(root)
+    except (InvalidSignature, ValueError, TypeError) as error:
+        raise CertificateError(f"{certificate_path} was not signed by the authority in {root_path}.") from error
+    _check_key(certificate, private_key, certificate_path, key_path)
+    common_name, role = role_of(certificate_pem)
+    if common_name != name:
+        raise CertificateError(f"{certificate_path} is made out to {common_name!r}, not to {name!r}.")
+    return Credentials(root_pem, certificate_pem, key_pem, name, role)
+
+
+def names_of(certificate: bytes) -> list[str]:
+    """The host names and addresses that a certificate (PEM or DER) is for, in its order."""
+    load = x509.load_pem_x509_certificate if certificate.startswith(b"-----") else x509.load_der_x509_certificate
+    try:
+        extension = load(certificate).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        return []
+    return [str(name.value) for name in extension.value]
+
+
+def is_for(names: Sequence[str], host: str) -> bool:
+    """Whether a certificate for `names` is one for `host`; a name may begin with a wildcard."""
+    host = check_host(host).partition("%")[0]
+    return host in names or f"*.{host.partition('.')[2]}" in names
+
+
+@lru_cache(maxsize=4096)
+def owner_of(pem: bytes) -> tuple[str, float]:
+    """Whose certificate it is, as "role 'name'", and when it expires, in seconds of the clock.
+
+    Raises CertificateError.
+    """
+    name, role = role_of(pem)
+    expires = x509.load_pem_x509_certificate(pem).not_valid_after_utc
+    return f"{role} '{name}'", expires.timestamp()
+
+
+def role_of(pem: bytes) -> tuple[str, str]:
+    """(common name, role) of a peer's certificate, as gRPC hands it to the server; TLS has verified it by then."""
+    try:
+        subject = x509.load_pem_x509_certificate(pem).subject
+    except ValueError as error:
+        raise CertificateError("The peer's certificate is not a PEM certificate.") from error
+    names = [str(attribute.value) for attribute in subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    if len(names) != 1:
+        raise CertificateError(f"A certificate must have one common name, and this one has {len(names)}.")
+    units = subject.get_attributes_for_oid(NameOID.ORGANIZATIONAL_UNIT_NAME)
+    roles = [str(unit.value) for unit in units if unit.value in ROLES]
+    if len(roles) != 1:
+        raise CertificateError(
+            f"The certificate of {names[0]!r} names no single role: its organizational unit (OU) must be "
+            f"one of {', '.join(ROLES)}."
+        )
+    return names[0], roles[0]
+
+
+def _roles(with_director: bool, envoys: Sequence[str], users: Sequence[str]) -> dict[str, str]:
+    """Name to role, in the order of signing; every name usable as a file and used once."""
+    roles: dict[str, str] = {DIRECTOR: DIRECTOR} if with_director else {}
+    seen: set[str] = set()
+    for name, role in [*((name, ENVOY) for name in envoys), *((name, USER) for name in users)]:
+        if not _NAME.fullmatch(name):
+            raise CertificateError(_bad_name(name))
+        # Compared without case, as some file systems do: "CA" would overwrite "ca".
+        if name.casefold() in (AUTHORITY, DIRECTOR):
+            raise CertificateError(f"The name {name!r} is reserved; give the {role} another one.")
+        if name.casefold() in seen:
+            raise CertificateError(f"The name {name!r} is given twice; every certificate needs its own.")
+        seen.add(name.casefold())
+        roles[name] = role
+    if not roles:
+        raise CertificateError("There is nothing to sign: give a director, an envoy or a user.")
+    return roles
+
+
+def _bad_name(name: str) -> str:
+    return (
+        f"{name!r} cannot be a name: up to 64 letters, digits, dots, dashes and underscores, "
+        "beginning with a letter or a digit."
+    )
+
+
+def _checked_host(host: str) -> str:
+    try:
+        checked = check_host(host)
+    except AddressError as error:
+        raise CertificateError(f"{error}, as envoys dial it.") from error
+    # A zone means something on one machine only. Where it is dialled, TLS compares the address without it.
+    if "%" in checked:
+        address = checked.partition("%")[0]
+        raise CertificateError(f"{host!r} is neither a host name nor an IP address; give {address}, without the zone.")
+    return checked
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    address = ip_address(host)
+    return x509.IPAddress(address) if address else x509.DNSName(host)
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, public_key: ec.EllipticCurvePublicKey, days: int, now: datetime | None
+) -> x509.CertificateBuilder:
+    now = now or datetime.now(timezone.utc)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _CLOCK_TOLERANCE)
+        .not_valid_after(now + timedelta(days=days))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+    )
+
+
+def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _pair_paths(folder: Path, name: str) -> tuple[Path, Path]:
+    return folder / f"{name}.crt", folder / f"{name}.key"
+
+
+def _authority_exists(folder: Path) -> bool:
+    certificate, key = _pair_paths(folder, AUTHORITY)
+    if certificate.exists() != key.exists():
+        found, missing = (certificate, key) if certificate.exists() else (key, certificate)
+        raise CertificateError(
+            f"{found} is there without {missing.name}: sign where the authority was made, or begin in an empty folder."
+        )
+    return key.exists()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise CertificateError(f"{path} does not exist: {_HOW}") from error
+    except OSError as error:
+        raise CertificateError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _certificate(pem: bytes, path: Path) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(pem)
+    except ValueError as error:
+        raise CertificateError(f"{path} is not a PEM certificate.") from error
+
+
+def _private_key(pem: bytes, path: Path) -> PrivateKeyTypes:
+    try:
+        return serialization.load_pem_private_key(pem, password=None)
+    # TypeError: the key is encrypted, and nobody is there to type a passphrase when a service starts.
+    except (ValueError, TypeError) as error:
+        raise CertificateError(f"{path} is not a PEM private key without a passphrase.") from error
+
+
+def _check_dates(certificate: x509.Certificate, path: Path) -> None:
+    now = datetime.now(timezone.utc)
+    if now > certificate.not_valid_after_utc:
+        raise CertificateError(
+            f"{path} expired on {_day(certificate.not_valid_after_utc)}: make a new one with "
+            "scripts/make_certificates.py."
+        )
+    if now < certificate.not_valid_before_utc:
+        raise CertificateError(
+            f"{path} is not valid before {_day(certificate.not_valid_before_utc)}, and this machine's clock says "
+            f"{_day(now)}."
+        )
+
+
+def _check_key(
+    certificate: x509.Certificate, private_key: PrivateKeyTypes, certificate_path: Path, key_path: Path
+) -> None:
+    if private_key.public_key() != certificate.public_key():
+        raise CertificateError(f"{key_path} is not the private key that belongs to {certificate_path}.")
+
+
+def _day(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M} UTC"
+
+
+def _write_pair(folder: Path, name: str, certificate: bytes, private_key: bytes) -> tuple[Path, Path]:
+    certificate_path, key_path = _pair_paths(folder, name)
+    _replace(key_path, private_key, mode=0o600)
+    _replace(certificate_path, certificate, mode=0o644)
+    return certificate_path, key_path
+
+
+def _replace(path: Path, content: bytes, *, mode: int) -> None:
+    """Writes a temporary file, with its final mode from creation on, and puts it in the place of `path`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,153 @@
+"""What a director must know of an experiment. It reads this; it never unpickles what a notebook sent."""
+
+import math
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from openfl_audio.protocol.aggregation import Aggregation
+from openfl_audio.protocol.participation import Participation
+
+# The name becomes a folder on director and envoys, so it can be nothing that leads out of one.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+# Names of files in an experiment's archive.
+PLAN_FILE = "plan/plan.yaml"
+ENVIRONMENT_FILE = "environment.json"
+# Names of files in what a notebook submits: the archive for the envoys, the first global model, and this module's plan.
+ARCHIVE, INITIAL_MODEL, EXPERIMENT_PLAN = "workspace.zip", "initial.safetensors", "experiment.json"
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Task(Part):
+    """One task an envoy runs in a round, in the words of OpenFL's interactive API."""
+
+    name: str
+    function_name: str
+    task_type: Literal["train", "validate"]
+    apply_local: bool = False
+
+    @property
+    def validates_global_model(self) -> bool:
+        return self.task_type == "validate" and not self.apply_local
+
+
+Direction = Literal["max", "min"]
+# It becomes part of a file's name.
+MetricName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+
+
+# Bounds of metrics whose names say what they are, where an experiment declares none. A share may be given in per cent,
+# and is negative where chance is subtracted; no rate of errors is negative.
+_SHARES = ("accuracy", "auc", "average_precision", "f1", "map", "precision", "pr_auc", "recall", "roc_auc")
+_RATES = ("cer", "error_rate", "wer")
+# No measurement comes near this, and a mean with something that does says nothing of the others.
+LARGEST_METRIC = 1e15
+KNOWN_BOUNDS = {
+    **dict.fromkeys(_SHARES, (-LARGEST_METRIC, 100.0)),
+    **dict.fromkeys(_RATES, (0.0, LARGEST_METRIC)),
+}
+Bounds = tuple[float, float]
+
+
+class BestModel(Part):
+    """The best global model is chosen by this metric of the validation task; by each of `others` one more is kept.
+
+    With `patience`, an experiment ends early when that many validations in a row were no better than the best.
+    """
+
+    metric: str
+    direction: Direction
+    others: dict[MetricName, Direction] = {}
+    patience: int | None = Field(default=None, ge=1)
+
+    @property
+    def models(self) -> dict[str, tuple[str, Direction]]:
+        """The metric that chooses a model, and its direction, by the model's name."""
+        others = {name_of_best(metric): (metric, direction) for metric, direction in self.others.items()}
+        return {"best": (self.metric, self.direction), **others}
+
+
+def name_of_best(metric: str | None) -> str:
+    """The name of the best model by `metric`; None is the one that chooses the best model.
+
+    >>> name_of_best(None), name_of_best("recall")
+    ('best', 'best-recall')
+    """
+    return "best" if metric is None else f"best-{metric}"
+
+
+def is_better(score: float, than: float | None, direction: Direction) -> bool:
+    """Anything is better than None."""
+    return than is None or (score > than if direction == "max" else score < than)
+
+
+class ExperimentPlan(Part):
+    """An experiment as the director sees it.
+
+    `envoys` None takes those of `corpus` that are online at submission, and those of it that come later.
+    `untrained` names tensors that are no parameters (buffers, optimizer states): a server optimizer leaves them to the
+    mean. `keep` is the number of most recent rounds whose models are kept besides best and last. `metric_bounds` are
+    the least and the largest value of a metric, by its name: what is reported outside of them does not count. `units`
+    are what sizes count, by type of task: a size is bounded by what the envoy's shard registered in that unit.
+    """
+
+    name: str
+    federation_uuid: str
+    corpus: str | None = None
+    envoys: list[str] | None = Field(default=None, min_length=1, fail_fast=True)
+    rounds: int = Field(ge=1)
+    tasks: list[Task] = Field(min_length=1)
+    participation: Participation = Participation()
+    aggregation: Aggregation = Aggregation()
+    best: BestModel
+    keep: int = Field(default=0, ge=0)
+    precision: Literal["float32", "float16"] = "float32"
+    untrained: list[str] = Field(default=[], fail_fast=True)
+    metric_bounds: dict[MetricName, Bounds] = Field(default={}, max_length=1000)
+    units: dict[Literal["train", "validate"], str] = {"train": "clips", "validate": "clips"}
+
+    @field_validator("name")
+    @classmethod
+    def check_name(cls, name: str) -> str:
+        if not NAME.fullmatch(name):
+            raise ValueError(
+                f"experiment name {name[:80]!r}: use 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first"
+            )
+        return name
+
+    @field_validator("metric_bounds")
+    @classmethod
+    def check_bounds(cls, metric_bounds: dict[str, Bounds]) -> dict[str, Bounds]:
+        for name, (low, high) in metric_bounds.items():
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise ValueError(
+                    f"metric_bounds of '{name}' are {low} and {high}: give two numbers, the lower one first"
+                )
+        return metric_bounds
+
+    def bounds_of(self, metric: str) -> Bounds:
+        """The least and the largest value that a report of `metric` may have to count."""
+        return self.metric_bounds.get(metric) or KNOWN_BOUNDS.get(metric) or (-LARGEST_METRIC, LARGEST_METRIC)
+
+    def tasks_for_round(self, round_number: int, trains: bool = True) -> list[Task]:
+        """Validation of the global model, then training; after the last round the final model is validated too.
+
+        `trains` False: the tasks of an evaluator. Empty where there is nothing to do.
+        """
+        tasks = self.tasks
+        if round_number >= self.rounds or not trains:
+            tasks = [task for task in tasks if task.validates_global_model]
+        validates = self.participation.validates(round_number, self.rounds)
+        if not validates or (trains and self.participation.evaluators):
+            tasks = [task for task in tasks if not task.validates_global_model]
+        return tasks if round_number <= self.rounds else []
+
+    @property
+    def last_round(self) -> int:
+        """One more than asked for where there is a validation: it says how good the last model is."""
+        return self.rounds - (not any(task.validates_global_model for task in self.tasks))

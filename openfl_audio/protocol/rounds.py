@@ -1,0 +1,361 @@
+"""The rounds of one experiment: who has which task, what came back, and what that says of the model.
+
+Bookkeeping only: no sockets, no clock and no weights, so that whoever has answers can drive it.
+"""
+
+import math
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from openfl_audio.errors import RoundFailedError, TooFewUpdatesError, UnknownMetricError, UpdateRefusedError
+from openfl_audio.protocol.plan import ExperimentPlan, Task, is_better
+from openfl_audio.protocol.shard_sizes import Sizes
+from openfl_audio.protocol.wire import TaskResult, UpdateMessage
+
+Results = dict[str, TaskResult]
+# What is said of a task for which an envoy had no clips, or too few; whether the task trains.
+_NOTHING_DONE = {
+    True: "task '{}' trained on no clips: its update does not count",
+    False: "no clips for task '{}': its metrics are those of the others",
+}
+# An envoy may report a thousand metrics, and each may be undefined.
+MAX_NOTES = 10
+
+
+class Progress(BaseModel):
+    """How far an experiment is. It is kept in the file of the global model that round `round_number` begins with."""
+
+    # What another version knows besides is kept.
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    round_number: int = 0
+    best_scores: dict[str, float] = {}
+    validations_since_best: int = 0
+    aggregations: int = 0
+    reported: list[str] = []  # metrics that choose a best model and were reported so far, defined or not
+
+
+class Rounds:
+    """The rounds of one experiment.
+
+    Attributes:
+        registered: sizes of the envoys' shards, by envoy. No answer weighs more than that, whatever its sender says.
+    """
+
+    def __init__(self, plan: ExperimentPlan, progress: Progress) -> None:
+        self.plan = plan
+        self.progress = progress
+        self.asked: dict[str, list[Task]] = {}
+        self.registered: dict[str, Sizes] = {}
+        self._noted: list[tuple[str, str]] = []
+        self._told = 0
+        self._forget_answers()
+
+    @property
+    def round_number(self) -> int:
+        return self.progress.round_number
+
+    @property
+    def finished(self) -> bool:
+        """No round is left (one more than asked for validates the last model), or patience is at its end."""
+        patience = self.plan.best.patience
+        if patience is not None and self.progress.validations_since_best >= patience:
+            return True
+        return self.round_number > self.plan.last_round
+
+    @property
+    def trains(self) -> bool:
+        """Whether the round is there to train, also where nobody could be asked who does."""
+        return _has_training(self.plan.tasks_for_round(self.round_number))
+
+    @property
+    def quorum(self) -> int:
+        """How many answers have to count. Evaluators among themselves may be fewer than a quorum of updates."""
+        participation = self.plan.participation
+        if self.trains or not participation.evaluators:
+            return participation.quorum
+        return min(participation.quorum, len(participation.evaluators))
+
+    @property
+    def trained(self) -> dict[str, int]:
+        """Clips that each envoy trained on whose update counts: by its own word, and no more than it registered.
+
+        An envoy that had too few clips for its task trained on none.
+        """
+        tasks = [task for task in self.plan.tasks if task.task_type == "train"]
+        sizes = {
+            envoy: self.bounded(envoy, task, results[task.name].size)
+            for envoy, results in sorted(self.results.items())
+            for task in tasks
+            if task.name in results
+        }
+        return {envoy: size for envoy, size in sizes.items() if size > 0}
+
+    def bounded(self, envoy: str, task: Task, size: int) -> int:
+        """`size` of a result of `envoy`, or what its shard registered if that is less."""
+        registered = self.registered.get(envoy, {}).get(task.task_type, {})
+        return min(size, registered.get(self._unit(task), size))
+
+    def open(self, members: Collection[str], asked: Collection[str] | None = None) -> None:
+        """Ask those whose turn it is; after a restart, the same ones (`asked`) as before."""
+        self.asked = self._tasks_of(self._draw(members) if asked is None else asked)
+        self._forget_answers()
+        # What was noted after the last round's record belongs to this round.
+        self._noted = self._noted[self._told :]
+        self._told = 0
+
+    def contributors(self, members: Collection[str]) -> list[str]:
+        """Those of `members` that the round would ask for what its quorum is of: updates where it trains."""
+        tasks = self._tasks_of(self._draw(members))
+        return [envoy for envoy in tasks if _has_training(tasks[envoy]) or not self.trains]
+
+    def can_reach_quorum(self, members: Collection[str]) -> bool:
+        return len(self.contributors(members)) >= self.quorum
+
+    def tasks_for(self, envoy: str) -> list[Task]:
+        """What `envoy` has still to do in this round; nothing when it has answered."""
+        return [] if self._has_answered(envoy) else self.asked.get(envoy, [])
+
+    def is_complete(self, seconds_open: float) -> bool:
+        answered = sum(self._has_answered(envoy) for envoy in self.asked)
+        is_quorum = self._counted() >= self.quorum
+        return self.plan.participation.is_complete(len(self.asked), answered, is_quorum, seconds_open)
+
+    def is_late_or_repeated(self, envoy: str, round_number: int) -> bool:
+        """An answer that is dropped without a word: its sender could not know that it is not wanted any more."""
+        return round_number < self.round_number or (round_number == self.round_number and self._has_answered(envoy))
+
+    def check(self, update: UpdateMessage) -> None:
+        """Raises UpdateRefusedError for results that are not those of this round's tasks."""
+        tasks = {task.name: task for task in self.tasks_for(update.envoy)}
+        refused = str(update)
+        if update.round != self.round_number or not tasks:
+            wanted = sorted(tasks) or "nothing"
+            raise UpdateRefusedError(f"{refused}: round {self.round_number} asks for {wanted} from it")
+        if update.results.keys() != tasks.keys():
+            raise UpdateRefusedError(
+                f"{refused}: has results of {sorted(update.results)[:5]}, asked for {sorted(tasks)}"
+            )
+
+    def count(self, update: UpdateMessage) -> None:
+        self.results[update.envoy] = update.results
+
+    def refuse(self, envoy: str, reason: str) -> None:
+        """`envoy` has answered, and its answer does not count."""
+        self.refused[envoy] = reason
+
+    def note(self, envoy: str, reason: str) -> None:
+        """Remember what people should know of `envoy` in this round, besides what its answer says."""
+        self._noted.append((envoy, reason))
+
+    def require_quorum(self) -> None:
+        """Raises TooFewUpdatesError, with the reasons, if too few answers count. All who were asked have answered."""
+        counted, quorum = self._counted(), self.quorum
+        nothing_to_do = not self.asked and not self.trains
+        if nothing_to_do or counted >= quorum:
+            return
+        trainers = [envoy for envoy, tasks in self.asked.items() if _has_training(tasks)]
+        idle = [envoy for envoy in trainers if envoy in self.results and envoy not in self.trained]
+        reasons = [*self.refused.values(), *(f"envoy '{envoy}' trained on no clips" for envoy in idle)]
+        raise TooFewUpdatesError(
+            f"round {self.round_number}: {counted} updates counted of a quorum of {quorum}: "
+            + ("; ".join(reasons) or "nobody else was asked")
+        )
+
+    def check_answers(self) -> None:
+        """Raises RoundFailedError unless the answers are enough to close the round, and to choose the best model by."""
+        self.require_quorum()
+        self.require_metrics()
+        self.require_updates()
+
+    def require_metrics(self) -> None:
+        """Raises UnknownMetricError if the best model is chosen by a metric that no validation so far has reported.
+
+        A metric whose value is undefined is reported. A round in which nobody validated says nothing.
+        """
+        reported = self._reported_names()
+        unknown = sorted(self._wanted_metrics - reported - {*self.progress.reported})
+        if self._validations() and unknown:
+            raise UnknownMetricError(
+                f"round {self.round_number}: no envoy reports the metric '{unknown[0]}', by which the best model is to "
+                f"be chosen: the validation task reports {sorted(reported)[:20] or 'none'}; give `best` one of those"
+            )
+
+    def check_members(self, members: Collection[str]) -> None:
+        """Raises ValueError if a round of all `members` could not do what the aggregation says."""
+        if self.trains:
+            self.plan.aggregation.rule.check_number(len(self.contributors(members)))
+
+    def require_updates(self) -> None:
+        """Raises RoundFailedError if the updates that count cannot be combined as the aggregation says."""
+        try:
+            if self.trained:
+                self.plan.aggregation.rule.check_number(len(self.trained))
+        except ValueError as error:
+            raise RoundFailedError("; ".join([f"round {self.round_number}: {error}", *self.refused.values()])) from None
+
+    def record(self) -> dict[str, Any]:
+        """What to remember of the round: means of metrics over all clips, and what each envoy said.
+
+        Validation metrics are those of the model the round began with; `best` says whether it is the best so far.
+        """
+        tasks = {task.name for tasks in self.asked.values() for task in tasks}
+        self._told = len(self._noted)
+        return {
+            "round": self.round_number,
+            "best": "best" in self.better_scores(),
+            "metrics": {task.name: self._mean_metrics(task) for task in self.plan.tasks if task.name in tasks},
+            "envoys": {
+                envoy: {task: {"size": result.size, **self._defined(result)} for task, result in results.items()}
+                for envoy, results in sorted(self.results.items())
+            },
+            "refused": dict(sorted(self.refused.items())),
+            "missing": self._missing(),
+            "notes": self.notes(),
+        }
+
+    def notes(self) -> dict[str, list[str]]:
+        """What did not count, or not in full, by envoy: each with its reasons."""
+        notes: dict[str, list[str]] = {}
+        for envoy, reason in self._notes():
+            notes.setdefault(envoy, []).append(reason)
+        return {
+            envoy: reasons[:MAX_NOTES] + [f"and {len(reasons) - MAX_NOTES} more"] * (len(reasons) > MAX_NOTES)
+            for envoy, reasons in sorted(notes.items())
+        }
+
+    def _notes(self) -> Iterator[tuple[str, str]]:
+        yield from self._noted
+        yield from self.refused.items()
+        for envoy in self._missing():
+            yield envoy, "no answer when the round closed"
+        for envoy, results in self.results.items():
+            for task in self.asked.get(envoy, []):
+                size = results[task.name].size
+                if size == 0:
+                    yield envoy, _NOTHING_DONE[task.task_type == "train"].format(task.name)
+                if (bound := self.bounded(envoy, task, size)) < size:
+                    unit = self._unit(task)
+                    yield envoy, f"claims {size} {unit} for task '{task.name}', and registered {bound}: it weighs those"
+                for metric, value in results[task.name].metrics.items():
+                    if fault := self._fault_of(metric, value):
+                        yield envoy, f"metric '{metric[:64]}' of task '{task.name}' is {value:g}: {fault}"
+        clips = list(self.trained.values())
+        weights = self.plan.aggregation.weights(clips) if clips else []
+        for envoy, claimed, weight in zip(self.trained, clips, weights, strict=True):
+            if weight != claimed:
+                yield envoy, f"weight {weight:.6g} instead of {claimed}: the share of one update is limited"
+
+    def _unit(self, task: Task) -> str:
+        return self.plan.units.get(task.task_type, "clips")
+
+    @property
+    def _wanted_metrics(self) -> set[str]:
+        return {metric for metric, _ in self.plan.best.models.values()}
+
+    def _missing(self) -> list[str]:
+        return [envoy for envoy in self.asked if not self._has_answered(envoy)]
+
+    def _fault_of(self, metric: str, value: float) -> str:
+        """Why a metric's value is left out of the mean, "" if it is not."""
+        low, high = self.plan.bounds_of(metric)
+        if not math.isfinite(value):
+            return "undefined, and left out of the mean"
+        if not low <= value <= high:
+            return f"outside its bounds {low:g} to {high:g} (see `metric_bounds`), and left out of the mean"
+        return ""
+
+    def _defined(self, result: TaskResult) -> dict[str, float]:
+        """The metrics that count."""
+        return {name: value for name, value in result.metrics.items() if not self._fault_of(name, value)}
+
+    def _reported_names(self) -> set[str]:
+        """Names of the global model's validation metrics, of envoys that had clips for it."""
+        return {name for result in self._validations() for name in result.metrics}
+
+    def _validations(self) -> list[TaskResult]:
+        """Validations of the global model, of envoys that had clips for it."""
+        tasks = [task.name for task in self.plan.tasks if task.validates_global_model]
+        results = [results[task] for results in self.results.values() for task in tasks if task in results]
+        return [result for result in results if result.size > 0]
+
+    def better_scores(self) -> dict[str, float]:
+        """The names ("best", ...) under which the model that the round began with is better than all before, with its
+        scores."""
+        better = {}
+        for name, (metric, direction) in self.plan.best.models.items():
+            score = self._score(metric)
+            if score is not None and is_better(score, self.progress.best_scores.get(name), direction):
+                better[name] = score
+        return better
+
+    def next_progress(self) -> Progress:
+        """Progress after this round."""
+        # A validation by which nobody could measure the metric is one without a better model.
+        better, reported = self.better_scores(), self._reported_names()
+        validated = bool(self._validations())
+        waited = 0 if "best" in better else self.progress.validations_since_best + validated
+        return self.progress.model_copy(
+            update={
+                "round_number": self.round_number + 1,
+                "best_scores": self.progress.best_scores | better,
+                "validations_since_best": waited,
+                "aggregations": self.progress.aggregations + bool(self.trained),
+                "reported": sorted({*self.progress.reported, *(reported & self._wanted_metrics)}),
+            }
+        )
+
+    def _draw(self, members: Collection[str]) -> set[str]:
+        """Those of `members` whose turn it is."""
+        participation = self.plan.participation
+        return {
+            *participation.trainers(self.round_number, members),
+            *set(participation.evaluators).intersection(members),
+        }
+
+    def _tasks_of(self, envoys: Collection[str]) -> dict[str, list[Task]]:
+        """The round's tasks by envoy, of those that have any."""
+        evaluators = set(self.plan.participation.evaluators)
+        tasks = {
+            envoy: self.plan.tasks_for_round(self.round_number, trains=envoy not in evaluators)
+            for envoy in sorted(envoys)
+        }
+        return {envoy: tasks[envoy] for envoy in tasks if tasks[envoy]}
+
+    def _counted(self) -> int:
+        return len(self.trained) if self.trains else len(self.results)
+
+    def _forget_answers(self) -> None:
+        self.results: dict[str, Results] = {}
+        self.refused: dict[str, str] = {}
+
+    def _has_answered(self, envoy: str) -> bool:
+        return envoy in self.results or envoy in self.refused
+
+    def _mean_metrics(self, task: Task) -> dict[str, float]:
+        """Means over all clips: each envoy's mean weighs as many clips as it was taken over.
+
+        A metric that not every envoy reports is the mean over those that do, and so is one that some could not define.
+        """
+        # In the order of names: a mean must not depend on who was first.
+        results = [(envoy, result[task.name]) for envoy, result in sorted(self.results.items()) if task.name in result]
+        sizes = [self.bounded(envoy, task, result.size) for envoy, result in results]
+        defined = [(self._defined(result), size) for (_, result), size in zip(results, sizes, strict=True) if size > 0]
+        means = {}
+        for name in sorted({name for metrics, _ in defined for name in metrics}):
+            reported = [(metrics[name], size) for metrics, size in defined if name in metrics]
+            total = sum(size for _, size in reported)
+            means[name] = sum(value * (size / total) for value, size in reported)
+        return means
+
+    def _score(self, metric: str) -> float | None:
+        for task in self.plan.tasks:
+            if task.validates_global_model:
+                return self._mean_metrics(task).get(metric)
+        return None
+
+
+def _has_training(tasks: Collection[Task]) -> bool:
+    return any(task.task_type == "train" for task in tasks)

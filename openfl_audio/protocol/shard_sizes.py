@@ -1,0 +1,33 @@
+"""How much of what a node's shard holds: the bound of what its updates and its metrics may weigh."""
+
+import logging
+from typing import Annotated
+
+from openfl.interface.interactive_api.shard_descriptor import ShardDescriptor
+from pydantic import Field, TypeAdapter
+
+from openfl_audio.protocol.wire import MAX_CLIPS
+
+logger = logging.getLogger(__name__)
+
+SPLITS = {"train": "train", "validate": "validation"}  # by the type of task
+# By type of task and unit, such as {"train": {"clips": 118, "frames": 59000}}.
+Sizes = dict[str, dict[str, Annotated[int, Field(ge=0, le=MAX_CLIPS)]]]
+SIZES = TypeAdapter(Sizes)
+
+
+def sizes_of(shard_descriptor: ShardDescriptor) -> Sizes:
+    """Items of the shard's splits by type of task: "clips", and "frames" where a split has `num_frames` (items,).
+
+    A split that cannot be opened or counted has no size, and so no bound.
+    """
+    sizes: Sizes = {}
+    for task_type, split in SPLITS.items():
+        try:
+            dataset = shard_descriptor.get_dataset(split)
+            sizes[task_type] = {"clips": len(dataset)}
+            if hasattr(dataset, "num_frames"):
+                sizes[task_type]["frames"] = int(dataset.num_frames.sum())
+        except Exception as error:  # a site's own code; tasks will say what is wrong with it
+            logger.info("the split '%s' of the shard is not counted: %s: %s", split, type(error).__name__, error)
+    return sizes

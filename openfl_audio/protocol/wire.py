@@ -1,0 +1,256 @@
+"""What goes over the wire besides OpenFL's own messages.
+
+OpenFL fetches every tensor by a call of its own. Here a model crosses in one streaming call of the service
+`openfl_audio.Rounds`, which stands on the same port as OpenFL's `Director` and `Aggregator` services. Its messages are
+plain bytes: JSON for requests and answers, pieces of a safetensors file for tensors (see
+`openfl_audio.protocol.tensors`).
+"""
+
+import json
+import queue
+import socket
+import ssl
+import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, TypeVar
+
+import grpc
+from openfl.protocols.interceptors import headers_adder
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from openfl_audio.address import join_address, proxy_of, route_to, split_address
+from openfl_audio.errors import WireError
+from openfl_audio.protocol.certificates import Credentials, is_for, names_of
+
+SERVICE = "openfl_audio.Rounds"
+
+# Our pieces are small. OpenFL's own envoys get a tensor in one message.
+MAX_MESSAGE_BYTES = 256 << 20
+# For a look at the certificate of a director that gRPC could not connect to.
+PROBE_SECONDS = 3.0
+# Requests are names and numbers.
+MAX_REQUEST_BYTES = 64 << 10
+# A dead peer is noticed by keep-alive; two directors on one port must not share it silently.
+CHANNEL_OPTIONS = [
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    # In the middle of a download another ping may be on its way, by which gRPC measures the line. Then keep-alive sends
+    # none, and only this ends the wait: a minute by default.
+    ("grpc.http2.ping_timeout_ms", 15_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    # Whoever waits for a director looks for it every second or two, not after ever longer pauses.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.so_reuseport", 0),
+    # Tensors hardly get smaller, and a message of zeros would unpack to a thousand times its size.
+    ("grpc.compression_enabled_algorithms_bitset", 1),
+    ("grpc.per_message_decompression", 0),
+]
+
+
+# More than any corpus has; a mean's weights stay far from overflow.
+MAX_CLIPS = 10**9
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class AttendRequest(Message):
+    """An envoy that is there, for as long as the call is open. `instance` tells it from a restarted one."""
+
+    envoy: str
+    instance: str
+
+
+class ModelRequest(Message):
+    """An envoy's request for this round's model, or a user's for a kept one."""
+
+    experiment: str
+    envoy: str | None = None
+    which: str = "last"
+
+
+class ExperimentRequest(Message):
+    """A user's request about an experiment."""
+
+    experiment: str
+
+
+class HistoryRequest(ExperimentRequest):
+    """A user's request for the records of rounds from record `first` on; `follow` waits for those to come."""
+
+    first: int = Field(default=0, ge=0)
+    follow: bool = True
+
+
+class StatusRequest(Message):
+    pass
+
+
+class TaskResult(Message):
+    """What one envoy says of one task: over how many clips, and the metrics' means over them."""
+
+    size: int = Field(ge=0, le=MAX_CLIPS)
+    metrics: dict[str, float] = Field(max_length=1000)
+
+
+class UpdateEnvelope(Message):
+    """Whose update of which round it is: all that must be known to refuse it."""
+
+    experiment: str
+    envoy: str
+    round: int
+    results: Any
+
+    def __str__(self) -> str:
+        return f"update of envoy '{self.envoy}' for round {self.round}"
+
+
+class UpdateMessage(UpdateEnvelope):
+    """Metadata of one envoy's answer to one round."""
+
+    results: dict[str, TaskResult] = Field(max_length=100)
+
+
+Kind = TypeVar("Kind", bound=Message)
+
+
+def encode(message: dict[str, Any] | Message) -> bytes:
+    return message.model_dump_json().encode() if isinstance(message, Message) else json.dumps(message).encode()
+
+
+def decode(data: bytes, kind: type[Kind]) -> Kind:
+    """Raises WireError, naming the field, for bytes that are no `kind`."""
+    if len(data) > MAX_REQUEST_BYTES:
+        # A fault is described in hundreds of bytes, and a request could have one in every other byte.
+        raise WireError(f"not a {kind.__name__}: {len(data)} bytes are more than {MAX_REQUEST_BYTES}")
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        raise WireError(f"not a {kind.__name__}: {describe_faults(error)}") from None
+
+
+def describe_faults(error: ValidationError) -> str:
+    """One sentence for all faults; values are cut short, they may be anything."""
+    return "; ".join(
+        f"{'.'.join(map(str, fault['loc'])) or 'content'} is {fault['input']!r:.80}: {fault['msg']:.200}"
+        for fault in error.errors()[:3]
+    )
+
+
+def channel_credentials(own: Credentials) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(own.root, own.private_key, own.certificate)
+
+
+def open_channel(address: str, credentials: grpc.ChannelCredentials | None, **headers: str) -> grpc.Channel:
+    """A channel to `address`, with TLS if there are credentials; `headers` go along with every call.
+
+    This machine is never reached through a proxy, which would look for the director on its own.
+    """
+    host, port = split_address(address)
+    options = CHANNEL_OPTIONS if proxy_of(host) else [*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0)]
+    if credentials is None:
+        channel = grpc.insecure_channel(join_address(host, port), options=options)
+    else:
+        channel = grpc.secure_channel(join_address(host, port), credentials, options=options)
+    return grpc.intercept_channel(channel, headers_adder(headers))
+
+
+def explain_unreachable(address: str, details: str | None, root: bytes | None, who: str = "notebook") -> str:
+    """One sentence for a director that cannot be reached, which names what is in the way as far as that can be known.
+
+    `details` are gRPC's. `root` is the authority's certificate (PEM), None without TLS. `who` does not reach it.
+    """
+    host, port = split_address(address)
+    sentence = f"cannot reach the director at {route_to(address)} ({details}): "
+    names = _names_presented(host, port, root) if root and not proxy_of(host) else []
+    if names and not is_for(names, host):
+        return sentence + (
+            f"its certificate is for {', '.join(names)}, and not for {host}; "
+            f"scripts/make_certificates.py --director {host} --force makes one that is"
+        )
+    if proxy_of(host):
+        sentence += f"does the proxy let it through (no_proxy={host} goes without), "
+    return sentence + f"is it running there, and with TLS {'on' if root else 'off'} like this {who}?"
+
+
+def _names_presented(host: str, port: int, root: bytes) -> list[str]:
+    """The names in the certificate that a director shows, or none if it does not come to that."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.set_alpn_protocols(["h2"])
+    try:
+        context.load_verify_locations(cadata=root.decode())
+        with (
+            socket.create_connection((host, port), timeout=PROBE_SECONDS) as line,
+            context.wrap_socket(line) as connection,
+        ):
+            certificate = connection.getpeercert(binary_form=True)
+    except (OSError, ValueError):
+        return []
+    return names_of(certificate) if certificate else []
+
+
+def wait_for_connection(channel: grpc.Channel, seconds: float) -> None:
+    """Wait until `channel` is connected, `seconds` at most, and a moment in any case.
+
+    A pause that only sleeps would not do: between calls a channel makes no progress with its connection.
+    """
+    time.sleep(min(0.1, seconds))
+    ready = grpc.channel_ready_future(channel)
+    try:
+        ready.result(seconds)
+    except grpc.FutureTimeoutError:
+        ready.cancel()
+
+
+def send_pieces(call: grpc.StreamStreamMultiCallable, pieces: Iterable[bytes]) -> dict[str, Any]:
+    """Send pieces under the director's flow control, and return its last answer. Raises grpc.RpcError.
+
+    The first piece goes at once and as it is. For the others each answer {"leave": [n, size]} allows n messages of
+    `size` bytes: larger pieces are cut.
+    """
+    leave: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+
+    def with_leave() -> Iterator[bytes]:
+        left = iter(pieces)
+        yield from islice(left, 1)
+        for piece in left:
+            while piece:
+                size = leave.get()
+                yield piece[:size]
+                piece = piece[size:] if size else b""
+
+    answers, message = call(with_leave()), {}
+    try:
+        for answer in answers:
+            message = json.loads(answer)
+            count, size = message.get("leave", (0, 0))
+            for _ in range(count):
+                leave.put(size)
+        return message
+    finally:
+        # gRPC's thread may wait for leave; with the call it ends.
+        answers.cancel()
+        leave.put(None)
+
+
+class RoundsStub:
+    """Client side of the service `openfl_audio.Rounds`."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self.attend = channel.unary_stream(f"/{SERVICE}/Attend")
+        self.get_model = channel.unary_stream(f"/{SERVICE}/GetModel")
+        self.send_update = channel.stream_stream(f"/{SERVICE}/SendUpdate")
+        self.submit = channel.stream_stream(f"/{SERVICE}/Submit")
+        self.get_history = channel.unary_stream(f"/{SERVICE}/GetHistory")
+        self.get_experiment = channel.unary_unary(f"/{SERVICE}/GetExperiment")
+        self.stop_experiment = channel.unary_unary(f"/{SERVICE}/StopExperiment")
+        self.get_status = channel.unary_unary(f"/{SERVICE}/GetStatus")

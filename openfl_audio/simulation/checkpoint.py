@@ -1,0 +1,140 @@
+"""What a simulation leaves on disk: its history, its models, and all that another process needs to go on with it."""
+
+import hashlib
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from openfl_audio.errors import TensorFormatError
+from openfl_audio.files import make_folder, replacing, write_json, write_json_lines
+from openfl_audio.notebook.experiment import Definition
+from openfl_audio.protocol.aggregate import Fold
+from openfl_audio.protocol.rounds import Progress
+from openfl_audio.protocol.tensors import TensorFile, Tensors, bytes_of, write_tensors
+from openfl_audio.protocol.wire import describe_faults
+
+logger = logging.getLogger(__name__)
+
+# What is lost at most when the process is killed. Saving takes longer than a quick round.
+SECONDS_BETWEEN_CHECKPOINTS = 10.0
+# Parts of a checkpoint; the others are the best models.
+LAST, MOMENTS = "last", "moments"
+
+
+class Checkpoint:
+    """A folder with
+
+    experiment.json          the plan, and a hash of the first global model
+    history.jsonl            a record a round
+    checkpoint.safetensors   the last and the best models, the server optimizer's state, and how far the rounds are
+    round-N.safetensors      the global model that round N led to, of the last `keep` rounds
+
+    The checkpoint is what counts: rounds after it are run again, to the same result.
+    """
+
+    def __init__(self, folder: Path, definition: Definition) -> None:
+        """Begin, or go on with, the experiment. Raises ValueError if the folder is another one's."""
+        self.folder = folder
+        self.keep = definition.plan.keep
+        self.progress = Progress()
+        self.model, self.moments = definition.tensors, Tensors()
+        self.best: dict[str, Tensors] = {}  # by the model's name
+        self.history: list[dict[str, Any]] = []
+        make_folder(folder)
+        self._check_experiment(_describe(definition))
+        if self._path.exists():
+            self._load()
+        self._cut_history()
+        self._saved = time.monotonic()
+
+    def keep_best(self, which: str, model: Tensors) -> None:
+        best = self.best.setdefault(which, {})
+        for name, tensor in model.items():
+            # Into memory that is there: fresh memory takes longer than copying.
+            np.copyto(best.setdefault(name, np.empty_like(tensor)), tensor)
+
+    def close_round(self, record: dict[str, Any], fold: Fold, progress: Progress, at_once: bool) -> None:
+        """Note the record; save the rest now and then, or `at_once`."""
+        self.history.append(record)
+        with self._history_path.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(record) + "\n")
+        self.model, self.moments, self.progress = fold.model, fold.moments, progress
+        if self.keep:
+            _write(self.folder / f"round-{record['round']}.safetensors", self.model, {})
+            (self.folder / f"round-{record['round'] - self.keep}.safetensors").unlink(missing_ok=True)
+        if at_once or time.monotonic() - self._saved > SECONDS_BETWEEN_CHECKPOINTS:
+            self.save()
+
+    def save(self) -> None:
+        with self._history_path.open("a") as lines:
+            os.fsync(lines.fileno())
+        parts = {LAST: self.model, MOMENTS: self.moments, **self.best}
+        tensors = {f"{part}.{name}": tensor for part, of_part in parts.items() for name, tensor in of_part.items()}
+        _write(self._path, tensors, self.progress.model_dump())
+        self._saved = time.monotonic()
+
+    @property
+    def _history_path(self) -> Path:
+        return self.folder / "history.jsonl"
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / "checkpoint.safetensors"
+
+    def _check_experiment(self, described: dict[str, Any]) -> None:
+        path = self.folder / "experiment.json"
+        if not path.exists():
+            write_json(path, described)
+            return
+        before = json.loads(path.read_text())
+        for key in described:
+            if described[key] != before.get(key):
+                raise ValueError(
+                    f"{self.folder} has an experiment with {key} {str(before.get(key))[:200]}, now it is "
+                    f"{str(described[key])[:200]}: give another folder"
+                )
+
+    def _load(self) -> None:
+        try:
+            with TensorFile(self._path) as file:
+                tensors, self.progress = file.load(), Progress.model_validate(file.header.metadata)
+        except TensorFormatError as error:
+            raise ValueError(f"{self._path} cannot be used: {error}: give another folder") from error
+        except ValidationError as error:
+            raise ValueError(f"{self._path} cannot be used: {describe_faults(error)}: give another folder") from error
+        if self.progress.model_extra:
+            logger.warning("%s: unknown keys %s are kept as they are", self._path, sorted(self.progress.model_extra))
+        parts: dict[str, Tensors] = {LAST: {}, MOMENTS: {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            parts.setdefault(part, {})[rest] = tensor
+        self.model, self.moments, self.best = parts.pop(LAST), parts.pop(MOMENTS), parts
+
+    def _cut_history(self) -> None:
+        """To the rounds that count."""
+        path = self._history_path
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        self.history = [json.loads(line) for line in lines[: self.progress.round_number]]
+        write_json_lines(path, self.history)
+
+
+def _describe(definition: Definition) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(definition.tensors.items()):
+        digest.update(name.encode() + bytes_of(tensor))
+    return definition.plan.model_dump(mode="json") | {
+        "opt_treatment": definition.opt_treatment,
+        "local_tensors": list(definition.model_provider.local_tensors),
+        "first_model": digest.hexdigest(),
+    }
+
+
+def _write(path: Path, tensors: Tensors, metadata: dict[str, Any]) -> None:
+    with replacing(path) as temporary:
+        write_tensors(temporary, tensors, metadata)

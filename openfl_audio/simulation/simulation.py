@@ -1,0 +1,211 @@
+"""Experiments without a network: the director's rounds, with virtual envoys in this process or on Ray.
+
+    simulation = Simulation(clients, open_shard, "runs/simulated")
+    simulation.start("whisper", model_provider=..., task_keeper=..., data_loader=..., rounds_to_train=100)
+    history = simulation.watch()
+
+With one client that has everything this is centralized training, with one of many clients that client alone.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from openfl_audio.errors import SimulationError, UpdateRefusedError
+from openfl_audio.node.local_state import ClientStates
+from openfl_audio.notebook.experiment import Definition, define
+from openfl_audio.notebook.live_view import show_progress, to_frame
+from openfl_audio.protocol.aggregate import Fold
+from openfl_audio.protocol.plan import NAME, name_of_best
+from openfl_audio.protocol.rounds import Progress, Rounds
+from openfl_audio.protocol.tensors import Tensors, describe
+from openfl_audio.protocol.wire import UpdateMessage
+from openfl_audio.simulation.checkpoint import Checkpoint
+from openfl_audio.simulation.virtual_clients import Envoys, OpenShard, VirtualEnvoys, ray_envoys
+
+
+class Simulation:
+    """An experiment on virtual envoys. `start` takes the arguments of `FLExperiment.start`; the rest is named alike.
+
+    The same seed gives the same weights as a federated run, whatever the number of workers, and after a kill: `start`
+    with the same arguments goes on from the last checkpoint in `folder`.
+    """
+
+    def __init__(
+        self,
+        clients: Sequence[str],
+        open_shard: OpenShard,
+        folder: str | Path,
+        *,
+        workers: int = 1,
+        ray_address: str | None = None,
+        gpus_per_client: float = 0.0,
+    ) -> None:
+        """`open_shard(client)` gives a client's shard descriptor; it is called where and when that client's turn is.
+
+        With more than one of `workers`, clients run side by side in that many Ray actors: on this machine, or on the
+        cluster at `ray_address`. Each takes `gpus_per_client` of a GPU.
+        """
+        faulty = [client for client, times in Counter(clients).items() if times > 1 or not NAME.fullmatch(client)]
+        if faulty or not clients:
+            raise ValueError(f"clients need names, and each its own: {faulty[:3] or 'there are none'}")
+        if workers < 1:
+            raise ValueError(f"workers is {workers}: at least one process runs the clients")
+        self.clients = list(clients)
+        self.folder = Path(folder)
+        self._open_shard = open_shard
+        self._workers, self._ray = workers, (workers, ray_address, gpus_per_client)
+        self._definition: Definition | None = None
+
+    def start(self, experiment_name: str, **arguments: Any) -> None:
+        """Prepare the experiment, or take it up where an earlier run in this folder ended; `watch` runs it.
+
+        Raises ValueError if the folder is that of another experiment.
+        """
+        if arguments.get("envoys") is None:
+            # Spelled out, they are part of what the folder's experiment is.
+            arguments["envoys"] = self.clients
+        definition = define(experiment_name, **arguments | {"envoys": sorted(arguments["envoys"])})
+        members = definition.plan.envoys or []
+        unknown = {*members, *definition.plan.participation.evaluators}.difference(self.clients)
+        if unknown:
+            raise ValueError(f"{sorted(unknown)[:3]} are not among the {len(self.clients)} clients")
+        Rounds(definition.plan, Progress()).check_members(members)
+        self._definition, self._members = definition, members
+        self._checkpoint = Checkpoint(self.folder, definition)
+
+    @property
+    def definition(self) -> Definition:
+        if self._definition is None:
+            raise SimulationError("there is no experiment yet: call start()")
+        return self._definition
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """A row a round, of the rounds so far. Its columns: see `watch`."""
+        return to_frame(self.records)
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """Of the rounds so far, as `history.jsonl` has them."""
+        return self._checkpoint.history if self.definition else []
+
+    def watch(self) -> pd.DataFrame:
+        """Run the rounds that are left and show all, as `FLExperiment.watch` does. Returns the history."""
+        plan, past = self.definition.plan, list(self.records)
+        best = plan.best.model_dump(include={"metric", "direction"})
+        described = {"name": plan.name, "best": best, "round": len(past)}
+        return show_progress((record for records in (past, self.run()) for record in records), described)
+
+    def run(self, on_client: Callable[[str], None] = lambda client: None) -> Iterator[dict[str, Any]]:
+        """Run the rounds that are left, and yield each one's record. `on_client` is called when a client has answered.
+
+        Raises SimulationError, naming the client, if a task fails; RoundFailedError if nobody could train, or if
+        nobody reports the metric that chooses the best model.
+        """
+        definition, checkpoint = self.definition, self._checkpoint
+        plan = definition.plan
+        rounds = Rounds(plan, checkpoint.progress)
+        if rounds.finished:
+            return
+        fold = Fold(
+            checkpoint.model,
+            plan.aggregation,
+            plan.untrained,
+            checkpoint.moments,
+            rounds.progress.aggregations,
+        )
+        with self._start_envoys() as envoys:
+            while not rounds.finished:
+                began = time.monotonic()
+                rounds.open(self._members)
+                n_bytes = self._run_round(rounds, fold, envoys, on_client)
+                record = rounds.record() | n_bytes
+                try:
+                    for which in rounds.better_scores():
+                        checkpoint.keep_best(which, fold.model)
+                    if rounds.trained:
+                        fold.finish_round()
+                    rounds.progress = rounds.next_progress()
+                    record["seconds"] = round(time.monotonic() - began, 4)
+                    at_once = rounds.finished or self._keeps_state
+                    checkpoint.close_round(record, fold, rounds.progress, at_once)
+                except BaseException:
+                    # What is in memory is half of the next round; what is on disk is whole.
+                    self._checkpoint = Checkpoint(self.folder, definition)
+                    raise
+                yield record
+
+    def _run_round(
+        self, rounds: Rounds, fold: Fold, envoys: Envoys, on_client: Callable[[str], None]
+    ) -> dict[str, int]:
+        """Add the clients' updates to `fold`, in the order of their names. Returns bytes that would have travelled."""
+        plan, updates = rounds.plan, 0
+        model = _travelled(fold.model, plan.precision)
+        n_bytes = len(describe(model, {}).pack()) + sum(tensor.nbytes for tensor in model.values())
+        answers = envoys.run_round(list(rounds.asked.items()), rounds.round_number, model)
+        for client, (results, trained, sizes) in zip(rounds.asked, answers, strict=True):
+            rounds.registered[client] = sizes
+            update = UpdateMessage(experiment=plan.name, envoy=client, round=rounds.round_number, results=results)
+            try:
+                rounds.check(update)
+                tasks = [task for task in rounds.asked[client] if task.task_type == "train"]
+                clips = sum(rounds.bounded(client, task, results[task.name].size) for task in tasks)
+                if trained and clips:
+                    fold.add(_travelled(trained, plan.precision), clips, refused=str(update))
+                rounds.count(update)
+            except UpdateRefusedError as error:
+                rounds.refuse(client, str(error))
+            updates += bool(trained)
+            on_client(client)
+        rounds.check_answers()
+        return {"bytes_up": updates * n_bytes, "bytes_down": len(rounds.asked) * n_bytes}
+
+    def initial_model(self) -> torch.nn.Module:
+        """A new model with the weights that the experiment began with."""
+        return self.definition.model_provider.model_with(self.definition.tensors)
+
+    def last_model(self) -> torch.nn.Module:
+        """A new model with the weights of the last round."""
+        return self.definition.model_provider.model_with(self._checkpoint.model)
+
+    def best_model(self, metric: str | None = None) -> torch.nn.Module:
+        """A new model with the best weights so far, by another `metric` of `also_best` too.
+
+        Raises SimulationError if no round has validated any.
+        """
+        which = name_of_best(metric)
+        if which not in self._checkpoint.best:
+            raise SimulationError(f"experiment '{self.definition.plan.name}' has no {which} model yet")
+        return self.definition.model_provider.model_with(self._checkpoint.best[which])
+
+    @property
+    def _keeps_state(self) -> bool:
+        """Whether something stays with the clients from round to round."""
+        return self.definition.opt_treatment == "CONTINUE_LOCAL" or bool(self.definition.model_provider.local_tensors)
+
+    def _start_envoys(self) -> AbstractContextManager[Envoys]:
+        definition, states = self.definition, None
+        if self._keeps_state:
+            keeps_optimizer = definition.opt_treatment == "CONTINUE_LOCAL"
+            states = ClientStates(
+                self.folder.resolve() / "clients", definition.model_provider.local_tensors, keeps_optimizer
+            )
+        if self._workers == 1:
+            return nullcontext(VirtualEnvoys(definition, self._open_shard, states))
+        # Actors get the global model round by round.
+        return ray_envoys(*self._ray, replace(definition, tensors={}), self._open_shard, states)
+
+
+def _travelled(tensors: Tensors, precision: str) -> Tensors:
+    """What arrives of `tensors`."""
+    if precision == "float32":
+        return tensors
+    return {name: tensor.astype("<f2") if tensor.dtype.kind == "f" else tensor for name, tensor in tensors.items()}

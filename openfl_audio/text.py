@@ -1,0 +1,41 @@
+"""Read text as people's machines write it, and refuse bytes whose meaning would have to be guessed."""
+
+import codecs
+import os
+from pathlib import Path
+
+from openfl_audio.errors import TextError
+
+# UTF-32's mark begins with that of UTF-16, so it is tried first.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Read a file in UTF-8, or in the encoding that its byte order mark tells (UTF-8, UTF-16, UTF-32).
+
+    Returns:
+        the text without the mark; each line ends in a newline alone, whether it was CRLF, CR or LF.
+
+    Raises:
+        TextError: neither, as a file in Latin-1 or in UTF-16 without a mark is.
+        OSError: the file cannot be read.
+    """
+    content = Path(path).read_bytes()
+    mark, encoding = next((pair for pair in _MARKS if content.startswith(pair[0])), (b"", "utf-8"))
+    body = content[len(mark) :]
+    try:
+        text = body.decode(encoding)
+    except UnicodeDecodeError as error:
+        what = f"byte {body[error.start]:#04x} in line {body.count(bytes([10]), 0, error.start) + 1}"
+        if mark:
+            raise TextError(f"{path} begins with the mark of {encoding.upper()} and is not: {what}") from None
+        raise TextError(f"{path} is not UTF-8 ({what}): save it as UTF-8") from None
+    if "\0" in text:
+        raise TextError(f"{path} holds zero bytes, as UTF-16 without a byte order mark does: save it as UTF-8")
+    return text.replace("\r\n", "\n").replace("\r", "\n")

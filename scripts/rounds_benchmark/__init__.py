@@ -1,1 +1,0 @@
-"""What scripts/benchmark_rounds.py measures: the workloads, and one module for each engine that carries them."""

@@ -1,1 +1,0 @@
-"""What `scripts/train.py` does: one experiment in any of four modes."""

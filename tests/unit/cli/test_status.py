@@ -1,0 +1,90 @@
+"""How a status is shown. That it is the director's: see tests/integration/test_notebook.py."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from openfl_audio.cli.status import PIPED_WIDTH, main, print_status
+
+ERROR = "envoy '[red]a': the process ended (exit code 1)\nTraceback\n  File \"x\"\nValueError: \x1b[31mno luck\n"
+EXPERIMENT = {
+    "name": "words-of-many-speakers", "owner": "ada", "corpus": "speech_commands", "status": "in_progress",
+    "round": 3, "rounds": 20, "envoys": ["a", "b"], "waiting_for": ["a", "b"], "waits": "",
+    "seconds_per_round": 12.34, "error": "",
+}  # fmt: skip
+STATUS = {
+    "envoys": [
+        {"name": "a", "corpus": "speech_commands", "online": True, "experiment": "words-of-many-speakers"},
+        {"name": "b", "corpus": "", "online": False, "experiment": ""},
+    ],
+    "experiments": [
+        EXPERIMENT,
+        EXPERIMENT | {"name": "broken", "status": "failed", "round": 0, "seconds_per_round": None,
+                      "waiting_for": [], "error": ERROR},
+        EXPERIMENT | {"name": "done", "status": "finished", "round": 21, "waiting_for": []},
+    ],
+}  # fmt: skip
+
+
+def shown(status: dict, width: int = PIPED_WIDTH) -> str:
+    file = io.StringIO()
+    print_status(status, Console(file=file, width=width, markup=False, highlight=False, emoji=False))
+    return file.getvalue()
+
+
+def cells(text: str, name: str) -> list[str]:
+    """What the row says that begins with `name`; two spaces are between any two cells."""
+    [line] = [line for line in text.splitlines() if line.split()[:1] == [name]]
+    return [cell.strip() for cell in line.split("  ") if cell.strip()]
+
+
+def test_envoys_are_shown_with_corpus_and_whether_they_are_there():
+    text = shown(STATUS)
+    assert cells(text, "a") == ["a", "speech_commands", "yes", "words-of-many-speakers"]
+    assert cells(text, "b") == ["b", "-", "no", "-"]
+
+
+def test_an_experiment_is_shown_in_one_line_however_long():
+    assert cells(shown(STATUS), "words-of-many-speakers") == [
+        "words-of-many-speakers", "ada", "speech_commands", "in_progress", "3 of 20", "12.3", "a, b", "-",
+    ]  # fmt: skip
+
+
+def test_the_validation_after_the_last_round_is_no_round_more():
+    assert cells(shown(STATUS), "done")[4] == "20 of 20"
+
+
+def test_of_an_error_the_first_and_the_last_line_are_shown_as_they_are():
+    text = shown(STATUS)
+    assert cells(text, "broken")[-1] == "envoy '[red]a': the process ended (exit code 1)"
+    assert "ValueError:  [31mno luck" in text
+    assert "File" not in text
+    assert "\x1b" not in text
+
+
+def test_in_a_narrow_terminal_nothing_is_cut_off():
+    assert "…" not in shown(STATUS, width=70)
+
+
+def test_a_federation_without_anybody_has_empty_tables():
+    assert "Envoys" in shown({"envoys": [], "experiments": []})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--disable-tls", "--director", "localhost:1"], "cannot reach the director at localhost:1"),
+        (["--disable-tls", "--director", "::1"], "cannot reach the director at [::1]:50051"),
+        (["--disable-tls", "--director", "localhost:x"], "the port must be a number"),
+        ([], "give --user NAME"),
+        (["--user", "ada", "--certificates", "nowhere"], "nowhere does not exist"),
+    ],
+)
+def test_without_an_answer_there_is_a_sentence(capsys, arguments, sentence):
+    assert main(["status", *arguments]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("openfl-audio: ")
+    assert sentence in printed.err
+    assert len(printed.err.splitlines()) == 1

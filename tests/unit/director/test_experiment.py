@@ -1,0 +1,372 @@
+import asyncio
+import contextlib
+import json
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from openfl_audio.director.run_folder import RunFolder, Status
+from openfl_audio.protocol.plan import Task
+from tests.unit.director.toy_experiment import (
+    CLIPS,
+    MODEL,
+    QUORUM_OF_TWO,
+    SECONDS,
+    TRAIN,
+    VALIDATE,
+    answer,
+    assert_model,
+    global_model,
+    load,
+    make_experiment,
+    next_model,
+    nothing,
+    play,
+    results_of,
+    score_of,
+    send,
+    serve,
+    train,
+    until,
+)
+
+
+def test_two_rounds_are_numpys(tmp_path):
+    experiment = make_experiment(tmp_path, rounds=2, also_best={"score": "min"})
+    assert play(experiment, serve(experiment, "a"), serve(experiment, "b")) == [[0, 1, 2], [0, 1, 2]]
+    models = [MODEL]
+    for round_number in range(2):
+        models.append(next_model(models[-1], "ab", round_number))
+    folder = experiment.folder
+    assert experiment.state.status is Status.FINISHED
+    assert_model(folder.named_model("last"), models[2])
+    assert_model(folder.named_model("initial"), MODEL)
+    scores = [
+        (score_of("a", m) * CLIPS["a"] + score_of("b", m) * CLIPS["b"]) / (CLIPS["a"] + CLIPS["b"]) for m in models
+    ]
+    found = [record["metrics"]["aggregated_model_validate"]["score"] for record in folder.history]
+    assert found == pytest.approx(scores, rel=1e-12)
+    assert [record["best"] for record in folder.history] == [
+        all(score > other for other in scores[:index]) for index, score in enumerate(scores)
+    ]
+    assert_model(folder.named_model("best"), models[int(np.argmax(scores))])
+    assert_model(folder.named_model("best-score"), models[int(np.argmin(scores))])
+    assert [set(record["metrics"]) for record in folder.history] == [{VALIDATE.name, "train"}] * 2 + [{VALIDATE.name}]
+    assert list((folder.path / "updates").iterdir()) == []
+    assert list((folder.path / "tensorboard").iterdir()) != []
+    assert RunFolder.load(folder.path).state == experiment.state
+
+
+def test_a_record_says_what_travelled_and_how_long_it_took(tmp_path):
+    experiment = make_experiment(tmp_path, rounds=1)
+    play(experiment, serve(experiment, "a"), serve(experiment, "b"))
+    first, last = experiment.folder.history
+    data_bytes = sum(tensor.nbytes for tensor in MODEL.values())
+    assert first["bytes_up"] == 2 * data_bytes, "the call adds the headers"
+    assert 2 * data_bytes < first["bytes_down"] < 2 * data_bytes + 2000
+    assert last["bytes_up"] == 0, "no tensor comes with a validation"
+    assert 0 <= first["seconds"] < SECONDS
+
+
+def test_an_experiment_that_only_validates_leaves_the_model_alone(tmp_path):
+    experiment = make_experiment(tmp_path, rounds=1, tasks=[VALIDATE])
+    play(experiment, serve(experiment, "a"), serve(experiment, "b"))
+    assert_model(experiment.folder.named_model("last"), MODEL)
+    assert len(experiment.folder.history) == 2
+
+
+def test_after_the_deadline_a_round_closes_with_a_quorum_and_without_the_rest(tmp_path):
+    experiment = make_experiment(
+        tmp_path, rounds=1, members="abc", participation={"deadline_seconds": 0.3, "quorum": 2}
+    )
+    play(experiment, serve(experiment, "a"), serve(experiment, "c"))
+    assert experiment.state.status is Status.FINISHED
+    assert [record["missing"] for record in experiment.folder.history] == [["b"], ["b"]]
+    assert all(record["seconds"] >= 0.3 for record in experiment.folder.history)
+    assert_model(experiment.folder.named_model("last"), next_model(MODEL, "ac", 0))
+
+
+def test_when_all_have_answered_nobody_waits_for_the_deadline(tmp_path):
+    experiment = make_experiment(tmp_path, rounds=1, participation={"deadline_seconds": 1000})
+    play(experiment, serve(experiment, "a"), serve(experiment, "b"))
+    assert experiment.folder.history[0]["missing"] == []
+
+
+def test_short_of_its_quorum_a_round_stays_open_after_the_deadline(tmp_path):
+    experiment = make_experiment(tmp_path, rounds=1, participation={"deadline_seconds": 0.1, "quorum": 2})
+
+    async def late() -> None:
+        await until(lambda: bool(experiment.rounds.results))
+        await asyncio.sleep(0.3)
+        assert experiment.rounds.round_number == 0
+        assert experiment.summary()["waiting_for"] == ["b"]
+        await serve(experiment, "b")
+
+    play(experiment, serve(experiment, "a"), late())
+    assert experiment.state.status is Status.FINISHED
+    assert_model(experiment.folder.named_model("last"), next_model(MODEL, "ab", 0))
+
+
+def test_with_a_deadline_only_those_are_asked_who_are_there(tmp_path):
+    experiment = make_experiment(
+        tmp_path, rounds=1, members="abc", participation={"deadline_seconds": 1000}, is_online=lambda e: e != "c"
+    )
+    play(experiment, serve(experiment, "a"), serve(experiment, "b"))
+    assert experiment.folder.history[0]["missing"] == []
+    assert set(experiment.folder.history[0]["envoys"]) == {"a", "b"}
+
+
+def test_without_a_deadline_all_members_are_asked_whoever_is_there(tmp_path):
+    experiment = make_experiment(tmp_path, rounds=1, is_online=lambda _: False)
+    play(experiment, serve(experiment, "a"), serve(experiment, "b"))
+    assert set(experiment.folder.history[0]["envoys"]) == {"a", "b"}
+
+
+def test_when_fewer_are_there_than_the_quorum_the_round_waits_for_more(tmp_path):
+    online = {"a"}
+    experiment = make_experiment(
+        tmp_path,
+        rounds=1,
+        participation={"deadline_seconds": 0.1, "quorum": 2},
+        is_online=lambda envoy: envoy in online,
+    )
+
+    async def late() -> None:
+        await until(lambda: bool(experiment.rounds.results))
+        await asyncio.sleep(0.2)
+        online.add("b")
+        await serve(experiment, "b")
+
+    play(experiment, serve(experiment, "a"), late())
+    assert (experiment.state.status, experiment.state.error) == (Status.FINISHED, "")
+
+
+def test_an_evaluator_makes_up_no_quorum_and_the_round_waits_for_a_trainer(tmp_path):
+    online = {"b"}
+    experiment = make_experiment(
+        tmp_path,
+        rounds=1,
+        participation={"deadline_seconds": 0.1, "evaluators": ["b"]},
+        is_online=lambda envoy: envoy in online,
+    )
+
+    async def late() -> None:
+        await until(lambda: experiment._seconds_open() > 0.2 and bool(experiment.rounds.results))
+        assert experiment.summary()["waiting_for"] == ["a"]
+        online.add("a")
+        await serve(experiment, "a")
+
+    play(experiment, serve(experiment, "b"), late())
+    assert experiment.state.status is Status.FINISHED
+    assert_model(experiment.folder.named_model("last"), next_model(MODEL, "a", 0))
+
+
+def test_the_last_model_is_validated_by_fewer_evaluators_than_a_quorum_of_updates(tmp_path):
+    participation = QUORUM_OF_TWO | {"evaluators": ["c"]}
+    experiment = make_experiment(tmp_path, rounds=1, members="abc", participation=participation)
+    play(experiment, *(serve(experiment, envoy) for envoy in "abc"))
+    assert (experiment.state.status, experiment.state.error) == (Status.FINISHED, "")
+    assert list(experiment.folder.history[-1]["envoys"]) == ["c"]
+
+
+def test_rounds_that_ask_nobody_leave_others_their_turn(tmp_path):
+    experiment = make_experiment(tmp_path, rounds=100, tasks=[VALIDATE], participation={"validate_every": 100})
+    seen = []
+
+    async def look() -> None:
+        await answer(experiment, "a")
+        await answer(experiment, "b")
+        while experiment.rounds.round_number < 100:
+            seen.append(experiment.rounds.round_number)
+            await asyncio.sleep(0)
+        await asyncio.gather(serve(experiment, "a"), serve(experiment, "b"))
+
+    play(experiment, look())
+    assert len(set(seen)) > 90
+
+
+def test_a_stop_ends_all_waiting_at_once_and_keeps_history_and_models(tmp_path):
+    experiment = make_experiment(tmp_path, rounds=9)
+
+    async def stop() -> None:
+        await until(lambda: experiment.rounds.round_number == 1 and "a" in experiment.rounds.results)
+        experiment.stop()
+
+    async def b_answers_once() -> tuple[list[Task], int]:
+        await answer(experiment, "b")
+        await until(lambda: experiment.ended)
+        return await experiment.wait_for_tasks("c")
+
+    async def history() -> list[int]:
+        return [json.loads(line)["round"] async for line in experiment.history()]
+
+    started = time.monotonic()
+    _, _, (tasks, _), seen = play(experiment, stop(), serve(experiment, "a"), b_answers_once(), history())
+    assert time.monotonic() - started < 10, "half of a long poll"
+    assert (tasks, seen) == ([], [0])
+    assert RunFolder.load(experiment.folder.path).state.status is Status.STOPPED
+    assert_model(experiment.folder.named_model("last"), next_model(MODEL, "ab", 0))
+    assert list((experiment.folder.path / "updates").iterdir()) == []
+
+
+def test_a_stop_before_the_first_round_is_a_stop(tmp_path):
+    experiment = make_experiment(tmp_path)
+
+    async def stop_at_once() -> None:
+        task = asyncio.create_task(experiment.run(nothing))
+        experiment.stop()
+        await asyncio.wait_for(task, SECONDS)
+
+    with contextlib.suppress(asyncio.TimeoutError):
+        asyncio.run(stop_at_once())
+    assert experiment.state.status is Status.STOPPED
+
+
+def test_an_update_after_the_end_is_dropped(tmp_path):
+    experiment = make_experiment(tmp_path, rounds=1)
+
+    async def stop_then_send() -> bool:
+        tasks, _ = await experiment.wait_for_tasks("a")
+        experiment.stop()
+        return await send(experiment, "a", 0, train("a", 0, MODEL), results_of("a", tasks, MODEL))
+
+    assert play(experiment, stop_then_send()) == [False]
+
+
+def test_without_a_deadline_the_experiment_fails_with_the_envoy_that_leaves(tmp_path):
+    experiment = make_experiment(tmp_path, rounds=1)
+
+    async def leave() -> None:
+        await experiment.wait_for_tasks("b")
+        experiment.leave("b", "Traceback\nValueError: no such file")
+
+    play(experiment, serve(experiment, "a"), leave())
+    assert experiment.state.status is Status.FAILED
+    assert experiment.state.error == "envoy 'b': Traceback\nValueError: no such file"
+
+
+@pytest.mark.parametrize("reason", ["killed by SIGKILL\nand more", ""])
+def test_with_a_deadline_the_others_go_on_at_once_and_for_good(tmp_path, reason):
+    experiment = make_experiment(
+        tmp_path, rounds=1, members="abc", participation={"deadline_seconds": 1000, "quorum": 2}
+    )
+
+    async def leave() -> None:
+        await experiment.wait_for_tasks("b")
+        experiment.leave("b", reason)
+
+    play(experiment, serve(experiment, "a"), leave(), serve(experiment, "c"))
+    assert experiment.state.status is Status.FINISHED
+    first, last = experiment.folder.history
+    assert first["refused"].keys() == {"b"}
+    assert first["refused"]["b"] == reason.split("\n")[0]
+    assert (last["refused"], last["missing"]) == ({}, [])
+    assert (experiment.state.members, experiment.state.left) == (["a", "c"], {"b": reason})
+    assert_model(experiment.folder.named_model("last"), next_model(MODEL, "ac", 0))
+
+
+def test_below_the_quorum_nobody_goes_on(tmp_path):
+    experiment = make_experiment(tmp_path, rounds=1, participation=QUORUM_OF_TWO)
+
+    async def leave() -> None:
+        await experiment.wait_for_tasks("b")
+        experiment.leave("b", "out of memory")
+
+    play(experiment, serve(experiment, "a"), leave())
+    assert experiment.state.status is Status.FAILED
+    assert "out of memory" in experiment.state.error
+
+
+def test_when_no_trainer_is_left_an_evaluator_does_not_go_on(tmp_path):
+    participation = {"deadline_seconds": 1000, "evaluators": ["b"]}
+    experiment = make_experiment(tmp_path, rounds=1, participation=participation)
+
+    async def leave() -> None:
+        await experiment.wait_for_tasks("a")
+        experiment.leave("a", "out of memory")
+
+    play(experiment, serve(experiment, "b"), leave())
+    assert (experiment.state.status, experiment.state.error) == (Status.FAILED, "envoy 'a': out of memory")
+
+
+def test_patience_ends_the_experiment_early(tmp_path):
+    experiment = make_experiment(tmp_path, rounds=9, patience=2, tasks=[VALIDATE])
+    play(experiment, serve(experiment, "a"), serve(experiment, "b"))
+    assert experiment.state.status is Status.FINISHED
+    assert [record["best"] for record in experiment.folder.history] == [True, False, False]
+
+
+def test_the_models_of_the_last_rounds_are_kept(tmp_path):
+    experiment = make_experiment(tmp_path, rounds=3, keep=2, tasks=[TRAIN])
+    play(experiment, serve(experiment, "a"), serve(experiment, "b"))
+    models = [MODEL]
+    for round_number in range(3):
+        models.append(next_model(models[-1], "ab", round_number))
+    path = experiment.folder.path
+    assert {file.name for file in path.glob("round-*")} == {"round-1.safetensors", "round-2.safetensors"}
+    assert_model(path / "round-1.safetensors", models[2])
+    assert_model(path / "round-2.safetensors", models[3])
+
+
+def test_in_float16_half_as_much_travels_and_sums_and_models_are_float32(tmp_path):
+    experiment = make_experiment(tmp_path, rounds=2, precision="float16", tasks=[TRAIN])
+    seen = []
+
+    async def watch() -> None:
+        seen.append(global_model(experiment)[0])
+        await serve(experiment, "a")
+
+    play(experiment, watch(), serve(experiment, "b"))
+    assert seen[0]["weight"].dtype == np.float16
+    assert seen[0]["steps"].dtype == MODEL["steps"].dtype
+    model = MODEL
+    for round_number in range(2):
+        model = next_model(model, "ab", round_number, "float16")
+    assert_model(experiment.folder.named_model("last"), model)
+    assert load(experiment.folder.named_model("last"))["weight"].dtype == np.float32
+
+
+def test_history_follows_a_running_experiment_to_its_end(tmp_path):
+    experiment = make_experiment(tmp_path, rounds=2)
+
+    async def follow() -> list[int]:
+        return [json.loads(line)["round"] async for line in experiment.history()]
+
+    outcome = play(experiment, follow(), serve(experiment, "a"), serve(experiment, "b"), follow())
+    assert outcome[0] == outcome[3] == [0, 1, 2]
+
+
+def test_a_disk_that_cannot_be_read_fails_the_experiment_and_says_so(tmp_path):
+    experiment = make_experiment(tmp_path, rounds=1)
+
+    async def lose_an_update() -> None:
+        await answer(experiment, "a")
+        experiment._updates["a"][0].unlink()
+        await answer(experiment, "b")
+
+    play(experiment, lose_an_update())
+    assert experiment.state.status is Status.FAILED
+    assert "the director cannot read or write: " in experiment.state.error
+    assert "No such file" in experiment.state.error
+
+
+def test_a_summary_says_who_is_waited_for(tmp_path):
+    experiment = make_experiment(tmp_path, rounds=1, corpus="superb")
+
+    async def look() -> dict[str, Any]:
+        await answer(experiment, "a")
+        summary = experiment.summary()
+        await asyncio.gather(serve(experiment, "a"), serve(experiment, "b"))
+        return summary
+
+    (during,) = play(experiment, look())
+    assert during == {
+        "name": "toy", "owner": "me", "corpus": "superb", "status": "in_progress", "round": 0, "rounds": 1,
+        "best": {"metric": "score", "direction": "max"}, "envoys": ["a", "b"],
+        "waiting_for": ["b"], "waits": "", "seconds_per_round": None, "error": "",
+    }  # fmt: skip
+    after = experiment.summary()
+    assert (after["status"], after["waiting_for"], after["round"]) == ("finished", [], 2)
+    assert after["seconds_per_round"] == experiment.folder.history[-1]["seconds"]

@@ -1,0 +1,163 @@
+"""What `scripts/train.py` decides before anything runs."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from openfl_audio.errors import SettingsError
+from openfl_audio.experiments.modes import EVALUATOR, choose_clients, client_names, start_arguments
+from openfl_audio.experiments.run import claim, run
+from openfl_audio.training.run_settings import load_run_settings
+from scripts.compare_modes import WORKSPACES, read_comparison, table
+from shard_descriptors.errors import CorpusError
+from workspaces.keyword_spotting.experiment import Settings
+from workspaces.keyword_spotting.model import CONFIGS
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """Seven speakers who train, one who validates, one who tests."""
+    folder = tmp_path_factory.mktemp("speech_commands")
+    for number in range(9):
+        for word in ("yes", "no"):
+            path = folder / word / f"{number:08x}_nohash_0.wav"
+            path.parent.mkdir(exist_ok=True)
+            soundfile.write(path, np.full(160, number / 10, np.float32), 16_000)
+    (folder / "_background_noise_").mkdir()
+    soundfile.write(folder / "_background_noise_" / "hum.wav", np.zeros(32_000, np.float32), 16_000)
+    (folder / "validation_list.txt").write_text("yes/00000007_nohash_0.wav\nno/00000007_nohash_0.wav\n")
+    (folder / "testing_list.txt").write_text("yes/00000008_nohash_0.wav\nno/00000008_nohash_0.wav\n")
+    return folder
+
+
+def load(**changes) -> Settings:
+    return load_run_settings(Settings, CONFIGS / "small.yaml", changes)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_is_valid(path):
+    assert load_run_settings(Settings, path, {}).rounds > 0
+
+
+def test_a_model_needs_one_source():
+    with pytest.raises(SettingsError, match="model needs either pretrained or config"):
+        load(**{"model.pretrained": "openai/whisper-tiny"})
+
+
+def test_names_sort_as_their_numbers_do():
+    for number in (1, 10, 11, 422):
+        names = client_names(number)
+        assert names == sorted(names)
+        assert len(set(names)) == number
+
+
+def test_pictures_show_what_trained_and_not_the_shards_of_others(corpus):
+    def parts_of(mode: str, client_ids=(0,)) -> list[str]:
+        chosen = choose_clients("keyword_spotting", load(clients=5), corpus, mode, client_ids)
+        return [clients.trained_part for clients in chosen]
+
+    assert parts_of("simulated") == parts_of("federated") == parts_of("centralized") == ["1,1"]
+    assert parts_of("individual", (0, -1)) == ["1,5", "5,5"]
+
+
+def test_who_the_clients_of_a_mode_are(corpus):
+    def names_of(mode: str, client_ids=(0,), **changes) -> list[list[str]]:
+        return [c.names for c in choose_clients("keyword_spotting", load(**changes), corpus, mode, client_ids)]
+
+    assert names_of("centralized", clients=4) == [["client-0", EVALUATOR]]
+    three = [*client_names(3), EVALUATOR]
+    assert names_of("simulated", clients=3) == names_of("federated", clients=3) == [three]
+    assert names_of("individual", (0, -1), clients=3) == [["client-0", EVALUATOR], ["client-2", EVALUATOR]]
+    assert names_of("simulated", clients="natural") == [[*client_names(7), EVALUATOR]]
+    groups = {"data.partition": "speaker_groups", "data.speakers_per_group": 3, "clients": "natural"}
+    assert names_of("simulated", **groups) == [[*client_names(2), EVALUATOR]]
+    with pytest.raises(SettingsError, match="say how many with --clients"):
+        names_of("federated", clients="natural")
+    with pytest.raises(SettingsError, match=r"client ids \[3, -4\] are not from -3 to 2"):
+        names_of("individual", (3, 0, -4), clients=3)
+
+
+def test_clients_divide_the_corpus_and_the_evaluator_has_all_of_its_validation_clips(corpus):
+    [clients] = choose_clients("keyword_spotting", load(clients=3), corpus, "simulated", [0])
+    speakers = [set(clients.open(name).get_dataset("train").speakers) - {""} for name in clients.trainers]
+    assert sorted(speaker for each in speakers for speaker in each) == [f"{number:08x}" for number in range(7)]
+    assert len(clients.open(EVALUATOR).get_dataset("validation")) == 2
+    # The same client alone has the same clips.
+    [_, alone] = choose_clients("keyword_spotting", load(clients=3), corpus, "individual", [0, -1])
+    assert set(alone.open("client-2").get_dataset("train").speakers) - {""} == speakers[2]
+
+
+def test_settings_become_arguments_of_an_experiment(corpus):
+    settings = load(clients=3, fraction=0.5, seed=4, patience=2, keep=1, validate_every=3)
+    [clients] = choose_clients("keyword_spotting", settings, corpus, "simulated", [0])
+    arguments = start_arguments(clients)
+    participation = arguments["participation"]
+    assert (participation.fraction, participation.seed, participation.evaluators) == (0.5, 4, [EVALUATOR])
+    assert (participation.validate_every, arguments["patience"], arguments["keep"]) == (3, 2, 1)
+    assert arguments["envoys"] == [*client_names(3), EVALUATOR]
+    assert arguments["opt_treatment"] == "CONTINUE_LOCAL"
+    alone = dataclasses.replace(clients, trainers=["client-0"])
+    assert start_arguments(alone)["participation"].fraction is None
+
+
+def test_a_run_without_a_corpus_or_without_a_round_leaves_its_folder_to_the_next(tmp_path, corpus):
+    out = tmp_path / "run"
+    with pytest.raises(CorpusError, match="there is no folder"):
+        run("keyword_spotting", load(), "simulated", tmp_path / "nowhere", out)
+    assert not out.exists()
+    claim(out, {"settings": {"clients": 3}})
+    (out / "experiment.json").write_text("{}")
+    (out / "history.jsonl").touch()
+    claim(out, {"settings": {"clients": 2}})
+    assert json.loads((out / "run.json").read_text()) == {"settings": {"clients": 2}}
+    assert not (out / "experiment.json").exists()
+
+
+def test_a_folder_belongs_to_one_run(tmp_path):
+    out = tmp_path / "run"
+    claim(out, {"mode": "simulated", "settings": {"seed": 0}})
+    (out / "history.jsonl").write_text("{}")
+    claim(out, {"mode": "simulated", "settings": {"seed": 0}})
+    with pytest.raises(SettingsError, match=r"has a run with settings.seed 0, now it is 1: choose another --out"):
+        claim(out, {"mode": "simulated", "settings": {"seed": 1}})
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    with pytest.raises(SettingsError, match="is not empty, and no earlier run"):
+        claim(tmp_path / "thesis", {})
+
+
+@pytest.mark.parametrize("workspace", sorted(path.parent.name for path in WORKSPACES.glob("*/comparison.yaml")))
+def test_a_comparison_runs_all_four_modes(workspace):
+    rows = read_comparison(workspace)
+    modes = {arguments[arguments.index("--mode") + 1] for arguments in rows.values()}
+    assert modes == {"centralized", "individual", "simulated", "federated"}
+
+
+def test_the_table_has_a_row_a_run_and_a_column_for_every_metric_but_the_loss():
+    metrics = {
+        model: {split: {"loss": 9.0, "accuracy": accuracy} for split, accuracy in values.items()}
+        for model, values in {
+            "best": {"validation": 0.5, "test": 0.25},
+            "last": {"validation": 0.75, "test": 0},
+        }.items()
+    }
+    result = {"clients": 3, "rounds": 2, "metrics": metrics, "seconds": 1.6, "bytes": {"up": 2_000_000}}
+    lines = table({"alone": result, "together": result}, ["best", "last"]).splitlines()
+    assert lines[0].startswith(
+        "| run | clients | rounds | accuracy, validation, best | accuracy, test, best | accuracy,"
+    )
+    assert lines[2:] == [
+        f"| {name} | 3 | 2 | 0.500 | 0.250 | 0.750 | 0.000 | 2 | 2 |" for name in ("alone", "together")
+    ]
+    without_test = {**result, "metrics": {"best": {"validation": {"accuracy": 0.5}}}}
+    last = table({"together": result, "alone": without_test}, ["best"]).splitlines()[-1]
+    assert last == "| alone | 3 | 2 | 0.500 |  | 2 | 2 |"
+    with pytest.raises(ValueError, match="--models best-wer: the runs have kept best, last"):
+        table({"alone": result}, ["best-wer"])
+    with pytest.raises(ValueError, match="--metrics wer: the runs have accuracy"):
+        table({"alone": result}, ["best"], ["wer"])
+    assert table({"alone": result}, ["last"]).splitlines()[2] == "| alone | 3 | 2 | 0.750 | 0.000 | 2 | 2 |"

@@ -1,0 +1,163 @@
+import base64
+import io
+import re
+
+import matplotlib.image
+import pandas as pd
+import pytest
+
+from openfl_audio.notebook.live_view import MOST_ROWS_SHOWN, draw, scores_by_round, show_progress, to_frame, to_html
+
+EXPERIMENT = {"name": "toy", "best": {"metric": "accuracy", "direction": "max"}, "round": 0}
+
+
+def record(number: int, best: bool = False, train: dict | None = None, **validation: float) -> dict:
+    metrics = {"aggregated_model_validate": validation} if validation else {}
+    metrics |= {"train": train} if train else {}
+    return {"round": number, "best": best, "metrics": metrics, "seconds": 1.25, "bytes_up": 2_500_000}
+
+
+RECORDS = [
+    record(0, best=True, train={"loss": 2.0}, accuracy=0.25),
+    record(1, best=True, train={"loss": 1.0}, accuracy=0.75),
+    record(2, accuracy=0.5),
+]
+
+
+def test_a_table_grows_by_a_line_a_round(capsys):
+    history = show_progress([*RECORDS, {"status": "finished", "error": ""}], EXPERIMENT)
+    assert capsys.readouterr().out.splitlines() == [
+        "     round    accuracy  train loss     seconds        sent",
+        "         0       0.250       2.000       1.250     2.50 MB",
+        "         1       0.750       1.000       1.250     2.50 MB",
+        "         2       0.500           -       1.250     2.50 MB",
+    ]
+    pd.testing.assert_frame_equal(history, to_frame(RECORDS))
+
+
+def test_a_line_is_there_before_the_next_round_ends(capsys):
+    def messages():
+        for each in RECORDS:
+            yield each
+            assert capsys.readouterr().out.splitlines()[-1].split()[0] == str(each["round"])
+
+    show_progress(messages(), EXPERIMENT)
+
+
+def test_a_metric_that_comes_later_gets_a_column_and_the_names_are_printed_again(capsys):
+    records = [record(0, train={"loss": 2.0}), record(1, train={"loss": 1.0}, accuracy=0.5, f1=0.25), record(2, f1=0.5)]
+    history = show_progress(records, EXPERIMENT)
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["round", "train", "loss", "seconds", "sent"],
+        ["0", "2.000", "1.250", "2.50", "MB"],
+        ["round", "accuracy", "f1", "train", "loss", "seconds", "sent"],
+        ["1", "0.500", "0.250", "1.000", "1.250", "2.50", "MB"],
+        ["2", "-", "0.500", "-", "1.250", "2.50", "MB"],
+    ]
+    assert list(history) == ["round", "accuracy", "f1", "train loss", "seconds", "sent"]
+    assert history["accuracy"].isna().tolist() == [True, False, True]
+
+
+def test_values_stand_below_a_long_name(capsys):
+    show_progress([record(0, word_error_rate=0.5)], EXPERIMENT)
+    names, values = capsys.readouterr().out.splitlines()
+    assert names.index("word_error_rate") + len("word_error_rate") == values.index("0.500") + len("0.500")
+
+
+@pytest.mark.parametrize(("status", "last"), [("finished", "         2"), ("stopped", "experiment 'toy' was stopped")])
+def test_the_last_line_says_that_an_experiment_was_stopped(capsys, status, last):
+    show_progress([*RECORDS, {"status": status, "error": ""}], EXPERIMENT)
+    assert capsys.readouterr().out.splitlines()[-1].startswith(last)
+
+
+def test_no_round_is_an_empty_history(capsys):
+    history = show_progress([{"status": "stopped", "error": ""}], EXPERIMENT)
+    assert history.empty
+    assert list(history) == ["round", "seconds", "sent"]
+    assert capsys.readouterr().out == "experiment 'toy' was stopped; rounds completed: 0\n"
+
+
+SAID = {"a": ["no clips"], "b": ["<b>no answer</b>"], "c": ["no clips"]}
+
+
+def test_what_did_not_count_is_said_below_its_round_and_in_the_frame(capsys):
+    records = [record(0, accuracy=0.25), record(1, accuracy=0.5) | {"notes": SAID}, record(2, accuracy=0.5)]
+    history = show_progress(records, EXPERIMENT)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["round", "0", "1", "a,", "b:", "2"]
+    assert lines[3].strip() == "a, c: no clips"
+    assert list(history) == ["round", "accuracy", "seconds", "sent", "left out"]
+    assert history["left out"][1] == "a, c: no clips; b: <b>no answer</b>"
+    assert history["left out"].isna().tolist() == [True, False, True]
+
+
+def test_many_who_have_the_same_to_say_are_counted(capsys):
+    notes = {f"c{number}": ["no clips"] for number in range(500)}
+    show_progress([record(0, accuracy=0.25) | {"notes": notes}], EXPERIMENT)
+    assert capsys.readouterr().out.splitlines()[-1].strip() == "c0, c1, c2, c3, c4 and 495 more: no clips"
+
+
+def test_the_display_says_what_did_not_count_below_the_table():
+    html = to_html([record(0, accuracy=0.25), record(1) | {"notes": SAID}], "toy", "accuracy", "max")
+    assert re.findall("<li>(.*?)</li>", html) == [
+        "round 1: a, c: no clips",
+        "round 1: b: &lt;b&gt;no answer&lt;/b&gt;",
+    ]
+    assert "left out" not in html
+    assert "<li>" not in to_html(RECORDS, "toy", "accuracy", "max")
+
+
+def test_rounds_that_could_not_measure_a_metric_have_no_score():
+    records = [record(0, loss=1.0), record(1, loss=0.5, accuracy=0.25), record(2), record(3, accuracy=0.75)]
+    assert scores_by_round(records, "accuracy") == {1: 0.25, 3: 0.75}
+    assert scores_by_round(records, "f1") == {}
+
+
+def picture_in(html: str) -> bytes | None:
+    found = re.search(r'src="data:image/png;base64,([^"]+)"', html)
+    return base64.b64decode(found[1]) if found else None
+
+
+def test_the_display_has_a_picture_and_a_row_a_round():
+    html = to_html(RECORDS, "toy", "accuracy", "max")
+    assert picture_in(html) == draw(RECORDS, "toy", "accuracy", "max")
+    assert re.findall(r"<td>([^<]+)</td>", html)[:10] == [
+        "0", "0.250", "2.000", "1.250", "2.50 MB",
+        "1", "0.750", "1.000", "1.250", "2.50 MB",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("records", [[], [record(0, train={"loss": 1.0})], [record(0, slope=1.0)]])
+def test_without_the_metric_there_is_a_sentence_in_place_of_the_picture(records):
+    html = to_html(records, "toy", "accuracy", "max")
+    assert picture_in(html) is None
+    assert "no round has validated 'accuracy' so far" in html
+    assert html.count("<tr") == 1 + len(records)
+
+
+def test_rounds_without_validation_leave_no_gap_in_the_curve_and_the_best_round_is_marked():
+    sparse = [record(0, best=True, accuracy=0.25), record(1), record(2), record(3, accuracy=0.125)]
+    assert reddish(sparse) > 0
+    assert reddish([each | {"best": False} for each in sparse]) == 0
+    # The straight line from round 0 to round 3 needs no validation in between.
+    assert draw(sparse, "toy", "accuracy", "max") == draw([sparse[0], sparse[3]], "toy", "accuracy", "max")
+
+
+def reddish(records: list[dict]) -> int:
+    """Pixels in the colour of the mark, by which nothing else is drawn."""
+    image = matplotlib.image.imread(io.BytesIO(draw(records, "toy", "accuracy", "max")))
+    return int(((image[..., 0] > 0.8) & (image[..., 1] < 0.3) & (image[..., 2] < 0.3)).sum())
+
+
+def test_a_long_history_is_shown_without_its_middle():
+    html = to_html([record(number, train={"loss": 1.0}) for number in range(1000)], "toy", "accuracy", "max")
+    assert "<td>0</td>" in html
+    assert "<td>999</td>" in html
+    assert html.count("<tr") < MOST_ROWS_SHOWN + 3
+
+
+@pytest.mark.parametrize("records", [[], [record(0, **{"<b>": 1.0})]])
+def test_names_are_text_in_the_display(records):
+    html = to_html(records, "<i>toy</i>", "<b>", "max")
+    assert "<i>" not in html
+    assert "<b>" not in html

@@ -1,0 +1,307 @@
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from openfl_audio.director.aggregate import Contribution, check_finite, fold
+from openfl_audio.errors import NotFiniteError, TooLargeError, UpdateRefusedError
+from openfl_audio.protocol.aggregate import Fold
+from openfl_audio.protocol.aggregation import (
+    Aggregation,
+    FedAdagrad,
+    FedAdam,
+    FedYogi,
+    GeometricMedian,
+    Mean,
+    Median,
+    OpenFLAdagrad,
+    OpenFLAdam,
+    OpenFLYogi,
+    TrimmedMean,
+)
+from openfl_audio.protocol.tensors import TensorFile, Tensors, write_tensors
+
+# The long one is cut into slices and blocks.
+FLOATS = {
+    "weight": ((7, 5), "f4"), "bias": ((), "f4"), "long": ((70_001,), "f4"), "none": ((0, 3), "f4"),
+    "running_mean": ((11,), "f4"), "double": ((3,), "f8"), "half": ((4,), "f2"),
+}  # fmt: skip
+CLIPS = [3, 50, 7, 11]
+UNTRAINED = ["running_mean", "double"]
+
+
+def make_tensors(seed: int) -> Tensors:
+    """Values of unequal magnitude, so that a sum in another order shows in its last bits."""
+    generator = np.random.default_rng(seed)
+    floats = {
+        name: np.asarray(generator.normal(size=shape) * 10.0 ** (seed % 3), dtype)
+        for name, (shape, dtype) in FLOATS.items()
+    }
+    return floats | {
+        "steps": np.array(generator.integers(0, 100)),
+        "seen": generator.integers(0, 2, size=4).astype(bool),
+        "counts": generator.integers(0, 9, size=(2, 3)),
+    }
+
+
+def updates_of(round_number: int) -> list[Tensors]:
+    return [make_tensors(10 * round_number + index + 1) for index in range(len(CLIPS))]
+
+
+def as_float16(tensors: Tensors) -> Tensors:
+    return {name: tensor.astype("f2") if tensor.dtype.kind == "f" else tensor for name, tensor in tensors.items()}
+
+
+def folded_from_files(
+    folder: Path, model: Tensors, rounds: Sequence[list[Tensors]], aggregation: Aggregation
+) -> tuple[Tensors, Tensors]:
+    """Model and moments after `rounds`, by the director's fold."""
+    current, state = folder / "model", None
+    write_tensors(current, model, {})
+    for number, updates in enumerate(rounds):
+        contributions = []
+        for index, update in enumerate(updates):
+            path = folder / f"{number}-{index}"
+            write_tensors(path, update, {})
+            contributions.append(Contribution(path, CLIPS[index]))
+        target, target_state = folder / f"{number}", folder / f"{number}-state"
+        fold(current, contributions, aggregation, number, UNTRAINED, state, target, target_state, {})
+        current, state = target, target_state if aggregation.server_optimizer else None
+    return load(current), load(state) if state else {}
+
+
+def load(path: Path) -> Tensors:
+    with TensorFile(path) as file:
+        return file.load()
+
+
+def folded(model: Tensors, rounds: Sequence[list[Tensors]], aggregation: Aggregation) -> Fold:
+    result = Fold(model, aggregation, UNTRAINED)
+    for updates in rounds:
+        for update, clips in zip(updates, CLIPS, strict=False):
+            result.add(update, clips, "refused")
+        result.finish_round()
+    return result
+
+
+def assert_same(found: Tensors, expected: Tensors) -> None:
+    """To the bit."""
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape), name
+        assert found[name].tobytes() == tensor.tobytes(), name
+
+
+AGGREGATIONS = {
+    "mean": Aggregation(),
+    "mean of bounded shares": Aggregation(max_share=0.3),
+    "plain mean": Aggregation(rule=Mean(weighted=False)),
+    "median": Aggregation(rule=Median()),
+    "trimmed mean": Aggregation(rule=TrimmedMean(share=0.3)),
+    "geometric median": Aggregation(rule=GeometricMedian()),
+    "weighted geometric median": Aggregation(rule=GeometricMedian(weighted=True)),
+    "adam": Aggregation(server_optimizer=FedAdam(learning_rate=0.1)),
+    "yogi": Aggregation(server_optimizer=FedYogi(learning_rate=0.1)),
+    "adagrad": Aggregation(server_optimizer=FedAdagrad(learning_rate=0.1)),
+    "openfl_adam": Aggregation(server_optimizer=OpenFLAdam(learning_rate=0.1)),
+    "openfl_yogi": Aggregation(server_optimizer=OpenFLYogi(learning_rate=0.1, initial_accumulator_value=0.01)),
+    "openfl_adagrad": Aggregation(server_optimizer=OpenFLAdagrad(learning_rate=0.1)),
+    "median and adam": Aggregation(rule=Median(), server_optimizer=FedAdam()),
+}
+
+
+@pytest.mark.parametrize("name", AGGREGATIONS)
+def test_three_rounds_in_memory_are_those_of_the_director_to_the_bit(tmp_path, name):
+    model, rounds = make_tensors(0), [updates_of(number) for number in range(3)]
+    expected, moments = folded_from_files(tmp_path, model, rounds, AGGREGATIONS[name])
+    found = folded(model, rounds, AGGREGATIONS[name])
+    assert_same(found.model, expected)
+    assert found.aggregations == 3
+    assert found.moments.keys() == moments.keys()
+    for slot, moment in moments.items():
+        assert found.moments[slot].tobytes() == moment.tobytes(), slot
+
+
+# The initial value of OpenFL's Yogi here is that of its first moment too: it moves by itself.
+@pytest.mark.parametrize("name", [name for name in AGGREGATIONS if name != "openfl_yogi"])
+def test_weights_that_no_client_changed_stay_as_they_are(name):
+    """Adam and its like divide a change by its size: rounding errors of a sum would become steps."""
+    model = make_tensors(0)
+    found = folded(model, [[model] * 4] * 20, AGGREGATIONS[name])
+    assert_same(found.model, model)
+
+
+@pytest.mark.parametrize("name", ["mean", "trimmed mean", "adam"])
+def test_updates_in_float16_are_summed_wide_into_the_models_own_types(tmp_path, name):
+    model, rounds = make_tensors(0), [[as_float16(update) for update in updates_of(number)] for number in range(2)]
+    expected, _ = folded_from_files(tmp_path, model, rounds, AGGREGATIONS[name])
+    assert_same(folded(model, rounds, AGGREGATIONS[name]).model, expected)
+
+
+@pytest.mark.parametrize("rule", [Mean(), Median()])
+@pytest.mark.parametrize("convert", [dict, as_float16])
+def test_clipped_updates_are_those_of_the_director(tmp_path, rule, convert):
+    model, rounds = make_tensors(0), [[convert(update) for update in updates_of(number)] for number in range(2)]
+    # Norms are 300 to 30,000: some are clipped.
+    aggregation = Aggregation(rule=rule, clip_norm=1000.0)
+    expected, _ = folded_from_files(tmp_path, model, rounds, aggregation)
+    found = folded(model, rounds, aggregation).model
+    unclipped = folded(model, rounds, Aggregation(rule=rule)).model
+    assert np.abs(unclipped["weight"] - expected["weight"]).max() > 0.1, "one could not tell"
+    for name, tensor in expected.items():
+        # The norm's sum is taken in another order, which may move a float32 to its neighbour, and a float16 to its.
+        tolerance = 1e-3 if tensor.dtype == np.float16 else 1.2e-7
+        np.testing.assert_allclose(found[name], tensor, rtol=tolerance, err_msg=name)
+
+
+def test_an_integer_counter_takes_the_maximum_and_is_forgotten_with_the_round():
+    model = {"weight": np.zeros(2, np.float32), "steps": np.array(0)}
+    result = Fold(model, Aggregation())
+    for highest, steps in ((9, (2, 9, 4)), (3, (3, 1))):
+        for step in steps:
+            result.add({"weight": np.ones(2, np.float32), "steps": np.array(step)}, 1, "refused")
+        result.finish_round()
+        assert result.model["steps"] == highest
+        assert result.model["steps"].shape == ()
+
+
+@pytest.mark.parametrize("name", ["mean", "median", "geometric median", "adam"])
+def test_arrays_may_change_once_they_are_added(name):
+    model, updates = make_tensors(0), updates_of(0)
+    expected = folded(model, [updates], AGGREGATIONS[name])
+    found = Fold(model, AGGREGATIONS[name], UNTRAINED)
+    for update, clips in zip(updates_of(0), CLIPS, strict=True):
+        found.add(update, clips, "refused")
+        for tensor in update.values():
+            tensor[...] = 1  # of a client that comes later
+    found.finish_round()
+    assert_same(found.model, expected.model)
+
+
+def test_the_model_that_it_begins_with_stays_as_it_is():
+    model = make_tensors(0)
+    folded(model, [updates_of(0)], Aggregation())
+    assert_same(model, make_tensors(0))
+
+
+def strided(tensor: np.ndarray) -> np.ndarray:
+    """The same values, every second item in memory."""
+    return np.repeat(tensor, 2, axis=-1)[..., ::2] if tensor.ndim else tensor
+
+
+def turned(tensor: np.ndarray) -> np.ndarray:
+    """The same values, in the order of columns."""
+    return tensor.copy(order="F")
+
+
+def locked(tensor: np.ndarray) -> np.ndarray:
+    """As Ray's shared memory gives them."""
+    tensor.setflags(write=False)
+    return tensor
+
+
+@pytest.mark.parametrize("layout", [strided, turned, locked])
+@pytest.mark.parametrize("name", ["mean", "median"])
+def test_how_an_array_lies_in_memory_is_of_no_consequence(layout: Callable, name: str):
+    model, updates = make_tensors(0), updates_of(0)
+    expected = folded(model, [updates], AGGREGATIONS[name]).model
+    lying = [{key: layout(tensor) for key, tensor in update.items()} for update in updates]
+    found = folded({key: layout(tensor) for key, tensor in model.items()}, [lying], AGGREGATIONS[name]).model
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("fault", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    ("tensor", "position"), [("weight", 34), ("bias", 0), ("long", 70_000), ("running_mean", 3), ("half", 0)]
+)
+@pytest.mark.parametrize("name", ["mean", "median"])
+def test_an_update_that_is_not_finite_is_refused_and_leaves_no_trace(name, tensor, position, fault):
+    model, updates = make_tensors(0), updates_of(0)
+    expected = folded(model, [updates], AGGREGATIONS[name]).model
+    bad = make_tensors(77)
+    bad[tensor].reshape(-1)[position] = fault
+    bad |= {"steps": np.array(10**6), "seen": np.ones(4, bool), "counts": np.full((2, 3), 10**6)}
+    for place in (0, 2, len(updates)):
+        found = Fold(model, AGGREGATIONS[name], UNTRAINED)
+        for index in range(len(updates) + 1):
+            if index == place:
+                with pytest.raises(
+                    UpdateRefusedError, match=f"^the update of x: tensor '{tensor}' holds NaN or infinity$"
+                ):
+                    found.add(bad, 1000, "the update of x")
+            if index < len(updates):
+                found.add(updates[index], CLIPS[index], "refused")
+        found.finish_round()
+        assert_same(found.model, expected)
+
+
+@pytest.mark.parametrize("value", [3.4e38, -3.4e38, 1.1e15])
+def test_a_value_that_could_make_the_model_infinite_is_refused_by_name_and_leaves_no_trace(tmp_path, value):
+    model = {"weight": np.zeros(3, np.float32)}
+    result = Fold(model, Aggregation())
+    update = {"weight": np.array([1, value, 1], np.float32)}
+    with pytest.raises(TooLargeError, match=r"^the update of x: tensor 'weight' holds .*, more than 1e\+15"):
+        result.add(update, 10**9, "the update of x")
+    write_tensors(tmp_path / "model", model, {})
+    write_tensors(tmp_path / "update", update, {})
+    with TensorFile(tmp_path / "model") as current, pytest.raises(TooLargeError, match="'weight' holds"):
+        check_finite(tmp_path / "update", "the update of x", model=current)
+    result.add({"weight": np.ones(3, np.float32)}, 1, "refused")
+    result.finish_round()
+    np.testing.assert_array_equal(result.model["weight"], 1)
+
+
+def test_a_huge_constant_of_the_model_is_no_fault_of_the_update(tmp_path):
+    model = {"mask": np.array([np.finfo(np.float32).min, 0], np.float32)}
+    result = Fold(model, Aggregation())
+    result.add({"mask": model["mask"] + np.array([0, 1], np.float32)}, 3, "refused")
+    result.finish_round()
+    np.testing.assert_array_equal(result.model["mask"], [np.finfo(np.float32).min, 1])
+    write_tensors(tmp_path / "model", model, {})
+    with TensorFile(tmp_path / "model") as current:
+        check_finite(tmp_path / "model", "x", model=current)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f2"])
+def test_a_step_that_leaves_the_models_type_is_an_error_and_no_model(tmp_path, dtype):
+    model, update = {"weight": np.zeros(3, dtype)}, {"weight": np.ones(3, dtype)}
+    aggregation = Aggregation(server_optimizer=FedAdam(learning_rate=1e39))
+    with pytest.raises(NotFiniteError, match="lower the server optimizer's learning rate"):
+        folded(model, [[update]], aggregation)
+    with pytest.raises(NotFiniteError, match="lower the server optimizer's learning rate"):
+        folded_from_files(tmp_path, model, [[update]], aggregation)
+
+
+def test_huge_values_are_no_infinities():
+    model = {"weight": np.zeros(3, np.float32)}
+    update = {"weight": np.array([9e14, -9e14, 1], np.float32)}
+    result = Fold(model, Aggregation())
+    for _ in range(2):
+        result.add(update, 10**8, "refused")
+    result.finish_round()
+    np.testing.assert_allclose(result.model["weight"], update["weight"], rtol=2e-7)
+
+
+@pytest.mark.parametrize("name", ["mean", "geometric median", "adam"])
+@pytest.mark.parametrize("names", [(), ("none",), ("steps",), ("bias",)])
+def test_a_model_may_have_no_floats_or_nothing_at_all(tmp_path, name, names):
+    model, updates = ({key: each[key] for key in names} for each in (make_tensors(0), make_tensors(1)))
+    expected, _ = folded_from_files(tmp_path, model, [[updates]], AGGREGATIONS[name])
+    assert_same(folded(model, [[updates]], AGGREGATIONS[name]).model, expected)
+
+
+def test_it_goes_on_from_moments_and_the_number_of_rounds_before(tmp_path):
+    model, rounds = make_tensors(0), [updates_of(number) for number in range(4)]
+    aggregation = AGGREGATIONS["adam"]
+    whole = folded(model, rounds, aggregation)
+    first = folded(model, rounds[:2], aggregation)
+    # As they come back from a file.
+    moments = {name: moment.copy() for name, moment in first.moments.items()}
+    second = Fold(first.model, aggregation, UNTRAINED, moments, first.aggregations)
+    for updates in rounds[2:]:
+        for update, clips in zip(updates, CLIPS, strict=True):
+            second.add(update, clips, "refused")
+        second.finish_round()
+    assert_same(second.model, whole.model)
+    assert_same(second.moments, whole.moments)

@@ -1,0 +1,99 @@
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from openfl_audio.protocol.aggregation import Aggregation, FedAdam, Median
+from openfl_audio.protocol.participation import Participation
+from openfl_audio.protocol.plan import BestModel, ExperimentPlan, Task, is_better
+
+VALIDATE = Task(name="aggregated_model_validate", function_name="validate", task_type="validate")
+LOCAL = Task(name="locally_tuned_model_validate", function_name="validate", task_type="validate", apply_local=True)
+TRAIN = Task(name="train", function_name="fit", task_type="train")
+
+
+def make_plan(**changes: Any) -> ExperimentPlan:
+    best = BestModel(metric="accuracy", direction="max")
+    content = {"name": "toy", "federation_uuid": "uuid", "rounds": 3, "tasks": [VALIDATE, TRAIN], "best": best}
+    return ExperimentPlan(**(content | changes))
+
+
+def test_a_plan_comes_back_from_json_as_it_was():
+    plan = make_plan(
+        corpus="superb",
+        participation=Participation(fraction=0.5, deadline_seconds=0.1, quorum=2, evaluators=["a"]),
+        aggregation=Aggregation(rule=Median(), clip_norm=0.3, server_optimizer=FedAdam(betas=(0.5, 0.6))),
+        best=BestModel(metric="loss", direction="min", patience=4),
+        keep=2,
+        precision="float16",
+        untrained=["running_mean"],
+    )
+    assert ExperimentPlan.model_validate_json(plan.model_dump_json()) == plan
+
+
+@pytest.mark.parametrize("name", ["a", "My-run_2.1", "x" * 64, "7"])
+def test_a_name_that_can_be_a_folder_is_taken(name):
+    assert make_plan(name=name).name == name
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../up", "a/b", "a\\b", ".hidden", "-x", "a b", "a\n", "ä", "x" * 65])
+def test_a_name_that_leads_elsewhere_is_refused(name):
+    with pytest.raises(ValidationError, match="use 1 to 64 letters, digits"):
+        make_plan(name=name)
+
+
+BAD_PLANS = {
+    "no rounds": {"rounds": 0},
+    "no tasks": {"tasks": []},
+    "an empty list of envoys": {"envoys": []},
+    "another precision": {"precision": "float8"},
+    "a negative keep": {"keep": -1},
+    "a field nobody knows": {"colour": "red"},
+    "another direction": {"best": {"metric": "accuracy", "direction": "up"}},
+    "no patience at all": {"best": {"metric": "accuracy", "direction": "max", "patience": 0}},
+}
+
+
+@pytest.mark.parametrize("fault", BAD_PLANS)
+def test_a_bad_plan_is_refused(fault):
+    field = next(iter(BAD_PLANS[fault]))
+    with pytest.raises(ValidationError, match=field):
+        make_plan(**BAD_PLANS[fault])
+
+
+def test_the_last_round_validates_what_the_round_before_trained_and_then_there_is_none():
+    plan = make_plan(rounds=2, tasks=[VALIDATE, TRAIN, LOCAL])
+    assert plan.tasks_for_round(0) == plan.tasks_for_round(1) == [VALIDATE, TRAIN, LOCAL]
+    assert plan.tasks_for_round(2) == [VALIDATE]
+    assert plan.tasks_for_round(3) == []
+
+
+def test_one_that_does_not_train_validates_the_global_model_only():
+    plan = make_plan(tasks=[VALIDATE, TRAIN, LOCAL])
+    assert plan.tasks_for_round(0, trains=False) == [VALIDATE]
+
+
+def test_without_a_validation_there_is_no_round_after_the_last():
+    assert make_plan(rounds=2, tasks=[TRAIN]).tasks_for_round(2) == []
+
+
+def test_a_validation_of_the_trained_model_goes_with_the_training():
+    plan = make_plan(rounds=3, tasks=[VALIDATE, TRAIN, LOCAL], participation=Participation(validate_every=2))
+    assert plan.tasks_for_round(1) == [TRAIN, LOCAL]
+    assert plan.tasks_for_round(2) == [VALIDATE, TRAIN, LOCAL]
+    assert plan.tasks_for_round(3) == [VALIDATE]
+
+
+@pytest.mark.parametrize(
+    ("direction", "value", "than", "expected"),
+    [
+        ("max", 0.5, None, True),
+        ("max", 0.6, 0.5, True),
+        ("max", 0.5, 0.5, False),
+        ("min", 0.4, 0.5, True),
+        ("min", 0.6, 0.5, False),
+        ("min", 0.0, None, True),
+    ],
+)
+def test_better_is_what_the_direction_says_and_anything_is_better_than_nothing(direction, value, than, expected):
+    assert is_better(value, than, direction) is expected

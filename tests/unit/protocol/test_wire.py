@@ -1,0 +1,234 @@
+import json
+import math
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from openfl_audio.address import EXEMPTION_VARIABLES, PROXY_VARIABLES, join_address
+from openfl_audio.errors import WireError
+from openfl_audio.protocol.certificates import load_credentials, write_certificates
+from openfl_audio.protocol.wire import (
+    AttendRequest,
+    ExperimentRequest,
+    Message,
+    ModelRequest,
+    StatusRequest,
+    TaskResult,
+    UpdateMessage,
+    channel_credentials,
+    decode,
+    encode,
+    explain_unreachable,
+    open_channel,
+    send_pieces,
+)
+
+UPDATE = UpdateMessage(
+    experiment="toy",
+    envoy="ä",
+    round=3,
+    results={"train": TaskResult(size=2, metrics={"loss": 0.1}), "none": TaskResult(size=0, metrics={})},
+)
+MESSAGES = [
+    UPDATE,
+    AttendRequest(envoy="a", instance="1"),
+    ModelRequest(experiment="toy", envoy="a"),
+    ModelRequest(experiment="toy", which="best"),
+    ExperimentRequest(experiment="toy"),
+    StatusRequest(),
+]
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_a_message_comes_back_as_it_was_also_as_plain_json(message):
+    assert decode(encode(message), type(message)) == message
+    assert decode(encode(message.model_dump()), type(message)) == message
+
+
+def test_a_model_request_of_a_user_asks_for_the_last_model():
+    request = decode(b'{"experiment": "toy"}', ModelRequest)
+    assert (request.envoy, request.which) == (None, "last")
+
+
+def test_a_metric_that_is_no_number_arrives_as_it_is_to_be_refused_by_name_later():
+    update = UPDATE.model_copy(update={"results": {"train": TaskResult(size=1, metrics={"loss": math.nan})}})
+    came = decode(encode(update.model_dump()), UpdateMessage)
+    assert math.isnan(came.results["train"].metrics["loss"])
+
+
+def changed(**changes: object) -> bytes:
+    return json.dumps(UPDATE.model_dump() | changes).encode()
+
+
+def with_result(**changes: object) -> bytes:
+    return changed(results={"train": {"size": 2, "metrics": {}} | changes})
+
+
+BAD_MESSAGES: dict[str, tuple[bytes, type[Message], str]] = {
+    "nothing": (b"", UpdateMessage, "not a UpdateMessage: content is"),
+    "other bytes": (b"\xff\x00", UpdateMessage, "content is"),
+    "no object": (b"[1]", UpdateMessage, r"content is \[1\]"),
+    "a field too many": (b'{"experiment": "toy", "user": "me"}', ExperimentRequest, "user is 'me': Extra inputs"),
+    "a field too few": (b"{}", ExperimentRequest, "experiment is {}: Field required"),
+    "a number as text": (changed(round="3"), UpdateMessage, "round is '3': Input should be a valid integer"),
+    "a number as name": (changed(envoy=3), UpdateMessage, "envoy is 3: Input should be a valid string"),
+    "a bool as round": (changed(round=True), UpdateMessage, "round is True"),
+    "a fraction as round": (changed(round=0.5), UpdateMessage, "round is 0.5"),
+    "a negative size": (with_result(size=-5), UpdateMessage, "results.train.size is -5: .*greater than or equal to 0"),
+    "a size beyond all corpora": (with_result(size=10**9 + 1), UpdateMessage, "results.train.size is 1000000001"),
+    "text as metric": (with_result(metrics={"loss": "1"}), UpdateMessage, "results.train.metrics.loss is '1'"),
+    "no metric at all": (with_result(metrics={"loss": None}), UpdateMessage, "metrics.loss is None"),
+    "too many metrics": (
+        with_result(metrics={str(index): 0.0 for index in range(1001)}),
+        UpdateMessage,
+        "results.train.metrics is .*at most 1000 items",
+    ),
+    "results that are a list": (changed(results=[]), UpdateMessage, r"results is \[\]"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_MESSAGES)
+def test_bytes_that_are_no_such_message_raise_and_the_field_is_named(fault):
+    data, kind, sentence = BAD_MESSAGES[fault]
+    with pytest.raises(WireError, match=sentence):
+        decode(data, kind)
+
+
+def test_a_refusal_stays_short_whatever_was_sent():
+    message = json.dumps({f"field {index}": "x" * 10_000 for index in range(100)}).encode()
+    with pytest.raises(WireError) as caught:
+        decode(message, ExperimentRequest)
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_message_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        UPDATE.round = 4
+
+
+class Call:
+    """A call as gRPC makes it: a thread of its own takes pieces as long as there are any."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self.sent: list[bytes] = []
+        self.sent_with_leave: list[int] = []
+        self._thread = threading.Thread(target=self._take, args=(pieces,), daemon=True)
+        self._thread.start()
+
+    def _take(self, pieces: Iterator[bytes]) -> None:
+        for piece in pieces:
+            self.sent.append(piece)
+
+    def __iter__(self) -> Iterator[bytes]:
+        for leave, expected in (([3, 10], 1), ([2, 7], 4)):
+            deadline = time.monotonic() + 10
+            while len(self.sent) < expected and time.monotonic() < deadline:
+                time.sleep(0.001)
+            time.sleep(0.05)  # for a piece too many, should one be sent
+            self.sent_with_leave.append(len(self.sent))
+            yield encode({"leave": leave})
+        self._thread.join(10)
+        yield encode({"counted": True})
+
+    def cancel(self) -> None:
+        pass
+
+
+def test_pieces_go_as_leave_is_given_and_the_last_answer_is_returned():
+    calls = []
+
+    def call(pieces: Iterator[bytes]) -> Call:
+        calls.append(Call(pieces))
+        return calls[0]
+
+    pieces = [b"the first, as it is", b"0123456789abcdef", b"x" * 10, b"0123456789abcd"]
+    assert send_pieces(call, pieces) == {"counted": True}
+    assert list(map(len, calls[0].sent)) == [len(pieces[0]), 10, 6, 10, 7, 7]
+    assert b"".join(calls[0].sent) == b"".join(pieces)
+    assert calls[0].sent_with_leave == [1, 4]
+
+
+def test_nobody_waits_for_leave_after_the_call_has_ended():
+    class Broken(Call):
+        def __iter__(self) -> Iterator[bytes]:
+            raise ConnectionError("gone")
+
+    calls = []
+    with pytest.raises(ConnectionError):
+        send_pieces(lambda pieces: calls.append(Broken(pieces)) or calls[0], (b"x" for _ in range(2)))
+    calls[0]._thread.join(10)
+    assert not calls[0]._thread.is_alive()
+
+
+@contextmanager
+def serving(host: str, certificates: Path | None = None) -> Iterator[int]:
+    """The port of a server that answers no call, with TLS if there are certificates."""
+    server = grpc.server(ThreadPoolExecutor(1))
+    if certificates is None:
+        port = server.add_insecure_port(join_address(host, 0))
+    else:
+        own = load_credentials(certificates, "director")
+        pair = [(own.private_key, own.certificate)]
+        port = server.add_secure_port(join_address(host, 0), grpc.ssl_server_credentials(pair, own.root, True))
+    server.start()
+    try:
+        yield port
+    finally:
+        server.stop(0).wait()
+
+
+@pytest.fixture
+def unreachable_proxy(monkeypatch):
+    for name in EXEMPTION_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name in PROXY_VARIABLES:
+        monkeypatch.setenv(name, "http://ada:secret@127.0.0.1:9")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_this_machine_is_reached_although_a_proxy_is_set(unreachable_proxy, host):
+    with serving("127.0.0.1") as port, open_channel(f"{host}:{port}", None) as channel:
+        grpc.channel_ready_future(channel).result(30)
+
+
+def test_a_director_behind_a_proxy_is_not_found_and_the_proxy_named(unreachable_proxy):
+    with open_channel("192.0.2.7:50051", None) as channel, pytest.raises(grpc.RpcError) as raised:
+        channel.unary_unary("/any/Call")(b"", timeout=30)
+    sentence = explain_unreachable("192.0.2.7:50051", raised.value.details(), None)
+    assert sentence.startswith(
+        "cannot reach the director at 192.0.2.7:50051 through the proxy 127.0.0.1:9 (grpc_proxy)"
+    )
+    assert "no_proxy=192.0.2.7" in sentence
+    assert "secret" not in sentence
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="there is no IPv6 here")
+@pytest.mark.parametrize("address", ["::1:{port}", "[::1]:{port}"])
+def test_an_ipv6_address_is_reached_with_and_without_brackets(address):
+    with serving("::1") as port, open_channel(address.format(port=port), None) as channel:
+        grpc.channel_ready_future(channel).result(30)
+
+
+def test_a_director_whose_certificate_is_for_other_names_is_told_apart_from_one_that_is_not_there(tmp_path):
+    write_certificates(tmp_path, director_hosts=["fl.example.org"], envoys=["a"])
+    own = load_credentials(tmp_path, "a")
+    with serving("127.0.0.2", tmp_path) as port:
+        with (
+            open_channel(f"127.0.0.2:{port}", channel_credentials(own)) as channel,
+            pytest.raises(grpc.RpcError) as raised,
+        ):
+            channel.unary_unary("/any/Call")(b"", timeout=30)
+        sentence = explain_unreachable(f"127.0.0.2:{port}", raised.value.details(), own.root)
+    assert sentence.endswith(
+        "its certificate is for localhost, 127.0.0.1, ::1, fl.example.org, and not for 127.0.0.2; "
+        "scripts/make_certificates.py --director 127.0.0.2 --force makes one that is"
+    )
+    gone = explain_unreachable(f"127.0.0.2:{port}", "Connection refused", own.root, "envoy")
+    assert gone.endswith("(Connection refused): is it running there, and with TLS on like this envoy?")

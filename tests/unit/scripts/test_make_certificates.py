@@ -1,0 +1,67 @@
+"""The script is run as a user runs it: a process of its own, from another folder."""
+
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+from openfl_audio.protocol.certificates import load_credentials
+
+SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "make_certificates.py"
+
+
+def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), "--out", "certificates", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+
+
+def test_makes_a_federation_and_adds_an_envoy_later(tmp_path: Path) -> None:
+    first = make(tmp_path, "--director", "fl.example.org", "--envoy", "site-a", "site-b", "--user", "ada")
+    assert (first.returncode, first.stderr) == (0, "")
+    assert first.stdout.splitlines()[0] == "wrote certificates/ca.crt"
+    assert first.stdout.splitlines()[-1].endswith("ca.key stays here.")
+
+    assert make(tmp_path, "--envoy", "site-c").returncode == 0
+    folder = tmp_path / "certificates"
+    roles = {name: load_credentials(folder, name).role for name in ("director", "site-a", "site-b", "site-c", "ada")}
+    assert roles == {"director": "director", "site-a": "envoy", "site-b": "envoy", "site-c": "envoy", "ada": "user"}
+    assert {stat.S_IMODE(key.stat().st_mode) for key in folder.glob("*.key")} == {0o600}
+
+
+def test_director_without_names_is_reached_locally(tmp_path: Path) -> None:
+    assert make(tmp_path, "--director").returncode == 0
+    assert load_credentials(tmp_path / "certificates", "director").name == "director"
+
+
+def test_a_director_that_only_this_machine_reaches_is_told(tmp_path: Path) -> None:
+    local = make(tmp_path, "--director").stdout
+    assert "director.crt is for localhost, 127.0.0.1, ::1: envoys and notebooks reach the director by one of" in local
+    assert "For a director on another machine give its names: --director fl.example.org" in local
+    named = make(tmp_path, "--director", "fl.example.org", "[2001:DB8::1]", "--force").stdout
+    assert "director.crt is for localhost, 127.0.0.1, ::1, fl.example.org, 2001:db8::1:" in named
+    assert "on another machine" not in named
+    assert "director.crt" not in make(tmp_path, "--envoy", "site-a").stdout
+
+
+def test_existing_certificate_is_refused_in_one_sentence_and_replaced_with_force(tmp_path: Path) -> None:
+    make(tmp_path, "--envoy", "site-a")
+    before = (tmp_path / "certificates" / "site-a.crt").read_bytes()
+    again = make(tmp_path, "--envoy", "site-a")
+    assert again.returncode == 1
+    assert again.stderr == "error: certificates/site-a.crt exists already: --force replaces it.\n"
+    assert (tmp_path / "certificates" / "site-a.crt").read_bytes() == before
+
+    assert make(tmp_path, "--envoy", "site-a", "--force").returncode == 0
+    assert (tmp_path / "certificates" / "site-a.crt").read_bytes() != before
+
+
+def test_repeated_option_adds_names(tmp_path: Path) -> None:
+    assert make(tmp_path, "--envoy", "site-a", "--envoy", "site-b", "--days", "3").returncode == 0
+    assert sorted(path.stem for path in (tmp_path / "certificates").glob("site-*.crt")) == ["site-a", "site-b"]
+
+
+def test_nothing_to_sign_is_refused(tmp_path: Path) -> None:
+    result = make(tmp_path)
+    assert result.returncode == 1
+    assert result.stderr == "error: There is nothing to sign: give a director, an envoy or a user.\n"
+    assert not (tmp_path / "certificates").exists()

@@ -1,0 +1,62 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from openfl_audio.files import make_folder, replacing, write_json, write_json_lines, write_whole
+from openfl_audio.node.local_state import ClientStates
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """What is brought to the disk, in order, by the names of that moment."""
+    paths, sync = [], os.fsync
+
+    def note_and_sync(descriptor: int) -> None:
+        paths.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note_and_sync)
+    return paths
+
+
+WRITERS: dict[str, Callable[[Path], None]] = {
+    "bytes": lambda path: write_whole(path, b"new"),
+    "JSON": lambda path: write_json(path, {"a": 1}),
+    "lines": lambda path: write_json_lines(path, [{"a": 1}]),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_name_before_anything_else(tmp_path, synced, kind):
+    WRITERS[kind](tmp_path / "file")
+    assert synced == [tmp_path / ".file.partial", tmp_path]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_fails_in_the_middle_leaves_the_file_as_it_was(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def write_half() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("ne")
+            raise OSError("no room")
+
+    with pytest.raises(OSError, match="no room"):
+        write_half()
+    assert path.read_text() == "old"
+
+
+def test_each_new_folder_is_on_the_disk_in_the_one_above(tmp_path, synced):
+    make_folder(tmp_path / "a/b")
+    assert set(synced) == {tmp_path, tmp_path / "a"}
+    synced.clear()
+    make_folder(tmp_path / "a/b")
+    assert synced == []
+
+
+def test_the_folder_of_a_new_client_is_on_the_disk_with_its_state(tmp_path, synced):
+    ClientStates(tmp_path / "states", [], keeps_optimizer=True).save("client", 0, {}, None)
+    assert {tmp_path, tmp_path / "states", tmp_path / "states/client"} <= set(synced)

@@ -1,0 +1,195 @@
+import json
+from pathlib import Path
+
+import matplotlib as mpl
+import pandas as pd
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import HubertModel
+
+mpl.use("Agg")
+
+from openfl_audio.envoy.settings import ShardDescriptorSettings, build_shard_descriptor
+from openfl_audio.errors import SettingsError
+from openfl_audio.experiments.run import run
+from openfl_audio.training.run_settings import load_run_settings
+from shard_descriptors.librispeech import LibriSpeechShardDescriptor
+from shard_descriptors.librispeech_preparation import prepare_librispeech
+from tests.unit.shard_descriptors.librispeech_corpus import make_corpus
+from tests.unit.workspaces.hubert.tones import TINY, tiny_hubert
+from workspaces.hubert.distillation import Distillation
+from workspaces.hubert.experiment import Settings, arguments, count_natural_clients, shard
+from workspaces.hubert.features import Mfcc
+from workspaces.hubert.model import load_model, save_model
+from workspaces.hubert.plots import plot_masked_accuracy
+from workspaces.hubert.targets import make_targets
+
+CONFIGS = Path(__file__).parents[4] / "workspaces" / "hubert" / "configs"
+CLUSTERS = 12
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """For two clients, with one codebook for all."""
+    folder = tmp_path_factory.mktemp("librispeech")
+    corpus = make_corpus(folder / "LibriSpeech")
+    prepare_librispeech(corpus.root, folder / "two", clients=2)
+    for codebook in ("central", "client"):
+        make_targets(folder / "two", codebook, CLUSTERS, Mfcc(13), name=codebook)
+    return folder / "two"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    path = tmp_path_factory.mktemp("configs") / "tiny.json"
+    path.write_text(json.dumps(TINY))
+    return str(path)
+
+
+def load(config: str = "small.yaml", **changes) -> Settings:
+    return load_run_settings(Settings, CONFIGS / config, {"rounds": 2, "local_epochs": 1} | changes)
+
+
+def pretraining(tiny, **changes) -> Settings:
+    return load(**{"model.config": tiny, "model.clusters": CLUSTERS, "data.targets": "central"} | changes)
+
+
+def test_runs_are_drawn_above_what_the_most_frequent_cluster_would_give(tmp_path):
+    histories = {
+        name: pd.DataFrame(
+            {
+                "round": [0, 1, 2],
+                "masked_accuracy": [0.01, None, accuracy],
+                "most_frequent_accuracy": [0.02, None, 0.04],
+            }
+        )
+        for name, accuracy in {"centralized": 0.09, "federated": 0.08}.items()
+    }
+    axes = plot_masked_accuracy(histories, tmp_path / "comparison.png").axes[0]
+    assert [line.get_label() for line in axes.lines] == ["centralized", "federated", "most frequent cluster"]
+    assert axes.lines[1].get_xydata().tolist() == [[0, 0.01], [2, 0.08]]
+    assert axes.lines[2].get_ydata() == pytest.approx([0.03, 0.03])
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_is_valid(path):
+    settings = load_run_settings(Settings, path, {})
+    assert (CONFIGS / settings.model.config).exists()
+    assert settings.optimizer.recipe()([torch.nn.Parameter(torch.zeros(1))]).defaults["betas"] == (0.9, 0.98)
+
+
+def test_base_is_the_recipe_with_fedadam_on_the_director():
+    settings = load_run_settings(Settings, CONFIGS / "base.yaml", {})
+    optimizer = settings.aggregation.server_optimizer
+    assert (optimizer.optimizer, optimizer.betas, optimizer.epsilon) == ("adam", (0.9, 0.99), 1e-9)
+    assert settings.mask.length == 10
+    assert settings.mask.probability == 0.8
+    assert settings.keep == 2
+
+
+def test_wrong_settings_are_named():
+    with pytest.raises(SettingsError, match=r"pretraining needs data\.targets"):
+        load(**{"data.targets": None})
+    with pytest.raises(SettingsError, match="the group distillation goes with objective distillation"):
+        load(objective="distillation")
+    with pytest.raises(SettingsError, match="max_samples_per_batch is 1000: should have room for one clip"):
+        load(max_samples_per_batch=1000)
+    with pytest.raises(SettingsError, match=r"mask\.length is 0"):
+        load(**{"mask.length": 0})
+
+
+def test_the_best_model_is_chosen_by_the_objective(tmp_path):
+    assert arguments(load())["best"] == ("masked_accuracy", "max")
+    save_model(tiny_hubert(tmp_path), tmp_path / "teacher")
+    changes = {"distillation.layers": [1, 2]}
+    distillation = load("distillation_small.yaml", **changes | {"distillation.teacher": str(tmp_path / "teacher")})
+    assert arguments(distillation)["best"] == ("loss", "min")
+
+
+@pytest.mark.parametrize("mode", ["centralized", "individual", "simulated"])
+def test_a_run_leaves_a_model_with_its_scores_and_pictures(mode, prepared, tiny, tmp_path):
+    settings = pretraining(tiny)
+    assert count_natural_clients(settings, prepared) == 2
+    result = run("hubert", settings, mode, prepared, tmp_path)
+    scores = {"loss", "perplexity", "masked_accuracy", "unmasked_accuracy", "most_frequent_accuracy", "cluster_usage"}
+    for model in ("best", "last"):
+        assert result["metrics"][model].keys() == {"validation", "dev", "test"}
+        assert all(set(metrics) == scores for metrics in result["metrics"][model].values())
+    records = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert result["metrics"]["last"]["validation"] == records[-1]["metrics"]["aggregated_model_validate"]
+    trained = [
+        record["envoys"][name]["train"] for record in records for name in record["envoys"] if name != "evaluation"
+    ]
+    assert len(trained) == (4 if mode == "simulated" else 2)
+    wanted = {"loss", "masked_accuracy", "unmasked_accuracy", "perplexity", "learning_rate", "gradient_norm"}
+    wanted |= {"cluster_usage", "masked_share", "samples_per_second", "rss_bytes", "seconds", "skipped_steps", "size"}
+    assert all(set(metrics) == wanted for metrics in trained)
+    assert load_model(tmp_path / "model").config.clusters == CLUSTERS
+    assert HubertModel.from_pretrained(tmp_path / "model")(torch.zeros(1, 720)).last_hidden_state.shape == (1, 2, 32)
+    pictures = {"progress.png"} | ({"hours_per_client.png"} if mode == "simulated" else set())
+    assert {path.name for path in tmp_path.glob("*.png")} == pictures
+
+
+def test_tensorboard_shows_the_rounds_and_every_client(prepared, tiny, tmp_path):
+    run("hubert", pretraining(tiny), "simulated", prepared, tmp_path)
+    curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    tags = curves.Tags()["scalars"]
+    for tag in ("aggregated_model_validate/masked_accuracy", "train/loss", "clients/client-1/train/gradient_norm"):
+        assert tag in tags
+    records = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert [event.step for event in curves.Scalars("round/participants")] == [0, 1, 2]
+    assert [event.value for event in curves.Scalars("round/participants")] == [3, 3, 1]  # with the evaluator
+    seconds = [event.value for event in curves.Scalars("round/seconds")]
+    assert seconds == pytest.approx([record["seconds"] for record in records], rel=1e-4)
+
+
+def test_a_run_can_begin_with_the_model_of_another_and_a_student_learn_from_it(prepared, tiny, tmp_path):
+    teacher = run("hubert", pretraining(tiny), "centralized", prepared, tmp_path / "teacher")
+    more = pretraining(tiny, init=tmp_path / "teacher")
+    again = run("hubert", more, "centralized", prepared, tmp_path / "more")
+    first = json.loads((tmp_path / "more" / "history.jsonl").read_text().splitlines()[0])
+    assert first["metrics"]["aggregated_model_validate"] == teacher["metrics"]["best"]["validation"]
+    assert again["rounds"] == 2
+
+    changes = {"distillation.teacher": str(tmp_path / "teacher" / "model"), "distillation.layers": [1, 2]}
+    settings = load("distillation_small.yaml", **changes)
+    result = run("hubert", settings, "simulated", prepared, tmp_path / "student")
+    metrics = result["metrics"]["last"]
+    assert metrics.keys() == {"validation", "dev", "test", "size_and_speed"}
+    assert set(metrics["test"]) == {"loss", "l1", "cosine_similarity", "divergence", "agreement"}
+    assert metrics["size_and_speed"]["student_seconds"] > 0
+    records = [json.loads(line) for line in (tmp_path / "student" / "history.jsonl").read_text().splitlines()]
+    losses = [record["metrics"]["aggregated_model_validate"]["loss"] for record in records]
+    assert losses[-1] < losses[0]
+    assert min(losses) == result["metrics"]["best"]["validation"]["loss"]
+    assert load_model(tmp_path / "student" / "model").config.hidden_size == 48
+
+
+def test_codebooks_of_each_client_are_not_scored_on_clips_that_are_nobody_s(prepared, tiny, tmp_path):
+    result = run("hubert", pretraining(tiny, **{"data.targets": "client"}), "simulated", prepared, tmp_path)
+    assert result["metrics"]["best"].keys() == {"validation"}
+
+
+def test_a_seed_gives_the_same_model_in_a_second_run(prepared, tiny, tmp_path):
+    for name in ("first", "second"):
+        run("hubert", pretraining(tiny, rounds=1), "simulated", prepared, tmp_path / name)
+    first, second = (load_model(tmp_path / name / "model").state_dict() for name in ("first", "second"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_teacher_s_folder_is_found_from_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "teacher").mkdir()
+    monkeypatch.chdir(tmp_path)
+    settings = load("distillation_small.yaml", **{"distillation.teacher": "teacher"})
+    assert settings.distillation.teacher == str(tmp_path / "teacher")
+    assert load("distillation.yaml").distillation.teacher == "facebook/hubert-base-ls960"
+    assert Distillation(**settings.distillation.model_dump()).layers == (1, 2)
+
+
+def test_the_shard_of_a_rank_is_that_of_the_descriptor(prepared, tiny):
+    described = ShardDescriptorSettings(**shard(pretraining(tiny), prepared, 2, 2))
+    built = build_shard_descriptor(described, Path.cwd())
+    assert isinstance(built, LibriSpeechShardDescriptor)
+    assert built.get_dataset("train").targets_info["clusters"] == CLUSTERS
+    assert len(built.get_dataset("train")) == LibriSpeechShardDescriptor.clips_per_client(prepared)[1]

@@ -1,0 +1,127 @@
+import json
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+mpl.use("Agg")
+
+from openfl_audio.errors import SettingsError
+from openfl_audio.experiments.run import run
+from openfl_audio.protocol.participation import Participation
+from openfl_audio.simulation.simulation import Simulation
+from openfl_audio.training.run_settings import load_run_settings
+from shard_descriptors.fsd50k_layout import read_layout
+from shard_descriptors.fsd50k_preparation import prepare_store
+from workspaces.sound_events.data import Patches
+from workspaces.sound_events.experiment import Settings, arguments, count_natural_clients
+from workspaces.sound_events.model import load_model
+from workspaces.sound_events.tasks import validate_clips
+
+CONFIGS = Path(__file__).parents[4] / "workspaces" / "sound_events" / "configs"
+CLASSES = ("Bell", "Dog", "Rain")
+
+
+def load(**changes) -> Settings:
+    """The small configuration, for the classes of these tests."""
+    changes = {"model.classes": 4, "batch_size": 8, "rounds": 2} | changes
+    return load_run_settings(Settings, CONFIGS / "small.yaml", changes)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_is_valid(path):
+    assert load_run_settings(Settings, path, {}).optimizer.name == "adam"
+
+
+def test_a_wrong_setting_is_named():
+    with pytest.raises(SettingsError, match=r"model.width is 0.3"):
+        load(**{"model.width": 0.3})
+    with pytest.raises(SettingsError, match=r"data.split is 'random'"):
+        load(**{"data.split": "random"})
+
+
+def simulate(settings: Settings, shards: dict, folder: Path) -> Simulation:
+    """Everybody but the evaluator trains."""
+    simulation = Simulation(list(shards), shards.__getitem__, folder)
+    participation = Participation(evaluators=["evaluation"])
+    simulation.start("test", **arguments(settings), rounds_to_train=settings.rounds, participation=participation)
+    list(simulation.run())
+    return simulation
+
+
+@pytest.fixture
+def shards(make_shard):
+    """Two unequal clients, and an evaluator who has other clips."""
+    return {"a": make_shard(train=6, seed=1), "b": make_shard(train=20, seed=2), "evaluation": make_shard()}
+
+
+def test_the_score_of_a_round_is_that_of_the_global_model_on_all_clips_of_the_evaluator(shards, tmp_path):
+    simulation = simulate(load(), shards, tmp_path)
+    scores = [record["metrics"]["aggregated_model_validate"] for record in simulation.records]
+    everything = Patches(shards["evaluation"].get_dataset("validation"))
+    assert scores[0] == pytest.approx(validate_clips(simulation.initial_model(), everything, "cpu"))
+    assert scores[-1] == pytest.approx(validate_clips(simulation.last_model(), everything, "cpu"))
+    assert scores[0] != scores[-1]
+
+
+def test_with_fedbn_scale_and_shift_stay_with_their_client(shards, tmp_path):
+    simulation = simulate(load(**{"model.normalisation": "fedbn"}), shards, tmp_path)
+    last = dict(simulation.last_model().named_parameters())
+    normalisation = {name for name in last if ".norm." in name}
+    assert len(normalisation) == 2 * 6
+    assert not normalisation & simulation.definition.tensors.keys()
+    assert all(torch.all(last[name] == float(name.endswith("weight"))) for name in normalisation)
+    first = dict(simulation.initial_model().named_parameters())
+    assert not any(torch.equal(last[name], first[name]) for name in last if name not in normalisation)
+    (a, b) = (torch.load(next((tmp_path / "clients" / name).glob("1.pt")))["local"] for name in "ab")
+    assert a.keys() == b.keys() == normalisation
+    assert not torch.equal(a["convolutions.0.norm.weight"], b["convolutions.0.norm.weight"])
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    """A store of 18 dev clips by three uploaders, of which three validate, and 6 test clips.
+
+    Each has a tone of its own, around that of its class; every second clip is twice as long.
+    """
+    corpus = tmp_path_factory.mktemp("fsd50k")
+    (corpus / "FSD50K.ground_truth").mkdir()
+    (corpus / "FSD50K.metadata").mkdir()
+    rows = [f"{i},{name},/m/{i}" for i, name in enumerate(CLASSES)]
+    (corpus / "FSD50K.ground_truth" / "vocabulary.csv").write_text("\n".join(rows) + "\n")
+    for part, numbers in (("dev", range(18)), ("eval", range(18, 24))):
+        (corpus / f"FSD50K.{part}_audio").mkdir()
+        lines = ["fname,labels,mids" + (",split" if part == "dev" else "")]
+        for number in numbers:
+            label = number % 3
+            time = np.arange(22_050 * (1 + number % 2)) / 22_050
+            wave = 0.1 * np.sin(2 * np.pi * (500 + 1_500 * label + 20 * number) * time)
+            soundfile.write(corpus / f"FSD50K.{part}_audio" / f"{number}.wav", wave, 22_050)
+            split = "" if part == "eval" else ",val" if number >= 15 else ",train"
+            lines.append(f"{number},{CLASSES[label]},/m/{label}{split}")
+        (corpus / "FSD50K.ground_truth" / f"{part}.csv").write_text("\n".join(lines) + "\n")
+        info = {str(number): {"uploader": f"uploader {number % 5 % 3}"} for number in numbers}
+        (corpus / "FSD50K.metadata" / f"{part}_clips_info_FSD50K.json").write_text(json.dumps(info))
+    prepare_store(read_layout(corpus), corpus / "store")
+    return corpus / "store"
+
+
+@pytest.mark.parametrize("mode", ["centralized", "individual", "simulated"])
+def test_a_run_leaves_a_model_with_its_scores_and_pictures(mode, store, tmp_path):
+    settings = load(**{"model.classes": None, "data.uploader_min": 4})
+    assert count_natural_clients(settings, store) == 2
+    result = run("sound_events", settings, mode, store, tmp_path)
+    assert result["settings"]["model"]["classes"] == 3  # those of the store
+    for model in ("best", "last"):
+        for split in ("validation", "test"):
+            assert set(result["metrics"][model][split]) == {"loss", "pr_auc", "mAP", "d_prime", "lwlrap"}
+    records = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert result["metrics"]["last"]["validation"] == records[-1]["metrics"]["aggregated_model_validate"]
+    best = max(record["metrics"]["aggregated_model_validate"]["pr_auc"] for record in records)
+    assert result["metrics"]["best"]["validation"]["pr_auc"] == best
+    assert load_model(tmp_path / "model")(torch.zeros(1, 101, 96)).shape == (1, 3)
+    pictures = {"scores.png", "clips_per_class.png", "clips_per_uploader.png", "class_by_uploader.png"}
+    assert {path.name for path in tmp_path.glob("*.png")} == pictures
