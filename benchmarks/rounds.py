@@ -49,7 +49,7 @@ ROUNDS_OF_STOCK = {"many": 3, "head": 6, "base": 3}
 
 def benchmark(engine: str, job: Job) -> dict:
     """Run the workload and return what is reported of it. Raises BenchmarkError."""
-    module = importlib.import_module(f"scripts.rounds_benchmark.{engine}")
+    module = importlib.import_module(f"benchmarks.rounds_peers.{engine}")
     with tempfile.TemporaryDirectory(prefix="rounds-") as folder:
         try:
             measured = module.measure(job, Path(folder))
