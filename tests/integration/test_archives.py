@@ -348,6 +348,8 @@ def test_an_envoy_refuses_a_bad_archive_or_name_and_says_so_and_stays(deceived, 
         found = listing(processes.folder.parents[1])
         return {name: entry for name, entry in found.items() if not name.startswith(own)}
 
+    # What it downloaded before is removed only after it has reported.
+    wait_for(lambda: not [*(processes.folder / "envoys" / "a").glob("*/workspace*")], 20)
     before, logged = around(), len(processes.log("a").read_text())
     broken.archive = (BAD_WORKSPACES | BAD_INSIDE)[case]
     reported, sentence = report_of(broken, experiment)
@@ -370,11 +372,18 @@ def report_of(broken: BrokenDirector, experiment: str) -> tuple[str, str]:
 
 def test_an_envoy_whose_disk_is_full_says_so(deceived):
     broken, processes = deceived
-    archive = processes.folder / "envoys" / "a" / "on-a-full-disk" / ARCHIVE
-    archive.parent.mkdir()
-    archive.symlink_to("/dev/full")
-    broken.archive = workspace_with(WORKSPACE)
-    reported = report_of(broken, "on-a-full-disk")
+    archive, full = processes.folder / "envoys" / "a" / "on-a-full-disk" / ARCHIVE, processes.folder / "full"
+    full.symlink_to("/dev/full")
+    broken.archive, broken.stumbles = workspace_with(WORKSPACE), 1_000
+    broken.orders.put("on-a-full-disk")
+    try:
+        # What was there before the download is removed; only the next attempt goes to the full disk.
+        wait_for(archive.exists, 20)
+        full.rename(archive)
+        broken.stumbles = 0
+        reported = broken.reports.get(timeout=20)
+    finally:
+        broken.orders.put("")
     assert reported == ("on-a-full-disk", "the envoy cannot read or write: [Errno 28] No space left on device")
 
 
