@@ -1,7 +1,8 @@
 """Who is calling, and how a call is refused."""
 
 import logging
-from typing import NoReturn, TypeAlias
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import grpc
 from grpc import aio
@@ -12,6 +13,32 @@ from openfl_audio.protocol.certificates import role_of
 logger = logging.getLogger(__name__)
 
 Context: TypeAlias = aio.ServicerContext
+Method = TypeVar("Method", bound=Callable)
+
+CALLERS = {"envoy": "envoys", "user": "notebook users"}
+
+
+def made_by(*roles: str) -> Callable[[Method], Method]:
+    """Mark a method of a service as a call that certificates of these roles may make. Others are not served."""
+
+    def mark(method: Method) -> Method:
+        setattr(method, "roles", roles)  # noqa: B010
+        return method
+
+    return mark
+
+
+def roles_of(method: Any) -> tuple[str, ...]:
+    """The roles that may make a call; none if it is not served."""
+    return getattr(method, "roles", ())
+
+
+def check_role(certificate: bytes, roles: tuple[str, ...]) -> None:
+    """Raises CertificateError unless it is a certificate (PEM) of one of these roles."""
+    name, role = role_of(certificate)
+    if role not in roles:
+        callers = " and ".join(CALLERS[role] for role in roles)
+        raise CertificateError(f"the certificate is that of {role} '{name}', this call is for {callers}")
 
 
 async def refuse(context: Context, code: grpc.StatusCode, sentence: str) -> NoReturn:
@@ -32,36 +59,26 @@ class Gate:
     async def envoy(self, context: Context, claimed: str) -> str:
         """The calling envoy's name; ends the call if the certificate is not that envoy's."""
         if self.tls:
-            name, role = await self._certificate(context)
-            if role != "envoy" or name != claimed:
-                sentence = f"the certificate is that of {role} '{name}', the call is made as envoy '{claimed}'"
+            name = await self._name(context, "envoy")
+            if name != claimed:
+                sentence = f"the certificate is that of envoy '{name}', the call is made as envoy '{claimed}'"
                 await refuse(context, grpc.StatusCode.PERMISSION_DENIED, sentence)
         return claimed
-
-    async def any_envoy(self, context: Context) -> None:
-        """Ends the call if the certificate is not an envoy's."""
-        if self.tls:
-            name, role = await self._certificate(context)
-            if role != "envoy":
-                sentence = f"the certificate is that of {role} '{name}', this call is for envoys"
-                await refuse(context, grpc.StatusCode.PERMISSION_DENIED, sentence)
 
     async def user(self, context: Context) -> str:
         """The calling user's name; ends the call if the certificate is not a user's."""
         if not self.tls:
             return header_of(context, "client_id") or "anonymous"
-        name, role = await self._certificate(context)
-        if role != "user":
-            sentence = f"the certificate is that of {role} '{name}', this call is for notebook users"
-            await refuse(context, grpc.StatusCode.PERMISSION_DENIED, sentence)
-        return name
+        return await self._name(context, "user")
 
     @staticmethod
-    async def _certificate(context: Context) -> tuple[str, str]:
+    async def _name(context: Context, role: str) -> str:
+        certificate = context.auth_context()["x509_pem_cert"][0]
         try:
-            return role_of(context.auth_context()["x509_pem_cert"][0])
+            check_role(certificate, (role,))
         except CertificateError as error:
-            return await refuse(context, grpc.StatusCode.PERMISSION_DENIED, str(error))
+            await refuse(context, grpc.StatusCode.PERMISSION_DENIED, str(error))
+        return role_of(certificate)[0]
 
 
 def header_of(context: Context, key: str) -> str:

@@ -10,7 +10,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc import aio
 
-from openfl_audio.director.authorization import Context, refuse
+from openfl_audio.director.authorization import Context, check_role, refuse, roles_of
 from openfl_audio.director.calls import OpenCalls
 from openfl_audio.director.shortage import telling_lack
 from openfl_audio.errors import CallEndedError, CertificateError, LackError, TooManyCallsError
@@ -29,7 +29,7 @@ MALFORMED = object()
 
 
 class GuardingInterceptor(aio.ServerInterceptor):
-    """Looks at the certificate of a call before a byte of its requests is received, and ends with one sentence what
+    """Looks at the certificate of a call before a message of it is received, and ends with one sentence what
     gRPC would write a traceback for.
 
     To gRPC every call has streams of requests and answers here, on the wire there is no difference: of a call with one
@@ -44,7 +44,7 @@ class GuardingInterceptor(aio.ServerInterceptor):
         handler = await continuation(details)
         if handler is None:
             return None  # gRPC itself says that there is no such call
-        name = details.method.rpartition("/")[2]
+        name, roles = details.method.rpartition("/")[2], roles_of(_method(handler))
 
         def deserialize(data: bytes) -> Any:
             try:
@@ -53,13 +53,13 @@ class GuardingInterceptor(aio.ServerInterceptor):
                 return MALFORMED
 
         async def answer(requests: AsyncIterator[Any], context: Context) -> None:
+            if not roles:
+                await refuse(context, grpc.StatusCode.UNIMPLEMENTED, f"this director does not serve {name}")
             try:
-                with self._admit(context), telling_lack(self._runs):
+                with self._admit(context, roles), telling_lack(self._runs):
                     await _serve(handler, _checked(requests), context)
             except MalformedRequestError:
                 await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, f"not a request of {name}")
-            except NotImplementedError:
-                await refuse(context, grpc.StatusCode.UNIMPLEMENTED, f"this director does not serve {name}")
             except CertificateError as error:
                 await refuse(context, grpc.StatusCode.PERMISSION_DENIED, str(error))
             except TooManyCallsError as error:
@@ -74,10 +74,18 @@ class GuardingInterceptor(aio.ServerInterceptor):
 
         return grpc.stream_stream_rpc_method_handler(answer, deserialize, handler.response_serializer)
 
-    def _admit(self, context: Context) -> contextlib.AbstractContextManager[None]:
-        """The call counts for its certificate. Without TLS there is none."""
+    def _admit(self, context: Context, roles: tuple[str, ...]) -> contextlib.AbstractContextManager[None]:
+        """The call is one for its certificate's role, and counts for it. Without TLS there is none."""
         certificates = context.auth_context().get("x509_pem_cert")
-        return self._calls.open(*owner_of(certificates[0])) if certificates else contextlib.nullcontext()
+        if not certificates:
+            return contextlib.nullcontext()
+        check_role(certificates[0], roles)
+        return self._calls.open(*owner_of(certificates[0]))
+
+
+def _method(handler: grpc.RpcMethodHandler) -> Callable:
+    """The method of a service that answers calls."""
+    return handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
 
 
 async def _serve(handler: grpc.RpcMethodHandler, requests: AsyncIterator[Any], context: Context) -> None:

@@ -268,9 +268,12 @@ class RunFolder:
         return path
 
     def free_update_file(self, path: Path) -> None:
-        if self.state.ended:
+        """Keep a file for the next update, or delete it where each member has one."""
+        if path in self._free_updates:
+            return
+        if self.state.ended or len(self._free_updates) >= len(self.state.members):
             path.unlink(missing_ok=True)
-        elif path not in self._free_updates:
+        else:
             self._free_updates.append(path)
 
     def delete_free_update_files(self) -> None:

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc, base_pb2, director_pb2, director_pb2_grpc
 from pydantic import ValidationError
 
-from openfl_audio.director.authorization import Context, Gate, header_of, refuse
+from openfl_audio.director.authorization import Context, Gate, header_of, made_by, refuse
 from openfl_audio.director.director import SUBMISSION, Director
 from openfl_audio.director.experiment import Experiment
 from openfl_audio.director.flow_control import Downloads, Uploads
@@ -82,6 +82,7 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
 
     # Calls of envoys
 
+    @made_by("envoy")
     async def UpdateShardInfo(self, request: director_pb2.UpdateShardInfoRequest, context: Context):  # noqa: N802
         name = await self.gate.envoy(context, request.shard_info.node_info.name)
         if not NAME.fullmatch(name):
@@ -106,6 +107,7 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
             await refuse(context, grpc.StatusCode.ALREADY_EXISTS, str(error))
         return director_pb2.UpdateShardInfoResponse(accepted=True)
 
+    @made_by("envoy")
     async def UpdateEnvoyStatus(self, request: director_pb2.UpdateEnvoyStatusRequest, context: Context):  # noqa: N802
         name = await self.gate.envoy(context, request.name)
         try:
@@ -116,6 +118,7 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
         response.health_check_period.seconds = self.director.health_check_period
         return response
 
+    @made_by("envoy")
     async def WaitExperiment(self, request: director_pb2.WaitExperimentRequest, context: Context):  # noqa: N802
         name = await self.gate.envoy(context, request.collaborator_name)
         try:
@@ -124,6 +127,7 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
             await refuse(context, grpc.StatusCode.NOT_FOUND, str(error))
         return director_pb2.WaitExperimentResponse(experiment_name=experiment.plan.name)
 
+    @made_by("envoy")
     async def GetExperimentData(self, request: director_pb2.GetExperimentDataRequest, context: Context):  # noqa: N802
         name = await self.gate.envoy(context, request.collaborator_name)
         experiment = await find_envoys_experiment(self.director, context, request.experiment_name, name)
@@ -133,6 +137,7 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
             while piece := archive.read(PIECE_BYTES):
                 yield director_pb2.ExperimentData(size=len(piece), npbytes=piece)
 
+    @made_by("envoy")
     async def SetExperimentFailed(self, request: director_pb2.SetExperimentFailedRequest, context: Context):  # noqa: N802
         name = await self.gate.envoy(context, request.collaborator_name)
         experiment = await find_envoys_experiment(self.director, context, request.experiment_name, name)
@@ -142,10 +147,12 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
 
     # Calls of notebooks
 
+    @made_by("user")
     async def GetExperimentStatus(self, request: director_pb2.GetExperimentStatusRequest, context: Context):  # noqa: N802
         experiment = await find_users_experiment(self.director, self.gate, context, request.experiment_name)
         return director_pb2.GetExperimentStatusResponse(experiment_status=experiment.state.status.value)
 
+    @made_by("user")
     async def GetMetricStream(self, request: director_pb2.GetMetricStreamRequest, context: Context):  # noqa: N802
         experiment = await find_users_experiment(self.director, self.gate, context, request.experiment_name)
         async for line in experiment.history():
@@ -163,6 +170,7 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
                             metric_value=value,
                         )
 
+    @made_by("user")
     async def GetDatasetInfo(self, request: director_pb2.GetDatasetInfoRequest, context: Context):  # noqa: N802
         await self.gate.user(context)
         self.director.expect_experiments()
@@ -172,6 +180,7 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
             response.shard_info.target_shape[:] = entry.shard_info.target_shape
         return response
 
+    @made_by("user")
     async def GetEnvoys(self, request: director_pb2.GetEnvoysRequest, context: Context):  # noqa: N802
         await self.gate.user(context)
         response = director_pb2.GetEnvoysResponse()
@@ -196,6 +205,7 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServicer):
         self.director = director
         self.gate = gate
 
+    @made_by("envoy")
     async def GetTasks(self, request: aggregator_pb2.GetTasksRequest, context: Context):  # noqa: N802
         experiment, name = await self._find(context, request.header)
         try:
@@ -211,6 +221,7 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServicer):
 
     # The rest is for OpenFL's own envoys.
 
+    @made_by("envoy")
     async def GetAggregatedTensor(self, request: aggregator_pb2.GetAggregatedTensorRequest, context: Context):  # noqa: N802
         experiment, _ = await self._find(context, request.header)
         try:
@@ -222,9 +233,8 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServicer):
             header=_answer(request.header), round_number=request.round_number, tensor=tensor
         )
 
+    @made_by("envoy")
     async def SendLocalTaskResults(self, request_iterator, context: Context):  # noqa: N802
-        # Who it is comes with the first piece; that it is an envoy must be known before that is looked at.
-        await self.gate.any_envoy(context)
         pieces = aiter(request_iterator)
         first = await anext(pieces, base_pb2.DataStream())
         try:
@@ -304,6 +314,7 @@ class RoundsService:
 
     # Calls of envoys
 
+    @made_by("envoy")
     async def attend(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
         """Stays open as long as the envoy is there; says what it has to do whenever that changes."""
         message = await parse(context, request, AttendRequest)
@@ -314,6 +325,7 @@ class RoundsService:
         except EnvoyRefusedError as error:
             await refuse(context, grpc.StatusCode.NOT_FOUND, str(error))
 
+    @made_by("envoy", "user")
     async def get_model(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
         """This round's global model for an envoy, or a kept one for a user."""
         message = await parse(context, request, ModelRequest)
@@ -333,10 +345,9 @@ class RoundsService:
                 async for piece in without_blocking(pieces):
                     yield piece
 
+    @made_by("envoy")
     async def send_update(self, request_iterator: AsyncIterator[bytes], context: Context) -> None:
         """Tensors as `protocol.tensors.stream` gives them, with an UpdateMessage as metadata; answers {"counted"}."""
-        # Which envoy it is stands in the header; that it is one must be known before that is unpacked.
-        await self.gate.any_envoy(context)
         pieces = aiter(request_iterator)
         try:
             packed = await anext(pieces, b"")
@@ -366,6 +377,7 @@ class RoundsService:
 
     # Calls of notebooks
 
+    @made_by("user")
     async def submit(self, request_iterator: AsyncIterator[bytes], context: Context) -> None:
         """An experiment, in pieces; answers {} when it is accepted."""
         owner = await self.gate.user(context)
@@ -390,6 +402,7 @@ class RoundsService:
             file.flush()
             await self.director.submit(Path(file.name), owner)
 
+    @made_by("user")
     async def get_history(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
         """Messages of `Experiment.history`, then {"status", "error"}."""
         message = await parse(context, request, HistoryRequest)
@@ -398,6 +411,7 @@ class RoundsService:
             yield line
         yield encode({"status": experiment.state.status.value, "error": experiment.state.error})
 
+    @made_by("user")
     async def get_experiment(self, request: bytes, context: Context) -> bytes:
         """An experiment as it is now: `Experiment.summary`, and under "history" the last records of its rounds."""
         message = await parse(context, request, ExperimentRequest)
@@ -405,6 +419,7 @@ class RoundsService:
         latest = await asyncio.to_thread(experiment.folder.history.latest, MAX_LATEST_BYTES)
         return encode({**experiment.summary(), "history": latest})
 
+    @made_by("user")
     async def stop_experiment(self, request: bytes, context: Context) -> bytes:
         message = await parse(context, request, ExperimentRequest)
         experiment = await find_users_experiment(self.director, self.gate, context, message.experiment)
@@ -412,6 +427,7 @@ class RoundsService:
         self.director.assign()
         return encode({})
 
+    @made_by("user")
     async def get_status(self, request: bytes, context: Context) -> bytes:
         """Envoys and experiments: see `Director.status`."""
         await parse(context, request, StatusRequest)

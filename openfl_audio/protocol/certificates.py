@@ -236,6 +236,7 @@ def owner_of(pem: bytes) -> tuple[str, float]:
     return f"{role} '{name}'", expires.timestamp()
 
 
+@lru_cache(maxsize=4096)
 def role_of(pem: bytes) -> tuple[str, str]:
     """(common name, role) of a peer's certificate, as gRPC hands it to the server; TLS has verified it by then."""
     try:

@@ -155,6 +155,20 @@ def submit(channel: grpc.Channel, submission: bytes, piece_bytes: int = 1 << 20)
     send_pieces(partial(RoundsStub(channel).submit, timeout=60), pieces)
 
 
+@contextlib.contextmanager
+def grows_by_less_than(n_bytes: float, pid: int) -> Iterator[None]:
+    """The process's memory at its peak in this block, beyond that at its beginning."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak from here on
+    before = peak_bytes(pid)
+    yield
+    assert peak_bytes(pid) - before < n_bytes
+
+
+def peak_bytes(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
 class FakeEnvoy:
     """An envoy that says what a test makes it say: registered and attending for as long as the block lasts."""
 

@@ -30,6 +30,7 @@ from tests.integration.conftest import (
     READY_SECONDS,
     USER,
     FakeEnvoy,
+    grows_by_less_than,
     open_as,
     plan_of,
     points,
@@ -239,20 +240,13 @@ def test_a_bad_submission_is_refused_in_a_sentence_and_leaves_nothing_behind(dir
 @pytest.mark.parametrize("faults", ["values", "keys"])
 def test_a_plan_full_of_faults_does_not_fill_the_directors_memory(director, faults):
     """Described one by one they would be a kilobyte each: gigabytes for the 16 MB that a plan may have."""
-    pid, number = director.pid("director"), 300_000
+    number = 300_000
     wrong = {"envoys": [0] * number} if faults == "values" else {str(key): 0 for key in range(number)}
-    Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak from here on
-    before = peak_bytes(pid)
-    with open_as(director, USER) as channel, pytest.raises(grpc.RpcError) as caught:
+    # Some megabytes of JSON, several times over.
+    within_bounds, refused = grows_by_less_than(100e6, director.pid("director")), pytest.raises(grpc.RpcError)
+    with open_as(director, USER) as channel, within_bounds, refused as caught:
         submit(channel, submission_of(plan_of("x", **wrong)))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT, caught.value.details()
-    # Some megabytes of JSON, several times over.
-    assert peak_bytes(pid) - before < 100e6
-
-
-def peak_bytes(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def test_a_good_submission_is_taken_and_its_name_cannot_be_used_again(director):

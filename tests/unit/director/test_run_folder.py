@@ -236,6 +236,13 @@ def test_each_update_on_its_way_has_a_file_of_its_own_until_that_is_free(folder)
     assert folder.take_update_file() == first
 
 
+def test_no_more_files_are_kept_for_updates_than_the_experiment_has_envoys(folder):
+    folder.state.members = ["a", "b"]
+    for path in [folder.take_update_file() for _ in range(9)]:
+        folder.free_update_file(path)
+    assert len(names_in(folder.path / "updates")) == 2
+
+
 def test_a_line_of_history_whose_round_does_not_count_is_done_again(folder):
     close_round(folder)
     # Killed between the line and the state.
