@@ -31,8 +31,8 @@ logger = logging.getLogger("director")
 
 # The largest message that anybody sends here is the header of a model; OpenFL's envoys send pieces of two megabytes.
 MAX_RECEIVED_BYTES = MAX_HEADER_BYTES + MAX_REQUEST_BYTES
-# Somebody who connects and says nothing is sent away. TLS takes a few round trips.
-HANDSHAKE_SECONDS = 2.5
+# Somebody who connects and says nothing is sent away. TLS takes a few round trips, on a busy machine some seconds.
+HANDSHAKE_SECONDS = 10.0
 # The part of the files a process may open that connections may be, so that experiments can write what they must.
 CONNECTIONS_SHARE = 0.75
 

@@ -46,11 +46,15 @@ class DirectorClient(director_client.DirectorClient):
 
     @contextmanager
     def translated_errors(self) -> Iterator[None]:
-        """gRPC's errors as one sentence."""
+        """Raise gRPC's errors as DirectorError, in one sentence; one that says that the director is away comes a moment
+        later, in which the channel may connect anew."""
         try:
             yield
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
+                # Between calls a channel makes no progress with its connection: now, or whoever asks again in a while
+                # finds it as it is here.
+                wait_for_connection(self.channel, RETRY_SECONDS)
                 raise DirectorError(explain_unreachable(self.address, error.details(), self._root)) from None
             raise DirectorError(f"the director at {self.address} refused: {error.details()}") from None
 

@@ -85,7 +85,7 @@ def test_training_changes_the_model_and_only_weights_and_metrics_are_kept(run):
     initial, last = load_file(folder / "initial.safetensors"), load_file(folder / "last.safetensors")
     assert any(not np.array_equal(initial[name], last[name]) for name in initial)
     assert {path.name for path in folder.iterdir()} == {
-        "experiment.json", "state.json", "workspace.zip", "history.jsonl", "models", "updates", "tensorboard",
+        "experiment.json", "state.json", "history.jsonl", "models", "updates", "tensorboard",
         "initial.safetensors", "last.safetensors", "best.safetensors",
     }  # fmt: skip
     assert not any((folder / "updates").iterdir()), "no envoy's update outlives the experiment"

@@ -149,7 +149,7 @@ def test_a_node_with_other_versions_refuses_and_says_which(start, monkeypatch):
         interactive_api, "describe_environment", lambda: {"python": "2.7", "torch": "0.4", "openfl-audio": "0.1.0"}
     )
     with pytest.raises(
-        interactive_api.ExperimentFailedError, match=r"has python 3\.\d+ instead of 2\.7, torch .* instead of 0\.4"
+        interactive_api.ExperimentFailedError, match=r"has openfl-audio .* instead of 0\.1\.0, python 3\.\d+ instead of 2\.7, torch .* instead of 0\.4"
     ):
         start(envoys=["a"]).watch()
 
