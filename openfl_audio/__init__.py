@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from openfl_audio.protocol.aggregation import TrimmedMean as TrimmedMean
     from openfl_audio.protocol.participation import Participation as Participation
     from openfl_audio.simulation.simulation import Simulation as Simulation
+    from openfl_audio.training.run_settings import RunSettings as RunSettings
+    from openfl_audio.training.workload import Workload as Workload
+    from openfl_audio.training.workload import register_tasks as register_tasks
 
 _MODULES = {
     "errors": ("OpenFLAudioError",),
@@ -51,6 +54,8 @@ _MODULES = {
     ),
     "protocol.participation": ("Participation",),
     "simulation.simulation": ("Simulation",),
+    "training.run_settings": ("RunSettings",),
+    "training.workload": ("Workload", "register_tasks"),
 }
 _MODULE_OF = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}
 

@@ -2,7 +2,7 @@
 
     python scripts/compare_modes.py keyword_spotting --data data/speech_commands --out runs/modes
 
-`workspaces/NAME/comparison.yaml` has a row for each run. Settings are those of `small.yaml`; other arguments go to
+`comparison.yaml` of the workload has a row for each run. Settings are those of `small.yaml`; other arguments go to
 `train.py`. A run that was interrupted goes on. comparison.png in `--out` has validation by round.
 """
 
@@ -20,16 +20,22 @@ import yaml
 # `python scripts/compare_modes.py` has scripts/ in its path and not the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from openfl_audio.errors import SettingsError
 from openfl_audio.experiments.comparison import markdown, train
+from openfl_audio.experiments.workloads import find_workload, package_folder
+from openfl_audio.files import read_json_lines
 from openfl_audio.text import read_text
+from openfl_audio.training.workload import Workload
 
-WORKSPACES = Path(__file__).resolve().parents[1] / "workspaces"
 SPLITS = ("validation", "test")
 
 
-def read_comparison(workspace: str) -> dict[str, list[str]]:
-    """Arguments of `train.py` by the name of the run."""
-    rows = yaml.safe_load(read_text(WORKSPACES / workspace / "comparison.yaml"))
+def read_comparison(workload: Workload[Any]) -> dict[str, list[str]]:
+    """Arguments of `train.py` by the name of the run. Raises SettingsError if the workload compares nothing."""
+    path = package_folder(workload) / "comparison.yaml"
+    if not path.exists():
+        raise SettingsError(f"there is no {path}: it should have the arguments of train.py by the name of a run")
+    rows = yaml.safe_load(read_text(path))
     return {name: shlex.split(arguments) for name, arguments in rows.items()}
 
 
@@ -61,35 +67,31 @@ def _scores(found: dict[str, Any], models: list[str], metrics: list[str] | None)
     }
 
 
-def plot(workspace: str, folders: dict[str, Path], path: Path) -> None:
-    """Validation of all runs by round: as the workspace draws it, or the metric that chooses its best model."""
-    from openfl_audio.experiments.modes import workspace_experiment
-    from openfl_audio.experiments.plots import plot_curves
-    from openfl_audio.files import read_json_lines
-
-    experiment = workspace_experiment(workspace)
+def plot(workload: Workload[Any], folders: dict[str, Path], path: Path) -> None:
+    """Draw the validation of all runs by round, as the workload does."""
     histories = {name: read_json_lines(folder / "history.jsonl") for name, folder in folders.items()}
-    if hasattr(experiment, "plot_comparison"):
-        experiment.plot_comparison(histories, path)
-        return
     settings = json.loads((next(iter(folders.values())) / "run.json").read_text())["settings"]
-    metric, _ = experiment.arguments(experiment.Settings.model_validate(settings))["best"]
-    plot_curves(histories, metric, path)
+    workload.plot_comparison(histories, workload.config_class.model_validate(settings), path)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workspace", choices=sorted(path.parent.name for path in WORKSPACES.glob("*/comparison.yaml")))
+    parser.add_argument("workload", help="as for train.py")
     parser.add_argument("--data", required=True, type=Path, help="the corpus, as for train.py")
     parser.add_argument("--out", required=True, type=Path, help="a new folder, or that of a comparison to go on with")
     parser.add_argument("--metrics", nargs="+", help="of all but the loss, these only")
     parser.add_argument("--models", nargs="+", default=["best", "last"], help="such as best-METRIC (best last)")
     options, changes = parser.parse_known_args()
-    rows = read_comparison(options.workspace)
+    try:
+        workload = find_workload(options.workload)
+        rows = read_comparison(workload)
+    except SettingsError as error:
+        print(f"compare_modes: {error}", file=sys.stderr)
+        return 1
     folders = {name: options.out / re.sub(r"[^\w.]+", "-", name) for name in rows}
     try:
         results = {
-            name: train(options.workspace, [*arguments, *changes], options.data, folders[name])
+            name: train(options.workload, [*arguments, *changes], options.data, folders[name])
             for name, arguments in rows.items()
         }
     except subprocess.CalledProcessError as error:
@@ -102,7 +104,7 @@ def main() -> int:
     except ValueError as error:
         print(f"compare_modes: {error}", file=sys.stderr)
         return 1
-    plot(options.workspace, folders, options.out / "comparison.png")
+    plot(workload, folders, options.out / "comparison.png")
     return 0
 
 

@@ -22,30 +22,19 @@ from scripts.arguments import whole_number
 
 if TYPE_CHECKING:
     from openfl_audio.training.run_settings import RunSettings
+    from openfl_audio.training.workload import Workload
 
-WORKSPACES = Path(__file__).resolve().parents[1] / "workspaces"
 # Flags that are settings.
 SETTINGS = ("rounds", "clients", "fraction", "local_epochs", "seed", "init")
 
 
-def workspaces() -> list[str]:
-    """Names of those with an experiment."""
-    return sorted(path.parent.name for path in WORKSPACES.glob("*/experiment.py"))
-
-
-def find_config(workspace: str, config: str) -> Path:
-    """A file by its path, or in the workspace's `configs/`."""
-    path = Path(config)
-    return path if path.exists() else WORKSPACES / workspace / "configs" / config
-
-
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workspace", choices=workspaces())
+    parser.add_argument("workload", help="the name of an installed one, or the folder of a package with a workload.py")
     parser.add_argument("--mode", required=True, choices=("centralized", "individual", "simulated", "federated"))
-    parser.add_argument("--data", required=True, type=Path, help="the corpus: what its workspace's shard reads")
+    parser.add_argument("--data", required=True, type=Path, help="the corpus: what the workload's shard reads")
     parser.add_argument("--out", required=True, type=Path, help="a new folder, or that of a run to go on with")
-    parser.add_argument("--config", default="small.yaml", help="in the workspace's configs/, or a path (%(default)s)")
+    parser.add_argument("--config", default="small.yaml", help="in the workload's configs/, or a path (%(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as batch_size=8")
     parser.add_argument("--rounds", type=int, help="this and the next are settings: by default what --config says")
     parser.add_argument("--clients", help="a number, or natural: those of the corpus")
@@ -64,10 +53,10 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def settings_of(arguments: argparse.Namespace) -> "RunSettings":
+def settings_of(workload: "Workload", arguments: argparse.Namespace) -> "RunSettings":
     """Raises SettingsError for a key that is unknown, wrong, or given in two ways."""
     from openfl_audio.errors import SettingsError
-    from openfl_audio.experiments.modes import workspace_experiment
+    from openfl_audio.experiments.workloads import find_file
     from openfl_audio.training.run_settings import load_run_settings, parse_change
 
     changes = dict(map(parse_change, arguments.set))
@@ -78,8 +67,7 @@ def settings_of(arguments: argparse.Namespace) -> "RunSettings":
         if key in changes:
             raise SettingsError(f"--set {key}={changes[key]} and --{key.replace('_', '-')} {value}: give one of them")
         changes[key] = int(value) if key == "clients" and value.isdecimal() else value
-    config = find_config(arguments.workspace, arguments.config)
-    return load_run_settings(workspace_experiment(arguments.workspace).Settings, config, changes)
+    return load_run_settings(workload.config_class, find_file(workload, arguments.config), changes)
 
 
 def main() -> int:
@@ -90,12 +78,14 @@ def main() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from openfl_audio.experiments.run import EXPECTED_ERRORS, run
+    from openfl_audio.experiments.workloads import find_workload
 
     options = ("client_ids", "workers", "ray_address", "gpus_per_client")
     try:
+        workload = find_workload(arguments.workload)
         result = run(
-            arguments.workspace,
-            settings_of(arguments),
+            workload,
+            settings_of(workload, arguments),
             arguments.mode,
             arguments.data,
             arguments.out,

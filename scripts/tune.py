@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.arguments import whole_number
-from scripts.train import find_config, workspaces
 
 if TYPE_CHECKING:
     from openfl_audio.experiments.search import Search
@@ -25,10 +24,10 @@ if TYPE_CHECKING:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workspace", choices=workspaces())
+    parser.add_argument("workload", help="as for train.py")
     parser.add_argument("--data", required=True, type=Path, help="the corpus, as for train.py")
     parser.add_argument("--out", required=True, type=Path, help="a new folder, or that of a search to go on with")
-    parser.add_argument("--config", default="small.yaml", help="in the workspace's configs/, or a path (%(default)s)")
+    parser.add_argument("--config", default="small.yaml", help="in the workload's configs/, or a path (%(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="the same in all trials")
     parser.add_argument("--over", action="append", required=True, metavar="KEY=V1,V2,...", help="an axis of the grid")
     parser.add_argument(
@@ -62,6 +61,7 @@ def create_search(options: argparse.Namespace) -> "Search":
     """Raises SettingsError for a key that is unknown, wrong, or given twice."""
     from openfl_audio.errors import SettingsError
     from openfl_audio.experiments.search import Search, combinations
+    from openfl_audio.experiments.workloads import find_file, find_workload
     from openfl_audio.training.run_settings import parse_change
 
     axes, changes = dict(map(parse_axis, options.over)), dict(map(parse_change, options.set))
@@ -69,13 +69,13 @@ def create_search(options: argparse.Namespace) -> "Search":
     if twice or len(axes) < len(options.over):
         raise SettingsError(f"{', '.join(twice) or 'a key'} is given twice: in one --over, or in --set")
     choices = combinations(axes, options.samples, options.seed)
-    config = find_config(options.workspace, options.config)
-    return Search(options.workspace, config, changes, choices, options.data.resolve(), options.out.resolve())
+    workload = find_workload(options.workload)
+    config = find_file(workload, options.config)
+    return Search(workload, config, changes, choices, options.data.resolve(), options.out.resolve())
 
 
 def tune(options: argparse.Namespace) -> None:
-    from openfl_audio.experiments.modes import workspace_experiment
-    from openfl_audio.experiments.plots import plot_curves, plot_heat_map
+    from openfl_audio.training.plots import plot_curves, plot_heat_map
 
     search = create_search(options)
     search.run(
@@ -91,9 +91,7 @@ def tune(options: argparse.Namespace) -> None:
     axes = list(search.choices[0])
     if len(axes) == 2:
         plot_heat_map(trials, axes[0], axes[1], metric, options.out / "heatmap.png")
-    experiment = workspace_experiment(options.workspace)
-    if hasattr(experiment, "plot_search"):
-        experiment.plot_search(trials, options.out)
+    search.workload.plot_search(trials, options.out)
     print(trials.to_string(index=False))
     print(f"{options.out} has results.csv, trials/ and plots")
 

@@ -1,6 +1,7 @@
 """An envoy's YAML file, and the shard descriptor it names. Envoy and worker both read it."""
 
 import os
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,12 @@ class EnvoyFile(Settings):
 
 
 def build_shard_descriptor(settings: ShardDescriptorSettings, folder: Path) -> ShardDescriptor:
-    """Make the shard descriptor; paths in its parameters are relative to `folder`, which becomes the current one."""
+    """Make the shard descriptor; paths in its parameters are relative to `folder`, which becomes the current one.
+
+    Its module is an installed one, or lies in `folder`, beside the settings.
+    """
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
     module, _, name = settings.template.rpartition(".")
     try:
         factory = getattr(import_module(module), name)

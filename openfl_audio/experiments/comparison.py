@@ -10,13 +10,13 @@ from typing import Any
 TRAIN = Path(__file__).parents[2] / "scripts" / "train.py"
 
 
-def train(workspace: str, arguments: Sequence[str], data: Path, out: Path) -> dict[str, Any]:
+def train(workload: str, arguments: Sequence[str], data: Path, out: Path) -> dict[str, Any]:
     """What `result.json` of the run in `out` holds; one that was interrupted goes on.
 
     Raises CalledProcessError if it fails; what it printed says why.
     """
-    print(f"==> {out.name}: {workspace} {' '.join(arguments)}", flush=True)
-    command = [sys.executable, str(TRAIN), workspace, *arguments, "--data", str(data), "--out", str(out)]
+    print(f"==> {out.name}: {workload} {' '.join(arguments)}", flush=True)
+    command = [sys.executable, str(TRAIN), workload, *arguments, "--data", str(data), "--out", str(out)]
     subprocess.run(command, check=True)
     return json.loads((out / "result.json").read_text())
 

@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from openfl_audio.protocol.participation import Participation
 from openfl_audio.protocol.plan import name_of_best
 from openfl_audio.simulation.simulation import Simulation
 from openfl_audio.training.run_settings import RunSettings
+from openfl_audio.training.workload import Workload
 
 # Validates the global model on the validation clips of all, so that a score means the same in every mode.
 EVALUATOR = "evaluation"
@@ -30,12 +29,9 @@ READY_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Clients:
-    """`trainers` have a shard each of `number` that the corpus is divided into; the evaluator has the whole of it.
+    """`trainers` have a shard each of `number` that the corpus is divided into; the evaluator has the whole of it."""
 
-    `workspace` names a package with a module `experiment`.
-    """
-
-    workspace: str
+    workload: Workload[Any]
     settings: RunSettings
     data: Path
     number: int
@@ -47,8 +43,7 @@ class Clients:
 
     def shard(self, name: str) -> ShardDescriptorSettings:
         rank, number = (1, 1) if name == EVALUATOR else (_rank(name), self.number)
-        shard = workspace_experiment(self.workspace).shard(self.settings, self.data, rank, number)
-        return ShardDescriptorSettings(**shard)
+        return ShardDescriptorSettings(**self.workload.shard(self.settings, self.data, rank, number))
 
     @property
     def trained_part(self) -> str:
@@ -64,10 +59,6 @@ def _rank(trainer: str) -> int:
     return int(trainer.rpartition("-")[2]) + 1
 
 
-def workspace_experiment(workspace: str) -> ModuleType:
-    return import_module(f"workspaces.{workspace}.experiment")
-
-
 def client_names(number: int) -> list[str]:
     """Names that sort as their numbers do, from 0.
 
@@ -78,27 +69,27 @@ def client_names(number: int) -> list[str]:
 
 
 def choose_clients(
-    workspace: str, settings: RunSettings, data: Path, mode: str, client_ids: Sequence[int]
+    workload: Workload[Any], settings: RunSettings, data: Path, mode: str, client_ids: Sequence[int]
 ) -> list[Clients]:
     """The clients of each experiment that `mode` is: one, or with `individual` one for each of `client_ids`.
 
     Raises SettingsError for clients that do not exist.
     """
     if mode == "centralized":
-        return [Clients(workspace, settings, data, 1, client_names(1))]
+        return [Clients(workload, settings, data, 1, client_names(1))]
     if settings.clients == "natural":
         if mode == "federated":
             raise SettingsError("federated starts processes for every client: say how many with --clients")
-        number = workspace_experiment(workspace).count_natural_clients(settings, data)
+        number = workload.natural_clients(settings, data)
     else:
         number = settings.clients
     names = client_names(number)
     if mode != "individual":
-        return [Clients(workspace, settings, data, number, names)]
+        return [Clients(workload, settings, data, number, names)]
     unknown = [i for i in client_ids if not -number <= i < number]
     if unknown:
         raise SettingsError(f"client ids {unknown} are not from {-number} to {number - 1}")
-    return [Clients(workspace, settings, data, number, [names[i]]) for i in client_ids]
+    return [Clients(workload, settings, data, number, [names[i]]) for i in client_ids]
 
 
 def start_arguments(clients: Clients) -> dict[str, Any]:
@@ -110,7 +101,7 @@ def start_arguments(clients: Clients) -> dict[str, Any]:
         evaluators=[EVALUATOR],
         validate_every=settings.validate_every,
     )
-    arguments = workspace_experiment(clients.workspace).arguments(settings)
+    arguments = clients.workload.start_arguments(settings)
     if settings.init is not None:
         arguments["model_provider"].start_from(settings.init / "model")
     return arguments | {
@@ -166,8 +157,7 @@ def federate(clients: Clients, out: Path, progress: RunProgress) -> dict[str, to
             api_private_key=certificates / f"{USER}.key",
         )
         arguments = start_arguments(clients)
-        workspace = import_module(f"workspaces.{clients.workspace}")
-        experiment = FLExperiment(federation, EXPERIMENT, workspace=workspace)
+        experiment = FLExperiment(federation, EXPERIMENT, workspace=clients.workload.package)
         if (out / "director" / EXPERIMENT).exists():
             experiment.attach(EXPERIMENT, arguments["model_provider"])
         else:

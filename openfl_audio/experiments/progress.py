@@ -7,7 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from openfl_audio.notebook.live_view import TRAIN, Lines
+from openfl_audio.notebook.live_view import Lines
+from openfl_audio.protocol.plan import TRAIN
 
 Record = dict[str, Any]
 OnRound = Callable[[Record], None]

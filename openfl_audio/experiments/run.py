@@ -15,12 +15,13 @@ from openfl_audio.errors import (
     StartError,
     WeightsError,
 )
-from openfl_audio.experiments.modes import EVALUATOR, Clients, choose_clients, federate, simulate, workspace_experiment
+from openfl_audio.experiments.modes import EVALUATOR, Clients, choose_clients, federate, simulate
 from openfl_audio.experiments.progress import OnRound, RunProgress
 from openfl_audio.files import read_json_lines, write_json, write_json_lines, write_result
 from openfl_audio.notebook.interactive_api import DirectorError, ExperimentFailedError
-from openfl_audio.notebook.live_view import TRAIN
+from openfl_audio.protocol.plan import TRAIN
 from openfl_audio.training.run_settings import RunSettings
+from openfl_audio.training.workload import Workload
 from shard_descriptors.errors import CorpusError
 
 # What ends a run with a sentence.
@@ -39,7 +40,7 @@ EXPECTED_ERRORS = (
 
 
 def run(
-    workspace: str,
+    workload: Workload[Any],
     settings: RunSettings,
     mode: str,
     data: Path,
@@ -57,14 +58,13 @@ def run(
     Raises SettingsError if `out` has been used for anything else.
     """
     out, data = out.resolve(), data.resolve() if data.exists() else data
-    if hasattr(workspace_experiment(workspace), "complete"):
-        settings = workspace_experiment(workspace).complete(settings, data)
-    experiments = choose_clients(workspace, settings, data, mode, client_ids)
+    settings = workload.complete(settings, data)
+    experiments = choose_clients(workload, settings, data, mode, client_ids)
     # A corpus that cannot be read should not claim the folder.
     experiments[0].open(EVALUATOR)
     alone = [clients.trainers[0] for clients in experiments] if mode == "individual" else None
     values = settings.model_dump(mode="json")
-    claim(out, {"workspace": workspace, "mode": mode, "alone": alone, "data": str(data), "settings": values})
+    claim(out, {"workspace": workload.name, "mode": mode, "alone": alone, "data": str(data), "settings": values})
     results = {}
     for clients in experiments:
         folder = out if len(experiments) == 1 else out / clients.trainers[0]
@@ -78,7 +78,7 @@ def run(
     if len(experiments) == 1:
         return results[experiments[0].trainers[0]]
     metrics = {client: result["metrics"] for client, result in results.items()}
-    write_result(out / "result.json", workspace=workspace, mode=mode, clients=metrics, seed=settings.seed)
+    write_result(out / "result.json", workspace=workload.name, mode=mode, clients=metrics, seed=settings.seed)
     return json.loads((out / "result.json").read_text())
 
 
@@ -91,22 +91,22 @@ def _run_one(
     gpus_per_client: float,
     on_round: OnRound,
 ) -> None:
-    settings, experiment = clients.settings, workspace_experiment(clients.workspace)
+    settings, workload = clients.settings, clients.workload
     out.mkdir(parents=True, exist_ok=True)
-    with RunProgress(f"{clients.workspace}, {mode}", settings.rounds, on_round) as progress:
+    with RunProgress(f"{workload.name}, {mode}", settings.rounds, on_round) as progress:
         if mode == "federated":
             models = federate(clients, out, progress)
             write_json_lines(out / "history.jsonl", progress.records)
         else:
             models = simulate(clients, out, progress, workers, ray_address, gpus_per_client)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    metrics = {name: experiment.evaluate(model, settings, clients.data, device) for name, model in models.items()}
-    experiment.save(models["best"], settings, out / "model")
-    experiment.plot(progress.records, settings, clients.data, len(clients.trainers), clients.trained_part, out)
+    metrics = {name: workload.evaluate(model, settings, clients.data, device) for name, model in models.items()}
+    workload.save(models["best"], settings, out / "model")
+    workload.plot(progress.records, settings, clients.data, len(clients.trainers), clients.trained_part, out)
     records = progress.records
     write_result(
         out / "result.json",
-        workspace=clients.workspace,
+        workspace=workload.name,
         mode=mode,
         clients=len(clients.trainers),
         metrics=metrics,

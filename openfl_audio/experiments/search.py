@@ -14,12 +14,14 @@ from typing import Any
 import pandas as pd
 
 from openfl_audio.errors import SearchError
-from openfl_audio.experiments.modes import EVALUATOR, choose_clients, workspace_experiment
+from openfl_audio.experiments.modes import EVALUATOR, choose_clients
 from openfl_audio.experiments.run import claim, run
 from openfl_audio.files import read_json_lines
-from openfl_audio.notebook.live_view import TRAIN, VALIDATE, scores_by_round
+from openfl_audio.protocol.plan import TRAIN, VALIDATE
 from openfl_audio.simulation.virtual_clients import start_ray
+from openfl_audio.training.history import scores_by_round
 from openfl_audio.training.run_settings import RunSettings, load_run_settings
+from openfl_audio.training.workload import Workload
 
 # Values by dotted key, as `parse_change` gives them.
 Choice = dict[str, Any]
@@ -44,7 +46,7 @@ class Search:
     `changes` are the same in all trials. Asking for `settings` raises SettingsError for a choice that is wrong.
     """
 
-    workspace: str
+    workload: Workload[Any]
     config: Path
     changes: Choice
     choices: Sequence[Choice]
@@ -54,13 +56,13 @@ class Search:
     @cached_property
     def settings(self) -> list[RunSettings]:
         """Of each trial."""
-        kind = workspace_experiment(self.workspace).Settings
+        kind = self.workload.config_class
         return [load_run_settings(kind, self.config, self.changes | choice) for choice in self.choices]
 
     @cached_property
     def best(self) -> tuple[str, str]:
         """The metric that chooses among models and trials, and its direction, "max" or "min"."""
-        return workspace_experiment(self.workspace).arguments(self.settings[0])["best"]
+        return self.workload.best(self.settings[0])
 
     @property
     def names(self) -> list[str]:
@@ -77,8 +79,8 @@ class Search:
         except ImportError:
             raise SearchError("a search needs Ray Tune: pip install 'openfl-audio[tune]'") from None
         trials = [settings.model_dump(mode="json") for settings in self.settings]
-        choose_clients(self.workspace, self.settings[0], self.data, "centralized", ())[0].open(EVALUATOR)
-        claim(self.out, {"workspace": self.workspace, "data": str(self.data), "trials": trials})
+        choose_clients(self.workload, self.settings[0], self.data, "centralized", ())[0].open(EVALUATOR)
+        claim(self.out, {"workspace": self.workload.name, "data": str(self.data), "trials": trials})
         trainable = tune.with_resources(self._run_trial, {"cpu": 1, "gpu": gpus_per_trial})
         # A trial finds its folder by an absolute path, and the code where this process finds it.
         os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
@@ -118,7 +120,7 @@ class Search:
             for number, score in scores_by_round([record], metric).items():
                 tune.report({"round": number, metric: score})
 
-        run(self.workspace, self.settings[trial], "simulated", self.data, self._folder(trial), on_round=report)
+        run(self.workload, self.settings[trial], "simulated", self.data, self._folder(trial), on_round=report)
 
     def _tune_config(self, early_stopping: bool) -> Any:
         from ray import tune

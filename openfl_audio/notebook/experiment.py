@@ -8,10 +8,9 @@ from openfl.interface.aggregation_functions import WeightedAverage
 from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
 
 from openfl_audio.node.model_interface import ModelInterface
-from openfl_audio.notebook.live_view import TRAIN, VALIDATE
 from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.participation import Participation
-from openfl_audio.protocol.plan import BestModel, Direction, ExperimentPlan, Task
+from openfl_audio.protocol.plan import TRAIN, VALIDATE, BestModel, Direction, ExperimentPlan, Task
 from openfl_audio.protocol.tensors import Tensors
 
 OPT_TREATMENTS = ("RESET", "CONTINUE_LOCAL", "CONTINUE_GLOBAL")

@@ -30,7 +30,7 @@ from openfl_audio.node.compatibility import describe_environment
 from openfl_audio.node.model_interface import ModelInterface
 from openfl_audio.notebook.director_client import DirectorClient
 from openfl_audio.notebook.experiment import Definition, define
-from openfl_audio.notebook.live_view import show_progress, to_frame, without_envoys
+from openfl_audio.notebook.live_view import show_progress, without_envoys
 from openfl_audio.notebook.workspace import describe_left_out, select_files
 from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.archive import stream_archive
@@ -46,6 +46,7 @@ from openfl_audio.protocol.plan import (
     name_of_best,
 )
 from openfl_audio.protocol.tensors import file_pieces
+from openfl_audio.training.history import to_frame
 
 __all__ = [
     "Aggregation",

@@ -11,24 +11,20 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-VALIDATE, TRAIN = "aggregated_model_validate", "train"
-# The column that says what did not count, and why. It is there where there is something to say.
-NOTES = "left out"
-# Envoys that are named where many have the same to say.
-MOST_NAMES_SHOWN = 5
+from openfl_audio.training.history import (
+    NOTES,
+    Record,
+    note_sentences,
+    scores_by_round,
+    table_columns,
+    table_row,
+    to_frame,
+)
 
 # A picture takes about a tenth of a second: rounds that are quicker than this share one.
 SECONDS_BETWEEN_PICTURES = 0.5
 # The middle of a longer table is left out in Jupyter, where every round sends it anew.
 MOST_ROWS_SHOWN = 20
-
-Record = dict[str, Any]
-
-
-def to_frame(records: Sequence[Record]) -> pd.DataFrame:
-    """A row a round: `round`, validation metrics, `train ...` metrics, `seconds`, bytes `sent` by all envoys, and
-    where something did not count, or not in full, `left out`: who and why."""
-    return pd.DataFrame([_row(record) for record in records], columns=_columns(records))
 
 
 def without_envoys(record: Record) -> Record:
@@ -79,14 +75,14 @@ class Lines:
         self._columns: list[str] = []
 
     def show(self, records: Sequence[Record]) -> None:
-        row = _row(records[-1])
+        row = table_row(records[-1])
         row.pop(NOTES, None)  # too long for a column
         if not row.keys() <= set(self._columns):
-            self._columns = [name for name in _columns(records) if name != NOTES]
+            self._columns = [name for name in table_columns(records) if name != NOTES]
             print("  ".join(f"{name:>10}" for name in self._columns))
         values = ((name, _show(name, row.get(name))) for name in self._columns)
         print("  ".join(f"{value:>{max(10, len(name))}}" for name, value in values), flush=True)
-        for sentence in _sentences(records[-1]):
+        for sentence in note_sentences(records[-1]):
             print(f"{'':>10}  {sentence}", flush=True)
 
     def end(self, records: Sequence[Record]) -> None:
@@ -126,7 +122,7 @@ def to_html(records: Sequence[Record], name: str, metric: str, direction: str) -
     else:
         curve = f"<p>{html.escape(name)}: no round has validated '{html.escape(metric)}' so far</p>"
     table = _text_frame(records).to_html(index=False, max_rows=MOST_ROWS_SHOWN, border=0)
-    said = [f"round {record['round']}: {sentence}" for record in records for sentence in _sentences(record)]
+    said = [f"round {record['round']}: {sentence}" for record in records for sentence in note_sentences(record)]
     items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in said[-MOST_ROWS_SHOWN:])
     return curve + table + (f"<ul>{items}</ul>" if said else "")
 
@@ -168,55 +164,10 @@ def _is_kernel() -> bool:
     return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
-def _row(record: Record) -> dict[str, Any]:
-    metrics, trained = _metrics(record)
-    row = {"round": record["round"], **metrics, **trained, "seconds": record["seconds"], "sent": record["bytes_up"]}
-    sentences = _sentences(record)
-    return row | ({NOTES: "; ".join(sentences)} if sentences else {})
-
-
-def _sentences(record: Record) -> list[str]:
-    """What did not count in a round, or not in full: a sentence for all envoys that have the same to say."""
-    envoys: dict[str, list[str]] = {}
-    for envoy, reasons in record.get("notes", {}).items():
-        for reason in reasons:
-            envoys.setdefault(reason, []).append(envoy)
-    return [f"{_names(who)}: {reason}" for reason, who in envoys.items()]
-
-
-def _names(envoys: Sequence[str]) -> str:
-    shown = ", ".join(envoys[:MOST_NAMES_SHOWN])
-    return shown if len(envoys) <= MOST_NAMES_SHOWN else f"{shown} and {len(envoys) - MOST_NAMES_SHOWN} more"
-
-
-def _columns(records: Sequence[Record]) -> list[str]:
-    """Names of all rows' values: a later round may have metrics that the first had not."""
-    metrics: set[str] = set()
-    trained: set[str] = set()
-    for record in records:
-        validated, learned = _metrics(record)
-        metrics.update(validated)
-        trained.update(learned)
-    notes = [NOTES] if any(record.get("notes") for record in records) else []
-    return ["round", *sorted(metrics), *sorted(trained), "seconds", "sent", *notes]
-
-
-def _metrics(record: Record) -> tuple[dict[str, float], dict[str, float]]:
-    """Validation metrics, and those of training by the names of their columns."""
-    trained = {f"train {name}": value for name, value in sorted(record["metrics"].get(TRAIN, {}).items())}
-    return dict(sorted(record["metrics"].get(VALIDATE, {}).items())), trained
-
-
-def scores_by_round(records: Sequence[Record], metric: str) -> dict[int, float]:
-    """The validation `metric` of the rounds in which it was measured, and defined."""
-    validated = {record["round"]: record["metrics"].get(VALIDATE, {}) for record in records}
-    return {number: metrics[metric] for number, metrics in validated.items() if metric in metrics}
-
-
 def _text_frame(records: Sequence[Record]) -> pd.DataFrame:
     """The history as people read it."""
-    rows = [_row(record) for record in records]
-    columns = [name for name in _columns(records) if name != NOTES]  # below the table
+    rows = [table_row(record) for record in records]
+    columns = [name for name in table_columns(records) if name != NOTES]  # below the table
     return pd.DataFrame([[_show(name, row.get(name)) for name in columns] for row in rows], columns=columns)
 
 

@@ -12,6 +12,9 @@ from openfl_audio.protocol.participation import Participation
 # The name becomes a folder on director and envoys, so it can be nothing that leads out of one.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
+# The names that OpenFL gives to the tasks of an experiment.
+VALIDATE, TRAIN = "aggregated_model_validate", "train"
+
 # Names of files in an experiment's archive.
 PLAN_FILE = "plan/plan.yaml"
 ENVIRONMENT_FILE = "environment.json"

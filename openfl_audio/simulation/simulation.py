@@ -21,7 +21,7 @@ import torch
 from openfl_audio.errors import SimulationError, UpdateRefusedError
 from openfl_audio.node.local_state import ClientStates
 from openfl_audio.notebook.experiment import Definition, define
-from openfl_audio.notebook.live_view import show_progress, to_frame
+from openfl_audio.notebook.live_view import show_progress
 from openfl_audio.protocol.aggregate import Fold
 from openfl_audio.protocol.plan import NAME, name_of_best
 from openfl_audio.protocol.rounds import Progress, Rounds
@@ -29,6 +29,7 @@ from openfl_audio.protocol.tensors import Tensors, describe
 from openfl_audio.protocol.wire import UpdateMessage
 from openfl_audio.simulation.checkpoint import Checkpoint
 from openfl_audio.simulation.virtual_clients import Envoys, OpenShard, VirtualEnvoys, ray_envoys
+from openfl_audio.training.history import to_frame
 
 
 class Simulation:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from openfl.protocols import aggregator_pb2, base_pb2
 
-from openfl_audio.notebook.live_view import TRAIN, VALIDATE
+from openfl_audio.protocol.plan import TRAIN, VALIDATE
 from openfl_audio.protocol.tensors import PIECE_BYTES, Tensors, stream
 from tests.integration.conftest import FakeEnvoy, wait_for
 

@@ -15,11 +15,11 @@ import pytest
 
 import scripts.train
 from openfl_audio.experiments.local_federation import REPOSITORY
-from openfl_audio.experiments.modes import workspace_experiment
 from openfl_audio.experiments.run import run
 from openfl_audio.protocol.tensors import TensorFile, Tensors
 from openfl_audio.testing.corpora.speech_commands import make_speech_commands
 from tests.integration.conftest import wait_for
+from workspaces.keyword_spotting.workload import KeywordSpotting
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -99,7 +99,7 @@ def test_a_simulated_run_leaves_its_result_and_all_that_belongs_to_it(simulated)
 def test_whoever_comes_after_the_end_gets_all_rounds_all_the_same(simulated, corpus):
     """A search compares a trial that had ended when it was killed."""
     values = json.loads((simulated / "run.json").read_text())
-    settings = workspace_experiment("keyword_spotting").Settings.model_validate(values["settings"])
+    settings = KeywordSpotting.config_class.model_validate(values["settings"])
     seen: list[dict[str, Any]] = []
     result = run("keyword_spotting", settings, "simulated", corpus, simulated, on_round=seen.append)
     assert result == json.loads((simulated / "result.json").read_text())

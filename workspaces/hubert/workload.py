@@ -1,16 +1,18 @@
-"""HuBERT as an experiment, pretraining or distillation: what `scripts/train.py` needs for any of the four modes."""
+"""HuBERT: pretraining on targets of k-means, or distillation from a teacher."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
+from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
 from pydantic import Field, field_validator, model_validator
 
-from openfl_audio.notebook.interactive_api import ModelInterface, TaskInterface
-from openfl_audio.notebook.live_view import to_frame
+from openfl_audio.protocol.plan import Direction
+from openfl_audio.training.history import Record, to_frame
 from openfl_audio.training.run_settings import Group, OptimizerSettings, RunSettings
+from openfl_audio.training.workload import Metrics, Workload, register_tasks
 from shard_descriptors.librispeech import LibriSpeechShardDescriptor
 from workspaces.hubert import tasks
 from workspaces.hubert.data import Clips, HubertData
@@ -117,91 +119,6 @@ class Settings(RunSettings):
         return self.model.clusters if self.pretrains else None
 
 
-def arguments(settings: Settings) -> dict[str, Any]:
-    """Of `FLExperiment.start` and `Simulation.start`: model, tasks and data."""
-    task_keeper = TaskInterface()
-    task_keeper.register_fl_task(
-        model="model", data_loader="clips", device="device", optimizer="optimizer", round_num="round_number"
-    )(_train)
-    objective = _objective(settings)
-    task_keeper.add_kwargs(settings=_training(settings), objective=objective)(_train)
-    task_keeper.register_fl_task(model="model", data_loader="clips", device="device")(_validate)
-    task_keeper.add_kwargs(objective=objective)(_validate)
-    mask = settings.mask if settings.pretrains else None
-    return {
-        "model_provider": ModelInterface(_recipe(settings), settings.optimizer.recipe()),
-        "task_keeper": task_keeper,
-        "data_loader": HubertData(mask, settings.clusters),
-        "best": ("masked_accuracy", "max") if settings.pretrains else ("loss", "min"),
-        "metric_bounds": {"masked_accuracy": (0, 1)},
-        "corpus": LibriSpeechShardDescriptor.corpus,
-    }
-
-
-def shard(settings: Settings, data: Path, rank: int, world_size: int) -> dict[str, Any]:
-    """The shard of client `rank`, from 1, of `world_size`, as an envoy's settings name it."""
-    return {
-        "template": SHARD_DESCRIPTOR,
-        "params": {
-            "data_path": str(data),
-            "rank_worldsize": f"{rank},{world_size}",
-            **settings.data.model_dump(exclude_none=True),
-        },
-    }
-
-
-def count_natural_clients(settings: Settings, data: Path) -> int:
-    return LibriSpeechShardDescriptor.natural_clients(data)
-
-
-def evaluate(model: Hubert, settings: Settings, data: Path, device: str) -> dict[str, dict[str, float]]:
-    """Metrics of `model` on the validation clips of all clients, on dev-clean and on test-clean, as far as they are
-    there and have targets; of a student also how it compares in `size_and_speed`."""
-    descriptor = LibriSpeechShardDescriptor(data, **settings.data.model_dump())
-    mask, objective = settings.mask if settings.pretrains else None, _objective(settings)
-    metrics = {}
-    for split in ("validation", "dev", "test"):
-        dataset = descriptor.get_dataset(split)
-        # Codebooks of each client's own say nothing about clips that are nobody's.
-        if len(dataset) and (dataset.targets_info is not None or not settings.pretrains):
-            metrics[split] = _validate(model, Clips(dataset, mask, settings.clusters), device, objective)
-    if settings.distillation is not None:
-        teacher = load_teacher(settings.distillation.teacher)
-        metrics["size_and_speed"] = compare_size_and_speed(model, teacher, device)
-    return metrics
-
-
-def save(model: Hubert, settings: Settings, folder: Path) -> None:
-    save_model(model, folder)
-
-
-def plot(records: list[dict[str, Any]], settings: Settings, data: Path, clients: int, part: str, out: Path) -> None:
-    """progress.png, and hours_per_client.png where there are several; the history for TensorBoard in tensorboard/."""
-    # On an envoy nobody draws: it is spared the time and the memory.
-    from workspaces.hubert import plots
-
-    metric = "masked_accuracy" if settings.pretrains else "loss"
-    plots.plot_progress(to_frame(records), metric, out / "progress.png")
-    plots.write_tensorboard(records, out / "tensorboard")
-    if clients > 1:
-        plots.plot_hours_per_client(LibriSpeechShardDescriptor.hours_per_client(data), out / "hours_per_client.png")
-
-
-def plot_comparison(histories: Mapping[str, list[dict[str, Any]]], path: Path) -> None:
-    """Masked accuracy of several runs of pretraining by round."""
-    from workspaces.hubert.plots import plot_masked_accuracy
-
-    plot_masked_accuracy({name: to_frame(records) for name, records in histories.items()}, path)
-
-
-def _recipe(settings: Settings) -> Callable[[], Hubert]:
-    model = settings.model
-    if settings.distillation is None:
-        return partial(create_hubert, model.config, model.clusters, model.final_dim, settings.seed)
-    distillation = settings.distillation
-    return partial(create_student, model.config, distillation.teacher, distillation.layers, settings.seed)
-
-
 def _objective(settings: Settings) -> Objective:
     if settings.distillation is not None:
         return Distillation(**settings.distillation.model_dump())
@@ -226,11 +143,80 @@ def _training(settings: Settings) -> tasks.TrainingSettings:
     )
 
 
-def _train(model, clips, device, optimizer, round_number, settings, objective):
-    return tasks.train_round(model, clips, optimizer, device, round_number, settings, objective)
-
-
-def _validate(model, clips, device, objective):
+def validate(model, clips, device, objective):
     if isinstance(objective, MaskedPrediction):
         return tasks.validate_clips(model, clips, device)
     return tasks.validate_objective(model, clips, device, objective)
+
+
+class HubertTraining(Workload[Settings]):
+    config_class = Settings
+    corpus = LibriSpeechShardDescriptor.corpus
+
+    def model(self, config: Settings) -> Callable[[], Hubert]:
+        model, distillation = config.model, config.distillation
+        if distillation is None:
+            return partial(create_hubert, model.config, model.clusters, model.final_dim, config.seed)
+        return partial(create_student, model.config, distillation.teacher, distillation.layers, config.seed)
+
+    def tasks(self, config: Settings) -> TaskInterface:
+        objective = {"objective": _objective(config)}
+        return register_tasks(tasks.train_round, validate, {"settings": _training(config), **objective}, objective)
+
+    def data(self, config: Settings) -> DataInterface:
+        return HubertData(config.mask if config.pretrains else None, config.clusters)
+
+    def best(self, config: Settings) -> tuple[str, Direction]:
+        return ("masked_accuracy", "max") if config.pretrains else ("loss", "min")
+
+    def metric_bounds(self, config: Settings) -> Mapping[str, tuple[float, float]]:
+        return {"masked_accuracy": (0, 1)}
+
+    def shard(self, config: Settings, data: Path, rank: int, world_size: int) -> dict[str, Any]:
+        return {
+            "template": SHARD_DESCRIPTOR,
+            "params": {
+                "data_path": str(data),
+                "rank_worldsize": f"{rank},{world_size}",
+                **config.data.model_dump(exclude_none=True),
+            },
+        }
+
+    def natural_clients(self, config: Settings, data: Path) -> int:
+        return LibriSpeechShardDescriptor.natural_clients(data)
+
+    def evaluate(self, model: Hubert, config: Settings, data: Path, device: str) -> Metrics:
+        """Metrics of `model` on the validation clips of all clients, on dev-clean and on test-clean, as far as they are
+        there and have targets; of a student also how it compares in `size_and_speed`."""
+        descriptor = LibriSpeechShardDescriptor(data, **config.data.model_dump())
+        mask, objective = config.mask if config.pretrains else None, _objective(config)
+        metrics = {}
+        for split in ("validation", "dev", "test"):
+            dataset = descriptor.get_dataset(split)
+            # Codebooks of each client's own say nothing about clips that are nobody's.
+            if len(dataset) and (dataset.targets_info is not None or not config.pretrains):
+                metrics[split] = validate(model, Clips(dataset, mask, config.clusters), device, objective)
+        if config.distillation is not None:
+            teacher = load_teacher(config.distillation.teacher)
+            metrics["size_and_speed"] = compare_size_and_speed(model, teacher, device)
+        return metrics
+
+    def save(self, model: Hubert, config: Settings, folder: Path) -> None:
+        save_model(model, folder)
+
+    def plot(self, records: Sequence[Record], config: Settings, data: Path, clients: int, part: str, out: Path) -> None:
+        """Draw progress.png, and hours_per_client.png where there are several; write tensorboard/."""
+        # On an envoy nobody draws: it is spared the time and the memory.
+        from workspaces.hubert import plots
+
+        metric = "masked_accuracy" if config.pretrains else "loss"
+        plots.plot_progress(to_frame(records), metric, out / "progress.png")
+        plots.write_tensorboard(records, out / "tensorboard")
+        if clients > 1:
+            plots.plot_hours_per_client(LibriSpeechShardDescriptor.hours_per_client(data), out / "hours_per_client.png")
+
+    def plot_comparison(self, histories: Mapping[str, Sequence[Record]], config: Settings, path: Path) -> None:
+        """Masked accuracy of several runs of pretraining by round."""
+        from workspaces.hubert.plots import plot_masked_accuracy
+
+        plot_masked_accuracy({name: to_frame(records) for name, records in histories.items()}, path)

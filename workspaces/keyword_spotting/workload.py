@@ -1,15 +1,18 @@
-"""Keyword spotting as an experiment: what `scripts/train.py` needs to run it in any of the four modes."""
+"""Keyword spotting with Wav2Vec2, with Whisper, or with a small head on the features of a trained model."""
 
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
 from pydantic import Field, field_validator, model_validator
 
-from openfl_audio.notebook.interactive_api import ModelInterface, TaskInterface
-from openfl_audio.notebook.live_view import to_frame
+from openfl_audio.protocol.plan import Direction
+from openfl_audio.training.history import Record, to_frame
 from openfl_audio.training.run_settings import Group, RunSettings
+from openfl_audio.training.workload import Metrics, Workload, register_tasks
 from shard_descriptors.speech_commands import LABELS
 from shard_descriptors.superb import SuperbShardDescriptor
 from workspaces.keyword_spotting import encoder_tasks, tasks
@@ -72,28 +75,6 @@ class Settings(RunSettings):
         return self
 
 
-def arguments(settings: Settings) -> dict[str, Any]:
-    """Of `FLExperiment.start` and `Simulation.start`: model, tasks and data."""
-    is_wav2vec2 = settings.model.architecture == "wav2vec2"
-    train, validate = (_train_wav2vec2, _validate_wav2vec2) if is_wav2vec2 else (_train_encoder, _validate_encoder)
-    task_keeper = TaskInterface()
-    task_keeper.register_fl_task(
-        model="model", data_loader="clips", device="device", optimizer="optimizer", round_num="round_number"
-    )(train)
-    task_keeper.add_kwargs(settings=_training(settings))(train)
-    task_keeper.register_fl_task(model="model", data_loader="clips", device="device")(validate)
-    return {
-        "model_provider": ModelInterface(
-            partial(create_model, settings.model, settings.seed), settings.optimizer.recipe()
-        ),
-        "task_keeper": task_keeper,
-        "data_loader": KeywordData() if is_wav2vec2 else EncoderData(),
-        "best": ("accuracy", "max"),
-        "metric_bounds": {"accuracy": (0, 1)},
-        "corpus": SuperbShardDescriptor.corpus,
-    }
-
-
 def create_model(settings: ModelSettings, seed: int) -> torch.nn.Module:
     source: dict[str, Any] = {"config": settings.config, "labels": LABELS, "seed": seed}
     if settings.architecture == "wav2vec2":
@@ -103,54 +84,6 @@ def create_model(settings: ModelSettings, seed: int) -> torch.nn.Module:
     return create_whisper(
         settings.pretrained, form=settings.form, frozen=settings.frozen, compile=settings.compile, **source
     )
-
-
-def shard(settings: Settings, data: Path, rank: int, world_size: int) -> dict[str, Any]:
-    """The shard of client `rank`, from 1, of `world_size`, as an envoy's settings name it."""
-    return {
-        "template": SHARD_DESCRIPTOR,
-        "params": {
-            "data_path": str(data),
-            "rank_worldsize": f"{rank},{world_size}",
-            "seed": settings.seed,
-            **settings.data.model_dump(exclude_none=True),
-        },
-    }
-
-
-def count_natural_clients(settings: Settings, data: Path) -> int:
-    division = settings.data.model_dump(exclude={"silence_share"})
-    return SuperbShardDescriptor.natural_clients(data, **division, seed=settings.seed)
-
-
-def evaluate(model: Any, settings: Settings, data: Path, device: str) -> dict[str, dict[str, float]]:
-    """Metrics of `model` on all validation clips, and on those of the test speakers, who are nobody's clients."""
-    descriptor = SuperbShardDescriptor(data, seed=settings.seed)
-    metrics = {}
-    for split in ("validation", "test"):
-        dataset = descriptor.get_dataset(split)
-        if settings.model.architecture == "wav2vec2":
-            metrics[split] = tasks.validate_clips(model, Clips(dataset), device)
-        else:
-            metrics[split] = encoder_tasks.validate_clips(model, EncoderClips(dataset), device)
-    return metrics
-
-
-def save(model: Any, settings: Settings, folder: Path) -> None:
-    model.save_pretrained(folder)
-    if settings.model.architecture == "wav2vec2":
-        create_feature_extractor().save_pretrained(folder)
-
-
-def plot(records: list[dict[str, Any]], settings: Settings, data: Path, clients: int, part: str, out: Path) -> None:
-    """accuracy.png, and clips_per_client.png where there are several."""
-    # On an envoy nobody draws: it is spared the time and the memory.
-    from workspaces.keyword_spotting.plots import plot_accuracy, plot_clips_per_client
-
-    plot_accuracy(to_frame(records), out / "accuracy.png")
-    if clients > 1:
-        counts = SuperbShardDescriptor.clips_per_client(data, clients, **settings.data.model_dump(), seed=settings.seed)
-        plot_clips_per_client(counts, out / "clips_per_client.png")
 
 
 def _training(settings: Settings) -> tasks.TrainingSettings:
@@ -168,17 +101,64 @@ def _training(settings: Settings) -> tasks.TrainingSettings:
     )
 
 
-def _train_encoder(model, clips, device, optimizer, round_number, settings):
-    return encoder_tasks.train_round(model, clips, optimizer, device, round_number, settings)
+class KeywordSpotting(Workload[Settings]):
+    config_class = Settings
+    corpus = SuperbShardDescriptor.corpus
 
+    def model(self, config: Settings) -> Callable[[], torch.nn.Module]:
+        return partial(create_model, config.model, config.seed)
 
-def _validate_encoder(model, clips, device):
-    return encoder_tasks.validate_clips(model, clips, device)
+    def tasks(self, config: Settings) -> TaskInterface:
+        module = tasks if config.model.architecture == "wav2vec2" else encoder_tasks
+        return register_tasks(module.train_round, module.validate_clips, {"settings": _training(config)})
 
+    def data(self, config: Settings) -> DataInterface:
+        return KeywordData() if config.model.architecture == "wav2vec2" else EncoderData()
 
-def _train_wav2vec2(model, clips, device, optimizer, round_number, settings):
-    return tasks.train_round(model, clips, optimizer, device, round_number, settings)
+    def best(self, config: Settings) -> tuple[str, Direction]:
+        return "accuracy", "max"
 
+    def metric_bounds(self, config: Settings) -> Mapping[str, tuple[float, float]]:
+        return {"accuracy": (0, 1)}
 
-def _validate_wav2vec2(model, clips, device):
-    return tasks.validate_clips(model, clips, device)
+    def shard(self, config: Settings, data: Path, rank: int, world_size: int) -> dict[str, Any]:
+        return {
+            "template": SHARD_DESCRIPTOR,
+            "params": {
+                "data_path": str(data),
+                "rank_worldsize": f"{rank},{world_size}",
+                "seed": config.seed,
+                **config.data.model_dump(exclude_none=True),
+            },
+        }
+
+    def natural_clients(self, config: Settings, data: Path) -> int:
+        division = config.data.model_dump(exclude={"silence_share"})
+        return SuperbShardDescriptor.natural_clients(data, **division, seed=config.seed)
+
+    def evaluate(self, model: Any, config: Settings, data: Path, device: str) -> Metrics:
+        """Metrics of `model` on all validation clips, and on those of the test speakers, who are nobody's clients."""
+        descriptor = SuperbShardDescriptor(data, seed=config.seed)
+        metrics = {}
+        for split in ("validation", "test"):
+            dataset = descriptor.get_dataset(split)
+            if config.model.architecture == "wav2vec2":
+                metrics[split] = tasks.validate_clips(model, Clips(dataset), device)
+            else:
+                metrics[split] = encoder_tasks.validate_clips(model, EncoderClips(dataset), device)
+        return metrics
+
+    def save(self, model: Any, config: Settings, folder: Path) -> None:
+        model.save_pretrained(folder)
+        if config.model.architecture == "wav2vec2":
+            create_feature_extractor().save_pretrained(folder)
+
+    def plot(self, records: Sequence[Record], config: Settings, data: Path, clients: int, part: str, out: Path) -> None:
+        """accuracy.png, and clips_per_client.png where there are several."""
+        # On an envoy nobody draws: it is spared the time and the memory.
+        from workspaces.keyword_spotting.plots import plot_accuracy, plot_clips_per_client
+
+        plot_accuracy(to_frame(records), out / "accuracy.png")
+        if clients > 1:
+            counts = SuperbShardDescriptor.clips_per_client(data, clients, **config.data.model_dump(), seed=config.seed)
+            plot_clips_per_client(counts, out / "clips_per_client.png")

@@ -1,17 +1,20 @@
-"""Speech enhancement as an experiment: what `scripts/train.py` needs to run it in any of the four modes."""
+"""Speech enhancement by MixIT, on mixtures of which some clients know the clean speech."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+import torch
+from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
 from pydantic import Field, field_validator
 
-from openfl_audio.notebook.interactive_api import ModelInterface, TaskInterface
-from openfl_audio.notebook.live_view import to_frame
+from openfl_audio.protocol.plan import Direction
+from openfl_audio.training.history import Record, to_frame
 from openfl_audio.training.run_settings import Group, RunSettings
+from openfl_audio.training.workload import Metrics, Workload, register_tasks
 from shard_descriptors.librifsd50k import LibriFsd50kShardDescriptor
 from workspaces.speech_enhancement import tasks
 from workspaces.speech_enhancement.data import EnhancementData, Sources
@@ -73,43 +76,6 @@ class Settings(RunSettings):
         return model
 
 
-def arguments(settings: Settings) -> dict[str, Any]:
-    """Of `FLExperiment.start` and `Simulation.start`: model, tasks and data."""
-    task_keeper = TaskInterface()
-    task_keeper.register_fl_task(
-        model="model", data_loader="clips", device="device", optimizer="optimizer", round_num="round_number"
-    )(_train)
-    task_keeper.add_kwargs(settings=_training(settings))(_train)
-    task_keeper.register_fl_task(model="model", data_loader="clips", device="device", round_num="round_number")(
-        _validate
-    )
-    task_keeper.add_kwargs(listening=settings.listening)(_validate)
-    return {
-        "model_provider": ModelInterface(
-            partial(create_sudormrf, settings.model, settings.seed), settings.optimizer.recipe()
-        ),
-        "task_keeper": task_keeper,
-        "data_loader": EnhancementData(),
-        "best": (settings.best, "max"),
-        "also_best": {metric: "max" for metric in tasks.NOISES if metric != settings.best},
-        "corpus": LibriFsd50kShardDescriptor.corpus,
-    }
-
-
-def shard(settings: Settings, data: Path, rank: int, world_size: int) -> dict[str, Any]:
-    """The shard of client `rank`, from 1, of `world_size`, as an envoy's settings name it."""
-    return {
-        "template": SHARD_DESCRIPTOR,
-        "params": {
-            "data_path": str(data),
-            "rank_worldsize": f"{rank},{world_size}",
-            "seed": settings.seed,
-            "supervised": rank <= count_supervised(settings.p_supervised, world_size),
-            **settings.data.model_dump(exclude_none=True),
-        },
-    }
-
-
 def count_supervised(share: float, world_size: int) -> int:
     """How many clients are supervised. They are the first ones, as in FedEnhance.
 
@@ -118,59 +84,6 @@ def count_supervised(share: float, world_size: int) -> int:
     """
     # Rounded first, as 0.29 * 100 is 28.999999999999996.
     return math.floor(round(share * world_size, 9))
-
-
-def count_natural_clients(settings: Settings, data: Path) -> int:
-    return LibriFsd50kShardDescriptor.natural_clients(data)
-
-
-def evaluate(model: Any, settings: Settings, data: Path, device: str) -> dict[str, dict[str, float]]:
-    """SI-SDR improvements of `model`, in dB, on all validation clips and on the test clips."""
-    descriptor = LibriFsd50kShardDescriptor(data)
-    model.to(device)
-    return {split: tasks.validate_clips(model, Sources(descriptor.get_dataset(split)), device) for split in SPLITS}
-
-
-def save(model: Any, settings: Settings, folder: Path) -> None:
-    save_sudormrf(model, folder)
-
-
-def plot(records: list[dict[str, Any]], settings: Settings, data: Path, clients: int, part: str, out: Path) -> None:
-    """si_sdri.png, and clips_per_client.png where there are several."""
-    # On an envoy nobody draws: it is spared the time and the memory.
-    from workspaces.speech_enhancement.plots import LABELS, plot_clips_per_client, plot_si_sdri
-
-    history = to_frame(records).set_index("round")
-    plot_si_sdri({label: history[metric] for metric, label in LABELS.items()}, out / "si_sdri.png")
-    if clients > 1:
-        counts = LibriFsd50kShardDescriptor.clips_per_client(
-            data, clients, settings.data.partition, settings.data.available_speech_percentage, settings.seed
-        )
-        supervised = count_supervised(settings.p_supervised, clients)
-        plot_clips_per_client(counts, [i < supervised for i in range(clients)], out / "clips_per_client.png")
-
-
-def plot_comparison(histories: Mapping[str, list[dict[str, Any]]], path: Path) -> None:
-    """SI-SDR improvement of several runs by round, for one noise; the best of the run "centralized" is a bound.
-
-    Alone, that run is a curve.
-    """
-    from workspaces.speech_enhancement.plots import plot_si_sdri
-
-    curves = {name: to_frame(records).set_index("round")["si_sdri_1_noise"] for name, records in histories.items()}
-    centralized = curves.pop("centralized", None) if len(curves) > 1 else None
-    plot_si_sdri(curves, path, None if centralized is None else centralized.max(), "1 noise, validation")
-
-
-def plot_search(trials: pd.DataFrame, out: Path) -> None:
-    """supervised_share.png, where that is all that a search was over; `trials` as `Search.summary` gives them."""
-    from workspaces.speech_enhancement.plots import LABELS, plot_supervised_share
-
-    columns = {f"{split} {metric}": f"{split}, {label}" for split in SPLITS for metric, label in LABELS.items()}
-    # The columns of the other axes would be between these two.
-    if trials.columns[:2].tolist() == ["p_supervised", "rounds"]:
-        scores = trials.set_index("p_supervised")[list(columns)].rename(columns=columns)
-        plot_supervised_share(scores, out / "supervised_share.png")
 
 
 def _training(settings: Settings) -> tasks.TrainingSettings:
@@ -186,12 +99,88 @@ def _training(settings: Settings) -> tasks.TrainingSettings:
     )
 
 
-def _train(model, clips, device, optimizer, round_number, settings):
-    return tasks.train_round(model, clips, optimizer, device, round_number, settings)
-
-
-def _validate(model, clips, device, round_number, listening):
+def validate(model, clips, device, round_number, listening):
     if listening is not None and round_number % listening.every == 0:
         items = range(min(listening.clips, len(clips)))
         write_examples(model, clips, items, listening.folder / f"round-{round_number:05}", device)
     return tasks.validate_clips(model, clips, device)
+
+
+class SpeechEnhancement(Workload[Settings]):
+    config_class = Settings
+    corpus = LibriFsd50kShardDescriptor.corpus
+
+    def model(self, config: Settings) -> Callable[[], torch.nn.Module]:
+        return partial(create_sudormrf, config.model, config.seed)
+
+    def tasks(self, config: Settings) -> TaskInterface:
+        training, listening = {"settings": _training(config)}, {"listening": config.listening}
+        return register_tasks(tasks.train_round, validate, training, listening)
+
+    def data(self, config: Settings) -> DataInterface:
+        return EnhancementData()
+
+    def best(self, config: Settings) -> tuple[str, Direction]:
+        return config.best, "max"
+
+    def also_best(self, config: Settings) -> Mapping[str, Direction]:
+        return {metric: "max" for metric in tasks.NOISES if metric != config.best}
+
+    def shard(self, config: Settings, data: Path, rank: int, world_size: int) -> dict[str, Any]:
+        return {
+            "template": SHARD_DESCRIPTOR,
+            "params": {
+                "data_path": str(data),
+                "rank_worldsize": f"{rank},{world_size}",
+                "seed": config.seed,
+                "supervised": rank <= count_supervised(config.p_supervised, world_size),
+                **config.data.model_dump(exclude_none=True),
+            },
+        }
+
+    def natural_clients(self, config: Settings, data: Path) -> int:
+        return LibriFsd50kShardDescriptor.natural_clients(data)
+
+    def evaluate(self, model: Any, config: Settings, data: Path, device: str) -> Metrics:
+        """SI-SDR improvements of `model`, in dB, on all validation clips and on the test clips."""
+        descriptor = LibriFsd50kShardDescriptor(data)
+        model.to(device)
+        return {split: tasks.validate_clips(model, Sources(descriptor.get_dataset(split)), device) for split in SPLITS}
+
+    def save(self, model: Any, config: Settings, folder: Path) -> None:
+        save_sudormrf(model, folder)
+
+    def plot(self, records: Sequence[Record], config: Settings, data: Path, clients: int, part: str, out: Path) -> None:
+        """si_sdri.png, and clips_per_client.png where there are several."""
+        # On an envoy nobody draws: it is spared the time and the memory.
+        from workspaces.speech_enhancement.plots import LABELS, plot_clips_per_client, plot_si_sdri
+
+        history = to_frame(records).set_index("round")
+        plot_si_sdri({label: history[metric] for metric, label in LABELS.items()}, out / "si_sdri.png")
+        if clients > 1:
+            counts = LibriFsd50kShardDescriptor.clips_per_client(
+                data, clients, config.data.partition, config.data.available_speech_percentage, config.seed
+            )
+            supervised = count_supervised(config.p_supervised, clients)
+            plot_clips_per_client(counts, [i < supervised for i in range(clients)], out / "clips_per_client.png")
+
+    def plot_comparison(self, histories: Mapping[str, Sequence[Record]], config: Settings, path: Path) -> None:
+        """SI-SDR improvement of several runs by round, for one noise; the best of the run "centralized" is a bound.
+
+        Alone, that run is a curve.
+        """
+        from workspaces.speech_enhancement.plots import plot_si_sdri
+
+        curves = {name: to_frame(records).set_index("round")["si_sdri_1_noise"] for name, records in histories.items()}
+        centralized = curves.pop("centralized", None) if len(curves) > 1 else None
+        plot_si_sdri(curves, path, None if centralized is None else centralized.max(), "1 noise, validation")
+
+    def plot_search(self, trials: pd.DataFrame, out: Path) -> None:
+        """supervised_share.png, where that is all that a search was over; `trials` as `Search.summary` gives them."""
+        from workspaces.speech_enhancement.plots import LABELS, plot_supervised_share
+
+        columns = {f"{split} {metric}": f"{split}, {label}" for split in SPLITS for metric, label in LABELS.items()}
+        # The columns of the other axes would be between these two.
+        if trials.columns[:2].tolist() == ["p_supervised", "rounds"]:
+            scores = trials.set_index("p_supervised")[list(columns)].rename(columns=columns)
+            plot_supervised_share(scores, out / "supervised_share.png")

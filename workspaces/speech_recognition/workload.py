@@ -1,14 +1,17 @@
-"""Speech recognition as an experiment: what `scripts/train.py` needs to run it in any of the four modes."""
+"""Letters from speech, by CTC on a HuBERT."""
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
 from pydantic import Field, field_validator, model_validator
 
-from openfl_audio.notebook.interactive_api import ModelInterface, TaskInterface
-from openfl_audio.notebook.live_view import to_frame
+from openfl_audio.protocol.plan import Direction
+from openfl_audio.training.history import Record, to_frame
 from openfl_audio.training.run_settings import Group, RunSettings
+from openfl_audio.training.workload import Metrics, Workload, register_tasks
 from shard_descriptors.librispeech import LibriSpeechShardDescriptor
 from workspaces.speech_recognition import tasks
 from workspaces.speech_recognition.data import Clips, SpeechData
@@ -45,57 +48,6 @@ class Settings(RunSettings):
         return self
 
 
-def arguments(settings: Settings) -> dict[str, Any]:
-    """Of `FLExperiment.start` and `Simulation.start`: model, tasks and data."""
-    model = settings.model
-    recipe = partial(create_recognizer, model.upstream, config=model.config, frozen=model.frozen, seed=settings.seed)
-    task_keeper = TaskInterface()
-    task_keeper.register_fl_task(
-        model="model", data_loader="clips", device="device", optimizer="optimizer", round_num="round_number"
-    )(_train)
-    task_keeper.add_kwargs(settings=_training(settings))(_train)
-    task_keeper.register_fl_task(model="model", data_loader="clips", device="device")(_validate)
-    return {
-        "model_provider": ModelInterface(recipe, settings.optimizer.recipe()),
-        "task_keeper": task_keeper,
-        "data_loader": SpeechData(),
-        "best": ("wer", "min"),
-        "corpus": LibriSpeechShardDescriptor.corpus,
-    }
-
-
-def shard(settings: Settings, data: Path, rank: int, world_size: int) -> dict[str, Any]:
-    """The shard of client `rank`, from 1, of `world_size`, as an envoy's settings name it."""
-    return {
-        "template": SHARD_DESCRIPTOR,
-        "params": {"data_path": str(data), "rank_worldsize": f"{rank},{world_size}"},
-    }
-
-
-def count_natural_clients(settings: Settings, data: Path) -> int:
-    return LibriSpeechShardDescriptor.natural_clients(data)
-
-
-def evaluate(model: Recognizer, settings: Settings, data: Path, device: str) -> dict[str, dict[str, float]]:
-    """Metrics of `model` on the validation clips of all clients, on dev-clean and on test-clean, where they have
-    transcripts."""
-    descriptor = LibriSpeechShardDescriptor(data)
-    splits = {split: Clips(descriptor.get_dataset(split)) for split in ("validation", "dev", "test")}
-    return {split: tasks.validate_clips(model, clips, device) for split, clips in splits.items() if len(clips)}
-
-
-def save(model: Recognizer, settings: Settings, folder: Path) -> None:
-    save_recognizer(model, folder)
-
-
-def plot(records: list[dict[str, Any]], settings: Settings, data: Path, clients: int, part: str, out: Path) -> None:
-    """error_rates.png"""
-    # On an envoy nobody draws: it is spared the time and the memory.
-    from workspaces.speech_recognition.plots import plot_error_rates
-
-    plot_error_rates(to_frame(records), out / "error_rates.png")
-
-
 def _training(settings: Settings) -> tasks.TrainingSettings:
     return tasks.TrainingSettings(
         rounds=settings.rounds,
@@ -107,9 +59,45 @@ def _training(settings: Settings) -> tasks.TrainingSettings:
     )
 
 
-def _train(model, clips, device, optimizer, round_number, settings):
-    return tasks.train_round(model, clips, optimizer, device, round_number, settings)
+class SpeechRecognition(Workload[Settings]):
+    config_class = Settings
+    corpus = LibriSpeechShardDescriptor.corpus
 
+    def model(self, config: Settings) -> Callable[[], Recognizer]:
+        model = config.model
+        return partial(create_recognizer, model.upstream, config=model.config, frozen=model.frozen, seed=config.seed)
 
-def _validate(model, clips, device):
-    return tasks.validate_clips(model, clips, device)
+    def tasks(self, config: Settings) -> TaskInterface:
+        return register_tasks(tasks.train_round, tasks.validate_clips, {"settings": _training(config)})
+
+    def data(self, config: Settings) -> DataInterface:
+        return SpeechData()
+
+    def best(self, config: Settings) -> tuple[str, Direction]:
+        return "wer", "min"
+
+    def shard(self, config: Settings, data: Path, rank: int, world_size: int) -> dict[str, Any]:
+        return {
+            "template": SHARD_DESCRIPTOR,
+            "params": {"data_path": str(data), "rank_worldsize": f"{rank},{world_size}"},
+        }
+
+    def natural_clients(self, config: Settings, data: Path) -> int:
+        return LibriSpeechShardDescriptor.natural_clients(data)
+
+    def evaluate(self, model: Recognizer, config: Settings, data: Path, device: str) -> Metrics:
+        """Metrics of `model` on the validation clips of all clients, on dev-clean and on test-clean, where they have
+        transcripts."""
+        descriptor = LibriSpeechShardDescriptor(data)
+        splits = {split: Clips(descriptor.get_dataset(split)) for split in ("validation", "dev", "test")}
+        return {split: tasks.validate_clips(model, clips, device) for split, clips in splits.items() if len(clips)}
+
+    def save(self, model: Recognizer, config: Settings, folder: Path) -> None:
+        save_recognizer(model, folder)
+
+    def plot(self, records: Sequence[Record], config: Settings, data: Path, clients: int, part: str, out: Path) -> None:
+        """error_rates.png"""
+        # On an envoy nobody draws: it is spared the time and the memory.
+        from workspaces.speech_recognition.plots import plot_error_rates
+
+        plot_error_rates(to_frame(records), out / "error_rates.png")

@@ -11,11 +11,12 @@ import soundfile
 from openfl_audio.errors import SettingsError
 from openfl_audio.experiments.modes import EVALUATOR, choose_clients, client_names, start_arguments
 from openfl_audio.experiments.run import claim, run
+from openfl_audio.experiments.workloads import find_workload, workload_names
 from openfl_audio.training.run_settings import load_run_settings
-from scripts.compare_modes import WORKSPACES, read_comparison, table
+from scripts.compare_modes import read_comparison, table
 from shard_descriptors.errors import CorpusError
-from workspaces.keyword_spotting.experiment import Settings
 from workspaces.keyword_spotting.model import CONFIGS
+from workspaces.keyword_spotting.workload import KeywordSpotting, Settings
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_names_sort_as_their_numbers_do():
 
 def test_pictures_show_what_trained_and_not_the_shards_of_others(corpus):
     def parts_of(mode: str, client_ids=(0,)) -> list[str]:
-        chosen = choose_clients("keyword_spotting", load(clients=5), corpus, mode, client_ids)
+        chosen = choose_clients(KeywordSpotting(), load(clients=5), corpus, mode, client_ids)
         return [clients.trained_part for clients in chosen]
 
     assert parts_of("simulated") == parts_of("federated") == parts_of("centralized") == ["1,1"]
@@ -66,7 +67,7 @@ def test_pictures_show_what_trained_and_not_the_shards_of_others(corpus):
 
 def test_who_the_clients_of_a_mode_are(corpus):
     def names_of(mode: str, client_ids=(0,), **changes) -> list[list[str]]:
-        return [c.names for c in choose_clients("keyword_spotting", load(**changes), corpus, mode, client_ids)]
+        return [c.names for c in choose_clients(KeywordSpotting(), load(**changes), corpus, mode, client_ids)]
 
     assert names_of("centralized", clients=4) == [["client-0", EVALUATOR]]
     three = [*client_names(3), EVALUATOR]
@@ -82,18 +83,18 @@ def test_who_the_clients_of_a_mode_are(corpus):
 
 
 def test_clients_divide_the_corpus_and_the_evaluator_has_all_of_its_validation_clips(corpus):
-    [clients] = choose_clients("keyword_spotting", load(clients=3), corpus, "simulated", [0])
+    [clients] = choose_clients(KeywordSpotting(), load(clients=3), corpus, "simulated", [0])
     speakers = [set(clients.open(name).get_dataset("train").speakers) - {""} for name in clients.trainers]
     assert sorted(speaker for each in speakers for speaker in each) == [f"{number:08x}" for number in range(7)]
     assert len(clients.open(EVALUATOR).get_dataset("validation")) == 2
     # The same client alone has the same clips.
-    [_, alone] = choose_clients("keyword_spotting", load(clients=3), corpus, "individual", [0, -1])
+    [_, alone] = choose_clients(KeywordSpotting(), load(clients=3), corpus, "individual", [0, -1])
     assert set(alone.open("client-2").get_dataset("train").speakers) - {""} == speakers[2]
 
 
 def test_settings_become_arguments_of_an_experiment(corpus):
     settings = load(clients=3, fraction=0.5, seed=4, patience=2, keep=1, validate_every=3)
-    [clients] = choose_clients("keyword_spotting", settings, corpus, "simulated", [0])
+    [clients] = choose_clients(KeywordSpotting(), settings, corpus, "simulated", [0])
     arguments = start_arguments(clients)
     participation = arguments["participation"]
     assert (participation.fraction, participation.seed, participation.evaluators) == (0.5, 4, [EVALUATOR])
@@ -107,7 +108,7 @@ def test_settings_become_arguments_of_an_experiment(corpus):
 def test_a_run_without_a_corpus_or_without_a_round_leaves_its_folder_to_the_next(tmp_path, corpus):
     out = tmp_path / "run"
     with pytest.raises(CorpusError, match="there is no folder"):
-        run("keyword_spotting", load(), "simulated", tmp_path / "nowhere", out)
+        run(KeywordSpotting(), load(), "simulated", tmp_path / "nowhere", out)
     assert not out.exists()
     claim(out, {"settings": {"clients": 3}})
     (out / "experiment.json").write_text("{}")
@@ -130,9 +131,9 @@ def test_a_folder_belongs_to_one_run(tmp_path):
         claim(tmp_path / "thesis", {})
 
 
-@pytest.mark.parametrize("workspace", sorted(path.parent.name for path in WORKSPACES.glob("*/comparison.yaml")))
-def test_a_comparison_runs_all_four_modes(workspace):
-    rows = read_comparison(workspace)
+@pytest.mark.parametrize("workload", [name for name in workload_names() if name != "speech_recognition"])
+def test_a_comparison_runs_all_four_modes(workload):
+    rows = read_comparison(find_workload(workload))
     modes = {arguments[arguments.index("--mode") + 1] for arguments in rows.values()}
     assert modes == {"centralized", "individual", "simulated", "federated"}
 

@@ -6,7 +6,8 @@ import matplotlib.image
 import pandas as pd
 import pytest
 
-from openfl_audio.notebook.live_view import MOST_ROWS_SHOWN, draw, scores_by_round, show_progress, to_frame, to_html
+from openfl_audio.notebook.live_view import MOST_ROWS_SHOWN, draw, show_progress, to_html
+from openfl_audio.training.history import scores_by_round, to_frame
 
 EXPERIMENT = {"name": "toy", "best": {"metric": "accuracy", "direction": "max"}, "round": 0}
 

@@ -29,11 +29,11 @@ from workspaces.keyword_spotting import encoder_tasks
 from workspaces.keyword_spotting.data import Clips as KeywordClips
 from workspaces.keyword_spotting.encoder import EncoderModel
 from workspaces.keyword_spotting.encoder_data import EncoderClips
-from workspaces.keyword_spotting.experiment import ModelSettings as KeywordModelSettings
 from workspaces.keyword_spotting.model import create_wav2vec2
 from workspaces.keyword_spotting.tasks import validate_clips as validate_wav2vec2
 from workspaces.keyword_spotting.upstream import create_upstream
 from workspaces.keyword_spotting.whisper import create_whisper
+from workspaces.keyword_spotting.workload import ModelSettings as KeywordModelSettings
 from workspaces.sound_events.data import Patches
 from workspaces.sound_events.model import Architecture, create_tagger
 from workspaces.sound_events.tasks import score_clips
@@ -370,7 +370,7 @@ def test_a_recognizer_of_letters(norm, normalize, tmp_path):
 
 def test_no_model_is_left_out():
     folder = Path(workspaces.__file__).parent
-    assert {path.parent.name for path in folder.glob("*/experiment.py")} == {
+    assert {path.parent.name for path in folder.glob("*/workload.py")} == {
         "hubert",
         "keyword_spotting",
         "sound_events",

@@ -19,11 +19,13 @@ from shard_descriptors.librispeech_preparation import prepare_librispeech
 from tests.unit.shard_descriptors.librispeech_corpus import make_corpus
 from tests.unit.workspaces.hubert.tones import TINY, tiny_hubert
 from workspaces.hubert.distillation import Distillation
-from workspaces.hubert.experiment import Settings, arguments, count_natural_clients, shard
 from workspaces.hubert.features import Mfcc
 from workspaces.hubert.model import load_model, save_model
 from workspaces.hubert.plots import plot_masked_accuracy
 from workspaces.hubert.targets import make_targets
+from workspaces.hubert.workload import HubertTraining, Settings
+
+WORKLOAD = HubertTraining()
 
 CONFIGS = Path(__file__).parents[4] / "workspaces" / "hubert" / "configs"
 CLUSTERS = 12
@@ -100,18 +102,18 @@ def test_wrong_settings_are_named():
 
 
 def test_the_best_model_is_chosen_by_the_objective(tmp_path):
-    assert arguments(load())["best"] == ("masked_accuracy", "max")
+    assert WORKLOAD.start_arguments(load())["best"] == ("masked_accuracy", "max")
     save_model(tiny_hubert(tmp_path), tmp_path / "teacher")
     changes = {"distillation.layers": [1, 2]}
     distillation = load("distillation_small.yaml", **changes | {"distillation.teacher": str(tmp_path / "teacher")})
-    assert arguments(distillation)["best"] == ("loss", "min")
+    assert WORKLOAD.start_arguments(distillation)["best"] == ("loss", "min")
 
 
 @pytest.mark.parametrize("mode", ["centralized", "individual", "simulated"])
 def test_a_run_leaves_a_model_with_its_scores_and_pictures(mode, prepared, tiny, tmp_path):
     settings = pretraining(tiny)
-    assert count_natural_clients(settings, prepared) == 2
-    result = run("hubert", settings, mode, prepared, tmp_path)
+    assert WORKLOAD.natural_clients(settings, prepared) == 2
+    result = run(WORKLOAD, settings, mode, prepared, tmp_path)
     scores = {"loss", "perplexity", "masked_accuracy", "unmasked_accuracy", "most_frequent_accuracy", "cluster_usage"}
     for model in ("best", "last"):
         assert result["metrics"][model].keys() == {"validation", "dev", "test"}
@@ -132,7 +134,7 @@ def test_a_run_leaves_a_model_with_its_scores_and_pictures(mode, prepared, tiny,
 
 
 def test_tensorboard_shows_the_rounds_and_every_client(prepared, tiny, tmp_path):
-    run("hubert", pretraining(tiny), "simulated", prepared, tmp_path)
+    run(WORKLOAD, pretraining(tiny), "simulated", prepared, tmp_path)
     curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     tags = curves.Tags()["scalars"]
     for tag in ("aggregated_model_validate/masked_accuracy", "train/loss", "clients/client-1/train/gradient_norm"):
@@ -145,16 +147,16 @@ def test_tensorboard_shows_the_rounds_and_every_client(prepared, tiny, tmp_path)
 
 
 def test_a_run_can_begin_with_the_model_of_another_and_a_student_learn_from_it(prepared, tiny, tmp_path):
-    teacher = run("hubert", pretraining(tiny), "centralized", prepared, tmp_path / "teacher")
+    teacher = run(WORKLOAD, pretraining(tiny), "centralized", prepared, tmp_path / "teacher")
     more = pretraining(tiny, init=tmp_path / "teacher")
-    again = run("hubert", more, "centralized", prepared, tmp_path / "more")
+    again = run(WORKLOAD, more, "centralized", prepared, tmp_path / "more")
     first = json.loads((tmp_path / "more" / "history.jsonl").read_text().splitlines()[0])
     assert first["metrics"]["aggregated_model_validate"] == teacher["metrics"]["best"]["validation"]
     assert again["rounds"] == 2
 
     changes = {"distillation.teacher": str(tmp_path / "teacher" / "model"), "distillation.layers": [1, 2]}
     settings = load("distillation_small.yaml", **changes)
-    result = run("hubert", settings, "simulated", prepared, tmp_path / "student")
+    result = run(WORKLOAD, settings, "simulated", prepared, tmp_path / "student")
     metrics = result["metrics"]["last"]
     assert metrics.keys() == {"validation", "dev", "test", "size_and_speed"}
     assert set(metrics["test"]) == {"loss", "l1", "cosine_similarity", "divergence", "agreement"}
@@ -167,13 +169,13 @@ def test_a_run_can_begin_with_the_model_of_another_and_a_student_learn_from_it(p
 
 
 def test_codebooks_of_each_client_are_not_scored_on_clips_that_are_nobody_s(prepared, tiny, tmp_path):
-    result = run("hubert", pretraining(tiny, **{"data.targets": "client"}), "simulated", prepared, tmp_path)
+    result = run(WORKLOAD, pretraining(tiny, **{"data.targets": "client"}), "simulated", prepared, tmp_path)
     assert result["metrics"]["best"].keys() == {"validation"}
 
 
 def test_a_seed_gives_the_same_model_in_a_second_run(prepared, tiny, tmp_path):
     for name in ("first", "second"):
-        run("hubert", pretraining(tiny, rounds=1), "simulated", prepared, tmp_path / name)
+        run(WORKLOAD, pretraining(tiny, rounds=1), "simulated", prepared, tmp_path / name)
     first, second = (load_model(tmp_path / name / "model").state_dict() for name in ("first", "second"))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -188,7 +190,7 @@ def test_the_teacher_s_folder_is_found_from_anywhere(tmp_path, monkeypatch):
 
 
 def test_the_shard_of_a_rank_is_that_of_the_descriptor(prepared, tiny):
-    described = ShardDescriptorSettings(**shard(pretraining(tiny), prepared, 2, 2))
+    described = ShardDescriptorSettings(**WORKLOAD.shard(pretraining(tiny), prepared, 2, 2))
     built = build_shard_descriptor(described, Path.cwd())
     assert isinstance(built, LibriSpeechShardDescriptor)
     assert built.get_dataset("train").targets_info["clusters"] == CLUSTERS

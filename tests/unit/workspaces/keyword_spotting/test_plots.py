@@ -9,7 +9,7 @@ mpl.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from openfl_audio.notebook.live_view import to_frame
+from openfl_audio.training.history import to_frame
 from workspaces.keyword_spotting.plots import (
     class_counts,
     plot_accuracy,

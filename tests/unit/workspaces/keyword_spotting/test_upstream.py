@@ -14,9 +14,9 @@ from openfl_audio.training.run_settings import load_run_settings
 from workspaces.keyword_spotting import encoder_data
 from workspaces.keyword_spotting.encoder_data import EncoderClips, EncoderData, open_output_store
 from workspaces.keyword_spotting.encoder_tasks import EncoderSettings, train_round, validate_clips
-from workspaces.keyword_spotting.experiment import Settings, arguments
 from workspaces.keyword_spotting.model import CONFIGS
 from workspaces.keyword_spotting.upstream import UpstreamForKeywords, create_upstream
+from workspaces.keyword_spotting.workload import KeywordSpotting, Settings
 
 LABELS = ("low", "high")
 HEAD = {f"head.{name}" for name in ("layer_weights", "projector.weight", "projector.bias", "classifier.weight")}
@@ -222,7 +222,7 @@ def test_settings_name_one_source(tmp_path, monkeypatch):
     def load(**changes) -> Settings:
         return load_run_settings(Settings, CONFIGS / "upstream.yaml", changes)
 
-    assert arguments(load())["best"] == ("accuracy", "max")
+    assert KeywordSpotting().start_arguments(load())["best"] == ("accuracy", "max")
     with pytest.raises(SettingsError, match="model needs either upstream or config"):
         load(**{"model.config": "hubert.json"})
     with pytest.raises(SettingsError, match=r"model\.pretrained does not go with the architecture upstream"):

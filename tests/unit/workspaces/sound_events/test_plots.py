@@ -4,7 +4,7 @@ import pytest
 
 mpl.use("Agg")
 
-from openfl_audio.notebook.live_view import to_frame
+from openfl_audio.training.history import to_frame
 from workspaces.sound_events.plots import (
     count_clips,
     plot_class_by_uploader,

@@ -17,9 +17,11 @@ from openfl_audio.training.run_settings import load_run_settings
 from shard_descriptors.fsd50k_layout import read_layout
 from shard_descriptors.fsd50k_preparation import prepare_store
 from workspaces.sound_events.data import Patches
-from workspaces.sound_events.experiment import Settings, arguments, count_natural_clients
 from workspaces.sound_events.model import load_model
 from workspaces.sound_events.tasks import validate_clips
+from workspaces.sound_events.workload import Settings, SoundEvents
+
+WORKLOAD = SoundEvents()
 
 CONFIGS = Path(__file__).parents[4] / "workspaces" / "sound_events" / "configs"
 CLASSES = ("Bell", "Dog", "Rain")
@@ -47,7 +49,9 @@ def simulate(settings: Settings, shards: dict, folder: Path) -> Simulation:
     """Everybody but the evaluator trains."""
     simulation = Simulation(list(shards), shards.__getitem__, folder)
     participation = Participation(evaluators=["evaluation"])
-    simulation.start("test", **arguments(settings), rounds_to_train=settings.rounds, participation=participation)
+    simulation.start(
+        "test", **WORKLOAD.start_arguments(settings), rounds_to_train=settings.rounds, participation=participation
+    )
     list(simulation.run())
     return simulation
 
@@ -112,8 +116,8 @@ def store(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("mode", ["centralized", "individual", "simulated"])
 def test_a_run_leaves_a_model_with_its_scores_and_pictures(mode, store, tmp_path):
     settings = load(**{"model.classes": None, "data.uploader_min": 4})
-    assert count_natural_clients(settings, store) == 2
-    result = run("sound_events", settings, mode, store, tmp_path)
+    assert WORKLOAD.natural_clients(settings, store) == 2
+    result = run(WORKLOAD, settings, mode, store, tmp_path)
     assert result["settings"]["model"]["classes"] == 3  # those of the store
     for model in ("best", "last"):
         for split in ("validation", "test"):

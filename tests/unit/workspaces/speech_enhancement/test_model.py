@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from benchmarks.sudormrf import compare, load_published, our_weights
-from workspaces.speech_enhancement.experiment import Settings, save
 from workspaces.speech_enhancement.model import (
     SudoRmRfSettings,
     chunk_size,
@@ -15,6 +14,7 @@ from workspaces.speech_enhancement.model import (
     load_sudormrf,
     make_consistent,
 )
+from workspaces.speech_enhancement.workload import Settings, SpeechEnhancement
 
 SMALL = SudoRmRfSettings(
     out_channels=24, in_channels=32, num_blocks=2, upsampling_depth=3, kernel_size=21, num_bases=20, num_groups=4
@@ -220,7 +220,7 @@ def test_the_random_start_depends_on_the_seed_and_on_nothing_else():
 def test_a_saved_model_is_loaded_as_it_was(tmp_path):
     model = create_sudormrf(SMALL, seed=5)
     settings = Settings(rounds=1, batch_size=1, optimizer={"learning_rate": 0.1}, model=SMALL)
-    save(model, settings, tmp_path / "model")
+    SpeechEnhancement().save(model, settings, tmp_path / "model")
     loaded = load_sudormrf(tmp_path / "model")
     waveform = torch.randn(1, 500)
     with torch.no_grad():

@@ -8,11 +8,14 @@ from openfl_audio.errors import SettingsError
 from openfl_audio.protocol.participation import Participation
 from openfl_audio.simulation.simulation import Simulation
 from openfl_audio.training.run_settings import load_run_settings
-from workspaces.speech_enhancement import experiment, plots
-from workspaces.speech_enhancement.experiment import Settings, arguments, count_supervised, shard
+from workspaces.speech_enhancement import plots, workload
 from workspaces.speech_enhancement.model import SudoRmRfSettings
+from workspaces.speech_enhancement.workload import Settings, SpeechEnhancement, count_supervised
 
-CONFIGS = Path(experiment.__file__).parent / "configs"
+WORKLOAD = SpeechEnhancement()
+SETTINGS = Settings.model_construct()
+
+CONFIGS = Path(workload.__file__).parent / "configs"
 
 
 def settings_of(config: str, **changes) -> Settings:
@@ -35,7 +38,7 @@ def simulate(settings: Settings, clients: list[str], open_shard, folder: Path, r
     simulation = Simulation([*clients, "evaluation"], open_shard, folder)
     simulation.start(
         "enhancement",
-        **arguments(settings),
+        **WORKLOAD.start_arguments(settings),
         rounds_to_train=rounds,
         opt_treatment=settings.opt_treatment,
         aggregation=settings.aggregation,
@@ -69,7 +72,7 @@ def test_files_to_listen_to_are_written_every_few_rounds(tiny, open_shard, tmp_p
 
 def test_the_first_clients_are_the_supervised_ones():
     settings = settings_of("fedenhance.yaml", p_supervised=0.25)
-    shards = [shard(settings, Path("corpus"), rank, 10)["params"] for rank in range(1, 11)]
+    shards = [WORKLOAD.shard(settings, Path("corpus"), rank, 10)["params"] for rank in range(1, 11)]
     assert [each["supervised"] for each in shards] == [True] * 2 + [False] * 8
     assert shards[4]["rank_worldsize"] == "5,10"
     assert shards[4]["available_speech_percentage"] == 0.5
@@ -85,7 +88,7 @@ def test_fedenhance_yaml_is_the_published_experiment():
     assert settings.optimizer.learning_rate == 0.001
     assert (settings.opt_treatment, settings.clip_grad_norm, settings.p_supervised) == ("RESET", 5.0, 0.0)
     assert not settings.aggregation.rule.weighted
-    assert arguments(settings)["best"] == ("si_sdri_2_noises", "max")
+    assert WORKLOAD.start_arguments(settings)["best"] == ("si_sdri_2_noises", "max")
 
 
 @pytest.mark.parametrize(
@@ -111,9 +114,9 @@ def test_bars_are_drawn_of_a_search_over_the_share_of_supervised_clients_alone(t
     metrics = [f"{split} si_sdri_{noises}" for split in ("validation", "test") for noises in ("1_noise", "2_noises")]
     scores = {"rounds": [9, 9]} | {metric: [1.0, 2.0] for metric in metrics}
     for axes in ({"fraction": [0.1, 0.2]}, {"p_supervised": [0, 1], "fraction": [0.1, 0.1]}):
-        experiment.plot_search(pd.DataFrame(axes | scores), tmp_path)
+        WORKLOAD.plot_search(pd.DataFrame(axes | scores), tmp_path)
     assert not list(tmp_path.iterdir())
-    experiment.plot_search(pd.DataFrame({"p_supervised": [0, 1]} | scores), tmp_path)
+    WORKLOAD.plot_search(pd.DataFrame({"p_supervised": [0, 1]} | scores), tmp_path)
     assert (tmp_path / "supervised_share.png").stat().st_size > 1000
 
 
@@ -125,7 +128,7 @@ def test_the_best_of_the_centralized_run_is_the_bound_of_the_others(tmp_path, mo
         record | {"round": number, "metrics": {"aggregated_model_validate": {"si_sdri_1_noise": value}}}
         for number, value in enumerate((1.0, 3.0, 2.0))
     ]
-    experiment.plot_comparison({"centralized": rounds, "federated": rounds[:2]}, tmp_path / "comparison.png")
+    WORKLOAD.plot_comparison({"centralized": rounds, "federated": rounds[:2]}, SETTINGS, tmp_path / "comparison.png")
     assert (drawn.keys(), drawn["bound"]) == ({"federated", "bound"}, 3)
     assert drawn["federated"].to_dict() == {0: 1, 1: 3}
 
@@ -136,8 +139,8 @@ def test_a_comparison_has_a_curve_for_each_run_and_centralized_alone_is_one(tmp_
     scores = {"si_sdri_1_noise": 2.0, "si_sdri_2_noises": 3.0}
     metrics = {"aggregated_model_validate": scores}
     records = [{"round": 0, "best": True, "metrics": metrics, "seconds": 1.0, "bytes_up": 0}]
-    experiment.plot_comparison({"centralized": records, "federated": records}, tmp_path / "both")
-    experiment.plot_comparison({"centralized": records}, tmp_path / "one")
+    WORKLOAD.plot_comparison({"centralized": records, "federated": records}, SETTINGS, tmp_path / "both")
+    WORKLOAD.plot_comparison({"centralized": records}, SETTINGS, tmp_path / "one")
     assert {path.name: ([*curves], bound) for path, (curves, bound) in drawn.items()} == {
         "both": (["federated"], 2.0), "one": (["centralized"], None),
     }  # fmt: skip

@@ -13,8 +13,10 @@ from openfl_audio.training.run_settings import load_run_settings
 from shard_descriptors.librispeech_preparation import prepare_librispeech
 from tests.unit.shard_descriptors.librispeech_corpus import make_corpus
 from tests.unit.workspaces.speech_recognition.speech import TINY
-from workspaces.speech_recognition.experiment import Settings, arguments, count_natural_clients
 from workspaces.speech_recognition.model import CONFIGS
+from workspaces.speech_recognition.workload import Settings, SpeechRecognition
+
+WORKLOAD = SpeechRecognition()
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def load(config: str = "small.yaml", **changes) -> Settings:
 def test_every_configuration_is_valid(path):
     settings = load(path.name)
     assert (CONFIGS / settings.model.config).exists()
-    assert arguments(settings)["best"] == ("wer", "min")
+    assert WORKLOAD.start_arguments(settings)["best"] == ("wer", "min")
 
 
 def test_a_model_has_one_source_that_is_found_from_anywhere(tmp_path, monkeypatch):
@@ -49,8 +51,8 @@ def test_a_run_leaves_a_recognizer_with_its_scores_and_a_picture(mode, prepared,
     config = tmp_path / "tiny.json"
     config.write_text(json.dumps(TINY))
     settings = load(**{"model.config": str(config), "rounds": 2, "local_epochs": 1})
-    assert count_natural_clients(settings, prepared) == 2
-    result = run("speech_recognition", settings, mode, prepared, tmp_path / "run")
+    assert WORKLOAD.natural_clients(settings, prepared) == 2
+    result = run(WORKLOAD, settings, mode, prepared, tmp_path / "run")
     for model in ("best", "last"):
         assert result["metrics"][model].keys() == {"validation", "dev", "test"}
         assert all(set(metrics) == {"loss", "wer", "cer"} for metrics in result["metrics"][model].values())

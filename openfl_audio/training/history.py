@@ -1,0 +1,66 @@
+"""The records of an experiment's rounds as a table, as sentences and as scores."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from openfl_audio.protocol.plan import TRAIN, VALIDATE
+
+# The column that says what did not count, and why. It is there where there is something to say.
+NOTES = "left out"
+# Envoys that are named where many have the same to say.
+MOST_NAMES_SHOWN = 5
+
+Record = dict[str, Any]
+
+
+def to_frame(records: Sequence[Record]) -> pd.DataFrame:
+    """A row a round: `round`, validation metrics, `train ...` metrics, `seconds`, bytes `sent` by all envoys, and
+    where something did not count, or not in full, `left out`: who and why."""
+    return pd.DataFrame([table_row(record) for record in records], columns=table_columns(records))
+
+
+def table_row(record: Record) -> dict[str, Any]:
+    metrics, trained = _metrics(record)
+    row = {"round": record["round"], **metrics, **trained, "seconds": record["seconds"], "sent": record["bytes_up"]}
+    sentences = note_sentences(record)
+    return row | ({NOTES: "; ".join(sentences)} if sentences else {})
+
+
+def note_sentences(record: Record) -> list[str]:
+    """What did not count in a round, or not in full: a sentence for all envoys that have the same to say."""
+    envoys: dict[str, list[str]] = {}
+    for envoy, reasons in record.get("notes", {}).items():
+        for reason in reasons:
+            envoys.setdefault(reason, []).append(envoy)
+    return [f"{_names(who)}: {reason}" for reason, who in envoys.items()]
+
+
+def _names(envoys: Sequence[str]) -> str:
+    shown = ", ".join(envoys[:MOST_NAMES_SHOWN])
+    return shown if len(envoys) <= MOST_NAMES_SHOWN else f"{shown} and {len(envoys) - MOST_NAMES_SHOWN} more"
+
+
+def table_columns(records: Sequence[Record]) -> list[str]:
+    """Names of all rows' values: a later round may have metrics that the first had not."""
+    metrics: set[str] = set()
+    trained: set[str] = set()
+    for record in records:
+        validated, learned = _metrics(record)
+        metrics.update(validated)
+        trained.update(learned)
+    notes = [NOTES] if any(record.get("notes") for record in records) else []
+    return ["round", *sorted(metrics), *sorted(trained), "seconds", "sent", *notes]
+
+
+def _metrics(record: Record) -> tuple[dict[str, float], dict[str, float]]:
+    """Validation metrics, and those of training by the names of their columns."""
+    trained = {f"train {name}": value for name, value in sorted(record["metrics"].get(TRAIN, {}).items())}
+    return dict(sorted(record["metrics"].get(VALIDATE, {}).items())), trained
+
+
+def scores_by_round(records: Sequence[Record], metric: str) -> dict[int, float]:
+    """The validation `metric` of the rounds in which it was measured, and defined."""
+    validated = {record["round"]: record["metrics"].get(VALIDATE, {}) for record in records}
+    return {number: metrics[metric] for number, metrics in validated.items() if metric in metrics}
