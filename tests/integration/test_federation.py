@@ -145,12 +145,10 @@ def test_a_name_that_is_no_folder_is_refused_before_anything_is_sent(start, name
 def test_a_node_with_other_versions_refuses_and_says_which(start, monkeypatch):
     from openfl_audio.notebook import interactive_api
 
-    monkeypatch.setattr(
-        interactive_api, "describe_environment", lambda: {"python": "2.7", "torch": "0.4", "openfl-audio": "0.1.0"}
-    )
-    with pytest.raises(
-        interactive_api.ExperimentFailedError, match=r"has openfl-audio .* instead of 0\.1\.0, python 3\.\d+ instead of 2\.7, torch .* instead of 0\.4"
-    ):
+    older = {"python": "2.7", "torch": "0.4"}  # an experiment of 0.1.0 does not say that it is one
+    monkeypatch.setattr(interactive_api, "describe_environment", lambda: older)
+    sentence = r"has openfl-audio .* instead of 0\.1\.0, python 3\.\d+ instead of 2\.7, torch .* instead of 0\.4"
+    with pytest.raises(interactive_api.ExperimentFailedError, match=sentence):
         start(envoys=["a"]).watch()
 
 
