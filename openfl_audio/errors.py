@@ -17,6 +17,10 @@ class CallEndedError(OpenFLAudioError, RuntimeError):
     """A call was ended from elsewhere. The message says why."""
 
 
+class MessageTooLargeError(OpenFLAudioError, ValueError):
+    """A message that is not whole yet, and larger than any that is taken."""
+
+
 class TooManyCallsError(OpenFLAudioError, RuntimeError):
     """One certificate has as many calls open as it may."""
 

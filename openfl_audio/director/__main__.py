@@ -19,6 +19,7 @@ from openfl_audio.director.authorization import Gate
 from openfl_audio.director.calls import OpenCalls
 from openfl_audio.director.director import Director
 from openfl_audio.director.grpc_errors import GuardingInterceptor
+from openfl_audio.director.receiving import Connections
 from openfl_audio.director.runs_lock import sole_director
 from openfl_audio.director.service import AggregatorService, DirectorService, RoundsService
 from openfl_audio.errors import CertificateError, SettingsError
@@ -65,8 +66,9 @@ class DirectorFile(Settings):
 async def serve(settings: DirectorSettings, credentials: Credentials | None, max_files: int) -> None:
     """Serve until SIGINT or SIGTERM. Raises OSError if the port or the folder of experiments cannot be had."""
     stopped = interruption()
-    calls = OpenCalls()
-    server = aio.server(options=server_options(max_files), interceptors=[GuardingInterceptor(calls, settings.runs)])
+    calls, connections = OpenCalls(), Connections()
+    guard = GuardingInterceptor(calls, connections, settings.runs)
+    server = aio.server(options=server_options(max_files), interceptors=[guard])
     # Both before the folder is touched: a director that was started by mistake must not go on with experiments.
     address = bind(server, settings, credentials)
     with sole_director(settings.runs):
@@ -79,9 +81,10 @@ async def serve(settings: DirectorSettings, credentials: Credentials | None, max
         await server.start()
         how = "with TLS" if credentials else "without TLS: anybody may connect"
         logger.info("director listens on %s %s", address, how)
-        watching = asyncio.create_task(calls.watch())
+        watching = [asyncio.create_task(watch) for watch in (calls.watch(), connections.watch())]
         await stopped.wait()
-        watching.cancel()
+        for task in watching:
+            task.cancel()
         logger.info("director stops")
         await server.stop(grace=1)
 

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -12,8 +12,15 @@ from grpc import aio
 
 from openfl_audio.director.authorization import Context, check_role, refuse, roles_of
 from openfl_audio.director.calls import OpenCalls
+from openfl_audio.director.receiving import Connection, Connections
 from openfl_audio.director.shortage import telling_lack
-from openfl_audio.errors import CallEndedError, CertificateError, LackError, TooManyCallsError
+from openfl_audio.errors import (
+    CallEndedError,
+    CertificateError,
+    LackError,
+    MessageTooLargeError,
+    TooManyCallsError,
+)
 from openfl_audio.protocol.certificates import owner_of
 
 # A call that nobody goes on with, and one that is ended while its other end does not read, are dropped after this.
@@ -36,9 +43,9 @@ class GuardingInterceptor(aio.ServerInterceptor):
     request it would receive that, however large, before anybody may look at who makes it.
     """
 
-    def __init__(self, calls: OpenCalls, runs: Path) -> None:
+    def __init__(self, calls: OpenCalls, connections: Connections, runs: Path) -> None:
         """`runs` is the folder on whose disk experiments are."""
-        self._calls, self._runs = calls, runs
+        self._calls, self._connections, self._runs = calls, connections, runs
 
     async def intercept_service(self, continuation: Callable, details: grpc.HandlerCallDetails) -> Any:
         handler = await continuation(details)
@@ -46,18 +53,18 @@ class GuardingInterceptor(aio.ServerInterceptor):
             return None  # gRPC itself says that there is no such call
         name, roles = details.method.rpartition("/")[2], roles_of(_method(handler))
 
-        def deserialize(data: bytes) -> Any:
+        def deserialize(data: bytes) -> tuple[Any, int]:
             try:
-                return handler.request_deserializer(data) if handler.request_deserializer else data
+                return handler.request_deserializer(data) if handler.request_deserializer else data, len(data)
             except DecodeError:
-                return MALFORMED
+                return MALFORMED, len(data)
 
         async def answer(requests: AsyncIterator[Any], context: Context) -> None:
             if not roles:
                 await refuse(context, grpc.StatusCode.UNIMPLEMENTED, f"this director does not serve {name}")
             try:
                 with self._admit(context, roles), telling_lack(self._runs):
-                    await _serve(handler, _checked(requests), context)
+                    await _serve(handler, _checked(requests, self._connection(context)), context)
             except MalformedRequestError:
                 await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, f"not a request of {name}")
             except CertificateError as error:
@@ -66,11 +73,10 @@ class GuardingInterceptor(aio.ServerInterceptor):
                 await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
             except LackError as error:
                 await refuse(context, grpc.StatusCode.UNAVAILABLE, str(error))
+            except MessageTooLargeError as error:
+                await _drop(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
             except CallEndedError as error:
-                refusing = refuse(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(refusing, FAREWELL_SECONDS)
-                raise asyncio.CancelledError from None  # gRPC drops the call
+                await _drop(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
 
         return grpc.stream_stream_rpc_method_handler(answer, deserialize, handler.response_serializer)
 
@@ -81,6 +87,18 @@ class GuardingInterceptor(aio.ServerInterceptor):
             return contextlib.nullcontext()
         check_role(certificates[0], roles)
         return self._calls.open(*owner_of(certificates[0]))
+
+    def _connection(self, context: Context) -> Connection:
+        certificates = context.auth_context().get("x509_pem_cert")
+        peer = context.peer()
+        return self._connections.of(peer, owner_of(certificates[0])[0] if certificates else peer.rpartition(":")[0])
+
+
+async def _drop(context: Context, code: grpc.StatusCode, sentence: str) -> NoReturn:
+    """End a call whose other end may not read."""
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(refuse(context, code, sentence), FAREWELL_SECONDS)
+    raise asyncio.CancelledError  # gRPC drops it
 
 
 def _method(handler: grpc.RpcMethodHandler) -> Callable:
@@ -106,16 +124,18 @@ async def _serve(handler: grpc.RpcMethodHandler, requests: AsyncIterator[Any], c
         await context.write(await handler.unary_unary(request, context))
 
 
-async def _checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+async def _checked(requests: AsyncIterator[tuple[Any, int]], connection: Connection) -> AsyncIterator[Any]:
     requests = aiter(requests)
     seconds: float | None = FIRST_MESSAGE_SECONDS
     while True:
         try:
-            request = await asyncio.wait_for(anext(requests), seconds)
+            with connection.message():
+                request, size = await asyncio.wait_for(anext(requests), seconds)
         except StopAsyncIteration:
             return
         except asyncio.TimeoutError:
             raise MalformedRequestError from None
+        connection.account(size)
         if request is MALFORMED:
             raise MalformedRequestError
         yield request

@@ -2,7 +2,8 @@
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,13 @@ from openfl_audio.director.service import RoundsService
 from openfl_audio.experiments.local_federation import LocalFederation
 from openfl_audio.protocol.certificates import create_authority, issue, load_authority
 from openfl_audio.protocol.tensors import Entry, Header, stream
-from openfl_audio.protocol.wire import AttendRequest, ExperimentRequest, ModelRequest, StatusRequest, encode
+from openfl_audio.protocol.wire import (
+    AttendRequest,
+    ExperimentRequest,
+    ModelRequest,
+    StatusRequest,
+    encode,
+)
 from tests.integration.conftest import (
     READY_SECONDS,
     USER,
@@ -254,6 +261,20 @@ def test_nothing_is_received_of_who_may_not_make_a_call(director):
                         channel.stream_stream(path)(iter([large]), timeout=10).result()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much comes")
+@pytest.mark.parametrize(
+    ("name", "path"), [(USER, ROUNDS + "GetStatus"), (USER, ROUNDS + "Submit"), ("b", ROUNDS + "SendUpdate")]
+)
+@pytest.mark.usefixtures("unchanged")
+def test_a_message_larger_than_any_is_not_received_whole(director, certificates, name, path):
+    large, pair = bytes(400 << 20), [(certificates / f"{name}.{kind}").read_bytes() for kind in ("crt", "key")]
+    within_bounds = grows_by_less_than(200e6, director.pid("director"))
+    with open_with(director, certificates, pair) as channel, within_bounds:
+        error = refusal(lambda: list(channel.stream_stream(path)(iter([large]), timeout=30)))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "messages larger than any that this director takes" in error.details()
+
+
 @pytest.mark.parametrize("path", NOT_SERVED)
 @pytest.mark.usefixtures("unchanged")
 def test_a_call_that_is_not_served_says_so(director, path):
@@ -306,7 +327,7 @@ def test_no_call_goes_through_without_tls(director):
             assert error.code() is grpc.StatusCode.UNAVAILABLE
 
 
-def open_with(director: LocalFederation, certificates: Path, pair: tuple[bytes | None, bytes | None]) -> grpc.Channel:
+def open_with(director: LocalFederation, certificates: Path, pair: Sequence[bytes | None]) -> grpc.Channel:
     certificate, key = pair
     root = (certificates / "ca.crt").read_bytes()
     return grpc.secure_channel(f"127.0.0.1:{director.port}", grpc.ssl_channel_credentials(root, key, certificate))

@@ -1,0 +1,145 @@
+"""How much of messages that are not whole yet the director holds, and an end to the calls that bring too much.
+
+gRPC keeps a message until all of it is there, and only then compares its size with `grpc.max_receive_message_length`
+(gRPC issue 43012): whoever sends gigabytes fills the memory first. How many bytes a connection has brought Linux knows
+(tcp_info, tcp(7)); what no call has got of them, gRPC holds.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import resource
+import socket
+import struct
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote
+
+from openfl_audio.director.calls import Endable
+from openfl_audio.errors import CallEndedError, MessageTooLargeError
+
+# Of all connections of one peer together. Messages have 8 MB at most, and a window's bytes may wait beside them.
+MAX_HELD_BYTES = 48 << 20
+LOOK_SECONDS = 0.05
+# Connections are looked at only when the process has grown by so much: with hundreds it takes milliseconds.
+LOOK_AFTER_BYTES = 16 << 20
+# Beside its content, a message has frames of HTTP/2 and TLS, and the headers of its call.
+FRAMES_SHARE = 1.02
+HEADER_BYTES = 2048
+# What else a peer sends: pings, and leave to send it more of a model.
+OTHER_BYTES_PER_SECOND = 256 << 10
+BYTES_RECEIVED_OFFSET = 128  # of tcpi_bytes_received in tcp_info
+
+
+@dataclass
+class Connection:
+    """One connection: bytes it had brought at the last look, how many of those since are accounted for, how many gRPC
+    holds, and who waits for a message of it."""
+
+    owner: str
+    brought: int = 0
+    accounted: float = 0.0
+    held: float = 0.0
+    looked: float = field(default_factory=time.monotonic)
+    waiting: set[Endable] = field(default_factory=set)
+
+    @contextmanager
+    def message(self) -> Iterator[None]:
+        """A block that waits for a message. Raises MessageTooLargeError when too much comes of one."""
+        try:
+            with Endable() as block:
+                self.waiting.add(block)
+                try:
+                    yield
+                finally:
+                    self.waiting.remove(block)
+        except CallEndedError as error:
+            raise MessageTooLargeError(str(error)) from None
+
+    def account(self, n_bytes: int) -> None:
+        """A call has got a message of `n_bytes`."""
+        self.accounted += FRAMES_SHARE * n_bytes + HEADER_BYTES
+
+    def look(self, brought: int) -> None:
+        """`brought` bytes have come so far."""
+        now = time.monotonic()
+        other = OTHER_BYTES_PER_SECOND * (now - self.looked)
+        self.held = max(0.0, self.held + brought - self.brought - self.accounted - other)
+        self.brought, self.accounted, self.looked = brought, 0.0, now
+
+
+class Connections:
+    """The connections that calls came by."""
+
+    def __init__(self) -> None:
+        self._connections: dict[str, Connection] = {}
+
+    def of(self, peer: str, owner: str) -> Connection:
+        """The connection from `peer`, as gRPC writes addresses, of a certificate or, without TLS, of a machine."""
+        return self._connections.setdefault(peer, Connection(owner))
+
+    async def watch(self) -> None:
+        """End calls that wait for more than a message may have, for ever. Only Linux tells how much comes."""
+        least = bytes_resident()
+        while sys.platform == "linux":
+            await asyncio.sleep(LOOK_SECONDS)
+            now = bytes_resident()
+            if now - least > LOOK_AFTER_BYTES:
+                self.look(bytes_brought())
+                least = now
+            least = min(least, now)
+
+    def look(self, brought: dict[tuple[str, int], int]) -> None:
+        """`brought` is how many bytes have come so far, by address and port of the peer. Those not in it are gone."""
+        held: defaultdict[str, list[Connection]] = defaultdict(list)
+        for peer, connection in list(self._connections.items()):
+            address = split_peer(peer)
+            if address is None or address not in brought:
+                del self._connections[peer]
+                continue
+            connection.look(brought[address])
+            held[connection.owner].append(connection)
+        for owner, connections in held.items():
+            if sum(connection.held for connection in connections) > MAX_HELD_BYTES:
+                for connection in connections:
+                    connection.held = 0.0
+                    for block in list(connection.waiting):
+                        block.end(f"{owner} sends messages larger than any that this director takes")
+
+
+def bytes_resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def bytes_brought() -> dict[tuple[str, int], int]:
+    """How many bytes have come so far on each connection of this process, by address and port of the peer."""
+    brought = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        # What has been closed meanwhile, and what is no connection.
+        with contextlib.suppress(OSError):
+            if not entry.is_socket():
+                continue
+            with socket.socket(fileno=os.dup(int(entry.name))) as line:
+                if line.family in (socket.AF_INET, socket.AF_INET6):
+                    address, port, *_ = line.getpeername()
+                    info = line.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_RECEIVED_OFFSET + 8)
+                    brought[plain(address), port] = struct.unpack_from("Q", info, BYTES_RECEIVED_OFFSET)[0]
+    return brought
+
+
+def split_peer(peer: str) -> tuple[str, int] | None:
+    """Address and port of "ipv4:10.0.0.1:4711" or "ipv6:%5B::1%5D:4711". None of one that is gone already: it is ""."""
+    address, _, port = unquote(peer.partition(":")[2]).rpartition(":")
+    return (plain(address.strip("[]")), int(port)) if port else None
+
+
+def plain(address: str) -> str:
+    """An IPv4 address is the same one in an IPv6 socket."""
+    found = ipaddress.ip_address(address)
+    return str(getattr(found, "ipv4_mapped", None) or found)
