@@ -7,7 +7,8 @@
 The director is a real process. The envoys are connections of their own from this process: each registers, attends,
 waits for its task, fetches the global model and sends an update of the same size, as an envoy and its worker do, but
 without torch. The seconds of a round are those between two records of the history as a user gets them; the first round
-is left out. Memory is the director's resident set, and the largest so far; files are those it has open between rounds.
+is left out. CPU seconds are the means of all rounds, those of the director and those of all envoys together. Memory is
+the director's resident set, and the largest so far; files are those it has open between rounds.
 """
 
 import argparse
@@ -176,9 +177,11 @@ async def run(envoys: int, rounds: int, floats: int, tls: bool, folder: Path) ->
             attending = await _register_all(lines)
             registered = time.monotonic() - began
             await user.submit(submission_of(rounds + 1, floats, folder))
+            cpu = _cpu_seconds(director), _cpu_seconds(psutil.Process())
             serving = asyncio.gather(*(line.serve() for line in lines))
             try:
                 seconds, files = await _follow(user, rounds + 1, director, serving)
+                cpu = _cpu_seconds(director) - cpu[0], _cpu_seconds(psutil.Process()) - cpu[1]
             finally:
                 serving.cancel()
                 with contextlib.suppress(asyncio.CancelledError, grpc.RpcError):
@@ -195,6 +198,10 @@ async def run(envoys: int, rounds: int, floats: int, tls: bool, folder: Path) ->
         "seconds_per_round": {
             "median": round(statistics.median(seconds), 3),
             "p90": round(float(np.quantile(seconds, 0.9)), 3),
+        },
+        "cpu_seconds_per_round": {
+            "director": round(cpu[0] / (rounds + 1), 3),
+            "envoys": round(cpu[1] / (rounds + 1), 3),
         },
         "director_rss_mb": {"last": round(memory[0] / 1e6), "peak": round(memory[1] / 1e6)},
         "director_open_files": files,
@@ -241,9 +248,36 @@ async def _follow(
     return [after - before for before, after in pairwise(times)], files
 
 
+def _cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
+
+
 def _peak_of(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+async def run_all(options: argparse.Namespace) -> int:
+    # In one event loop: what gRPC has in a process cannot be used from a second one.
+    for envoys in options.envoys:
+        with tempfile.TemporaryDirectory(prefix="load-") as folder:
+            try:
+                found = await run(envoys, options.rounds, options.floats, options.tls, Path(folder))
+            except (LoadError, grpc.RpcError) as error:
+                print(f"benchmarks/load.py: {envoys} envoys: {error}", file=sys.stderr)
+                return 1
+        if options.json:
+            print(json.dumps(found), flush=True)
+        else:
+            seconds, cpu, memory = found["seconds_per_round"], found["cpu_seconds_per_round"], found["director_rss_mb"]
+            print(
+                f"{envoys:>7}{seconds['median']:>10.3f}{seconds['p90']:>8.3f}{cpu['director']:>16.3f}"
+                f"{cpu['envoys']:>14.3f}{memory['last']:>6}{memory['peak']:>9}"
+                f"{found['director_open_files']:>7}{found['register_seconds']:>12.2f}",
+                flush=True,
+            )
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -258,24 +292,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print a JSON object a line")
     options = parser.parse_args(arguments)
     if not options.json:
-        print(f"{'envoys':>7}{'median s':>10}{'p90 s':>8}{'MB':>6}{'peak MB':>9}{'files':>7}{'register s':>12}")
-    for envoys in options.envoys:
-        with tempfile.TemporaryDirectory(prefix="load-") as folder:
-            try:
-                found = asyncio.run(run(envoys, options.rounds, options.floats, options.tls, Path(folder)))
-            except (LoadError, grpc.RpcError) as error:
-                print(f"benchmarks/load.py: {envoys} envoys: {error}", file=sys.stderr)
-                return 1
-        if options.json:
-            print(json.dumps(found), flush=True)
-        else:
-            seconds, memory = found["seconds_per_round"], found["director_rss_mb"]
-            print(
-                f"{envoys:>7}{seconds['median']:>10.3f}{seconds['p90']:>8.3f}{memory['last']:>6}{memory['peak']:>9}"
-                f"{found['director_open_files']:>7}{found['register_seconds']:>12.2f}",
-                flush=True,
-            )
-    return 0
+        columns = f"{'director CPU s':>16}{'envoys CPU s':>14}{'MB':>6}{'peak MB':>9}{'files':>7}{'register s':>12}"
+        print(f"{'envoys':>7}{'median s':>10}{'p90 s':>8}{columns}")
+    return asyncio.run(run_all(options))
 
 
 if __name__ == "__main__":

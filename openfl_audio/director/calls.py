@@ -65,7 +65,8 @@ class OpenCalls:
                     del self._open[call]
         finally:
             self._counts[owner] -= 1
-            self._counts += Counter()  # forget whoever has none
+            if not self._counts[owner]:
+                del self._counts[owner]
 
     async def watch(self) -> None:
         """End calls whose time is over, for ever. The clock is looked at: it may be set, and machines sleep."""

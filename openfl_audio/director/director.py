@@ -85,6 +85,7 @@ class Director:
         self.health_check_period = health_check_period
         self.envoys: dict[str, EnvoyEntry] = {}
         self.experiments: dict[str, Experiment] = {}
+        self.federations: dict[str, Experiment] = {}  # by the id that calls of OpenFL name
         self.unusable: dict[str, UnusableExperiment] = {}
         self._warm_until = 0.0
         self._running: dict[str, asyncio.Task] = {}
@@ -257,7 +258,7 @@ class Director:
 
     def _add(self, folder: RunFolder) -> Experiment:
         experiment = Experiment(folder, self.is_online)
-        self.experiments[folder.plan.name] = experiment
+        self.experiments[folder.plan.name] = self.federations[folder.plan.federation_uuid] = experiment
         return experiment
 
     def _run(self, experiment: Experiment) -> None:
@@ -269,8 +270,8 @@ class Director:
     def _members(self, plan: ExperimentPlan) -> list[str]:
         """The envoys of a new experiment. Raises SubmissionError."""
         # What has its name as well is refused for the name.
-        others = [experiment for name, experiment in self.experiments.items() if name != plan.name]
-        if any(other.plan.federation_uuid == plan.federation_uuid for other in others):
+        other = self.federations.get(plan.federation_uuid)
+        if other is not None and other.plan.name != plan.name:
             raise SubmissionError(f"federation_uuid '{plan.federation_uuid[:80]}' is that of another experiment")
         online = {name: entry.corpus for name, entry in sorted(self.envoys.items()) if self.is_online(name)}
         if plan.envoys is not None:
@@ -315,8 +316,7 @@ class Director:
             takes_all = plan.envoys is None and state.status is Status.IN_PROGRESS and name not in state.left
             if takes_all and entry.corpus == self._corpus_of(experiment):
                 logger.info("envoy '%s' joins experiment '%s'", name, plan.name)
-                state.members = sorted({*state.members, name})
-                experiment.register(name, entry.sizes)
+                experiment.join(name, entry.sizes)
                 entry.work_on(experiment)
                 return
 

@@ -5,12 +5,13 @@ import errno
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -38,11 +39,15 @@ from openfl_audio.protocol.wire import TaskResult, UpdateEnvelope, UpdateMessage
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 # A long poll is answered after this many seconds even if there is nothing to say, so that dead peers are noticed.
 LONG_POLL_SECONDS = 20.0
 # Between two attempts at what the director lacked something for.
 LACK_SECONDS = 1.0
 TRANSFERS_OF_A_KIND = 2
+# To read and to check so few bytes takes less than a millisecond.
+SMALL_BYTES = 1 << 20
 # A refusal quotes what was sent, and is kept in the history.
 MAX_REASON_CHARACTERS = 500
 
@@ -67,10 +72,12 @@ class Experiment:
         self.owner = folder.state.owner
         self.rounds = Rounds(self.plan, self.state.progress)
         self.rounds.registered = self.state.registered
+        self.participants = {*self.state.members, *self.state.left}  # those it is open to; also who left, to hear so
         self._is_online = is_online
-        # Apart, as with hundreds of envoys each answer would wake hundreds that wait for their next task.
+        # Apart: with hundreds of envoys, what concerns one of them must not wake hundreds.
         self._answers = Changes()  # somebody has answered, or will not
-        self._changes = Changes()  # all else
+        self._news = Changes()  # for those who follow the history
+        self._tasks: defaultdict[str, Changes] = defaultdict(Changes)  # an envoy has no more to wait for its tasks
         self._updates: dict[str, tuple[Path, Header]] = {}  # those that count
         self.partial_updates: dict[str, PartialUpdate] = {}
         self._accepts_updates = False
@@ -163,7 +170,9 @@ class Experiment:
             self._lacks[waiting] = lack
         if bool(before) != bool(self.waits):
             logger.warning("experiment '%s' %s", self.plan.name, f"waits: {lack}" if lack else "goes on")
-            self._changes.notify()
+            self._news.notify()
+        if not waiting and lack is not None:
+            self._call(self._tasks)
 
     @property
     def waits(self) -> str:
@@ -180,10 +189,10 @@ class Experiment:
             return self.rounds.tasks_for(envoy) if self._accepts_updates else []
 
         deadline = time.monotonic() + LONG_POLL_SECONDS
-        while not self.ended and not tasks() and (left := deadline - time.monotonic()) > 0:
+        while not (self.ended or envoy in self.state.left or tasks()) and (left := deadline - time.monotonic()) > 0:
             if "" in self._lacks:
                 raise LackError(f"experiment '{self.plan.name}' waits: {self._lacks['']}")
-            await self._changes.wait(left)
+            await self._tasks[envoy].wait(left)
         return tasks(), self.rounds.round_number
 
     def global_model(self, sizes: Iterator[int]) -> Generator[bytes, None, None]:
@@ -242,7 +251,7 @@ class Experiment:
             await self._write(path, header, pieces, str(sender))
             if header.entries:
                 with self.folder.open_model(self.folder.model) as model:
-                    await asyncio.to_thread(check_finite, path, str(update), header, model)
+                    await unless_small(header.data_bytes, check_finite, path, str(update), header, model)
             counted = not self.is_dropped(sender)
             if counted:
                 self._count(update, header, path)
@@ -278,7 +287,7 @@ class Experiment:
     def _end_transfers(self) -> None:
         for (_, peer), transfers in list(self._transfers.items()):
             # A user's copy of a model has nothing to do with the round.
-            if peer in self.state.members:
+            if peer in self.participants:
                 for transfer in list(transfers):
                     transfer.end("the round has ended")
 
@@ -299,6 +308,12 @@ class Experiment:
                 self.rounds.note(envoy, reason)
                 logger.warning("experiment '%s': envoy '%s' %s", self.plan.name, envoy, reason)
 
+    def join(self, envoy: str, sizes: Sizes) -> None:
+        """`envoy` is a member from the next round on."""
+        self.participants.add(envoy)
+        self.state.members = sorted({*self.state.members, envoy})
+        self.register(envoy, sizes)
+
     def leave(self, envoy: str, reason: str) -> None:
         """The experiment failed on `envoy`. With a deadline the others go on, as long as they can be a quorum."""
         if self.ended:
@@ -316,7 +331,7 @@ class Experiment:
             logger.warning("experiment '%s' goes on without envoy '%s': %s", self.plan.name, envoy, reason)
             self._save_soon()
             self._answers.notify()
-            self._changes.notify()
+            self._call([envoy])
 
     def fail(self, reason: str) -> None:
         self._end(Status.FAILED, reason)
@@ -340,7 +355,7 @@ class Experiment:
             elif self.ended or not follow:
                 return
             else:
-                await self._changes.wait()
+                await self._news.wait()
 
     def summary(self) -> dict[str, Any]:
         """What a list of experiments says of this one."""
@@ -402,7 +417,8 @@ class Experiment:
             await self._insist(self.recount_updates)
         self.bytes_up = self.bytes_down = 0
         self._accepts_updates = True
-        self._changes.notify()
+        self._news.notify()
+        self._call(self.rounds.asked)
 
     async def _wait_until_complete(self) -> None:
         deadline = self.plan.participation.deadline_seconds
@@ -453,6 +469,12 @@ class Experiment:
             {"aggregations": aggregations},
             outdated=folder.outdated_model(),
         )
+
+    def _call(self, envoys: Iterable[str]) -> None:
+        """Wake those of `envoys` that wait for tasks."""
+        for envoy in envoys:
+            if envoy in self._tasks:
+                self._tasks[envoy].notify()
 
     def _seconds_open(self) -> float:
         return time.monotonic() - self._opened
@@ -509,7 +531,8 @@ class Experiment:
             return
         self.state.status, self.state.error = status, error
         self._answers.notify()
-        self._changes.notify()
+        self._news.notify()
+        self._call(self._tasks)
         self._end_transfers()
         self._save_soon()
         level = logging.ERROR if error else logging.INFO
@@ -560,6 +583,11 @@ def read_update(header: Header) -> UpdateMessage:
         envoy, round_number = header.metadata.get("envoy"), header.metadata.get("round")
         refused = f"update of envoy '{envoy}' for round {round_number}"
         raise UpdateRefusedError(f"{refused}: {describe_faults(error)}") from None
+
+
+async def unless_small(size: int, function: Callable[..., Result], *arguments: Any) -> Result:
+    """Call a function that works on `size` bytes, in a thread unless the thread would cost more than the work."""
+    return function(*arguments) if size <= SMALL_BYTES else await asyncio.to_thread(function, *arguments)
 
 
 def reserve(descriptor: int, size: int) -> None:

@@ -92,7 +92,7 @@ class RunFolder:
     def __init__(self, path: Path, plan: ExperimentPlan, state: State) -> None:
         self.path, self.plan, self.state = path, plan, state
         self.history = History(path / "history.jsonl", state.progress.round_number)
-        self._free_updates: list[Path] = []
+        self._free_updates: set[Path] = set()
         self._readers: Counter[int] = Counter()
 
     @classmethod
@@ -274,7 +274,7 @@ class RunFolder:
         if self.state.ended or len(self._free_updates) >= len(self.state.members):
             path.unlink(missing_ok=True)
         else:
-            self._free_updates.append(path)
+            self._free_updates.add(path)
 
     def delete_free_update_files(self) -> None:
         while self._free_updates:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from openfl_audio.director.authorization import Context, Gate, header_of, made_by, refuse
 from openfl_audio.director.director import SUBMISSION, Director
-from openfl_audio.director.experiment import Experiment
+from openfl_audio.director.experiment import Experiment, unless_small
 from openfl_audio.director.flow_control import Downloads, Uploads
 from openfl_audio.director.openfl_envoys import header_of_results, most_bytes_of_results, named_tensor, receive_results
 from openfl_audio.director.shortage import telling_lack
@@ -52,6 +52,8 @@ from openfl_audio.protocol.wire import (
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
+# One byte that zlib has packed becomes so many at most.
+MAX_COMPRESSION = 1032
 MAX_SUBMISSION_BYTES = 64 << 30
 MAX_REASON_CHARACTERS = 10_000
 # Of a history that goes with other news of an experiment. The whole of it may be gigabytes.
@@ -273,9 +275,9 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServicer):
     async def _find(self, context: Context, header: aggregator_pb2.MessageHeader) -> tuple[Experiment, str]:
         """The experiment of a call and the envoy that makes it; ends the call if there is none."""
         name = await self.gate.envoy(context, header.sender)
-        for experiment in self.director.experiments.values():
-            if experiment.plan.federation_uuid == header.federation_uuid and takes_part(experiment, name):
-                return experiment, name
+        experiment = self.director.federations.get(header.federation_uuid)
+        if experiment is not None and name in experiment.participants:
+            return experiment, name
         sentence = f"no experiment of federation id '{header.federation_uuid[:80]}' for envoy '{name}'"
         return await refuse(context, grpc.StatusCode.NOT_FOUND, sentence)
 
@@ -352,7 +354,7 @@ class RoundsService:
         try:
             packed = await anext(pieces, b"")
             # With tens of thousands of tensors it takes seconds.
-            header = await asyncio.to_thread(Header.unpack, packed)
+            header = await unless_small(MAX_COMPRESSION * len(packed), Header.unpack, packed)
             sender = decode(encode(header.metadata), UpdateEnvelope)
             name = await self.gate.envoy(context, sender.envoy)
             experiment = await find_envoys_experiment(self.director, context, sender.experiment, name)
@@ -434,13 +436,9 @@ class RoundsService:
         return encode(self.director.status(await self.gate.user(context)))
 
 
-def takes_part(experiment: Experiment, envoy: str) -> bool:
-    return envoy in experiment.state.members or envoy in experiment.state.left
-
-
 async def find_envoys_experiment(director: Director, context: Context, experiment: str, envoy: str) -> Experiment:
     found = director.experiments.get(experiment)
-    if found is None or not takes_part(found, envoy):
+    if found is None or envoy not in found.participants:
         await refuse(context, grpc.StatusCode.NOT_FOUND, f"envoy '{envoy}' has no experiment '{experiment[:80]}'")
     return found
 

@@ -84,14 +84,7 @@ class Rounds:
 
         An envoy that had too few clips for its task trained on none.
         """
-        tasks = [task for task in self.plan.tasks if task.task_type == "train"]
-        sizes = {
-            envoy: self.bounded(envoy, task, results[task.name].size)
-            for envoy, results in sorted(self.results.items())
-            for task in tasks
-            if task.name in results
-        }
-        return {envoy: size for envoy, size in sizes.items() if size > 0}
+        return dict(sorted(self._clips.items()))
 
     def bounded(self, envoy: str, task: Task, size: int) -> int:
         """`size` of a result of `envoy`, or what its shard registered if that is less."""
@@ -119,9 +112,8 @@ class Rounds:
         return [] if self._has_answered(envoy) else self.asked.get(envoy, [])
 
     def is_complete(self, seconds_open: float) -> bool:
-        answered = sum(self._has_answered(envoy) for envoy in self.asked)
         is_quorum = self._counted() >= self.quorum
-        return self.plan.participation.is_complete(len(self.asked), answered, is_quorum, seconds_open)
+        return self.plan.participation.is_complete(len(self.asked), len(self._answered), is_quorum, seconds_open)
 
     def is_late_or_repeated(self, envoy: str, round_number: int) -> bool:
         """An answer that is dropped without a word: its sender could not know that it is not wanted any more."""
@@ -141,10 +133,17 @@ class Rounds:
 
     def count(self, update: UpdateMessage) -> None:
         self.results[update.envoy] = update.results
+        self._answered.add(update.envoy)
+        for task in self.plan.tasks:
+            if task.task_type == "train" and task.name in update.results:
+                clips = self.bounded(update.envoy, task, update.results[task.name].size)
+                if clips > 0:
+                    self._clips[update.envoy] = clips
 
     def refuse(self, envoy: str, reason: str) -> None:
         """`envoy` has answered, and its answer does not count."""
         self.refused[envoy] = reason
+        self._answered.add(envoy)
 
     def note(self, envoy: str, reason: str) -> None:
         """Remember what people should know of `envoy` in this round, besides what its answer says."""
@@ -325,14 +324,17 @@ class Rounds:
         return {envoy: tasks[envoy] for envoy in tasks if tasks[envoy]}
 
     def _counted(self) -> int:
-        return len(self.trained) if self.trains else len(self.results)
+        return len(self._clips) if self.trains else len(self.results)
 
     def _forget_answers(self) -> None:
         self.results: dict[str, Results] = {}
         self.refused: dict[str, str] = {}
+        # Kept with each answer: to look through all of them whenever one comes is a square of the number of envoys.
+        self._answered: set[str] = set()
+        self._clips: dict[str, int] = {}
 
     def _has_answered(self, envoy: str) -> bool:
-        return envoy in self.results or envoy in self.refused
+        return envoy in self._answered
 
     def _mean_metrics(self, task: Task) -> dict[str, float]:
         """Means over all clips: each envoy's mean weighs as many clips as it was taken over.

@@ -1,5 +1,6 @@
 import asyncio
 import time
+from collections import Counter
 
 import pytest
 
@@ -59,6 +60,22 @@ def test_one_certificate_has_so_many_calls_open_and_no_more_and_others_have_thei
         blocks[0].__exit__(None, None, None)
         with calls.open("envoy 'a'", LATER):
             pass
+
+    asyncio.run(story())
+
+
+def test_the_end_of_a_call_is_as_much_work_however_many_others_are_open():
+    class Looking(Counter):
+        def items(self):
+            raise AssertionError("looks at the calls of all others")
+
+    async def story() -> None:
+        calls = OpenCalls()
+        calls._counts = Looking()
+        with calls.open("envoy 'b'", LATER):
+            with calls.open("envoy 'a'", LATER), calls.open("envoy 'a'", LATER):
+                pass
+            assert list(calls._counts) == ["envoy 'b'"]
 
     asyncio.run(story())
 

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from openfl.protocols import director_pb2
+from openfl.protocols import aggregator_pb2, director_pb2
 
+from openfl_audio.director.authorization import Gate
 from openfl_audio.director.director import Director
 from openfl_audio.director.experiment import Experiment
 from openfl_audio.director.notification import Changes
 from openfl_audio.director.run_folder import RunFolder, Status
+from openfl_audio.director.service import AggregatorService
 from openfl_audio.errors import EnvoyRefusedError, SubmissionError
 from openfl_audio.protocol.participation import Participation
 from openfl_audio.protocol.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL, BestModel, ExperimentPlan, Task
@@ -390,7 +392,7 @@ def test_what_is_for_one_envoy_wakes_no_other(play, monkeypatch):
         monkeypatch.setattr(Changes, "notify", lambda changes: woken.append(changes))
         await register(director, "abx")
         submitted = await submit(director, "only-a", envoys=["a"])
-        concerned = (director.envoys["a"].changes, submitted._changes, submitted._answers)
+        concerned = (director.envoys["a"].changes, submitted._news, submitted._answers)
         assert director.envoys["a"].changes in woken
         assert all(any(changes is each for each in concerned) for changes in woken)
         woken.clear()
@@ -661,3 +663,22 @@ def test_an_experiment_that_cannot_be_taken_up_is_shown_with_the_reason_and_its_
 
     play(before)
     play(after)
+
+
+def test_a_call_of_an_envoy_looks_at_no_experiment_but_its_own(play, monkeypatch):
+    class Untouchable(dict):
+        def values(self):
+            raise AssertionError("looks at all experiments")
+
+    async def story(director: Director) -> None:
+        await register(director, "ab")
+        experiment = await submit(director, "one", envoys=["a"])
+        await is_running(experiment)
+        await answer(experiment, "a")
+        service = AggregatorService(director, Gate(tls=False))
+        header = aggregator_pb2.MessageHeader(sender="a", federation_uuid="one")
+        monkeypatch.setattr(director, "experiments", Untouchable(director.experiments))
+        assert await service._find(None, header) == (experiment, "a")
+        monkeypatch.undo()
+
+    play(story)

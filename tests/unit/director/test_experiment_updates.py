@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from openfl_audio.director.notification import Changes
 from openfl_audio.director.run_folder import RunFolder, Status
 from openfl_audio.errors import TensorFormatError, UpdateRefusedError
 from openfl_audio.protocol.tensors import Header, TensorFile, Tensors, stream
@@ -207,6 +208,17 @@ def test_in_float16_an_update_in_float32_is_refused(tmp_path):
             await answer(experiment, "b", lambda tensors: tensors | {"weight": tensors["weight"].astype(np.float32)})
 
     play(experiment, serve(experiment, "a"), wide())
+
+
+def test_a_round_wakes_none_of_those_whose_turn_it_is_not(tmp_path, monkeypatch):
+    experiment = make_experiment(tmp_path, rounds=4, members="abcd", tasks=[TRAIN], participation={"count": 1})
+    woken: list[Changes] = []
+    notify = Changes.notify
+    monkeypatch.setattr(Changes, "notify", lambda changes: woken.append(changes) or notify(changes))
+    rounds = play(experiment, *(serve(experiment, envoy) for envoy in "abcd"))
+    assert sum(map(len, rounds)) == 4
+    of_envoys = [changes for changes in woken if any(changes is each for each in experiment._tasks.values())]
+    assert len(of_envoys) <= 4 + len("abcd"), "one a round, and all at the end"
 
 
 def test_an_answer_wakes_none_of_those_that_wait_for_their_next_task(tmp_path, monkeypatch):

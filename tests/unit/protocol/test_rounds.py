@@ -632,3 +632,15 @@ def test_a_trimmed_mean_that_would_trim_nobody_is_refused():
 
 def test_a_median_may_be_of_any_number_of_updates():
     make_rounds(aggregation=Aggregation(rule=Median())).check_members("a")
+
+
+def test_to_take_in_an_answer_is_as_much_work_however_many_others_have_answered(monkeypatch):
+    rounds = make_rounds(envoys=[f"envoy-{number}" for number in range(30)], deadline_seconds=10, quorum=30)
+    looked = []
+    bounded = rounds.bounded
+    monkeypatch.setattr(rounds, "bounded", lambda *of: looked.append(of) or bounded(*of))
+    for envoy in rounds.asked:
+        assert not rounds.is_complete(11)
+        answer(rounds, envoy)
+    assert rounds.is_complete(11)
+    assert len(looked) == 30
