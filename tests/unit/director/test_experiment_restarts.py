@@ -1,18 +1,27 @@
 import asyncio
+import shutil
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from openfl_audio.director.experiment import Experiment
 from openfl_audio.director.run_folder import RunFolder, Status
-from openfl_audio.protocol.tensors import TensorFile, write_tensors
+from openfl_audio.protocol.tensors import Header, TensorFile, stream, write_tensors
+from openfl_audio.protocol.wire import UpdateMessage
 from tests.unit.director.toy_experiment import (
+    MODEL,
     answer,
+    global_model,
     make_experiment,
     play,
+    results_of,
     running,
     serve,
+    train,
+    until,
 )
 
 COUNT_TWO = {"count": 2, "seed": 4}
@@ -122,3 +131,49 @@ def test_after_a_restart_a_file_that_is_no_update_of_this_round_is_left_out(tmp_
     play(again, *[serve(again, envoy) for envoy in "abcd"])
     assert sorted(again.folder.history[0]["envoys"]) == list("abcd")
     assert again.folder.named_model("last").read_bytes() == expected
+
+
+def test_after_a_kill_the_file_of_an_old_update_counts_neither_as_that_nor_as_the_one_half_written_over_it(
+    tmp_path, monkeypatch
+):
+    # Large enough for its first half to leave the process at once.
+    monkeypatch.setitem(MODEL, "weight", np.linspace(-1, 1, 1 << 14, dtype=np.float32).reshape(128, 128))
+    expected = final_model(tmp_path, rounds=2)
+    experiment = make_experiment(tmp_path, rounds=2, members="abcd")
+    killed = tmp_path / "killed"
+
+    async def until_killed() -> None:
+        async with running(experiment):
+            first = await answer_first(experiment, round_number=1)
+            old = experiment.folder._free_updates[-1]
+            whole = old.stat().st_size
+            late = next(envoy for envoy in "abcd" if envoy != first)
+            uploading = asyncio.create_task(upload_half(experiment, late, killed))
+            await until(killed.exists)
+            # There is room for all of the new update from the beginning: its length does not tell that half is missing.
+            assert (killed / "updates" / old.name).stat().st_size >= whole
+            uploading.cancel()
+
+    asyncio.run(until_killed())
+    again = Experiment(RunFolder.load(killed), lambda _: True)
+    play(again, *[serve(again, envoy) for envoy in "abcd"])
+    assert sorted(again.folder.history[1]["envoys"]) == list("abcd")
+    assert again.folder.named_model("last").read_bytes() == expected
+
+
+async def upload_half(experiment: Experiment, envoy: str, copy: Path) -> None:
+    """Send the first half of the envoy's update, copy the experiment's folder as it then is, and send nothing more."""
+    tasks, round_number = await experiment.wait_for_tasks(envoy)
+    model, _ = global_model(experiment)
+    update = UpdateMessage(
+        experiment=experiment.plan.name, envoy=envoy, round=round_number, results=results_of(envoy, tasks, model)
+    )
+    header, *pieces = stream(train(envoy, round_number, model), update.model_dump())
+    data = b"".join(pieces)
+
+    async def half() -> AsyncIterator[bytes]:
+        yield data[: len(data) // 2]
+        shutil.copytree(experiment.folder.path, copy)
+        await asyncio.Event().wait()
+
+    await experiment.receive_update(update, Header.unpack(header), half())
