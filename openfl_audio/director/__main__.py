@@ -19,7 +19,7 @@ from openfl_audio.director.authorization import Gate
 from openfl_audio.director.calls import OpenCalls
 from openfl_audio.director.director import Director
 from openfl_audio.director.grpc_errors import GuardingInterceptor
-from openfl_audio.director.receiving import Connections
+from openfl_audio.director.receiving import Connections, end_silent_lines
 from openfl_audio.director.runs_lock import sole_director
 from openfl_audio.director.service import AggregatorService, DirectorService, RoundsService
 from openfl_audio.errors import CertificateError, SettingsError
@@ -32,10 +32,14 @@ logger = logging.getLogger("director")
 
 # The largest message that anybody sends here is the header of a model; OpenFL's envoys send pieces of two megabytes.
 MAX_RECEIVED_BYTES = MAX_HEADER_BYTES + MAX_REQUEST_BYTES
-# Somebody who connects and says nothing is sent away. TLS takes a few round trips, on a busy machine some seconds.
+# Somebody who connects and says too little is sent away. TLS takes a few round trips, on a busy machine some seconds.
 HANDSHAKE_SECONDS = 10.0
 # The part of the files a process may open that connections may be, so that experiments can write what they must.
 CONNECTIONS_SHARE = 0.75
+
+
+def max_connections(max_files: int) -> int:
+    return int(max_files * CONNECTIONS_SHARE)
 
 
 def server_options(max_files: int) -> list[tuple[str, int]]:
@@ -44,7 +48,7 @@ def server_options(max_files: int) -> list[tuple[str, int]]:
         *(option for option in CHANNEL_OPTIONS if option[0] != "grpc.max_receive_message_length"),
         ("grpc.max_receive_message_length", MAX_RECEIVED_BYTES),
         ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_SECONDS * 1000)),
-        ("grpc.max_allowed_incoming_connections", int(max_files * CONNECTIONS_SHARE)),
+        ("grpc.max_allowed_incoming_connections", max_connections(max_files)),
     ]
 
 
@@ -81,7 +85,8 @@ async def serve(settings: DirectorSettings, credentials: Credentials | None, max
         await server.start()
         how = "with TLS" if credentials else "without TLS: anybody may connect"
         logger.info("director listens on %s %s", address, how)
-        watching = [asyncio.create_task(watch) for watch in (calls.watch(), connections.watch())]
+        watches = calls.watch(), connections.watch(), end_silent_lines(max_connections(max_files))
+        watching = [asyncio.create_task(watch) for watch in watches]
         await stopped.wait()
         for task in watching:
             task.cancel()

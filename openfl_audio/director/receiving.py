@@ -1,4 +1,4 @@
-"""How much of messages that are not whole yet the director holds, and an end to the calls that bring too much.
+"""What comes on connections before gRPC hands it on: an end to calls that bring too much, and to silent connections.
 
 gRPC keeps a message until all of it is there, and only then compares its size with `grpc.max_receive_message_length`
 (gRPC issue 43012): whoever sends gigabytes fills the memory first. How many bytes a connection has brought Linux knows
@@ -34,7 +34,11 @@ FRAMES_SHARE = 1.02
 HEADER_BYTES = 2048
 # What else a peer sends: pings, and leave to send it more of a model.
 OTHER_BYTES_PER_SECOND = 256 << 10
-BYTES_RECEIVED_OFFSET = 128  # of tcpi_bytes_received in tcp_info
+# Where tcp_info has tcpi_last_data_recv and tcpi_bytes_received.
+LAST_DATA_OFFSET, BYTES_RECEIVED_OFFSET = 52, 128
+SILENT_SECONDS = 1.5
+# What HTTP/2 begins with (RFC 9113, 3.4); TLS begins with more.
+LEAST_BYTES = 24
 
 
 @dataclass
@@ -119,7 +123,25 @@ def bytes_resident() -> int:
 
 def bytes_brought() -> dict[tuple[str, int], int]:
     """How many bytes have come so far on each connection of this process, by address and port of the peer."""
-    brought = {}
+    return {address: brought for _, address, brought, _ in lines()}
+
+
+async def end_silent_lines(max_lines: int) -> None:
+    """While more than half of `max_lines` are open, end those that have not even brought a greeting, for ever.
+
+    Whoever means to say something begins with it at once. A handshake that has begun has longer.
+    """
+    while sys.platform == "linux":
+        await asyncio.sleep(1.0)
+        if sum(1 for _ in Path("/proc/self/fd").iterdir()) > max_lines / 2:
+            for line, _, brought, seconds in lines():
+                if brought < LEAST_BYTES and seconds > SILENT_SECONDS:
+                    line.shutdown(socket.SHUT_RDWR)
+
+
+def lines() -> Iterator[tuple[socket.socket, tuple[str, int], int, float]]:
+    """Connections of this process: a socket, address and port of the peer, the bytes that have come, and for how many
+    seconds none has."""
     for entry in Path("/proc/self/fd").iterdir():
         # What has been closed meanwhile, and what is no connection.
         with contextlib.suppress(OSError):
@@ -129,8 +151,9 @@ def bytes_brought() -> dict[tuple[str, int], int]:
                 if line.family in (socket.AF_INET, socket.AF_INET6):
                     address, port, *_ = line.getpeername()
                     info = line.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_RECEIVED_OFFSET + 8)
-                    brought[plain(address), port] = struct.unpack_from("Q", info, BYTES_RECEIVED_OFFSET)[0]
-    return brought
+                    (brought,) = struct.unpack_from("Q", info, BYTES_RECEIVED_OFFSET)
+                    (milliseconds,) = struct.unpack_from("I", info, LAST_DATA_OFFSET)
+                    yield line, (plain(address), port), brought, milliseconds / 1000
 
 
 def split_peer(peer: str) -> tuple[str, int] | None:

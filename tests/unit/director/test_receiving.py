@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from openfl_audio.director.receiving import MAX_HELD_BYTES, Connections, bytes_brought, split_peer
+from openfl_audio.director.receiving import MAX_HELD_BYTES, Connections, bytes_brought, end_silent_lines, split_peer
 from openfl_audio.errors import MessageTooLargeError
 
 
@@ -25,13 +25,46 @@ def test_a_peer_of_grpc_is_an_address_and_a_port(peer, address):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much comes")
 @pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
 def test_what_has_come_on_a_connection_is_known_before_it_is_read(family, host):
-    with socket.create_server((host, 0), family=family) as server:
+    try:
+        listening = socket.create_server((host, 0), family=family)
+    except OSError:
+        pytest.skip(f"this machine has no {host}")
+    with listening as server:
         client = socket.create_connection(server.getsockname()[:2])
         line, _ = server.accept()
         with client, line:
             client.sendall(bytes(1000))
             line.recv(1)
             assert bytes_brought()[client.getsockname()[:2]] == 1000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much comes")
+def test_of_many_connections_those_end_that_never_said_enough(monkeypatch):
+    monkeypatch.setattr("openfl_audio.director.receiving.SILENT_SECONDS", 0.1)
+
+    async def story() -> None:
+        async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while heard := await reader.read(99):
+                writer.write(heard)
+            writer.close()
+
+        server = await asyncio.start_server(echo, "127.0.0.1", 0)
+        address = server.sockets[0].getsockname()
+        (silent, first), (other, second) = [await asyncio.open_connection(*address) for _ in range(2)]
+        first.write(b"h")
+        assert await asyncio.wait_for(silent.readexactly(1), 20) == b"h"
+        second.write(b"hello" * 5)
+        assert await asyncio.wait_for(other.readexactly(25), 20) == b"hello" * 5
+        ending = asyncio.create_task(end_silent_lines(max_lines=1))
+        assert await asyncio.wait_for(silent.read(), 20) == b""
+        second.write(b"again")
+        assert await asyncio.wait_for(other.readexactly(5), 20) == b"again"
+        ending.cancel()
+        for writer in (first, second):
+            writer.close()
+        server.close()
+
+    asyncio.run(story())
 
 
 def waits_for_message(connections: Connections, *looks: dict[tuple[str, int], int], accounted: tuple[int, ...] = ()):
