@@ -566,9 +566,11 @@ class Experiment:
             # First what makes room.
             self._free_updates()
             self.folder.delete_free_update_files()
-            self.folder.delete_archive()
             self.folder.link_model("last")
         self.folder.save_state()
+        if self.ended:
+            # A director that is killed before it has written down that this is the end needs it to go on.
+            self.folder.delete_archive()
 
 
 def _departure(reason: str) -> str:

@@ -145,11 +145,12 @@ def test_after_a_kill_the_file_of_an_old_update_counts_neither_as_that_nor_as_th
     async def until_killed() -> None:
         async with running(experiment):
             first = await answer_first(experiment, round_number=1)
-            old = experiment.folder._free_updates[-1]
-            whole = old.stat().st_size
+            free = set(experiment.folder._free_updates)
+            whole = min(path.stat().st_size for path in free)
             late = next(envoy for envoy in "abcd" if envoy != first)
             uploading = asyncio.create_task(upload_half(experiment, late, killed))
             await until(killed.exists)
+            [old] = free - experiment.folder._free_updates
             # There is room for all of the new update from the beginning: its length does not tell that half is missing.
             assert (killed / "updates" / old.name).stat().st_size >= whole
             uploading.cancel()
@@ -177,3 +178,18 @@ async def upload_half(experiment: Experiment, envoy: str, copy: Path) -> None:
         await asyncio.Event().wait()
 
     await experiment.receive_update(update, Header.unpack(header), half())
+
+
+def test_the_archive_stays_until_the_state_says_that_the_experiment_has_ended(tmp_path, monkeypatch):
+    experiment = make_experiment(tmp_path, rounds=1, members="a")
+    experiment.folder.archive.write_bytes(b"code")
+
+    def fail() -> None:
+        raise PermissionError(13, "no")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(experiment.folder, "save_state", fail)
+        experiment.stop()
+    assert experiment.folder.archive.exists()
+    experiment._save_soon()
+    assert not experiment.folder.archive.exists()
