@@ -141,7 +141,7 @@ class Line:
 
 
 def submission_of(rounds: int, floats: int, folder: Path) -> bytes:
-    """What a notebook would submit: `rounds` rounds of training a model of `floats` numbers on all envoys."""
+    """Return what a notebook would submit: `rounds` rounds of training a model of `floats` numbers on all envoys."""
     task = Task(name="train", function_name="train", task_type="train")
     best = BestModel(metric="loss", direction="min")
     plan = ExperimentPlan(name=EXPERIMENT, federation_uuid=FEDERATION, rounds=rounds, tasks=[task], best=best)

@@ -89,7 +89,7 @@ def report(engine: str, job: Job, measured: Measured) -> dict:
 
 
 def ends_of_logs(folder: Path) -> str:
-    """What the processes said last: their folder is about to be removed."""
+    """Return the last lines of all logs, whose folder is about to be removed."""
     logs = sorted(path for path in folder.rglob("*.log") if path.stat().st_size)
     return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-1500:]}" for path in logs)
 

@@ -52,7 +52,7 @@ NAMES = {"ln.": "norm.", "sm.": "blocks.", "mask_net.": "masks."}
 
 
 def our_name(published: str) -> str:
-    """What a parameter of the published model is called in ours.
+    """Return the name that a parameter of the published model has in ours.
 
     >>> our_name("sm.3.UBlock.spp_dw.0.norm.gamma")
     'blocks.3.1.levels.0.1.weight'

@@ -111,5 +111,5 @@ def _matches(host: str, entry: str) -> bool:
         if address and address in ipaddress.ip_network(entry, strict=False):
             return True
     except ValueError:
-        pass
+        pass  # the entry is no network, but the end of a name
     return host.lower().endswith(entry.lower())

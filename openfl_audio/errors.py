@@ -34,7 +34,7 @@ class BrokenUploadError(OpenFLAudioError, RuntimeError):
 
 
 class SubmissionError(OpenFLAudioError, ValueError):
-    """What a notebook submitted is not an experiment."""
+    """A submission of a notebook that is not an experiment."""
 
 
 class RunFolderError(OpenFLAudioError, RuntimeError):
@@ -78,7 +78,7 @@ class ExperimentFailedError(OpenFLAudioError, RuntimeError):
 
 
 class NotFiniteError(OpenFLAudioError, ValueError):
-    """What the updates are to become does not fit into the model's types."""
+    """An aggregate of updates that does not fit into the model's types."""
 
 
 class ArchiveError(OpenFLAudioError, ValueError):

@@ -31,7 +31,7 @@ class BenchmarkError(RuntimeError):
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked for."""
+    """A run that is asked of an engine."""
 
     workload: str
     envoys: int
@@ -46,7 +46,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Measured:
-    """What an engine did. `seconds` has a number for each round; bytes are those of one envoy in one round.
+    """The figures of a run. `seconds` has a number for each round; bytes are those of one envoy in one round.
 
     `first_round` is what only this engine can tell of the first round.
     """
@@ -105,7 +105,10 @@ class MemoryWatch:
         self._thread.join()
 
     def peaks(self) -> dict[str, float]:
-        """Of the largest director, envoy and worker. What runs beside director or envoy for them is added to it."""
+        """Return the peaks of the largest director, envoy and worker.
+
+        What runs beside director or envoy for them is added to it.
+        """
         self._look()
         totals: dict[str, list[float]] = {"director": [], "envoy": [], "worker": []}
         for (role, _), processes in self._peaks.items():

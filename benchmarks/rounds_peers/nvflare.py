@@ -86,7 +86,7 @@ def _make_startup_kits(job: Job, processes: Processes, env: dict[str, str]) -> P
 
 
 def _call(command: list[str], env: dict[str, str]) -> str:
-    """What a command of NVIDIA FLARE's writes to standard output. Raises BenchmarkError if it fails."""
+    """Return what a command of NVIDIA FLARE's writes to standard output. Raises BenchmarkError if it fails."""
     with time_limit(f"{' '.join(command)} did not end"):
         answer = subprocess.run(command, env=env, capture_output=True, text=True)
     if answer.returncode:

@@ -37,7 +37,7 @@ class StatusError(RuntimeError):
 
 
 def fetch_status(address: str, certificates: Path | None, user: str | None) -> dict[str, Any]:
-    """What the director says to `user`; `certificates` None turns TLS off. Raises StatusError, AddressError or
+    """Return what the director tells `user`; `certificates` None turns TLS off. Raises StatusError, AddressError or
     CertificateError.
     """
     credentials = None

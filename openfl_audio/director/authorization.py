@@ -51,7 +51,10 @@ async def refuse(context: Context, code: grpc.StatusCode, sentence: str) -> NoRe
 
 
 class Gate:
-    """Who is calling, and may they? With TLS the certificate says so, without it everybody is who they say."""
+    """Tells who is calling, and refuses those who may not.
+
+    With TLS the certificate says so, without it everybody is who they say.
+    """
 
     def __init__(self, tls: bool) -> None:
         self.tls = tls

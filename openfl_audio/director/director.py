@@ -139,7 +139,7 @@ class Director:
         self.assign()
 
     async def attend(self, name: str, instance: str) -> AsyncIterator[dict[str, Any]]:
-        """What envoy `name` has to do, whenever that changes: {"experiment": name or "", "warm": bool}."""
+        """Yield what envoy `name` has to do, whenever that changes: {"experiment": name or "", "warm": bool}."""
         entry = self.envoys.get(name)
         if entry is None or entry.instance != instance:
             raise EnvoyRefusedError(f"envoy '{name}' is not registered")
@@ -306,7 +306,7 @@ class Director:
         return members
 
     def _is_held_up(self, envoy: str) -> bool:
-        """Whether it is at work on an experiment that waits for an envoy that is gone."""
+        """Tell whether it is at work on an experiment that waits for an envoy that is gone."""
         experiment = self.envoys[envoy].experiment
         return experiment is not None and experiment.is_held_up
 

@@ -58,7 +58,7 @@ class EndedError(RuntimeError):
 
 @dataclass
 class PartialUpdate:
-    """What an envoy of OpenFL has sent in this round so far: it sends the results of each task by themselves."""
+    """The results of an envoy of OpenFL in this round so far: it sends the results of each task by themselves."""
 
     results: dict[str, TaskResult] = field(default_factory=dict)
     tensors: Tensors = field(default_factory=dict)
@@ -93,7 +93,7 @@ class Experiment:
 
     @property
     def is_held_up(self) -> bool:
-        """Whether the round cannot end before an envoy that is gone has come back."""
+        """Tell whether the round cannot end before an envoy that is gone has come back."""
         away = [envoy for envoy in self.rounds.asked if self.rounds.tasks_for(envoy) and not self._is_online(envoy)]
         if self.plan.participation.deadline_seconds is None:
             return bool(away)
@@ -176,7 +176,7 @@ class Experiment:
 
     @property
     def waits(self) -> str:
-        """What the experiment waits for: something that the director lacks. Empty when it does not."""
+        """The name of what the director lacks and the experiment waits for; empty when it does not wait."""
         return "" if self.ended else next(iter(self._lacks.values()), "")
 
     async def wait_for_tasks(self, envoy: str) -> tuple[list[Task], int]:
@@ -262,7 +262,7 @@ class Experiment:
         return counted
 
     def is_dropped(self, sender: UpdateEnvelope) -> bool:
-        """Whether an answer comes too late, or once more."""
+        """Tell whether an answer comes too late, or once more."""
         is_old = self.rounds.is_late_or_repeated(sender.envoy, sender.round)
         return self.ended or is_old or (sender.round == self.rounds.round_number and not self._accepts_updates)
 
@@ -358,7 +358,7 @@ class Experiment:
                 await self._news.wait()
 
     def summary(self) -> dict[str, Any]:
-        """What a list of experiments says of this one."""
+        """Return the entry of this experiment in a list of all."""
         waiting = [envoy for envoy in self.rounds.asked if self.rounds.tasks_for(envoy)]
         last = self.folder.history.last or {}
         return {
@@ -578,7 +578,7 @@ def _departure(reason: str) -> str:
 
 
 def read_update(header: Header) -> UpdateMessage:
-    """What an envoy says with its tensors. Raises UpdateRefusedError."""
+    """Return the message that an envoy sends with its tensors. Raises UpdateRefusedError."""
     try:
         return UpdateMessage.model_validate(header.metadata)
     except ValidationError as error:

@@ -35,7 +35,7 @@ def named_tensor(experiment: Experiment, name: str, round_number: int, tags: lis
 
 
 def most_bytes_of_results(experiment: Experiment) -> int:
-    """What the results of a task may have: the model's tensors in float32 and as much again, and what describes them.
+    """Return the bytes that results of a task may have: the model in float32, as much again, and descriptions.
 
     They are put together in memory.
     """

@@ -122,7 +122,7 @@ def bytes_resident() -> int:
 
 
 def bytes_brought() -> dict[tuple[str, int], int]:
-    """How many bytes have come so far on each connection of this process, by address and port of the peer."""
+    """Return how many bytes have come so far on each connection of this process, by address and port of the peer."""
     return {address: brought for _, address, brought, _ in lines()}
 
 

@@ -67,7 +67,7 @@ class Status(str, Enum):
 
 
 class State(BaseModel):
-    """What changes while an experiment runs. `left` has the envoys that are out of it, with the reason."""
+    """The state of an experiment, which changes. `left` has the envoys that are out of it, with the reason."""
 
     # What another version of the director knows besides is kept.
     model_config = ConfigDict(extra="allow")
@@ -112,7 +112,7 @@ class RunFolder:
         return folder
 
     def accept(self, members: list[str], registered: dict[str, Sizes]) -> None:
-        """From here on it is there, under its name, and runs on `members`: all of that at once, or nothing.
+        """Publish the experiment under its name, to run on `members`: all of that at once, or nothing.
 
         Raises SubmissionError if the name was used before: nothing is ever overwritten.
         """
@@ -281,7 +281,7 @@ class RunFolder:
             self._free_updates.pop().unlink(missing_ok=True)
 
     def delete_archive(self) -> None:
-        """What the envoys get is needed by nobody once the experiment has ended."""
+        """Remove what the envoys download, which nobody needs once the experiment has ended."""
         self.archive.unlink(missing_ok=True)
 
     def save_state(self) -> None:
@@ -295,7 +295,7 @@ class RunFolder:
 
 
 def owner_of(path: Path) -> str:
-    """Who submitted the experiment in a folder that cannot be loaded; empty where nobody can tell."""
+    """Return who submitted the experiment in a folder that cannot be loaded, or an empty name if that is unknown."""
     try:
         owner = json.loads((path / "state.json").read_bytes())["owner"]
     except (OSError, ValueError, KeyError, TypeError):

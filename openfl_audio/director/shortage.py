@@ -22,7 +22,7 @@ LACKS = {
 
 
 def describe_lack(error: BaseException, folder: Path) -> str | None:
-    """What the director lacks, if that is why `error` was raised; `folder` is on the disk that was written to."""
+    """Return what the director lacks, if `error` was raised for that; `folder` is on the disk that was written to."""
     number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
     if not isinstance(error, OSError | MemoryError) or number not in LACKS:
         return None

@@ -288,7 +288,7 @@ def remove_download(folder: Path) -> None:
 
 
 def end_of(log: Path, start: int) -> str:
-    """What a notebook is shown of a worker's output, of which this experiment's begins at byte `start`."""
+    """Return what a notebook is shown of a worker's output, of which this experiment's begins at byte `start`."""
     lines = log.read_bytes()[start:].decode(errors="replace").splitlines() if log.exists() else []
     # A crash lists all compiled modules in one line of thousands of characters.
     return "\n".join(line for line in lines if not line.startswith("Extension modules:"))[-REPORTED_CHARACTERS:]
@@ -305,7 +305,7 @@ def memory_of(pid: int, limit: float = 0.0) -> int:
 
 
 def _bytes_of(process: psutil.Process, kind: str) -> int:
-    """What it holds: "rss", or "pss", in which a page that n processes share counts as its n-th part."""
+    """Return the memory of a process: "rss", or "pss", in which a page of n processes counts as its n-th part."""
     try:
         if kind == "rss":
             return process.memory_info().rss

@@ -11,7 +11,7 @@ TRAIN = Path(__file__).parents[2] / "scripts" / "train.py"
 
 
 def train(workload: str, arguments: Sequence[str], data: Path, out: Path) -> dict[str, Any]:
-    """What `result.json` of the run in `out` holds; one that was interrupted goes on.
+    """Run `train.py` into `out`, or resume it there, and return what its `result.json` holds.
 
     Raises CalledProcessError if it fails; what it printed says why.
     """

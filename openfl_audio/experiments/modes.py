@@ -55,7 +55,7 @@ class Clients:
 
 
 def _rank(trainer: str) -> int:
-    """From 1, of a name of `client_names`."""
+    """Return the rank, from 1, of a client by its name in `client_names`."""
     return int(trainer.rpartition("-")[2]) + 1
 
 
@@ -93,7 +93,7 @@ def choose_clients(
 
 
 def start_arguments(clients: Clients) -> dict[str, Any]:
-    """What `FLExperiment.start` and `Simulation.start` take."""
+    """Return the arguments of `FLExperiment.start` and `Simulation.start`."""
     settings = clients.settings
     participation = Participation(
         fraction=settings.fraction if len(clients.trainers) > 1 else None,

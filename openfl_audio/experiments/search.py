@@ -55,7 +55,7 @@ class Search:
 
     @cached_property
     def settings(self) -> list[RunSettings]:
-        """Of each trial."""
+        """The settings of each trial."""
         kind = self.workload.config_class
         return [load_run_settings(kind, self.config, self.changes | choice) for choice in self.choices]
 

@@ -67,7 +67,7 @@ class ModelInterface(openfl_experiment.ModelInterface):
         return optimizer
 
     def initial_tensors(self, with_optimizer: bool) -> Tensors:
-        """What travels of the model as it is built, and with `with_optimizer` of its optimizer.
+        """Return what travels of the model as it is built, and with `with_optimizer` of its optimizer.
 
         Raises ValueError, naming the pattern, if one of `local_tensors` matches nothing, or only some of the names of
         one memory; WeightsError, naming the tensor, if what `start_from` names does not fit.
@@ -81,7 +81,7 @@ class ModelInterface(openfl_experiment.ModelInterface):
         return {name: tensor for name, tensor in tensors.items() if name not in local}
 
     def _local_names(self, tensors: Tensors) -> set[str]:
-        """Those of `tensors` that a pattern of `local_tensors` matches, under all names that their memory has."""
+        """Return those of `tensors` that a pattern of `local_tensors` matches, under all names of their memory."""
         names = {name: [name] for name in tensors} | all_names(self.provide_model())
         matched = set()
         for pattern in self.local_tensors:

@@ -33,7 +33,7 @@ def explain_missing_weights(pretrained: str | Path | None) -> Iterator[None]:
 
 
 def read_weights(source: Path, model: torch.nn.Module) -> Tensors:
-    """What travels of `model`, as it is in `source`: a safetensors file, or a folder that `save_pretrained` wrote.
+    """Return what travels of `model` from `source`: a safetensors file, or a folder that `save_pretrained` wrote.
 
     Shards are read by their index, a tied weight under any of its names, and other floats are converted to the model's.
     What a model of Transformers does not find under its own names (in older folders, or in a `pytorch_model.bin`), its
@@ -52,7 +52,7 @@ def read_weights(source: Path, model: torch.nn.Module) -> Tensors:
 
 
 def _read_files(source: Path, wanted: Collection[str]) -> dict[str, torch.Tensor]:
-    """Those of the `wanted` tensors that are in the files of `source`."""
+    """Return those of the `wanted` tensors that are in the files of `source`."""
     found: dict[str, torch.Tensor] = {}
     for path in _weight_files(source):
         try:

@@ -1,10 +1,11 @@
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from openfl_audio.files import make_folder, replacing, write_json, write_json_lines, write_whole
+from openfl_audio.files import make_folder, replacing, write_json, write_json_lines, write_result, write_whole
 from openfl_audio.node.local_state import ClientStates
 
 
@@ -60,3 +61,12 @@ def test_each_new_folder_is_on_the_disk_in_the_one_above(tmp_path, synced):
 def test_the_folder_of_a_new_client_is_on_the_disk_with_its_state(tmp_path, synced):
     ClientStates(tmp_path / "states", [], keeps_optimizer=True).save("client", 0, {}, None)
     assert {tmp_path, tmp_path / "states", tmp_path / "states/client"} <= set(synced)
+
+
+def test_result_has_versions_and_leaves_no_temporary_file(tmp_path):
+    write_result(tmp_path / "result.json", accuracy={"best": 0.5}, seed=3)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["accuracy"] == {"best": 0.5}
+    assert result["seed"] == 3
+    assert result["versions"]["openfl"] == "1.7.1"
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
