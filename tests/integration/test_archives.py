@@ -193,7 +193,8 @@ SUBMISSIONS = {
 def listing(folder: Path) -> dict[str, str]:
     """Everything under `folder` but what is written now and then (logs): what it is, and a hash of what is in it."""
     found = {}
-    for path in folder.rglob("*"):
+    # os.walk passes over a folder that a node removes meanwhile, where Path.rglob raises.
+    for path in (Path(parent, name) for parent, folders, files in os.walk(folder) for name in folders + files):
         if path.suffix == ".log" or "tensorboard" in path.parts:
             continue
         try:
@@ -343,7 +344,8 @@ def test_an_envoy_refuses_a_bad_archive_or_name_and_says_so_and_stays(deceived, 
         return {name: entry for name, entry in found.items() if not name.startswith(own)}
 
     # What it downloaded before is removed only after it has reported.
-    wait_for(lambda: not [*(processes.folder / "envoys" / "a").glob("*/workspace*")], 20)
+    downloads = processes.folder / "envoys" / "a"
+    wait_for(lambda: not any("/workspace" in name for name in listing(downloads)), 20)
     before, logged = around(), len(processes.log("a").read_text())
     broken.archive = (BAD_WORKSPACES | BAD_INSIDE)[case]
     reported, sentence = report_of(broken, experiment)
