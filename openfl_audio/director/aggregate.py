@@ -4,6 +4,7 @@ Slice by slice: what is in memory does not depend on the model's size, nor on th
 """
 
 import os
+import threading
 from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -21,6 +22,8 @@ from openfl_audio.protocol.tensors import Entry, Header, TensorFile, bytes_of
 # Small enough for the processor's cache, and for malloc to hand out the same memory again and again.
 SLICE_ITEMS = 1 << 16
 Entries = Mapping[str, Entry]
+# What has been written of a model goes down to the disk while the rest is made: then little is left to wait for.
+SYNC_SECONDS = 0.05
 # NumPy leaves the interpreter's lock while it works; more threads than this only wait for memory.
 THREADS = min(4, os.cpu_count() or 1)
 
@@ -233,12 +236,29 @@ class _Target:
         self._file.write(encoded)
         self._file.flush()
         self._file.truncate(self._data_start + self._header.data_bytes)
+        self._written = threading.Event()
+        self._sync_error: OSError | None = None
+        self._syncing = threading.Thread(target=self._sync_along)
+        self._syncing.start()
         return self
 
+    def _sync_along(self) -> None:
+        while not self._written.wait(SYNC_SECONDS):
+            try:
+                os.fdatasync(self._file.fileno())
+            except OSError as error:
+                # The kernel names a fault once for each open file: the last sync would not see it again.
+                self._sync_error = error
+                return
+
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self._written.set()
+        self._syncing.join()
         with self._file:
             os.fsync(self._file.fileno())
         if error is None:
+            if self._sync_error:
+                raise self._sync_error
             self._partial.rename(self._path)
             sync_folder(self._path.parent)
 

@@ -1,9 +1,7 @@
 """One experiment on the director: its rounds, whoever waits for them, and what is kept of it."""
 
 import asyncio
-import errno
 import logging
-import os
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator
@@ -21,8 +19,8 @@ from openfl_audio.director.notification import Changes
 from openfl_audio.director.run_folder import RunFolder, Status
 from openfl_audio.director.shortage import telling_lack
 from openfl_audio.director.tensorboard import TensorBoard
+from openfl_audio.director.update_file import write_update
 from openfl_audio.errors import (
-    BrokenUploadError,
     CallEndedError,
     LackError,
     NotFiniteError,
@@ -248,7 +246,8 @@ class Experiment:
         path = self.folder.take_update_file()
         counted = False
         try:
-            await self._write(path, header, pieces, str(sender))
+            received = await write_update(path, header, pieces, str(sender))
+            self.bytes_up += received
             if header.entries:
                 with self.folder.open_model(self.folder.model) as model:
                     await unless_small(header.data_bytes, check_finite, path, str(update), header, model)
@@ -506,26 +505,6 @@ class Experiment:
             expected = expected.with_floats_as("<f2")
         check_layout(header, expected, str(update))
 
-    async def _write(self, path: Path, header: Header, pieces: AsyncIterator[bytes], refused: str) -> None:
-        encoded, expected, received = header.encode(), header.data_bytes, 0
-        with path.open("r+b") as file:
-            # Before anything more is sent: there is room for all of it, or none of it comes.
-            reserve(file.fileno(), len(encoded) + expected)
-            # Without its length at the front it is no safetensors file, and so no update, until it is whole.
-            file.write(bytes(8) + encoded[8:])
-            async for piece in pieces:
-                received += len(piece)
-                if received > expected:
-                    raise UpdateRefusedError(f"{refused}: larger than the {expected} bytes of its tensors")
-                file.write(piece)
-            if received < expected:
-                # A connection that broke looks like this too: the envoy will send it again.
-                raise BrokenUploadError(f"{refused}: ends after {received} of {expected} bytes")
-            file.truncate()
-            file.seek(0)
-            file.write(encoded[:8])
-        self.bytes_up += received
-
     def _end(self, status: Status, error: str = "") -> None:
         if self.ended:
             return
@@ -590,15 +569,3 @@ def read_update(header: Header) -> UpdateMessage:
 async def unless_small(size: int, function: Callable[..., Result], *arguments: Any) -> Result:
     """Call a function that works on `size` bytes, in a thread unless the thread would cost more than the work."""
     return function(*arguments) if size <= SMALL_BYTES else await asyncio.to_thread(function, *arguments)
-
-
-def reserve(descriptor: int, size: int) -> None:
-    """Take `size` bytes of the disk for a file. Raises OSError, and takes none, if there is no room."""
-    before = os.fstat(descriptor).st_size
-    try:
-        os.posix_fallocate(descriptor, 0, size)
-    except OSError as error:
-        os.ftruncate(descriptor, before)
-        # A file system that cannot do it says at the first byte that does not fit.
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV):
-            raise

@@ -67,18 +67,20 @@ class RunningMean:
 
     def add(self, update: np.ndarray, weight: float) -> None:
         """`update` is read and not kept."""
-        if not self._weights:
+        first = not self._weights
+        if first:
             self._first[:] = update
-            self._total.fill(0)
         self._weights.append(weight)
         dtype = np.result_type(update, self._total)
         buffer = np.empty(min(CACHED_ITEMS, len(update)), self._total.dtype)
         for start in range(0, len(update), CACHED_ITEMS):
             block = slice(start, start + CACHED_ITEMS)
             total = self._total[block]
-            difference = np.subtract(update[block], self._origin[block], out=buffer[: len(total)], dtype=dtype)
+            out = total if first else buffer[: len(total)]
+            difference = np.subtract(update[block], self._origin[block], out=out, dtype=dtype)
             difference *= weight * WEIGHT_UNIT
-            total += difference
+            if not first:
+                total += difference
 
     def result(self) -> np.ndarray:
         """This object's own memory: valid until the next `add`, which begins a new mean.

@@ -1,3 +1,6 @@
+import errno
+import os
+import threading
 import tracemalloc
 from pathlib import Path
 
@@ -281,3 +284,24 @@ def test_memory_does_not_grow_with_the_model(tmp_path, monkeypatch, rule):
     assert peak < 2 * 8 * 8 * openfl_audio.director.aggregate.SLICE_ITEMS
     for name, tensor in load(tmp_path / "target").items():
         assert (tensor == int(name.removeprefix("layer-"))).all()
+
+
+def test_a_disk_that_fails_while_a_model_is_written_leaves_no_model(tmp_path, monkeypatch):
+    """The kernel tells of a fault once: it is not lost if the sync beside the writing is told."""
+    told = threading.Event()
+
+    def fdatasync(descriptor: int) -> None:
+        told.set()
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+
+    def write() -> None:
+        header = describe({"weight": np.zeros(4, np.float32)}, {})
+        with openfl_audio.director.aggregate._Target(tmp_path / "model", header) as target:
+            target.write("weight", 0, np.ones(4, np.float32))
+            assert told.wait(10)
+
+    with pytest.raises(OSError, match="Input/output error"):
+        write()
+    assert not (tmp_path / "model").exists()

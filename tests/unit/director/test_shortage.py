@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from openfl_audio.director import experiment as experiment_module
+from openfl_audio.director import update_file
 from openfl_audio.director.experiment import Experiment
 from openfl_audio.director.history import History
 from openfl_audio.director.run_folder import RunFolder, Status
@@ -37,9 +38,9 @@ WRITES = {
     "a link to the best model": (RunFolder, "link_model"),
     "the curves": (TensorBoard, "add"),
     "the next model": (Experiment, "_fold"),
-    "an update": (Experiment, "_write"),
+    "an update": (experiment_module, "write_update"),
     "a file for an update": (RunFolder, "take_update_file"),
-    "the room for an update": (experiment_module, "reserve"),
+    "the room for an update": (update_file, "reserve"),
     "old models": (RunFolder, "delete_old_models"),
 }
 
