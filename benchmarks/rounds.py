@@ -36,10 +36,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` is no installed package
 
 from benchmarks.rounds_peers import floor
-from benchmarks.rounds_peers.measure import BenchmarkError, Job, Measured, summarise
+from benchmarks.rounds_peers.measure import REPOSITORY, BenchmarkError, Job, Measured, summarise
 from benchmarks.rounds_peers.workloads import MODELS, WrongResultError, create_model
 from openfl_audio.errors import StartError
-from openfl_audio.experiments.local_federation import REPOSITORY
 from scripts.arguments import whole_number
 
 ROUNDS = {"many": 10, "head": 10, "base": 5, "adam": 4}

@@ -1,8 +1,12 @@
 """What director and envoys ask of the system when they start."""
 
 import contextlib
+import ctypes
 import os
 import resource
+
+# Parameters of glibc's mallopt(3).
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 
 
 def prepare_process() -> int:
@@ -17,3 +21,17 @@ def prepare_process() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return soft if soft != resource.RLIM_INFINITY else 1 << 20
+
+
+def share_one_heap() -> None:
+    """Let all threads allocate from one heap that keeps what they free; to be called before they are started.
+
+    Chunks of models pass through a director in several threads. By glibc's defaults each thread has a heap in which
+    freed chunks pile up, and others are given back to the system and asked for again, which costs more than filling
+    them. Other C libraries have no such parameters and stay as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_ARENA_MAX, 1)
+        mallopt(M_MMAP_THRESHOLD, 4 << 20)
+        mallopt(M_TRIM_THRESHOLD, 64 << 20)

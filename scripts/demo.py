@@ -2,8 +2,8 @@
 
     python -m scripts.demo [--workload wav2vec2] [--data FOLDER] [--out runs/demo]
 
-Makes a synthetic corpus (unless --data names a folder with the real one) and certificates, starts the director and
-envoys by the scripts that a user runs, and executes the workload's notebook against them, with TLS.
+Makes a synthetic corpus (unless --data names a folder with the real one) and certificates, starts a director
+and envoys, and executes the workload's notebook against them, with TLS.
 """
 
 import argparse
@@ -19,8 +19,9 @@ from pathlib import Path
 
 import papermill
 
+from openfl_audio import testing
 from openfl_audio.errors import CertificateError, DemoCorpusError, StartError
-from openfl_audio.experiments.local_federation import REPOSITORY, LocalFederation
+from openfl_audio.experiments.local_federation import LocalFederation
 from openfl_audio.files import write_result
 from openfl_audio.protocol.certificates import write_certificates
 from openfl_audio.testing.corpora.fsd50k import make_fsd50k
@@ -35,7 +36,7 @@ from shard_descriptors.librispeech_preparation import prepare_librispeech
 from workspaces.hubert.features import Mfcc
 from workspaces.hubert.targets import make_targets
 
-NOTEBOOKS = REPOSITORY / "notebooks"
+NOTEBOOKS = Path(testing.__file__).parent / "notebooks"
 DATA = "a corpus in its published layout, in place of one that is made; for librifsd50k, of LibriSpeech and FSD50K"
 ENVOYS = ("envoy_1", "envoy_2", "envoy_3")
 EVALUATOR = "evaluation"
@@ -330,7 +331,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", choices=sorted(WORKLOADS), default="wav2vec2")
     parser.add_argument("--data", type=Path, help=DATA)
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "runs" / "demo", help="runs/demo by default")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="runs/demo by default")
     arguments = parser.parse_args()
     # A terminated demo must stop what it started, as one that is interrupted does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("demo: terminated"))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks.rounds_peers.measure import (
     READY_SECONDS,
+    REPOSITORY,
     BenchmarkError,
     Job,
     Measured,
@@ -19,7 +20,7 @@ from benchmarks.rounds_peers.measure import (
     say,
 )
 from benchmarks.rounds_peers.workloads import STEP, create_model
-from openfl_audio.experiments.local_federation import REPOSITORY, free_port
+from openfl_audio.experiments.local_federation import free_port
 
 ENVIRONMENT = REPOSITORY / "runs" / "peers" / "flower"
 REQUIREMENT = "flwr==1.41.*"

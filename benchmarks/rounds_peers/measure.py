@@ -17,6 +17,7 @@ from pathlib import Path
 from benchmarks.rounds_peers.workloads import TOLERANCE, WrongResultError
 from openfl_audio.experiments.local_federation import LocalFederation
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 READY_SECONDS = 120.0
 GIVE_UP_SECONDS = 600.0
 """The longest that a submission or a round may take."""

@@ -19,6 +19,7 @@ import yaml
 
 from benchmarks.rounds_peers.measure import (
     READY_SECONDS,
+    REPOSITORY,
     BenchmarkError,
     Job,
     Measured,
@@ -30,7 +31,6 @@ from benchmarks.rounds_peers.measure import (
     time_limit,
 )
 from benchmarks.rounds_peers.workloads import STEP, create_model
-from openfl_audio.experiments.local_federation import REPOSITORY
 
 ENVIRONMENT = REPOSITORY / "runs" / "peers" / "nvflare"
 REQUIREMENT = "nvflare==2.9.*"

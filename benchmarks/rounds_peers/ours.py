@@ -1,4 +1,4 @@
-"""This project's director and envoys, started by the scripts that a user runs."""
+"""This project's director and envoys, each in a process of its own."""
 
 import statistics
 import time

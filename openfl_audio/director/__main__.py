@@ -23,7 +23,7 @@ from openfl_audio.director.receiving import Connections, end_silent_lines
 from openfl_audio.director.runs_lock import sole_director
 from openfl_audio.director.service import AggregatorService, DirectorService, RoundsService
 from openfl_audio.errors import CertificateError, SettingsError
-from openfl_audio.process import prepare_process
+from openfl_audio.process import prepare_process, share_one_heap
 from openfl_audio.protocol.certificates import Credentials, load_credentials
 from openfl_audio.protocol.tensors import MAX_HEADER_BYTES
 from openfl_audio.protocol.wire import CHANNEL_OPTIONS, MAX_REQUEST_BYTES
@@ -130,6 +130,7 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     max_files = prepare_process()
+    share_one_heap()
     try:
         settings = load_settings(arguments.config, DirectorFile).settings
         credentials = None if arguments.disable_tls else load_credentials(settings.certificates, "director")

@@ -1,4 +1,4 @@
-"""Start the director and the envoys on this machine as a user does, wait until they are ready, and stop them all."""
+"""Start a director and envoys on this machine, each in a process of its own, wait for them, and stop them all."""
 
 import os
 import signal
@@ -18,7 +18,6 @@ from openfl_audio.errors import StartError
 from openfl_audio.protocol.certificates import load_credentials
 from openfl_audio.protocol.wire import channel_credentials, open_channel
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 STOP_SECONDS = 15.0
 
 
@@ -72,7 +71,7 @@ class LocalFederation:
             "runs": str(self.folder / "director"),
             **self._certificates,
         }
-        self._start("director", [str(REPOSITORY / "director/start_director.sh")], {"settings": settings})
+        self._start("director", ["openfl_audio.director"], {"settings": settings})
 
     def start_envoy(self, name: str, shard_descriptor: dict, **changes: object) -> None:
         """`changes` go into the `params` of the envoy's settings."""
@@ -83,8 +82,8 @@ class LocalFederation:
             **self._certificates,
             **changes,
         }
-        command = [str(REPOSITORY / "envoys/start_envoy.sh"), "-n", name]
-        self._start(name, command, {"params": params, "shard_descriptor": shard_descriptor})
+        module = ["openfl_audio.envoy", "-n", name]
+        self._start(name, module, {"params": params, "shard_descriptor": shard_descriptor})
 
     def wait_until_ready(self, envoys: Iterable[str], seconds: float) -> None:
         """Raises StartError if an envoy is not online after `seconds`, or if a process has ended."""
@@ -136,11 +135,11 @@ class LocalFederation:
     def log(self, name: str) -> Path:
         return self.folder / "logs" / f"{name}.log"
 
-    def _start(self, name: str, command: list[str], settings: dict) -> None:
+    def _start(self, name: str, module: list[str], settings: dict) -> None:
         config = self.folder / "settings" / f"{name}.yaml"
         config.write_text(yaml.safe_dump(settings, sort_keys=False))
-        command = [*command, "-c", str(config), *([] if self.certificates else ["--disable-tls"])]
-        self.run(name, command, cwd=self.folder, env=os.environ | {"PYTHON": sys.executable})
+        command = [sys.executable, "-m", *module, "-c", str(config)]
+        self.run(name, command if self.certificates else [*command, "--disable-tls"], cwd=self.folder, env=os.environ)
 
     def run(self, name: str, command: list[str], cwd: Path, env: Mapping[str, str]) -> None:
         """Run `command` as the process `name`, with its output in that process's log."""

@@ -33,6 +33,7 @@ from openfl_audio.protocol.wire import (
     send_pieces,
 )
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 HERE = str(Path(__file__).parent)
 ENVOYS = {"a": 1, "b": 3}  # points each
 USER = "scientist"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from openfl_audio.experiments.local_federation import REPOSITORY
+from tests.integration.conftest import REPOSITORY
 
 pytestmark = pytest.mark.integration
 

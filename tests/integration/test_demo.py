@@ -14,10 +14,9 @@ import pytest
 pytest.importorskip("espeakng_loader")
 
 from openfl_audio.errors import StartError
-from openfl_audio.experiments.local_federation import REPOSITORY
 from openfl_audio.testing.corpora.speech_commands import make_speech_commands
 from scripts.demo import ENVOYS, LIBRISPEECH, WORKLOADS, Workload, run_demo, set_earlier_run_aside
-from tests.integration.conftest import wait_for
+from tests.integration.conftest import REPOSITORY, wait_for
 
 pytestmark = pytest.mark.integration
 

@@ -20,8 +20,7 @@ import nbformat
 import papermill
 import pytest
 
-from openfl_audio.experiments.local_federation import REPOSITORY
-from tests.integration.conftest import ENVOYS, READY_SECONDS, USER, wait_for
+from tests.integration.conftest import ENVOYS, READY_SECONDS, REPOSITORY, USER, wait_for
 
 pytestmark = pytest.mark.integration
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from openfl_audio.experiments.local_federation import REPOSITORY, LocalFederation, free_port
+from openfl_audio.experiments.local_federation import LocalFederation, free_port
 from openfl_audio.testing.corpora.fsd50k import make_fsd50k
 from openfl_audio.testing.corpora.librispeech import make_librispeech
 from openfl_audio.testing.corpora.speech_commands import make_speech_commands
-from tests.integration.conftest import READY_SECONDS, USER
+from tests.integration.conftest import READY_SECONDS, REPOSITORY, USER
 
 pytestmark = pytest.mark.integration
 pytest.importorskip("espeakng_loader")

@@ -14,11 +14,10 @@ import psutil
 import pytest
 
 import scripts.train
-from openfl_audio.experiments.local_federation import REPOSITORY
 from openfl_audio.experiments.run import run
 from openfl_audio.protocol.tensors import TensorFile, Tensors
 from openfl_audio.testing.corpora.speech_commands import make_speech_commands
-from tests.integration.conftest import wait_for
+from tests.integration.conftest import REPOSITORY, wait_for
 from workspaces.keyword_spotting.workload import KeywordSpotting
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]

@@ -11,9 +11,8 @@ import pandas as pd
 import pytest
 
 import scripts.tune
-from openfl_audio.experiments.local_federation import REPOSITORY
 from openfl_audio.testing.corpora.speech_commands import make_speech_commands
-from tests.integration.conftest import wait_for
+from tests.integration.conftest import REPOSITORY, wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 pytest.importorskip("ray")
