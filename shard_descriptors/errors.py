@@ -1,18 +1,20 @@
 """What a shard descriptor raises, and how its messages name many things at once.
 
-ValueError
+OpenFLAudioError, ValueError
 ├── CorpusError  the corpus, or a parameter of the shard descriptor, cannot be used
 └── AudioError   one audio file cannot be used
 """
 
 from collections.abc import Iterable
 
+from openfl_audio.errors import OpenFLAudioError
 
-class CorpusError(ValueError):
+
+class CorpusError(OpenFLAudioError, ValueError):
     """The corpus or a parameter cannot be used; the message says which, and what would be right."""
 
 
-class AudioError(ValueError):
+class AudioError(OpenFLAudioError, ValueError):
     """An audio file cannot be used; the message names the file and the fault."""
 
 

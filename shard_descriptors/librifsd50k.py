@@ -53,6 +53,8 @@ class LibriFsd50kShardDataset(ShardDataset):
         speakers, files: of each item, with no need of audio; files are those of the speech, relative to the store.
     """
 
+    sample_rate = SAMPLE_RATE  # of the waveforms, in Hz
+
     def __init__(
         self,
         store: Store,

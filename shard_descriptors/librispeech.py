@@ -122,6 +122,8 @@ class LibriSpeechShardDataset(ShardDataset):
         targets_info: {"codebook", "clusters", "feature"}, or None without targets.
     """
 
+    sample_rate = SAMPLE_RATE  # of the waveforms, in Hz
+
     def __init__(self, prepared: Prepared, parts: dict[str, list[Clip]], targets: "Targets | None") -> None:
         self._prepared = prepared
         self._clips = [clip for clips in parts.values() for clip in clips]

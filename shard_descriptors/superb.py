@@ -50,6 +50,8 @@ class SuperbShardDataset(ShardDataset):
     itself. With a share, and in the other splits, an item is the same second at every access.
     """
 
+    sample_rate = SAMPLE_RATE  # of the waveforms, in Hz
+
     def __init__(self, corpus: Corpus, clips: Sequence[Clip], seed: int) -> None:
         self.labels = np.array([clip.label for clip in clips], dtype=np.int64)  # (items,)
         self.speakers = [clip.speaker for clip in clips]  # "" for silence

@@ -2,7 +2,9 @@
 
 import os
 import sys
+from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from openfl_audio.config import Host, Settings
 from openfl_audio.errors import SettingsError
 from openfl_audio.protocol.certificates import load_credentials
 from openfl_audio.protocol.wire import channel_credentials, open_channel
+
+GROUP = "openfl_audio.shard_descriptors"
 
 
 class EnvoySettings(Settings):
@@ -47,20 +51,26 @@ class EnvoyFile(Settings):
 def build_shard_descriptor(settings: ShardDescriptorSettings, folder: Path) -> ShardDescriptor:
     """Make the shard descriptor; paths in its parameters are relative to `folder`, which becomes the current one.
 
-    Its module is an installed one, or lies in `folder`, beside the settings.
+    Its template is an entry point of the group openfl_audio.shard_descriptors, or MODULE.CLASS of a module that is
+    installed or lies in `folder`, beside the settings.
     """
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
-    module, _, name = settings.template.rpartition(".")
-    try:
-        factory = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SettingsError(f"shard_descriptor.template '{settings.template}' cannot be imported: {error}") from error
+    factory = _load(settings.template)
     os.chdir(folder)
     try:
         return factory(**settings.params)
     except TypeError as error:
         raise SettingsError(f"shard_descriptor.params do not fit {settings.template}: {error}") from error
+
+
+def _load(template: str) -> Callable[..., ShardDescriptor]:
+    installed = entry_points(group=GROUP, name=template)
+    module, _, name = template.rpartition(".")
+    try:
+        return next(iter(installed)).load() if installed else getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SettingsError(f"shard_descriptor.template '{template}' cannot be imported: {error}") from error
 
 
 def connect(settings: EnvoySettings, name: str, tls: bool, **headers: str) -> grpc.Channel:
