@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from openfl_audio.protocol.aggregation import OpenFLAdam as OpenFLAdam
     from openfl_audio.protocol.aggregation import OpenFLYogi as OpenFLYogi
     from openfl_audio.protocol.aggregation import TrimmedMean as TrimmedMean
+    from openfl_audio.protocol.metrics import MeanOver as MeanOver
     from openfl_audio.protocol.participation import Participation as Participation
     from openfl_audio.simulation.simulation import Simulation as Simulation
     from openfl_audio.training.run_settings import RunSettings as RunSettings
@@ -52,6 +53,7 @@ _MODULES = {
         "OpenFLYogi",
         "TrimmedMean",
     ),
+    "protocol.metrics": ("MeanOver",),
     "protocol.participation": ("Participation",),
     "simulation.simulation": ("Simulation",),
     "training.run_settings": ("RunSettings",),

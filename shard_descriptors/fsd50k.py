@@ -42,6 +42,7 @@ class Fsd50kShardDataset(ShardDataset):
     Attributes:
         clip: which clip each patch belongs to: 0, 0, 0, 1, ...; int64, shape (patches,).
         clip_labels: 0/1, float32, shape (clips, classes).
+        num_labels: of each clip, int64, shape (clips,).
         clip_names, uploaders: of each clip.
         classes: their names.
         all_uploaders: those that `set_uploader` can choose, sorted.
@@ -86,6 +87,7 @@ class Fsd50kShardDataset(ShardDataset):
         self.clip_labels = np.zeros((len(self._clips), len(self.classes)), dtype=np.float32)
         for position, i in enumerate(self._clips):
             self.clip_labels[position, list(store.clips[i].labels)] = 1
+        self.num_labels = self.clip_labels.sum(axis=1).astype(np.int64)
 
     def __len__(self) -> int:
         return len(self.clip)

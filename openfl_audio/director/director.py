@@ -301,6 +301,7 @@ class Director:
             )
         try:
             rounds.check_members(members)
+            plan.check_best()
         except ValueError as error:
             raise SubmissionError(f"of the envoys {members}: {error}") from None
         return members

@@ -19,6 +19,7 @@ from openfl.federated.task.task_runner import CoreTaskRunner
 from openfl_audio.node.adapter import move, remember_weights
 from openfl_audio.node.local_state import ClientStates
 from openfl_audio.protocol.aggregation import are_finite
+from openfl_audio.protocol.metrics import MeanOver
 from openfl_audio.protocol.plan import Task
 from openfl_audio.protocol.tensors import Tensors
 from openfl_audio.protocol.wire import MAX_CLIPS, TaskResult
@@ -97,7 +98,9 @@ class TaskRunner(CoreTaskRunner):
             returned, produced = self.TASK_REGISTRY[task.function_name](
                 col_name=client, round_num=round_number, input_tensor_dict=tensors, device=device, **apply
             )
-        return TaskResult(size=size, metrics=_metrics(returned, task)), produced
+        metrics = _metrics(returned, task)
+        counts = {str(name): value.count for name, value in returned.items() if isinstance(value, MeanOver)}
+        return TaskResult(size=size, metrics=metrics, counts=counts), produced
 
     def _data_size(self, method: str) -> int:
         """What `method` of the data interface returns. Raises ValueError, naming it, if that is no number of clips."""

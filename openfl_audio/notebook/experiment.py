@@ -46,6 +46,7 @@ def define(
     keep: int = 0,
     precision: Literal["float32", "float16"] = "float32",
     metric_bounds: Mapping[str, tuple[float, float]] | None = None,
+    mean_over: Mapping[str, str | None] | None = None,
 ) -> Definition:
     """For the arguments see `interactive_api.FLExperiment.start`. Raises ValueError if they do not fit."""
     if opt_treatment not in OPT_TREATMENTS:
@@ -69,9 +70,11 @@ def define(
         keep=keep,
         precision=precision,
         metric_bounds=dict(metric_bounds or {}),
+        mean_over=dict(mean_over or {}),
         untrained=[tensor for tensor in tensors if tensor not in parameters],
         units=getattr(data_loader, "units", ExperimentPlan.model_fields["units"].default),
     )
+    plan.check_best()
     return Definition(plan, tensors, model_provider, task_keeper, data_loader, opt_treatment)
 
 

@@ -144,6 +144,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
         keep: int = 0,
         precision: Literal["float32", "float16"] = "float32",
         metric_bounds: Mapping[str, tuple[float, float]] | None = None,
+        mean_over: Mapping[str, str | None] | None = None,
     ) -> None:
         """Send the experiment to the director and return; `watch` shows how it goes.
 
@@ -158,6 +159,11 @@ class FLExperiment(openfl_experiment.FLExperiment):
         or one that is undefined (NaN or None), is left out of the mean, and `watch` says so. Unless it says otherwise
         "accuracy", "pr_auc" and their like are at most 100 (per cent), and "wer" and its like at least 0. If no envoy
         reports a metric that is to choose a model, the experiment fails in its first validation.
+        `mean_over` says what validation metrics are means over, such as {"wer": "words", "pr_auc": None}. By default
+        that is what the data interface's sizes count, so that the mean of several envoys is exact; a task returns
+        `MeanOver(value, count)` for a metric with a unit of its own. None is a metric that is no mean, as "f1",
+        "pr_auc" and their like are by default: it can choose a model only where a single envoy validates, and `watch`
+        calls it a "mean of sites" elsewhere.
         With `precision` "float16" half as many bytes travel; the director's sums and models stay as they are.
         Raises DirectorError if the director refuses.
         """
@@ -180,6 +186,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
             keep=keep,
             precision=precision,
             metric_bounds=metric_bounds,
+            mean_over=mean_over,
         )
         extras = {
             "precision": precision,

@@ -55,6 +55,24 @@ KNOWN_BOUNDS = {
     **dict.fromkeys(_RATES, (0.0, LARGEST_METRIC)),
 }
 Bounds = tuple[float, float]
+# Metrics whose names say that they are no means: their values over all clips do not follow from those of the sites.
+KNOWN_NO_MEANS = frozenset(
+    {
+        "auc",
+        "average_precision",
+        "balanced_accuracy",
+        "d_prime",
+        "eer",
+        "f1",
+        "map",
+        "perplexity",
+        "pr_auc",
+        "precision",
+        "recall",
+        "roc_auc",
+    }
+)
+Unit = Annotated[str, Field(pattern=r"^[a-z_ ]{1,64}$")]
 
 
 class BestModel(Part):
@@ -97,6 +115,8 @@ class ExperimentPlan(Part):
     mean. `keep` is the number of most recent rounds whose models are kept besides best and last. `metric_bounds` are
     the least and the largest value of a metric, by its name: what is reported outside of them does not count. `units`
     are what sizes count, by type of task: a size is bounded by what the envoy's shard registered in that unit.
+    `mean_over` says what a validation metric is a mean over, where that is not what the size counts ("words"), or None
+    for a metric that is no mean: several envoys' values do not make the value over all clips.
     """
 
     name: str
@@ -113,6 +133,7 @@ class ExperimentPlan(Part):
     untrained: list[str] = Field(default=[], fail_fast=True)
     metric_bounds: dict[MetricName, Bounds] = Field(default={}, max_length=1000)
     units: dict[Literal["train", "validate"], str] = {"train": "clips", "validate": "clips"}
+    mean_over: dict[MetricName, Unit | None] = Field(default={}, max_length=1000)
 
     @field_validator("name")
     @classmethod
@@ -136,6 +157,36 @@ class ExperimentPlan(Part):
     def bounds_of(self, metric: str) -> Bounds:
         """The least and the largest value that a report of `metric` may have to count."""
         return self.metric_bounds.get(metric) or KNOWN_BOUNDS.get(metric) or (-LARGEST_METRIC, LARGEST_METRIC)
+
+    def unit_of(self, task: Task, metric: str) -> str | None:
+        """Return what the values of `metric` are means over: "clips", say, or None if they are no means."""
+        unit = self.units.get(task.task_type, "clips")
+        default = None if metric.lower() in KNOWN_NO_MEANS else unit
+        declared = self.mean_over.get(metric, default)
+        # A declared unit is that of the validation: a training task may take its mean over something else.
+        return declared if declared is None or task.task_type == "validate" else unit
+
+    def is_mean_of_sites(self, task: Task, metric: str) -> bool:
+        """Tell whether the value of `metric` is a mean of several envoys' values, and not that over all clips."""
+        evaluators = set(self.participation.evaluators)
+        if task.validates_global_model and evaluators:
+            is_of_one = len(evaluators) == 1
+        else:
+            is_of_one = self.envoys is not None and len({*self.envoys} - evaluators) == 1
+        return not is_of_one and self.unit_of(task, metric) is None
+
+    def check_best(self) -> None:
+        """Raise ValueError if a metric that is to choose a model would be a mean of several envoys' values."""
+        validation = next((task for task in self.tasks if task.validates_global_model), None)
+        for metric, _ in self.best.models.values():
+            if validation is not None and self.is_mean_of_sites(validation, metric):
+                means = sorted(name for name, unit in self.mean_over.items() if unit is not None)
+                raise ValueError(
+                    f"metric '{metric}' cannot choose the best model: its value over all clips is not the mean of what "
+                    "several envoys validate. Name one envoy that has all validation clips in "
+                    "participation=Participation(evaluators=[...]), or give `best` a metric that is a mean"
+                    + (f": {' or '.join(map(repr, means[:5]))}" if means else " (see `mean_over`)")
+                )
 
     def tasks_for_round(self, round_number: int, trains: bool = True) -> list[Task]:
         """Validation of the global model, then training; after the last round the final model is validated too.

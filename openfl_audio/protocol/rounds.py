@@ -88,8 +88,18 @@ class Rounds:
 
     def bounded(self, envoy: str, task: Task, size: int) -> int:
         """`size` of a result of `envoy`, or what its shard registered if that is less."""
+        return self._bounded(envoy, task, size, self._unit(task))
+
+    def _bounded(self, envoy: str, task: Task, count: int, unit: str) -> int:
         registered = self.registered.get(envoy, {}).get(task.task_type, {})
-        return min(size, registered.get(self._unit(task), size))
+        return min(count, registered.get(unit, count))
+
+    def _weight(self, envoy: str, task: Task, result: TaskResult, metric: str) -> int:
+        """Return what the value of `metric` is a mean over, by the word of `envoy`, and no more than it registered."""
+        unit = self.plan.unit_of(task, metric)
+        if unit is None or metric not in result.counts:
+            return self.bounded(envoy, task, result.size)
+        return self._bounded(envoy, task, result.counts[metric], unit)
 
     def open(self, members: Collection[str], asked: Collection[str] | None = None) -> None:
         """Ask those whose turn it is; after a restart, the same ones (`asked`) as before."""
@@ -199,15 +209,25 @@ class Rounds:
         """What to remember of the round: means of metrics over all clips, and what each envoy said.
 
         Validation metrics are those of the model the round began with; `best` says whether it is the best so far.
+        `means_of_sites` names the metrics, by task, whose means are not their values over all clips.
         """
-        tasks = {task.name for tasks in self.asked.values() for task in tasks}
+        tasks = {task.name: task for tasks in self.asked.values() for task in tasks}
+        metrics = {task.name: self._mean_metrics(task) for task in self.plan.tasks if task.name in tasks}
+        means_of_sites = {
+            name: [metric for metric in means if self.plan.is_mean_of_sites(tasks[name], metric)]
+            for name, means in metrics.items()
+        }
         self._told = len(self._noted)
         return {
             "round": self.round_number,
             "best": "best" in self.better_scores(),
-            "metrics": {task.name: self._mean_metrics(task) for task in self.plan.tasks if task.name in tasks},
+            "metrics": metrics,
+            "means_of_sites": {name: means for name, means in means_of_sites.items() if means},
             "envoys": {
-                envoy: {task: {"size": result.size, **self._defined(result)} for task, result in results.items()}
+                envoy: {
+                    name: {"size": result.size, **self._defined(tasks[name], result)}
+                    for name, result in results.items()
+                }
                 for envoy, results in sorted(self.results.items())
             },
             "refused": dict(sorted(self.refused.items())),
@@ -238,14 +258,21 @@ class Rounds:
                 if (bound := self.bounded(envoy, task, size)) < size:
                     unit = self._unit(task)
                     yield envoy, f"claims {size} {unit} for task '{task.name}', and registered {bound}: it weighs those"
-                for metric, value in results[task.name].metrics.items():
-                    if fault := self._fault_of(metric, value):
-                        yield envoy, f"metric '{metric[:64]}' of task '{task.name}' is {value:g}: {fault}"
+                yield from ((envoy, note) for note in self._metric_notes(envoy, task, results[task.name]))
         clips = list(self.trained.values())
         weights = self.plan.aggregation.weights(clips) if clips else []
         for envoy, claimed, weight in zip(self.trained, clips, weights, strict=True):
             if weight != claimed:
                 yield envoy, f"weight {weight:.6g} instead of {claimed}: the share of one update is limited"
+
+    def _metric_notes(self, envoy: str, task: Task, result: TaskResult) -> Iterator[str]:
+        for metric, value in result.metrics.items():
+            if fault := self._fault_of(task, result, metric):
+                yield f"metric '{metric[:64]}' of task '{task.name}' is {value:g}: {fault}"
+            elif (unit := self.plan.unit_of(task, metric)) is not None and metric in result.counts:
+                count, bound = result.counts[metric], self._weight(envoy, task, result, metric)
+                if bound < count:
+                    yield f"claims {count} {unit} for metric '{metric[:64]}', and registered {bound}: it weighs those"
 
     def _unit(self, task: Task) -> str:
         return self.plan.units.get(task.task_type, "clips")
@@ -257,18 +284,21 @@ class Rounds:
     def _missing(self) -> list[str]:
         return [envoy for envoy in self.asked if not self._has_answered(envoy)]
 
-    def _fault_of(self, metric: str, value: float) -> str:
+    def _fault_of(self, task: Task, result: TaskResult, metric: str) -> str:
         """Why a metric's value is left out of the mean, "" if it is not."""
+        value, unit = result.metrics[metric], self.plan.unit_of(task, metric)
         low, high = self.plan.bounds_of(metric)
         if not math.isfinite(value):
             return "undefined, and left out of the mean"
         if not low <= value <= high:
             return f"outside its bounds {low:g} to {high:g} (see `metric_bounds`), and left out of the mean"
+        if unit not in (None, self._unit(task)) and metric not in result.counts:
+            return f"without its number of {unit} (see `MeanOver`), and left out of the mean"
         return ""
 
-    def _defined(self, result: TaskResult) -> dict[str, float]:
+    def _defined(self, task: Task, result: TaskResult) -> dict[str, float]:
         """The metrics that count."""
-        return {name: value for name, value in result.metrics.items() if not self._fault_of(name, value)}
+        return {name: value for name, value in result.metrics.items() if not self._fault_of(task, result, name)}
 
     def _reported_names(self) -> set[str]:
         """Names of the global model's validation metrics, of envoys that had clips for it."""
@@ -337,20 +367,23 @@ class Rounds:
         return envoy in self._answered
 
     def _mean_metrics(self, task: Task) -> dict[str, float]:
-        """Means over all clips: each envoy's mean weighs as many clips as it was taken over.
+        """Means over all clips: each envoy's mean weighs as much as it was taken over (see `_weight`).
 
         A metric that not every envoy reports is the mean over those that do, and so is one that some could not define.
         """
         # In the order of names: a mean must not depend on who was first.
         results = [(envoy, result[task.name]) for envoy, result in sorted(self.results.items()) if task.name in result]
-        sizes = [self.bounded(envoy, task, result.size) for envoy, result in results]
-        defined = [(self._defined(result), size) for (_, result), size in zip(results, sizes, strict=True) if size > 0]
-        means = {}
-        for name in sorted({name for metrics, _ in defined for name in metrics}):
-            reported = [(metrics[name], size) for metrics, size in defined if name in metrics]
-            total = sum(size for _, size in reported)
-            means[name] = sum(value * (size / total) for value, size in reported)
-        return means
+        values: dict[str, list[tuple[float, int]]] = {}
+        for envoy, result in results:
+            if self.bounded(envoy, task, result.size) > 0:
+                for name, value in self._defined(task, result).items():
+                    values.setdefault(name, []).append((value, self._weight(envoy, task, result, name)))
+        totals = {name: sum(weight for _, weight in values[name]) for name in sorted(values)}
+        return {
+            name: sum(value * (weight / total) for value, weight in values[name])
+            for name, total in totals.items()
+            if total > 0
+        }
 
     def _score(self, metric: str) -> float | None:
         for task in self.plan.tasks:

@@ -11,13 +11,16 @@ from openfl_audio.protocol.wire import MAX_CLIPS
 logger = logging.getLogger(__name__)
 
 SPLITS = {"train": "train", "validate": "validation"}  # by the type of task
+# What a split may count of each item besides, by the attribute that has the numbers, (items,).
+COUNTED = {"frames": "num_frames", "labels": "num_labels"}
 # By type of task and unit, such as {"train": {"clips": 118, "frames": 59000}}.
 Sizes = dict[str, dict[str, Annotated[int, Field(ge=0, le=MAX_CLIPS)]]]
 SIZES = TypeAdapter(Sizes)
 
 
 def sizes_of(shard_descriptor: ShardDescriptor) -> Sizes:
-    """Items of the shard's splits by type of task: "clips", and "frames" where a split has `num_frames` (items,).
+    """Items of the shard's splits by type of task: "clips", and "frames" or "labels" where a split has `num_frames` or
+    `num_labels`, (items,).
 
     A split that cannot be opened or counted has no size, and so no bound.
     """
@@ -26,8 +29,9 @@ def sizes_of(shard_descriptor: ShardDescriptor) -> Sizes:
         try:
             dataset = shard_descriptor.get_dataset(split)
             sizes[task_type] = {"clips": len(dataset)}
-            if hasattr(dataset, "num_frames"):
-                sizes[task_type]["frames"] = int(dataset.num_frames.sum())
+            for unit, attribute in COUNTED.items():
+                if hasattr(dataset, attribute):
+                    sizes[task_type][unit] = int(getattr(dataset, attribute).sum())
         except Exception as error:  # a site's own code; tasks will say what is wrong with it
             logger.info("the split '%s' of the shard is not counted: %s: %s", split, type(error).__name__, error)
     return sizes

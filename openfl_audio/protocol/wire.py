@@ -13,7 +13,7 @@ import ssl
 import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import grpc
 from openfl.protocols.interceptors import headers_adder
@@ -95,10 +95,14 @@ class StatusRequest(Message):
 
 
 class TaskResult(Message):
-    """What one envoy says of one task: over how many clips, and the metrics' means over them."""
+    """What one envoy says of one task: over how many clips, and the metrics' means over them.
+
+    `counts` has what a metric is a mean over, where that is something else than clips.
+    """
 
     size: int = Field(ge=0, le=MAX_CLIPS)
     metrics: dict[str, float] = Field(max_length=1000)
+    counts: dict[str, Annotated[int, Field(ge=0, le=MAX_CLIPS)]] = Field(default={}, max_length=1000)
 
 
 class UpdateEnvelope(Message):

@@ -9,6 +9,8 @@ from openfl_audio.protocol.plan import TRAIN, VALIDATE
 
 # The column that says what did not count, and why. It is there where there is something to say.
 NOTES = "left out"
+# What the name of a metric's column ends with where the values are means of envoys' values, not values over all clips.
+MEAN_OF_SITES = " (mean of sites)"
 # Envoys that are named where many have the same to say.
 MOST_NAMES_SHOWN = 5
 
@@ -17,7 +19,10 @@ Record = dict[str, Any]
 
 def to_frame(records: Sequence[Record]) -> pd.DataFrame:
     """A row a round: `round`, validation metrics, `train ...` metrics, `seconds`, bytes `sent` by all envoys, and
-    where something did not count, or not in full, `left out`: who and why."""
+    where something did not count, or not in full, `left out`: who and why.
+
+    A metric whose value over all clips does not follow from those of the envoys is called "... (mean of sites)".
+    """
     return pd.DataFrame([table_row(record) for record in records], columns=table_columns(records))
 
 
@@ -55,9 +60,20 @@ def table_columns(records: Sequence[Record]) -> list[str]:
 
 
 def _metrics(record: Record) -> tuple[dict[str, float], dict[str, float]]:
-    """Validation metrics, and those of training by the names of their columns."""
-    trained = {f"train {name}": value for name, value in sorted(record["metrics"].get(TRAIN, {}).items())}
-    return dict(sorted(record["metrics"].get(VALIDATE, {}).items())), trained
+    """Validation metrics and those of training, by the names of their columns."""
+    trained = {f"train {name}": value for name, value in _columns(record, TRAIN).items()}
+    return _columns(record, VALIDATE), trained
+
+
+def _columns(record: Record, task: str) -> dict[str, float]:
+    means_of_sites = record.get("means_of_sites", {}).get(task, [])
+    metrics = sorted(record["metrics"].get(task, {}).items())
+    return {name + MEAN_OF_SITES * (name in means_of_sites): value for name, value in metrics}
+
+
+def columns_of(history: pd.DataFrame, metric: str) -> list[str]:
+    """Return the columns of `to_frame` that have the validation `metric`: exact, as a mean of sites, both, or none."""
+    return [name for name in (metric, metric + MEAN_OF_SITES) if name in history.columns]
 
 
 def scores_by_round(records: Sequence[Record], metric: str) -> dict[int, float]:

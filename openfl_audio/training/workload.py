@@ -82,6 +82,13 @@ class Workload(ABC, Generic[Config]):
         """Return the least and the largest value of metrics; one out of its bounds does not count."""
         return {}
 
+    def mean_over(self, config: Config) -> Mapping[str, str | None]:
+        """Return what validation metrics are means over, where that is not what the data's sizes count.
+
+        None is a metric that is no mean: see `FLExperiment.start`.
+        """
+        return {}
+
     def save(self, model: Any, config: Config, folder: Path) -> None:
         """Write `model` into `folder`, so that others can load it: a model of Transformers by default."""
         model.save_pretrained(folder)
@@ -122,6 +129,7 @@ class Workload(ABC, Generic[Config]):
             "best": self.best(config),
             "also_best": dict(self.also_best(config)),
             "metric_bounds": dict(self.metric_bounds(config)),
+            "mean_over": dict(self.mean_over(config)),
             "corpus": self.corpus,
         }
 

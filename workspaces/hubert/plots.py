@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch.utils.tensorboard import SummaryWriter
 
+from openfl_audio.training.history import columns_of
+
 NAMES = {
     "masked_accuracy": "accuracy, masked",
     "unmasked_accuracy": "accuracy, not masked",
@@ -23,14 +25,19 @@ BESIDE = {"masked_accuracy": ("unmasked_accuracy", "most_frequent_accuracy")}
 def plot_progress(history: pd.DataFrame, metric: str, path: Path) -> Figure:
     """Validation of `metric`, with what belongs beside it, and training loss by round."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    names = (metric, *BESIDE.get(metric, ()))
-    # A metric that no round could define has no column.
-    validated = history.reindex(columns=["round", *names]).dropna(subset=[metric])
-    for number, name in enumerate(names):
+    for number, name in enumerate((metric, *BESIDE.get(metric, ()))):
         style = "--" if name == "most_frequent_accuracy" else "-"
-        axes.plot(
-            validated["round"], validated[name], color=f"C{number}", marker=".", linestyle=style, label=NAMES[name]
-        )
+        # A metric that no round could define has no column.
+        for column in columns_of(history, name):
+            validated = history[["round", column]].dropna()
+            axes.plot(
+                validated["round"],
+                validated[column],
+                color=f"C{number}",
+                marker=".",
+                linestyle=style,
+                label=column.replace(name, NAMES[name]),
+            )
     axes.set(xlabel="round", ylabel=metric.replace("_", " "), ylim=(0, None))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
@@ -49,8 +56,10 @@ def plot_masked_accuracy(histories: Mapping[str, pd.DataFrame], path: Path) -> F
     for name, history in histories.items():
         validated = history.dropna(subset=["masked_accuracy"])
         axes.plot(validated["round"], validated["masked_accuracy"], marker=".", label=name)
-    baseline = pd.concat(histories.values())["most_frequent_accuracy"].mean()
-    axes.axhline(baseline, color="black", linestyle="--", label=NAMES["most_frequent_accuracy"])
+    together = pd.concat(histories.values())
+    for column in columns_of(together, "most_frequent_accuracy"):
+        label = column.replace("most_frequent_accuracy", NAMES["most_frequent_accuracy"])
+        axes.axhline(together[column].mean(), color="black", linestyle="--", label=label)
     axes.set(xlabel="round", ylabel=NAMES["masked_accuracy"], ylim=(0, None))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)

@@ -14,12 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch.amp.grad_scaler import GradScaler
 
+from openfl_audio.protocol.metrics import MeanOver
 from workspaces.hubert.data import Batch, BatchLimits, Clips
 from workspaces.hubert.loss import FrameCounts, Objective, Sums, predict
 from workspaces.hubert.memory import find_max_samples, usage
 from workspaces.hubert.model import Hubert, count_frames
 
 MASKED_PREDICTION = Path(__file__).parent / "metrics" / "masked_prediction.py"
+# What the metrics of `validate_clips` are means over: the masked frames, unless they are no means.
+MEAN_OVER = {
+    "loss": "frames",
+    "masked_accuracy": "frames",
+    "unmasked_accuracy": "frames",
+    "most_frequent_accuracy": None,
+    "cluster_usage": None,
+    "perplexity": None,
+}
 VALIDATION_SAMPLES = 1_600_000  # in a batch, without gradients: 100 s
 # Below the usual 65536, from which it would have to come down, step by step without a step, in every round.
 FIRST_LOSS_SCALE = 2.0**10
@@ -171,7 +181,8 @@ def validate_clips(model: Hubert, clips: Clips, device: str, max_samples: int = 
             frames += int(masked.sum())
             metric.add_batch(predictions=logits.argmax(-1).cpu(), references=targets.cpu(), masked=masked.cpu())
     scores = metric.compute(clusters=model.config.clusters)
-    return {"loss": total / frames, "perplexity": math.exp(total / frames), **scores}
+    unmasked = MeanOver(scores["unmasked_accuracy"], int(clips.frames.sum()) - frames)
+    return {"loss": total / frames, "perplexity": math.exp(total / frames), **scores, "unmasked_accuracy": unmasked}
 
 
 def validate_objective(

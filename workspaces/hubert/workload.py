@@ -172,6 +172,9 @@ class HubertTraining(Workload[Settings]):
     def metric_bounds(self, config: Settings) -> Mapping[str, tuple[float, float]]:
         return {"masked_accuracy": (0, 1)}
 
+    def mean_over(self, config: Settings) -> Mapping[str, str | None]:
+        return tasks.MEAN_OVER if config.pretrains else {}
+
     def shard(self, config: Settings, data: Path, rank: int, world_size: int) -> dict[str, Any]:
         return {
             "template": SHARD_DESCRIPTOR,

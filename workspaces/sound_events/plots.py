@@ -10,6 +10,10 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
+from openfl_audio.training.history import columns_of
+
+# Scores in [0, 1], with what they are called and their colours.
+SCORES = {"pr_auc": ("PR-AUC", "C0"), "mAP": ("mAP", "C2"), "lwlrap": ("lwlrap", "C3")}
 # More names than this cannot be read below each other.
 MOST_NAMES = 60
 
@@ -26,18 +30,20 @@ def count_clips(labels: np.ndarray, uploaders: Sequence[str], classes: Sequence[
 
 
 def plot_scores(history: pd.DataFrame, path: Path) -> Figure:
-    """Validation PR-AUC and mAP, and training loss by round."""
+    """Validation PR-AUC, mAP and lwlrap, and training loss by round; a mean of sites is labelled as one."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    validated = history.dropna(subset=["pr_auc"])
-    for metric, label, color in (("pr_auc", "PR-AUC", "C0"), ("mAP", "mAP", "C2")):
-        axes.plot(validated["round"], validated[metric], color=color, marker=".", label=f"validation {label}")
-    axes.set(xlabel="round", ylabel="PR-AUC, mAP", ylim=(0, 1))
+    for metric, (name, color) in SCORES.items():
+        for column in columns_of(history, metric):
+            scores = history[["round", column]].dropna()
+            label = f"validation {column.replace(metric, name)}"
+            axes.plot(scores["round"], scores[column], color=color, marker=".", label=label)
+    axes.set(xlabel="round", ylabel="PR-AUC, mAP, lwlrap", ylim=(0, 1))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
     loss = axes.twinx()
     loss.plot(history["round"], history["train loss"], color="C1", marker=".", linestyle=":", label="training loss")
     loss.set(ylabel="binary cross-entropy (nats)", ylim=(0, None))
-    figure.legend(loc="outside upper center", ncols=3)
+    figure.legend(loc="outside upper center", ncols=2)
     return _save(figure, path)
 
 

@@ -7,11 +7,14 @@ import evaluate
 import numpy as np
 import torch
 
+from openfl_audio.protocol.metrics import MeanOver
 from workspaces.sound_events.data import Patches
 from workspaces.sound_events.loss import binary_cross_entropy
 
 METRICS = Path(__file__).parent / "metrics"
 METRIC_NAMES = ("pr_auc", "mean_average_precision", "d_prime", "lwlrap")
+# What they are means over. Three of them are no means: a threshold or a rank compares all clips with each other.
+MEAN_OVER = {"loss": "clips", "lwlrap": "labels", "pr_auc": None, "mAP": None, "d_prime": None}
 
 
 @dataclass(frozen=True)
@@ -48,14 +51,14 @@ def validate_clips(model: torch.nn.Module, patches: Patches, device: str, batch_
     """Loss (nats, lower is better) as in training, and pr_auc, mAP, d_prime and lwlrap (higher is better) of all clips.
 
     The mean over clients of PR-AUC, mAP and d' is not their value over all clips: one client that has them all should
-    validate. One that these clips do not define, as they have too few labels, is NaN.
+    validate, or lwlrap or the loss choose the model. A metric is NaN if these clips have too few labels to define it.
     """
     scores, loss = score_clips(model, patches, device, batch_size)
     metrics = {"loss": loss}
     for name in METRIC_NAMES:
         metric = evaluate.load(str(METRICS / f"{name}.py"))
         metrics |= metric.compute(predictions=scores, references=patches.clip_labels)
-    return metrics
+    return metrics | {"lwlrap": MeanOver(metrics["lwlrap"], int(patches.clip_labels.sum()))}
 
 
 @torch.no_grad()

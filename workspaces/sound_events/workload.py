@@ -72,6 +72,9 @@ class SoundEvents(Workload[Settings]):
     def metric_bounds(self, config: Settings) -> Mapping[str, tuple[float, float]]:
         return {"pr_auc": (0, 1)}
 
+    def mean_over(self, config: Settings) -> Mapping[str, str | None]:
+        return tasks.MEAN_OVER
+
     def local_tensors(self, config: Settings) -> Sequence[str]:
         return [NORMALISATION_TENSORS] if config.model.normalisation == "fedbn" else []
 

@@ -9,6 +9,7 @@ import evaluate
 import numpy as np
 import torch
 
+from openfl_audio.protocol.metrics import MeanOver
 from workspaces.speech_recognition.data import Clips
 from workspaces.speech_recognition.letters import decode
 from workspaces.speech_recognition.loss import ctc_loss
@@ -72,7 +73,9 @@ def train_round(
 
 
 def validate_clips(model: Recognizer, clips: Clips, device: str, batch_size: int = 16) -> dict[str, float]:
-    """loss (nats a letter) and the metrics of metrics/error_rates.py over all clips, decoded greedily; lower is better.
+    """Return the loss (nats a letter) and the metrics of metrics/error_rates.py over all clips, decoded greedily.
+
+    Lower is better for all of them.
 
     Raises ValueError if there are no clips.
     """
@@ -89,7 +92,9 @@ def validate_clips(model: Recognizer, clips: Clips, device: str, batch_size: int
             best, frames = logits.argmax(-1).cpu(), model.count_frames(batch.lengths).tolist()
             predictions = [decode(clip[:n]) for clip, n in zip(best, frames, strict=True)]
             metric.add_batch(predictions=predictions, references=batch.texts)
-    return {"loss": total / letters, **metric.compute()}
+    rates = metric.compute()
+    characters = sum(map(len, clips.texts))
+    return {"loss": MeanOver(total / letters, letters), **rates, "cer": MeanOver(rates["cer"], characters)}
 
 
 @lru_cache

@@ -1,6 +1,6 @@
 """Letters from speech, by CTC on a HuBERT."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,9 @@ class SpeechRecognition(Workload[Settings]):
 
     def best(self, config: Settings) -> tuple[str, Direction]:
         return "wer", "min"
+
+    def mean_over(self, config: Settings) -> Mapping[str, str | None]:
+        return {"wer": "words", "cer": "characters", "loss": "characters"}
 
     def shard(self, config: Settings, data: Path, rank: int, world_size: int) -> dict[str, Any]:
         return {

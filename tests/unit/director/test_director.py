@@ -59,8 +59,7 @@ async def submit(
         name=name,
         federation_uuid=name,
         rounds=rounds,
-        best=BestModel(metric="score", direction="max"),
-        **{"tasks": [VALIDATE]} | plan,
+        **{"tasks": [VALIDATE], "best": BestModel(metric="score", direction="max")} | plan,
     )
     workspace = io.BytesIO()
     with zipfile.ZipFile(workspace, "w") as zipped:
@@ -179,6 +178,10 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "evaluators and nobody who trains": (
         {"envoys": ["a"], "tasks": [VALIDATE, TRAIN], "participation": Participation(evaluators=["a"])},
         r"of the envoys \['a'\] a round has 0 to count on, fewer than its quorum of 1: name more envoys, or fewer eval",
+    ),
+    "several that validate what only one can": (
+        {"corpus": "superb", "best": BestModel(metric="f1", direction="max")},
+        r"of the envoys \['a', 'b'\]: metric 'f1' cannot choose the best model: .* Name one envoy",
     ),
     "fewer envoys than a quorum": (
         {"corpus": "superb", "participation": Participation(deadline_seconds=9, quorum=3)},

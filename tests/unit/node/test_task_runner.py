@@ -11,6 +11,7 @@ from openfl.interface.interactive_api.experiment import TaskInterface
 
 from openfl_audio.node.model_interface import ModelInterface
 from openfl_audio.node.task_runner import TaskRunner
+from openfl_audio.protocol.metrics import MeanOver
 from openfl_audio.protocol.plan import Task
 from openfl_audio.protocol.tensors import Tensors
 from openfl_audio.protocol.wire import TaskResult
@@ -246,6 +247,12 @@ def returning(value: Any) -> Callable:
         return value
 
     return task
+
+
+def test_a_mean_with_a_count_gives_both():
+    metrics = {"loss": 2.0, "wer": MeanOver(0.25, 412)}
+    results, _ = run(make_runner(measure=returning(metrics)), VALIDATE)
+    assert results[VALIDATE.name] == TaskResult(size=5, metrics={"loss": 2.0, "wer": 0.25}, counts={"wer": 412})
 
 
 NUMBERS = [3, np.float32(3), np.int64(3), np.array(3.0), np.array([3]), torch.tensor(3.0), torch.tensor([[3]])]

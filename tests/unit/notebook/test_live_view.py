@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from openfl_audio.notebook.live_view import MOST_ROWS_SHOWN, draw, show_progress, to_html
-from openfl_audio.training.history import scores_by_round, to_frame
+from openfl_audio.training.history import columns_of, scores_by_round, to_frame
 
 EXPERIMENT = {"name": "toy", "best": {"metric": "accuracy", "direction": "max"}, "round": 0}
 
@@ -34,6 +34,17 @@ def test_a_table_grows_by_a_line_a_round(capsys):
         "         2       0.500           -       1.250     2.50 MB",
     ]
     pd.testing.assert_frame_equal(history, to_frame(RECORDS))
+
+
+def test_a_mean_of_sites_is_called_one(capsys):
+    rounds = [record(0, train={"f1": 0.5}, f1=0.25, loss=1.0), record(1, f1=0.75)]
+    rounds[0]["means_of_sites"] = {"aggregated_model_validate": ["f1"]}
+    history = show_progress(rounds, EXPERIMENT)
+    assert "f1 (mean of sites)" in capsys.readouterr().out.splitlines()[0]
+    assert columns_of(history, "f1") == ["f1", "f1 (mean of sites)"]
+    assert columns_of(history, "accuracy") == []
+    assert history["f1 (mean of sites)"].dropna().tolist() == [0.25]
+    assert history["train f1"].dropna().tolist() == [0.5]
 
 
 def test_a_line_is_there_before_the_next_round_ends(capsys):

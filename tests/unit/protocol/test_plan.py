@@ -97,3 +97,48 @@ def test_a_validation_of_the_trained_model_goes_with_the_training():
 )
 def test_better_is_what_the_direction_says_and_anything_is_better_than_nothing(direction, value, than, expected):
     assert is_better(value, than, direction) is expected
+
+
+def best_by(metric: str, others: dict[str, Any] | None = None, **changes: Any) -> ExperimentPlan:
+    return make_plan(best=BestModel(metric=metric, direction="max", others=others or {}), **changes)
+
+
+NO_MEANS = {
+    "by its name": {"metric": "f1"},
+    "by its name in capitals": {"metric": "mAP"},
+    "by declaration": {"metric": "d2", "mean_over": {"d2": None}},
+    "with two evaluators": {"metric": "f1", "participation": Participation(evaluators=["c", "d"])},
+    "with two envoys": {"metric": "f1", "envoys": ["a", "b"]},
+    "for one more model": {"metric": "accuracy", "others": {"f1": "max"}},
+}
+
+
+@pytest.mark.parametrize("case", NO_MEANS)
+def test_a_metric_that_is_no_mean_cannot_choose_a_model_where_several_validate(case):
+    with pytest.raises(ValueError, match=r"metric '\w+' cannot choose the best model: .* Name one envoy that has all"):
+        best_by(**NO_MEANS[case]).check_best()
+
+
+def test_the_metrics_that_could_choose_instead_are_named():
+    mean_over = {"pr_auc": None, "lwlrap": "labels", "loss": "clips"}
+    with pytest.raises(ValueError, match="'pr_auc' .* give `best` a metric that is a mean: 'loss' or 'lwlrap'$"):
+        best_by("pr_auc", mean_over=mean_over).check_best()
+
+
+MEANS = {
+    "by default": {"metric": "accuracy"},
+    "declared against its name": {"metric": "f1", "mean_over": {"f1": "clips"}},
+    "with one evaluator": {"metric": "f1", "participation": Participation(evaluators=["c"])},
+    "with one envoy": {"metric": "f1", "envoys": ["a"]},
+    "with one envoy beside one evaluator": {
+        "metric": "f1",
+        "envoys": ["a", "c"],
+        "participation": Participation(evaluators=["c"]),
+    },
+    "where nobody validates": {"metric": "f1", "tasks": [TRAIN]},
+}
+
+
+@pytest.mark.parametrize("case", MEANS)
+def test_a_metric_that_is_a_mean_or_of_one_site_may_choose_a_model(case):
+    best_by(**MEANS[case]).check_best()

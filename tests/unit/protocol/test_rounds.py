@@ -26,6 +26,7 @@ def make_rounds(
     metric_bounds: dict[str, tuple[float, float]] | None = None,
     aggregation: Aggregation | None = None,
     units: dict[str, str] | None = None,
+    mean_over: dict[str, str | None] | None = None,
     **participation: Any,
 ) -> Rounds:
     plan = ExperimentPlan(
@@ -38,6 +39,7 @@ def make_rounds(
         metric_bounds=metric_bounds or {},
         aggregation=aggregation or Aggregation(),
         units=units or {"train": "clips", "validate": "clips"},
+        mean_over=mean_over or {},
     )
     rounds = Rounds(plan, Progress())
     rounds.open(envoys)
@@ -644,3 +646,64 @@ def test_to_take_in_an_answer_is_as_much_work_however_many_others_have_answered(
         answer(rounds, envoy)
     assert rounds.is_complete(11)
     assert len(looked) == 30
+
+
+def validated(
+    rounds: Rounds, envoy: str, size: int = 1, counts: dict[str, int] | None = None, **metrics: float
+) -> None:
+    result = TaskResult(size=size, metrics={"score": 0.5} | metrics, counts=counts or {})
+    answer(rounds, envoy, results=make_update().results | {VALIDATE.name: result})
+
+
+def test_a_metric_with_a_count_of_its_own_is_the_mean_over_what_that_counts():
+    rounds = make_rounds(envoys="abc", mean_over={"wer": "words"})
+    validated(rounds, "a", size=30, wer=0.5, other=1.0, counts={"wer": 100})
+    validated(rounds, "b", size=10, wer=0.25, other=0.0, counts={"wer": 300})
+    validated(rounds, "c", size=20, wer=np.nan, other=0.0, counts={"wer": 0})
+    means = rounds.record()["metrics"][VALIDATE.name]
+    assert means["wer"] == (0.5 * 100 + 0.25 * 300) / 400
+    assert means["other"] == 30 / 60
+
+
+def test_a_count_is_bounded_by_what_the_shard_registered_in_its_unit():
+    rounds = make_rounds(mean_over={"lwlrap": "labels"})
+    rounds.registered = {envoy: {"validate": {"clips": 10, "labels": 40}} for envoy in "ab"}
+    validated(rounds, "a", lwlrap=1.0, counts={"lwlrap": 10**9})
+    validated(rounds, "b", lwlrap=0.0, counts={"lwlrap": 40})
+    assert rounds.record()["metrics"][VALIDATE.name]["lwlrap"] == 0.5
+    assert rounds.notes() == {"a": ["claims 1000000000 labels for metric 'lwlrap', and registered 40: it weighs those"]}
+
+
+def test_a_mean_over_something_else_than_the_size_needs_its_count():
+    rounds = make_rounds(mean_over={"wer": "words"})
+    validated(rounds, "a", wer=0.5, counts={"wer": 100})
+    validated(rounds, "b", wer=0.0)
+    assert rounds.record()["metrics"][VALIDATE.name]["wer"] == 0.5
+    (sentence,) = rounds.notes()["b"]
+    assert "metric 'wer'" in sentence
+    assert sentence.endswith("without its number of words (see `MeanOver`), and left out of the mean")
+
+
+def test_what_a_declared_metric_of_the_validation_is_over_says_nothing_of_training():
+    rounds = make_rounds(mean_over={"loss": "letters"})
+    for envoy in "ab":
+        answer(rounds, envoy)
+    assert rounds.record()["metrics"]["train"] == {"loss": 1.0}
+    assert rounds.notes() == {}
+
+
+def test_a_record_names_the_metrics_that_are_means_of_sites():
+    rounds = make_rounds(mean_over={"score": None})
+    for envoy in "ab":
+        validated(rounds, envoy, f1=0.5, accuracy=0.5)
+    assert rounds.record()["means_of_sites"] == {VALIDATE.name: ["f1", "score"]}
+
+
+def test_what_one_evaluator_measures_is_no_mean_of_sites():
+    rounds = make_rounds(envoys="abc", mean_over={"score": None}, evaluators=["c"])
+    for envoy in "ab":
+        answer(rounds, envoy, results={"train": TaskResult(size=1, metrics={"f1": 0.5})})
+    answer(rounds, "c")
+    record = rounds.record()
+    assert record["means_of_sites"] == {"train": ["f1"]}
+    assert record["best"] is True

@@ -11,6 +11,12 @@ class Split(list):
         return np.array(self)
 
 
+class Labelled(list):
+    @property
+    def num_labels(self) -> np.ndarray:
+        return np.array(self)
+
+
 class Shard:
     def __init__(self, **splits) -> None:
         self.splits = splits
@@ -22,6 +28,10 @@ class Shard:
 def test_splits_are_counted_in_clips_and_frames():
     shard = Shard(train=Split([100, 50]), validation=["a", "b", "c"])
     assert sizes_of(shard) == {"train": {"clips": 2, "frames": 150}, "validate": {"clips": 3}}
+
+
+def test_labels_are_counted_where_a_split_has_them():
+    assert sizes_of(Shard(train=Labelled([1, 3]), validation=[]))["train"] == {"clips": 2, "labels": 4}
 
 
 def test_what_cannot_be_opened_or_counted_has_no_bound():

@@ -243,8 +243,8 @@ def test_a_metric_that_is_undefined_on_one_client_is_said_and_its_training_count
 
 
 def test_a_best_metric_that_no_client_reports_is_an_error_with_the_names_there_are(tmp_path):
-    with pytest.raises(UnknownMetricError, match=r"'f1'.*reports \['accuracy'\]"):
-        toy.simulate(tmp_path, CLIENTS, rounds=8, best=("f1", "max"), patience=2)
+    with pytest.raises(UnknownMetricError, match=r"'hits'.*reports \['accuracy'\]"):
+        toy.simulate(tmp_path, CLIENTS, rounds=8, best=("hits", "max"), patience=2)
 
 
 def test_a_trim_of_nobody_is_refused_before_anybody_trains(tmp_path):

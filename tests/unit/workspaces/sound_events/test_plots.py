@@ -43,6 +43,15 @@ def test_curves_have_the_rounds_that_validated(tmp_path):
     assert (tmp_path / "scores.png").stat().st_size > 1_000
 
 
+def test_means_of_sites_are_drawn_as_such_beside_scores_that_merge(tmp_path):
+    validate = "aggregated_model_validate"
+    metrics = {validate: {"pr_auc": 0.1, "lwlrap": 0.3}, "train": {"loss": 2.0}}
+    record = {"round": 0, "metrics": metrics, "means_of_sites": {validate: ["pr_auc"]}, "seconds": 1.0, "bytes_up": 0}
+    scores, _ = plot_scores(to_frame([record]), tmp_path / "scores.png").axes
+    labels = {line.get_label(): line.get_ydata().tolist() for line in scores.lines}
+    assert labels == {"validation PR-AUC (mean of sites)": [0.1], "validation lwlrap": [0.3]}
+
+
 def test_bars_dots_and_colours_are_the_counts(counts, tmp_path):
     bars = plot_clips_per_class(counts, tmp_path / "classes.png").axes[0]
     assert [bar.get_width() for bar in bars.patches] == [4, 3, 0]
