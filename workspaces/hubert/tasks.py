@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch.amp.grad_scaler import GradScaler
 
 from openfl_audio.protocol.metrics import MeanOver
+from openfl_audio.training.proximal import ProximalTerm
+from openfl_audio.training.schedules import linear_rate, set_rate
 from workspaces.hubert.data import Batch, BatchLimits, Clips
 from workspaces.hubert.loss import FrameCounts, Objective, Sums, predict
 from workspaces.hubert.memory import find_max_samples, usage
@@ -58,12 +60,6 @@ class TrainingSettings:
     gradient_checkpointing: bool = False
     feature_grad_mult: float = 0.1
 
-    def learning_rate_at(self, progress: float) -> float:
-        """Linearly up from 0, then linearly down to 0; `progress` is the share of the whole run's steps done."""
-        if progress < self.warmup:
-            return self.learning_rate * progress / self.warmup
-        return self.learning_rate * (1 - progress) / (1 - self.warmup)
-
 
 def train_round(
     model: Hubert,
@@ -92,24 +88,21 @@ def train_round(
     plan = clips.train_batches(limits, settings.local_epochs, generator)
     steps = math.ceil(len(plan) / settings.accumulate)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    origin = [parameter.detach().clone() for parameter in parameters] if settings.proximal_mu else []
+    proximal = ProximalTerm(parameters, settings.proximal_mu)
     scaler = GradScaler(device, init_scale=FIRST_LOSS_SCALE, enabled=settings.autocast == "float16")
     sums: Sums = {}
     norms = []
     began = time.monotonic()
     batches = clips.load(plan, generator)
     for step in range(steps):
-        # The middle of the step: neither the first nor the last one is in vain.
-        rate = settings.learning_rate_at((round_number + (step + 0.5) / steps) / settings.rounds)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        rate = linear_rate(settings.learning_rate, settings.warmup, settings.rounds, round_number, step, steps)
+        set_rate(optimizer, rate)
         optimizer.zero_grad()
         parts = [batch.to(device) for batch in itertools.islice(batches, settings.accumulate)]
         add_gradients(model, parts, objective, settings.autocast, scaler, sums)
         scaler.unscale_(optimizer)
         norms.append(torch.nn.utils.clip_grad_norm_(parameters, settings.clip_grad_norm))
-        if settings.proximal_mu:
-            pull_back(parameters, origin, settings.proximal_mu)
+        proximal.add_gradients()
         scaler.step(optimizer)
         scaler.update()
     seconds = time.monotonic() - began
@@ -142,17 +135,6 @@ def add_gradients(
             loss, seen = objective(model, batch, counts)
         scaler.scale(loss).backward()
         add_sums(sums, seen)
-
-
-def pull_back(parameters: list[torch.nn.Parameter], origin: list[torch.Tensor], mu: float) -> None:
-    """Add to the gradients those of mu / 2 * |w - origin|^2, which keeps the weights near those that the round began
-    with: FedProx, Li et al., arXiv 1812.06127.
-
-    OpenFL's FedProx optimizers lose count of the weights where a layer was dropped and has no gradient.
-    """
-    for parameter, start in zip(parameters, origin, strict=True):
-        if parameter.grad is not None:
-            parameter.grad.add_(parameter.detach() - start, alpha=mu)
 
 
 def add_sums(sums: Sums, seen: Sums) -> None:

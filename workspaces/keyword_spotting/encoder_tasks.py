@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import WeightedRandomSampler
 
+from openfl_audio.training.schedules import linear_schedule
 from workspaces.keyword_spotting.encoder import EncoderModel
 from workspaces.keyword_spotting.encoder_data import EncoderClips
-from workspaces.keyword_spotting.tasks import ACCURACY, TrainingSettings, schedule
+from workspaces.keyword_spotting.tasks import ACCURACY, TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class EncoderSettings(TrainingSettings):
     """How an envoy trains in each round; by default as Flower's example does, whose learning rate stays as it is."""
 
     batch_size: int = 8
-    constant_rate: bool = True  # otherwise the schedule of tasks.py
+    constant_rate: bool = True  # otherwise `linear_schedule`
     label_smoothing: float = 0.0  # 0.1, say, when the whole model is trained on few clips
 
 
@@ -51,7 +52,9 @@ def train_round(
     seed = _seed(settings, round_number)
     generator = torch.Generator().manual_seed(seed)
     steps = settings.local_epochs * (clips.num_clips // min(settings.batch_size, clips.num_clips))
-    rate = None if settings.constant_rate else schedule(optimizer, settings, steps, round_number)
+    rate = None
+    if not settings.constant_rate:
+        rate = linear_schedule(optimizer, settings.warmup, settings.rounds, round_number, steps)
     sums = torch.zeros(2, device=device)  # of the batches' losses and accuracies
     model.train()
     with _seeded(seed, device):

@@ -9,10 +9,10 @@ from typing import Any
 import evaluate
 import numpy as np
 import torch
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, PrinterCallback, Trainer, TrainingArguments
 
+from openfl_audio.training.schedules import linear_schedule
 from workspaces.keyword_spotting.data import TrainClips
 
 ACCURACY = Path(__file__).parent / "metrics" / "accuracy.py"
@@ -51,30 +51,10 @@ def train_round(
         model=model,
         args=arguments,
         train_dataset=clips,
-        optimizers=(optimizer, schedule(optimizer, settings, steps, round_number)),
+        optimizers=(optimizer, linear_schedule(optimizer, settings.warmup, settings.rounds, round_number, steps)),
     )
     trainer.train()
     return {"loss": float(trainer.loss_sum) / (settings.local_epochs * len(clips))}
-
-
-def schedule(
-    optimizer: torch.optim.Optimizer, settings: TrainingSettings, steps_per_round: int, round_number: int
-) -> LambdaLR:
-    """Linear warm-up, then linearly down to zero, over the steps of *all* rounds: round r goes on where r - 1 ended.
-
-    The warm-up of transformers' linear schedule begins at 0, here at 1 / (warm-up steps + 1) of the peak: a first step
-    of 0 would be in vain, and on a small shard the first round has few steps, or this one only.
-    """
-    total = settings.rounds * steps_per_round
-    warmup = settings.warmup * total
-
-    def factor(step: int) -> float:
-        step += round_number * steps_per_round
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        return max(0.0, (total - step) / (total - warmup))
-
-    return LambdaLR(optimizer, factor)
 
 
 def validate_clips(model: torch.nn.Module, dataset: Dataset, device: str, batch_size: int = 64) -> dict[str, float]:

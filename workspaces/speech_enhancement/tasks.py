@@ -9,6 +9,7 @@ import evaluate
 import numpy as np
 import torch
 
+from openfl_audio.training.schedules import set_rate, stepwise_rate
 from workspaces.speech_enhancement.data import Sources
 from workspaces.speech_enhancement.loss import (
     mixit_loss,
@@ -40,11 +41,6 @@ class TrainingSettings:
     divide_lr_every: int = 0
     seed: int = 0
 
-    def learning_rate_of(self, round_number: int) -> float:
-        if not self.divide_lr_every:
-            return self.learning_rate
-        return self.learning_rate / self.divide_lr_by ** (round_number // self.divide_lr_every)
-
 
 def train_round(
     model: SudoRmRf,
@@ -58,8 +54,8 @@ def train_round(
 
     The shard says which loss it is: `supervised_loss`, or `mixit_loss` where clean references are not to be had.
     """
-    for group in optimizer.param_groups:
-        group["lr"] = settings.learning_rate_of(round_number)
+    rate = stepwise_rate(settings.learning_rate, settings.divide_lr_by, settings.divide_lr_every, round_number)
+    set_rate(optimizer, rate)
     name, loss = ("supervised_loss", _supervised) if clips.supervised else ("mixit_loss", _mixit)
     model.train()
     losses = []

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from openfl_audio.protocol.metrics import MeanOver
+from openfl_audio.training.schedules import linear_rate, set_rate
 from workspaces.speech_recognition.data import Clips
 from workspaces.speech_recognition.letters import decode
 from workspaces.speech_recognition.loss import ctc_loss
@@ -28,12 +29,6 @@ class TrainingSettings:
     batch_size: int = 8
     warmup: float = 0.1
     clip_grad_norm: float = 1.0
-
-    def learning_rate_at(self, progress: float) -> float:
-        """Linearly up from 0, then linearly down to 0; `progress` is the share of the whole run's steps done."""
-        if progress < self.warmup:
-            return self.learning_rate * progress / self.warmup
-        return self.learning_rate * (1 - progress) / (1 - self.warmup)
 
 
 def train_round(
@@ -59,10 +54,8 @@ def train_round(
     total, letters, step = 0.0, 0, 0
     for _ in range(settings.local_epochs):
         for batch in clips.train_batches(settings.batch_size, generator):
-            # The middle of the step: neither the first nor the last one is in vain.
-            rate = settings.learning_rate_at((round_number + (step + 0.5) / steps) / settings.rounds)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            rate = linear_rate(settings.learning_rate, settings.warmup, settings.rounds, round_number, step, steps)
+            set_rate(optimizer, rate)
             loss = ctc_loss(model, batch, model(batch.waveforms.to(device), batch.lengths))
             optimizer.zero_grad()
             (loss / len(batch.targets)).backward()

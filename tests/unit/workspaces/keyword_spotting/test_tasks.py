@@ -3,10 +3,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.optim import SGD
 
 from workspaces.keyword_spotting.model import create_wav2vec2
-from workspaces.keyword_spotting.tasks import ACCURACY, TrainingSettings, schedule, train_round, validate_clips
+from workspaces.keyword_spotting.tasks import ACCURACY, TrainingSettings, train_round, validate_clips
 
 LABELS = ("low", "high")
 
@@ -30,30 +29,6 @@ class Tones(torch.utils.data.Dataset):
 
     def begin_round(self, round_number: int) -> None:
         self.round_number = round_number
-
-
-def rates(settings: TrainingSettings, rounds: range, steps: int) -> list[float]:
-    """Learning rates as an envoy has them that keeps one optimizer for all rounds."""
-    optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
-    seen = []
-    for round_number in rounds:
-        scheduler = schedule(optimizer, settings, steps, round_number)
-        for _ in range(steps):
-            seen.append(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            scheduler.step()
-    return seen
-
-
-def test_the_learning_rate_goes_on_across_rounds():
-    settings = TrainingSettings(rounds=10, warmup=0.2)
-    whole = rates(TrainingSettings(rounds=1, warmup=0.2), range(1), steps=50)
-    assert rates(settings, range(10), steps=5) == pytest.approx(whole)
-    assert whole.index(max(whole)) == 10  # a fifth of the way
-    assert max(whole) == pytest.approx(0.5)
-    assert whole[-1] == pytest.approx(0.5 / 40)
-    # A new optimizer, as after a restart or with opt_treatment RESET, goes on at the same place.
-    assert rates(settings, range(4, 5), steps=5) == pytest.approx(whole[20:25])
 
 
 def test_training_learns_and_is_repeatable():
@@ -93,7 +68,7 @@ def test_the_training_loss_is_the_mean_over_all_clips():
             module.p = 0.0
     clips = Tones(5)
     settings = TrainingSettings(rounds=1, local_epochs=2, batch_size=4)
-    loss = train_round(model, clips, SGD(model.parameters(), lr=0.0), "cpu", 0, settings)["loss"]
+    loss = train_round(model, clips, torch.optim.SGD(model.parameters(), lr=0.0), "cpu", 0, settings)["loss"]
     assert loss == pytest.approx(validate_clips(model, clips, "cpu")["loss"], abs=1e-5)
 
 

@@ -70,8 +70,6 @@ def test_the_learning_rate_is_a_function_of_the_round(clips, tiny_model):
         batch_size=4,
         num_samples=8_000,
     )
-    assert [settings.learning_rate_of(r) for r in range(7)] == [0.008] * 3 + [0.004] * 3 + [0.002]
-    assert TrainingSettings(learning_rate=0.008).learning_rate_of(1000) == 0.008
     model = create_sudormrf(tiny_model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     train_round(model, clips("supervised"), optimizer, "cpu", 6, settings)
