@@ -55,7 +55,7 @@ def test_arguments_become_the_plan():
     plan = make_definition(
         rounds=9,
         best=("loss", "min"),
-        also_best={"recall": "max"},
+        also_best={"hits": "max"},
         patience=4,
         keep=3,
         envoys=iter(["b", "a"]),
@@ -63,7 +63,7 @@ def test_arguments_become_the_plan():
     ).plan
     assert (plan.name, plan.rounds, plan.keep, plan.precision) == ("toy", 9, 3, "float32")
     assert plan.best.model_dump() == {
-        "metric": "loss", "direction": "min", "others": {"recall": "max"}, "patience": 4,
+        "metric": "loss", "direction": "min", "others": {"hits": "max"}, "patience": 4,
     }  # fmt: skip
     assert (plan.envoys, plan.participation) == (["b", "a"], participation)
 
