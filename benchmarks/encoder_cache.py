@@ -30,9 +30,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` is 
 
 from shard_descriptors.speech_commands import LABELS
 from shard_descriptors.superb import SuperbShardDescriptor
-from workspaces.keyword_spotting.encoder import EncoderModel
-from workspaces.keyword_spotting.encoder_data import EncoderClips, open_output_store
-from workspaces.keyword_spotting.encoder_tasks import EncoderSettings, train_round
+from workspaces.keyword_spotting.data import EncoderClips, open_output_store
+from workspaces.keyword_spotting.model import EncoderModel
+from workspaces.keyword_spotting.tasks import TrainingSettings, train_round
 from workspaces.keyword_spotting.whisper import FORMS, WhisperForKeywords, create_whisper
 
 
@@ -100,7 +100,7 @@ class EncodedEachTime(EncoderClips):
 def benchmark(model: WhisperForKeywords, shard: Noise, epochs: int, device: str) -> dict:
     """Run an epoch without the cache and `1 + epochs` with it, and return what is reported."""
     optimizer = torch.optim.SGD(model.head.parameters(), lr=0.001)
-    settings = EncoderSettings(rounds=epochs)
+    settings = TrainingSettings(rounds=epochs)
 
     def epoch(clips: EncoderClips, number: int) -> float:
         return seconds(lambda: train_round(model, clips, optimizer, device, number, settings))

@@ -26,11 +26,11 @@ import torch
 from torch.amp.grad_scaler import GradScaler
 
 from openfl_audio.files import write_result
-from workspaces.hubert.distillation import compare_size_and_speed
+from workspaces.hubert.batch_size_finder import peak_bytes, used_bytes
 from workspaces.hubert.loss import MaskedPrediction
-from workspaces.hubert.memory import peak_bytes, used_bytes
 from workspaces.hubert.model import SAMPLE_RATE, create_hubert
 from workspaces.hubert.tasks import add_gradients, trial_batch
+from workspaces.hubert_distillation.model import CONFIGS, compare_size_and_speed
 
 CLUSTERS = 504
 BASE = "hubert_base.json"
@@ -67,7 +67,9 @@ def measure_steps(clips: int, seconds: float, repeats: int, checkpointing: bool)
 def compare_students(seconds: float) -> dict[str, dict[str, float]]:
     teacher = create_hubert(BASE, CLUSTERS)
     return {
-        name.removesuffix(".json"): compare_size_and_speed(create_hubert(name, CLUSTERS), teacher, "cpu", seconds)
+        name.removesuffix(".json"): compare_size_and_speed(
+            create_hubert(CONFIGS / name, CLUSTERS), teacher, "cpu", seconds
+        )
         for name in STUDENTS
     }
 

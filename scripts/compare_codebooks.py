@@ -48,8 +48,8 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
 
 def pretrain(codebook: str, options: argparse.Namespace, changes: Sequence[str]) -> dict[str, float]:
     """Validation metrics of the best model in `out`/CODEBOOK. Raises CorpusError, CalledProcessError."""
-    from workspaces.hubert.features import Mfcc
-    from workspaces.hubert.targets import make_targets
+    from workspaces.hubert_codebooks.features import Mfcc
+    from workspaces.hubert_codebooks.targets import make_targets
 
     name = f"{codebook}-mfcc39-{options.clusters}"
     make_targets(options.data, codebook, options.clusters, Mfcc(39), name)
@@ -84,7 +84,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def compare(options: argparse.Namespace, changes: Sequence[str]) -> str:
-    from workspaces.hubert.targets import CODEBOOKS
+    from workspaces.hubert_codebooks.targets import CODEBOOKS
 
     rows: list[list[Any]] = []
     for codebook in CODEBOOKS:

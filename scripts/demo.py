@@ -33,8 +33,8 @@ from shard_descriptors.fsd50k_layout import read_layout
 from shard_descriptors.fsd50k_preparation import prepare_store
 from shard_descriptors.librifsd50k_preparation import prepare_librifsd50k
 from shard_descriptors.librispeech_preparation import prepare_librispeech
-from workspaces.hubert.features import Mfcc
-from workspaces.hubert.targets import make_targets
+from workspaces.hubert_codebooks.features import Mfcc
+from workspaces.hubert_codebooks.targets import make_targets
 
 NOTEBOOKS = Path(testing.__file__).parent / "notebooks"
 DATA = "a corpus in its published layout, in place of one that is made; for librifsd50k, of LibriSpeech and FSD50K"

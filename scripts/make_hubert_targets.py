@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `scripts` is no 
 
 from openfl_audio.errors import SettingsError
 from shard_descriptors.errors import AudioError, CorpusError
-from workspaces.hubert.features import FeatureError, Features, HiddenStates, Mfcc
-from workspaces.hubert.targets import CODEBOOKS, make_targets, summarize
+from workspaces.hubert_codebooks.features import FeatureError, Features, HiddenStates, Mfcc
+from workspaces.hubert_codebooks.targets import CODEBOOKS, make_targets, summarize
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -157,7 +157,7 @@ def federate(clients: Clients, out: Path, progress: RunProgress) -> dict[str, to
             api_private_key=certificates / f"{USER}.key",
         )
         arguments = start_arguments(clients)
-        experiment = FLExperiment(federation, EXPERIMENT, workspace=clients.workload.package)
+        experiment = FLExperiment(federation, EXPERIMENT, workspace=clients.workload.packages)
         if (out / "director" / EXPERIMENT).exists():
             experiment.attach(EXPERIMENT, arguments["model_provider"])
         else:

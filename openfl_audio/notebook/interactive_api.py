@@ -11,7 +11,7 @@ import json
 import logging
 import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -107,17 +107,18 @@ class FLExperiment(openfl_experiment.FLExperiment):
         self,
         federation: Federation,
         experiment_name: str | None = None,
-        workspace: ModuleType | None = None,
+        workspace: ModuleType | Sequence[ModuleType] | None = None,
         workspace_files: Iterable[str] = (),
     ) -> None:
         """`workspace` is the imported package of the tasks, the model and the data interface: it travels along.
 
-        Of its folder the modules and settings travel (.py, .yaml, .json, .toml, .cfg, .ini), nothing hidden, and what
-        matches one of the glob patterns `workspace_files`, relative to the folder ("vocabulary.txt", "tables/*.csv").
+        If it builds on others, a list of packages travels. Of a package's folder the modules and settings travel
+        (.py, .yaml, .json, .toml, .cfg, .ini), nothing hidden, and of the first one what matches one of the glob
+        patterns `workspace_files`, relative to the folder ("vocabulary.txt", "tables/*.csv").
         `start` says what is left out.
         """
         super().__init__(federation, experiment_name)
-        self.workspace = workspace
+        self.packages = [] if workspace is None else [workspace] if isinstance(workspace, ModuleType) else [*workspace]
         self.workspace_files = tuple(workspace_files)
         self.model_provider: ModelInterface | None = None
 
@@ -291,10 +292,17 @@ class FLExperiment(openfl_experiment.FLExperiment):
             Plan.dump(plan_file, self.plan.config)
             archive.write(plan_file, PLAN_FILE)
             archive.writestr(ENVIRONMENT_FILE, json.dumps(describe_environment()))
-            if self.workspace is not None:
-                for path, name in _package_files(self.workspace, self.workspace_files):
-                    archive.write(path, name)
+            for name, path in self._travelling_files().items():
+                archive.write(path, name)
         return buffer.getvalue()
+
+    def _travelling_files(self) -> dict[str, Path]:
+        """Return the files that travel, by their names in the archive. Packages may lie in one folder."""
+        files: dict[str, Path] = {}
+        for number, package in enumerate(self.packages):
+            also = self.workspace_files if number == 0 else ()
+            files |= {name: path for path, name in _package_files(package, also)}
+        return files
 
     def best_model(self, metric: str | None = None) -> torch.nn.Module:
         """A new model with the best weights so far, by another `metric` of `also_best` too."""

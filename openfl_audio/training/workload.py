@@ -31,10 +31,12 @@ class Workload(ABC, Generic[Config]):
     Attributes:
         config_class: the settings of a run, a subclass of RunSettings.
         corpus: the name of the corpus that envoys must serve, as their shard descriptors have it; None for any.
+        builds_on: dotted names of other packages that travel to the envoys too, as this one imports them.
     """
 
     config_class: type[Config]
     corpus: ClassVar[str | None] = None
+    builds_on: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def model(self, config: Config) -> Callable[[], torch.nn.Module]:
@@ -110,8 +112,13 @@ class Workload(ABC, Generic[Config]):
 
     @property
     def package(self) -> ModuleType:
-        """The package that travels to the envoys: the one whose module defines the workload."""
+        """The package whose module defines the workload."""
         return import_module(type(self).__module__.rpartition(".")[0])
+
+    @property
+    def packages(self) -> list[ModuleType]:
+        """The packages that travel to the envoys: the workload's own, and those that it builds on."""
+        return [self.package, *map(import_module, self.builds_on)]
 
     @property
     def name(self) -> str:

@@ -123,7 +123,7 @@ def test_speech_is_enhanced_and_a_hubert_pretrained_and_distilled_as_the_readme_
         command("prepare_librispeech.py"),
         command("make_hubert_targets.py").replace("--clusters 100", "--clusters 50 --name federated-mfcc39-100"),
         command("train.py hubert --mode simulated --data") + " --rounds 1 --local-epochs 1 --set model.clusters=50",
-        command("distillation_small.yaml") + " --rounds 1 --local-epochs 1",
+        command("train.py hubert_distillation") + " --rounds 1 --local-epochs 1",
         command("compare_modes.py hubert") + " --rounds 1 --local-epochs 1 --set model.clusters=50",
         command("compare_codebooks.py") + " --rounds 1 --local-epochs 1 --clusters 50 --seeds 1",
         command("benchmarks/hubert.py").replace(

@@ -17,9 +17,9 @@ from torch.amp.grad_scaler import GradScaler
 from openfl_audio.protocol.metrics import MeanOver
 from openfl_audio.training.proximal import ProximalTerm
 from openfl_audio.training.schedules import linear_rate, set_rate
+from workspaces.hubert.batch_size_finder import find_max_samples, usage
 from workspaces.hubert.data import Batch, BatchLimits, Clips
 from workspaces.hubert.loss import FrameCounts, Objective, Sums, predict
-from workspaces.hubert.memory import find_max_samples, usage
 from workspaces.hubert.model import Hubert, count_frames
 
 MASKED_PREDICTION = Path(__file__).parent / "metrics" / "masked_prediction.py"

@@ -1,1 +1,1 @@
-"""Keyword spotting: one second of speech, one of twelve labels."""
+"""Keyword spotting with a head on an encoder of speech, Whisper or another: one second, one of twelve labels."""

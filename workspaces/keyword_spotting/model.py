@@ -1,60 +1,107 @@
-"""Wav2Vec2 with a classification head, from pretrained weights or from a random start."""
+"""What keyword models have in common that are a head on an encoder of speech, which may be frozen."""
 
+import hashlib
 import json
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
-
-from openfl_audio.node.pretrained import explain_missing_weights
-from openfl_audio.training.half_precision import guard_grouped_convolutions
 
 SAMPLE_RATE = 16_000
 CONFIGS = Path(__file__).parent / "configs"
 
 
-def create_wav2vec2(
-    pretrained: str | None = None,
-    *,
-    config: str | Path | None = None,
-    labels: Sequence[str],
-    seed: int = 0,
-) -> Wav2Vec2ForSequenceClassification:
-    """A classifier of waveforms: `input_values` (batch, samples) to logits (batch, len(labels)).
+class EncoderModel(torch.nn.Module):
+    """The first base of a PreTrainedModel with the modules `encoder` and `head`, and `frozen` in its configuration.
 
-    The first normalisation and the mean over frames, as published, take in all samples of a clip, its padding included.
-    So the model is trained and evaluated on clips of one length: one second, to which the shard fills shorter
-    recordings up with zeros. A clip has the same scores alone as among others of its length; batches of several
-    lengths are refused.
-
-    `pretrained` is a hub name or a folder written by `save_pretrained`; its convolutional feature encoder stays frozen,
-    as in fine-tuning of wav2vec 2.0 (Baevski et al., arXiv 2006.11477). `config` is a JSON file, in `configs/`
-    or elsewhere, for a random start in which everything is trained. Weights that are not pretrained depend on `seed`.
-    Raises PretrainedWeightsError when the weights cannot be had.
+    A frozen encoder stays as it is: no gradients, and no dropout in training.
     """
-    check_source(pretrained, config)
-    names = label_names(labels)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if config is not None:
-            model = Wav2Vec2ForSequenceClassification(Wav2Vec2Config(**read_config(config), **names))
-            return guard_grouped_convolutions(model)
-        with explain_missing_weights(pretrained):
-            model = Wav2Vec2ForSequenceClassification.from_pretrained(pretrained, **names)
-    model.freeze_feature_encoder()
-    return guard_grouped_convolutions(model)
+
+    config: Any
+    encoder: Any
+    head: Any
+
+    @property
+    @abstractmethod
+    def inputs_name(self) -> str:
+        """What the encoder reads, and what of its outputs `encode` gives."""
+
+    @property
+    @abstractmethod
+    def frames(self) -> int:
+        """How many the encoder makes of a clip."""
+
+    @property
+    @abstractmethod
+    def input_shape(self) -> tuple[int, ...]:
+        """Of a clip's inputs, without the batch."""
+
+    @property
+    @abstractmethod
+    def output_shape(self) -> tuple[int, int]:
+        """Of what `encode` makes of a clip."""
+
+    @property
+    def frozen(self) -> bool:
+        return self.config.frozen
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """`inputs` (batch, *input_shape) to logits (batch, labels)."""
+        return self.head(self.encode(inputs))
+
+    @abstractmethod
+    def make_inputs(self, waveforms: Sequence[np.ndarray], device: str = "cpu") -> torch.Tensor:
+        """`waveforms`, each float32 (samples,) at 16 kHz, to inputs (batch, *input_shape), on the CPU.
+
+        All clips are brought to one length: shorter ones are filled up with silence, longer ones cut. A clip's inputs,
+        and so its scores, do not depend on the other clips.
+        """
+
+    @abstractmethod
+    def encode(self, inputs: torch.Tensor) -> torch.Tensor:
+        """`inputs` to what `head` reads, (batch, *output_shape)."""
+
+    @abstractmethod
+    def vary(self, inputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Inputs as other speakers in other places might have said the clips, for the training of a whole model."""
+
+    @abstractmethod
+    def encoder_values(self) -> dict[str, Any]:
+        """Of the configuration, what the encoder's outputs depend on."""
+
+    def train(self, mode: bool = True) -> "EncoderModel":
+        super().train(mode)
+        # Here too, as from_pretrained makes everything trainable. The last that it does is to call this.
+        self.freeze()
+        return self
+
+    def freeze(self) -> None:
+        if self.frozen:
+            self.encoder.requires_grad_(False).eval()
+
+    def encoder_key(self) -> str:
+        """A hash of all that the encoder's outputs depend on, besides its input; kept until a weight changes."""
+        tensors = self.encoder.state_dict(keep_vars=True)
+        state = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors.values())
+        if getattr(self, "_key_state", None) != state:
+            self._key_state, self._key = state, _hash_encoder(self.encoder_values(), tensors)
+        return self._key
+
+
+def _hash_encoder(values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_config(config: str | Path) -> dict[str, Any]:
-    """Of a JSON file: by a name in `configs/`, which travels with the experiment, or by a path of this machine."""
+    """Return the content of a JSON file: by a name in `configs/`, which travels with the experiment, or by its path."""
     return json.loads((CONFIGS / config).read_text())
-
-
-def create_feature_extractor() -> Wav2Vec2FeatureExtractor:
-    """Scales each clip to mean 0 and variance 1."""
-    return Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=True)
 
 
 def check_source(pretrained: str | None, config: str | Path | None) -> None:

@@ -1,104 +1,131 @@
-"""Training and validation of one round with Hugging Face's Trainer."""
+"""Training and validation of one round for an EncoderModel: plain loops, as a round may have hundreds of small clients.
 
-import math
-import tempfile
+The Trainer of Transformers takes a tenth of a second to set up, which is longer than the training of such a client.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import evaluate
 import numpy as np
 import torch
-from torch.utils.data import Dataset
-from transformers import EvalPrediction, PrinterCallback, Trainer, TrainingArguments
+import torch.nn.functional as F
+from torch.utils.data import WeightedRandomSampler
 
 from openfl_audio.training.schedules import linear_schedule
-from workspaces.keyword_spotting.data import TrainClips
+from workspaces.keyword_spotting.data import EncoderClips
+from workspaces.keyword_spotting.model import EncoderModel
 
 ACCURACY = Path(__file__).parent / "metrics" / "accuracy.py"
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How an envoy trains in each round."""
+    """How an envoy trains in each round; by default as Flower's example does, whose learning rate stays as it is."""
 
     rounds: int
     local_epochs: int = 1
-    batch_size: int = 32
+    batch_size: int = 8
     warmup: float = 0.05  # share of all steps
     seed: int = 0
+    constant_rate: bool = True  # otherwise `linear_schedule`
+    label_smoothing: float = 0.0  # 0.1, say, when the whole model is trained on few clips
 
 
 def train_round(
-    model: torch.nn.Module,
-    clips: TrainClips,
+    model: EncoderModel,
+    clips: EncoderClips,
     optimizer: torch.optim.Optimizer,
     device: str,
     round_number: int,
     settings: TrainingSettings,
 ) -> dict[str, float]:
-    """Train `model` in place for `settings.local_epochs`. Returns the mean loss over the clips of all epochs."""
-    clips.begin_round(round_number)
-    steps = settings.local_epochs * math.ceil(len(clips) / settings.batch_size)
-    arguments = _arguments(
-        device,
-        settings.batch_size,
-        num_train_epochs=settings.local_epochs,
-        # Another order of clips in every round.
-        seed=settings.seed + round_number,
-    )
-    trainer = _trainer(
-        model=model,
-        args=arguments,
-        train_dataset=clips,
-        optimizers=(optimizer, linear_schedule(optimizer, settings.warmup, settings.rounds, round_number, steps)),
-    )
-    trainer.train()
-    return {"loss": float(trainer.loss_sum) / (settings.local_epochs * len(clips))}
+    """Train `model` in place for `settings.local_epochs`, with cross-entropy.
+
+    An epoch draws as many clips as the shard has, every label as often as any other, and leaves out a last batch that
+    is not full; a shard below one batch is one smaller batch. What is drawn, dropout included, is a function of
+    (settings.seed, round_number). A model that is trained whole hears each clip changed a little (`EncoderModel.vary`).
+
+    Returns the mean loss (nats) and accuracy over the clips drawn, each as it was before its step.
+    Raises ValueError if the shard has no clips.
+    """
+    if not clips.num_clips:
+        raise ValueError("there are no clips to train with")
+    clips.prepare(model, device)
+    seed = _seed(settings, round_number)
+    generator = torch.Generator().manual_seed(seed)
+    steps = settings.local_epochs * (clips.num_clips // min(settings.batch_size, clips.num_clips))
+    rate = None
+    if not settings.constant_rate:
+        rate = linear_schedule(optimizer, settings.warmup, settings.rounds, round_number, steps)
+    sums = torch.zeros(2, device=device)  # of the batches' losses and accuracies
+    model.train()
+    with _seeded(seed, device):
+        for items in draw_batches(clips.labels, clips.num_clips, settings, generator):
+            inputs, labels = clips.batch(items)
+            logits = model.head(inputs) if model.frozen else model(model.vary(inputs, generator))
+            loss = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if rate is not None:
+                rate.step()
+            sums += torch.stack([loss.detach(), (logits.argmax(-1) == labels).float().mean()])
+    loss_mean, accuracy = (sums / steps).tolist()
+    return {"loss": loss_mean, "accuracy": accuracy}
 
 
-def validate_clips(model: torch.nn.Module, dataset: Dataset, device: str, batch_size: int = 64) -> dict[str, float]:
-    """Cross-entropy (nats, lower is better) and accuracy (higher is better) over all clips of `dataset`."""
-    trainer = _trainer(model=model, args=_arguments(device, batch_size), compute_metrics=_accuracy)
-    metrics = trainer.evaluate(dataset)
-    return {"loss": metrics["eval_loss"], "accuracy": metrics["eval_accuracy"]}
+def draw_batches(
+    labels: np.ndarray, num_clips: int, settings: TrainingSettings, generator: torch.Generator
+) -> Iterator[np.ndarray]:
+    """Items (batch_size,), drawn from `labels` (items,) so that every label is as likely as any other.
+
+    An epoch has as many full batches as `num_clips` make, or one of them all where they are too few for one.
+    """
+    weights = 1.0 / np.bincount(labels)[labels]
+    batch_size = min(settings.batch_size, num_clips)
+    draws = num_clips // batch_size * batch_size
+    sampler = WeightedRandomSampler(weights.tolist(), draws, generator=generator)
+    for _ in range(settings.local_epochs):
+        yield from np.array(list(sampler)).reshape(-1, batch_size)
 
 
-def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    metric = evaluate.load(str(ACCURACY))
-    return metric.compute(predictions=np.argmax(prediction.predictions, axis=-1), references=prediction.label_ids)
+def validate_clips(model: EncoderModel, clips: EncoderClips, device: str, batch_size: int = 64) -> dict[str, float]:
+    """Cross-entropy (nats, lower is better) and accuracy (higher is better) over all clips.
+
+    Raises ValueError if there are none.
+    """
+    if not len(clips):
+        raise ValueError("there are no clips to validate with")
+    clips.prepare(model, device)
+    model.eval()
+    classify = model.head if model.frozen else model
+    logits = []
+    with torch.inference_mode():
+        for start in range(0, len(clips), batch_size):
+            inputs, _ = clips.batch(np.arange(start, min(start + batch_size, len(clips))))
+            logits.append(classify(inputs).cpu())
+    outputs, labels = torch.cat(logits), torch.from_numpy(clips.labels)
+    accuracy = _accuracy().compute(predictions=outputs.argmax(-1), references=labels)
+    return {"loss": F.cross_entropy(outputs, labels).item(), **accuracy}
 
 
-class _ClipTrainer(Trainer):
-    """Sums the loss over clips. The Trainer's mean over steps counts a last batch that is not full as a full one."""
-
-    loss_sum: float | torch.Tensor = 0.0
-
-    def training_step(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], *more: Any) -> torch.Tensor:
-        loss = super().training_step(model, inputs, *more)
-        self.loss_sum = self.loss_sum + loss.detach() * len(inputs["labels"])
-        return loss
+@lru_cache
+def _accuracy() -> evaluate.EvaluationModule:
+    # In memory: loading takes a second, and files would be written at each use.
+    return evaluate.load(str(ACCURACY), keep_in_memory=True)
 
 
-def _trainer(**arguments: Any) -> _ClipTrainer:
-    trainer = _ClipTrainer(**arguments)
-    # It prints a line of metrics at every step of a run; they are the task's result.
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+def _seed(settings: TrainingSettings, round_number: int) -> int:
+    return int(np.random.SeedSequence((settings.seed, round_number)).generate_state(1)[0])
 
 
-def _arguments(device: str, batch_size: int, **training: Any) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=str(Path(tempfile.gettempdir()) / "openfl-audio-trainer"),  # nothing is saved there
-        per_device_train_batch_size=batch_size,
-        per_device_eval_batch_size=batch_size,
-        use_cpu=device == "cpu",
-        save_strategy="no",
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        # A loss that is no number is told, instead of being left out of the mean.
-        logging_nan_inf_filter=False,
-        dataloader_pin_memory=device != "cpu",
-        **training,
-    )
+@contextmanager
+def _seeded(seed: int, device: str) -> Iterator[None]:
+    """Dropout draws from torch's global generators: seed them, and leave them as they were."""
+    with torch.random.fork_rng(devices=[] if device == "cpu" else [device]):
+        torch.manual_seed(seed)
+        yield

@@ -18,13 +18,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder, Whisper
 
 from openfl_audio.errors import SettingsError
 from openfl_audio.node.pretrained import explain_missing_weights
-from workspaces.keyword_spotting.encoder import EncoderModel
-from workspaces.keyword_spotting.model import (
-    SAMPLE_RATE,
-    check_source,
-    label_names,
-    read_config,
-)
+from workspaces.keyword_spotting.model import SAMPLE_RATE, EncoderModel, check_source, label_names, read_config
 
 FRAMES_PER_S = 50  # of the encoder; the log-mel that it reads has twice as many
 HEAD_CHANNELS = 128

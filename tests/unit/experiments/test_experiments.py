@@ -4,9 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 
 from openfl_audio.errors import SettingsError
 from openfl_audio.experiments.modes import EVALUATOR, choose_clients, client_names, start_arguments
@@ -15,24 +13,14 @@ from openfl_audio.experiments.workloads import find_workload, workload_names
 from openfl_audio.training.run_settings import load_run_settings
 from scripts.compare_modes import read_comparison, table
 from shard_descriptors.errors import CorpusError
+from tests.unit.workspaces.keyword_spotting.words import make_corpus
 from workspaces.keyword_spotting.model import CONFIGS
 from workspaces.keyword_spotting.workload import KeywordSpotting, Settings
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
-    """Seven speakers who train, one who validates, one who tests."""
-    folder = tmp_path_factory.mktemp("speech_commands")
-    for number in range(9):
-        for word in ("yes", "no"):
-            path = folder / word / f"{number:08x}_nohash_0.wav"
-            path.parent.mkdir(exist_ok=True)
-            soundfile.write(path, np.full(160, number / 10, np.float32), 16_000)
-    (folder / "_background_noise_").mkdir()
-    soundfile.write(folder / "_background_noise_" / "hum.wav", np.zeros(32_000, np.float32), 16_000)
-    (folder / "validation_list.txt").write_text("yes/00000007_nohash_0.wav\nno/00000007_nohash_0.wav\n")
-    (folder / "testing_list.txt").write_text("yes/00000008_nohash_0.wav\nno/00000008_nohash_0.wav\n")
-    return folder
+    return make_corpus(tmp_path_factory.mktemp("speech") / "speech_commands")
 
 
 def load(**changes) -> Settings:

@@ -68,7 +68,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("packed_experiment")
 
 
-def pack(package: ModuleType, *workspace_files: str, host: str = "localhost") -> bytes:
+def pack(package: ModuleType | list[ModuleType], *workspace_files: str, host: str = "localhost") -> bytes:
     federation = SimpleNamespace(director_node_fqdn=host, director_port=50051, tls=False, get_shard_registry=dict,
                                  cert_chain=None, api_cert=None, api_private_key=None)  # fmt: skip
     experiment = FLExperiment(federation, "packed", package, workspace_files)
@@ -92,6 +92,20 @@ def test_what_is_left_out_is_named(tmp_path, name):
     sent, left_out = select_files(tmp_path)
     assert [path.relative_to(tmp_path).as_posix() for path in sent] == MODULES_AND_SETTINGS
     assert left_out == [NOT_FOR_ENVOYS[name]]
+
+
+def test_packages_that_build_on_each_other_travel_together(tmp_path, monkeypatch):
+    write(tmp_path / "packed_together", "__init__.py", "first/__init__.py", "first/a.csv", "second/__init__.py")
+    write(tmp_path / "packed_together", "second/a.csv", "third/__init__.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    packages = [importlib.import_module(f"packed_together.{name}") for name in ("first", "second")]
+    names = zipfile.ZipFile(BytesIO(pack(packages, "*.csv"))).namelist()
+    assert sorted(name for name in names if name.startswith("packed_together/")) == [
+        "packed_together/__init__.py",
+        "packed_together/first/__init__.py",
+        "packed_together/first/a.csv",
+        "packed_together/second/__init__.py",
+    ]
 
 
 def test_start_says_what_travels_and_what_is_left_out(package, caplog):

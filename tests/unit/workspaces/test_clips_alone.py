@@ -18,22 +18,23 @@ import workspaces
 from tests.unit.workspaces.hubert.tones import CLUSTERS, TINY, tiny_hubert
 from tests.unit.workspaces.speech_recognition.speech import tiny_recognizer
 from workspaces.hubert.data import Clips as HubertClips
-from workspaces.hubert.distillation import Distillation, create_student
-from workspaces.hubert.features import HiddenStates
 from workspaces.hubert.loss import predict
 from workspaces.hubert.masking import MaskSettings
 from workspaces.hubert.model import count_frames, save_model
 from workspaces.hubert.tasks import validate_clips as validate_hubert
 from workspaces.hubert.tasks import validate_objective
-from workspaces.keyword_spotting import encoder_tasks
-from workspaces.keyword_spotting.data import Clips as KeywordClips
-from workspaces.keyword_spotting.encoder import EncoderModel
-from workspaces.keyword_spotting.encoder_data import EncoderClips
-from workspaces.keyword_spotting.model import create_wav2vec2
-from workspaces.keyword_spotting.tasks import validate_clips as validate_wav2vec2
-from workspaces.keyword_spotting.upstream import create_upstream
+from workspaces.hubert_codebooks.features import HiddenStates
+from workspaces.hubert_distillation.loss import Distillation
+from workspaces.hubert_distillation.model import create_student
+from workspaces.keyword_spotting.data import EncoderClips
+from workspaces.keyword_spotting.model import EncoderModel
+from workspaces.keyword_spotting.ssl_features import create_upstream
+from workspaces.keyword_spotting.tasks import validate_clips as validate_encoder
 from workspaces.keyword_spotting.whisper import create_whisper
 from workspaces.keyword_spotting.workload import ModelSettings as KeywordModelSettings
+from workspaces.keyword_spotting_wav2vec2.data import Clips as KeywordClips
+from workspaces.keyword_spotting_wav2vec2.model import create_wav2vec2
+from workspaces.keyword_spotting_wav2vec2.tasks import validate_clips as validate_wav2vec2
 from workspaces.sound_events.data import Patches
 from workspaces.sound_events.model import Architecture, create_tagger
 from workspaces.sound_events.tasks import score_clips
@@ -253,7 +254,7 @@ def test_a_keyword_model_on_an_encoder(name, tmp_path):
         with torch.no_grad():
             logits = model(model.make_inputs(clips))
         data = EncoderClips(Words(clips))
-        return list(logits.numpy()), encoder_tasks.validate_clips(model, data, "cpu", batch_size=2)["loss"], len(data)
+        return list(logits.numpy()), validate_encoder(model, data, "cpu", batch_size=2)["loss"], len(data)
 
     check(score, WORDS)
     together = model.make_inputs([*WORDS, *waveforms(40_000)])
@@ -372,10 +373,12 @@ def test_no_model_is_left_out():
     folder = Path(workspaces.__file__).parent
     assert {path.parent.name for path in folder.glob("*/workload.py")} == {
         "hubert",
+        "hubert_distillation",
         "keyword_spotting",
+        "keyword_spotting_wav2vec2",
         "sound_events",
         "speech_enhancement",
         "speech_recognition",
     }
     architectures = get_args(KeywordModelSettings.model_fields["architecture"].annotation)
-    assert {name.split(" ")[0].strip(",") for name in ENCODERS} | {"wav2vec2"} == set(architectures)
+    assert {name.split(" ")[0].strip(",") for name in ENCODERS} == set(architectures)

@@ -3,8 +3,8 @@ import torch
 
 from openfl_audio.training import half_precision
 from tests.unit.workspaces.hubert.tones import tiny_hubert
-from workspaces.keyword_spotting.model import create_wav2vec2
-from workspaces.keyword_spotting.upstream import UpstreamForKeywords, UpstreamKeywordsConfig
+from workspaces.keyword_spotting.ssl_features import UpstreamForKeywords, UpstreamKeywordsConfig
+from workspaces.keyword_spotting_wav2vec2.model import create_wav2vec2
 from workspaces.speech_recognition.model import create_recognizer
 
 

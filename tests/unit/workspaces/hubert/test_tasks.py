@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch.amp.grad_scaler import GradScaler
 
 from tests.unit.workspaces.hubert.tones import CLUSTERS, Tones, batch_of, clips_of, tiny_hubert
+from workspaces.hubert.batch_size_finder import find_max_samples, free_bytes
 from workspaces.hubert.data import BatchLimits, Clips
 from workspaces.hubert.loss import FrameCounts, MaskedPrediction
 from workspaces.hubert.masking import MaskSettings, expected_share
-from workspaces.hubert.memory import find_max_samples, free_bytes
 from workspaces.hubert.tasks import TrainingSettings, add_gradients, train_round, validate_clips, validate_objective
 
 OBJECTIVE = MaskedPrediction(feature_penalty=1.0)

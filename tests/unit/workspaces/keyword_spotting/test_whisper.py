@@ -195,7 +195,7 @@ def test_the_encoders_key_changes_with_its_weights_only(config):
 def test_the_encoders_weights_are_read_once_for_the_key(config, monkeypatch):
     model = create_whisper(config=config, labels=LABELS)
     key = model.encoder_key()
-    monkeypatch.delattr("workspaces.keyword_spotting.encoder._hash_encoder")
+    monkeypatch.delattr("workspaces.keyword_spotting.model._hash_encoder")
     assert model.encoder_key() == key
 
 

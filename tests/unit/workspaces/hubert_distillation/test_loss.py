@@ -11,10 +11,11 @@ from openfl_audio.errors import PretrainedWeightsError, SettingsError
 from openfl_audio.node.adapter import FrameworkAdapterPlugin
 from tests.unit.workspaces.hubert.tones import CLUSTERS, TINY, Tones, batch_of, clips_of, tiny_hubert
 from workspaces.hubert.data import Clips
-from workspaces.hubert.distillation import Distillation, compare_size_and_speed, create_student, load_teacher
 from workspaces.hubert.loss import FrameCounts
 from workspaces.hubert.model import load_model, save_model
 from workspaces.hubert.tasks import TrainingSettings, add_sums, train_round, validate_objective
+from workspaces.hubert_distillation.loss import Distillation
+from workspaces.hubert_distillation.model import compare_size_and_speed, create_student, load_teacher
 
 SMALLER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "conv_dim": [8, 12, 16]}
 LENGTHS = [16_000, 11_111, 6_400]

@@ -11,11 +11,11 @@ from transformers import WhisperConfig as OtherConfig
 from openfl_audio.errors import PretrainedWeightsError, SettingsError
 from openfl_audio.node.adapter import FrameworkAdapterPlugin
 from openfl_audio.training.run_settings import load_run_settings
-from workspaces.keyword_spotting import encoder_data
-from workspaces.keyword_spotting.encoder_data import EncoderClips, EncoderData, open_output_store
-from workspaces.keyword_spotting.encoder_tasks import EncoderSettings, train_round, validate_clips
+from workspaces.keyword_spotting import data
+from workspaces.keyword_spotting.data import EncoderClips, EncoderData, open_output_store
 from workspaces.keyword_spotting.model import CONFIGS
-from workspaces.keyword_spotting.upstream import UpstreamForKeywords, create_upstream
+from workspaces.keyword_spotting.ssl_features import UpstreamForKeywords, create_upstream
+from workspaces.keyword_spotting.tasks import TrainingSettings, train_round, validate_clips
 from workspaces.keyword_spotting.workload import KeywordSpotting, Settings
 
 LABELS = ("low", "high")
@@ -150,8 +150,8 @@ def test_a_random_start_depends_on_the_seed_alone(config):
 
 def test_each_clip_is_encoded_once_and_other_weights_or_ways_have_a_store_of_their_own(tmp_path, config, monkeypatch):
     sizes = []
-    encode = encoder_data.encode
-    monkeypatch.setattr(encoder_data, "encode", lambda m, clips, d: sizes.append(len(clips)) or encode(m, clips, d))
+    encode = data.encode
+    monkeypatch.setattr(data, "encode", lambda m, clips, d: sizes.append(len(clips)) or encode(m, clips, d))
     folder, normal = save(tmp_path / "hubert"), save(tmp_path / "normal", normalize=True)
     models = [create_upstream(name, labels=LABELS) for name in (folder, normal, "log_mel")]
     models.append(create_upstream(config=config, labels=LABELS))
@@ -177,7 +177,7 @@ def test_an_upstream_learns_in_the_rounds_of_an_envoy(config, frozen):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     start = validate_clips(model, data.get_valid_loader(), "cpu")
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
-    settings = EncoderSettings(rounds=2, local_epochs=10)
+    settings = TrainingSettings(rounds=2, local_epochs=10)
     for number in range(2):
         train_round(model, data.get_train_loader(), optimizer, "cpu", number, settings)
     end = validate_clips(model, data.get_valid_loader(), "cpu")

@@ -1,14 +1,12 @@
+import json
+
 import numpy as np
 import pytest
 import torch
 from transformers import pipeline
 
 from openfl_audio.errors import PretrainedWeightsError
-from workspaces.keyword_spotting.model import (
-    create_feature_extractor,
-    create_wav2vec2,
-    read_config,
-)
+from workspaces.keyword_spotting_wav2vec2.model import CONFIGS, create_feature_extractor, create_wav2vec2
 
 LABELS = ("yes", "no", "_silence_")
 
@@ -73,7 +71,7 @@ def test_a_config_that_is_no_file_raises_and_names_it(tmp_path):
 
 
 def test_the_small_configuration_has_one_kernel_and_stride_per_convolution():
-    config = read_config(SMALL)
+    config = json.loads((CONFIGS / SMALL).read_text())
     assert (
         len(config["conv_dim"])
         == len(config["conv_stride"])

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torchaudio.models.wav2vec2.components import _get_feature_extractor
 
-from workspaces.hubert.features import FeatureError, HiddenStates, Mfcc, draw_clips, read_frames, write_clips
 from workspaces.hubert.model import create_hubert, save_model
+from workspaces.hubert_codebooks.features import FeatureError, HiddenStates, Mfcc, draw_clips, read_frames, write_clips
 
 
 class Waveforms:

@@ -19,13 +19,7 @@ from openfl_audio.errors import SettingsError
 from openfl_audio.node.pretrained import explain_missing_weights
 from openfl_audio.training.half_precision import guard_grouped_convolutions
 from workspaces.keyword_spotting.data import MAX_SHIFT_SAMPLES
-from workspaces.keyword_spotting.encoder import EncoderModel
-from workspaces.keyword_spotting.model import (
-    SAMPLE_RATE,
-    check_source,
-    label_names,
-    read_config,
-)
+from workspaces.keyword_spotting.model import SAMPLE_RATE, EncoderModel, check_source, label_names, read_config
 from workspaces.keyword_spotting.whisper import FRAMES_PER_S, compute_log_mel
 
 LOG_MEL = "log_mel"

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from workspaces.keyword_spotting import encoder_cache
-from workspaces.keyword_spotting.encoder_cache import CacheError, OutputStore, clip_key, open_store
+from workspaces.keyword_spotting import output_cache
+from workspaces.keyword_spotting.output_cache import CacheError, OutputStore, clip_key, open_store
 
 REPOSITORY = Path(__file__).parents[4]
 SHAPE = (3, 4)
@@ -29,7 +29,7 @@ def outputs(*numbers: int) -> np.ndarray:
 def start(code: str, *arguments: object) -> subprocess.Popen:
     """A process that has `keys`, `outputs` and OutputStore."""
     preamble = f"import sys; sys.path[:0] = [{str(REPOSITORY)!r}, {str(Path(__file__).parent)!r}]\n"
-    preamble += "from test_encoder_cache import *\n"
+    preamble += "from test_output_cache import *\n"
     command = [sys.executable, "-c", preamble + code, *map(str, arguments)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -176,9 +176,9 @@ def test_a_slot_without_its_key_is_no_entry_nor_a_key_without_its_slot(tmp_path,
     OutputStore(tmp_path, "a", SHAPE, PLENTY).add(keys(1), outputs(1))
     with (tmp_path / "a" / "outputs").open("ab") as file:
         file.write(b"\x7f" * 60)
-    writes = [encoder_cache._write_at, lambda *_: None]
+    writes = [output_cache._write_at, lambda *_: None]
     with monkeypatch.context() as patch:
-        patch.setattr(encoder_cache, "_write_at", lambda *arguments: writes.pop(0)(*arguments))
+        patch.setattr(output_cache, "_write_at", lambda *arguments: writes.pop(0)(*arguments))
         OutputStore(tmp_path, "a", SHAPE, PLENTY).add(keys(2, 3), outputs(2, 3))
     assert not writes
     assert OutputStore(tmp_path, "a", SHAPE, PLENTY).find(keys(1, 2, 3)) == [0, -1, -1]
@@ -192,8 +192,8 @@ def test_a_key_whose_slot_was_lost_never_stands_for_another_clip(tmp_path):
     assert store.find(keys(1, 2, 3)) == [0, -1, -1]
     # As if this process were killed between the slots and their keys.
     with pytest.MonkeyPatch.context() as patch:
-        write = encoder_cache._write_at
-        patch.setattr(encoder_cache, "_write_at", lambda path, *rest: path.name == "outputs" and write(path, *rest))
+        write = output_cache._write_at
+        patch.setattr(output_cache, "_write_at", lambda path, *rest: path.name == "outputs" and write(path, *rest))
         store.add(keys(4, 5), outputs(4, 5))
     assert OutputStore(tmp_path, "a", SHAPE, PLENTY).find(keys(1, 2, 3, 4)) == [0, -1, -1, -1]
 
@@ -211,7 +211,7 @@ def test_a_disk_that_takes_no_more_ends_no_training(tmp_path, caplog, monkeypatc
 
     store = OutputStore(tmp_path, "a", SHAPE, PLENTY)
     store.add(keys(1), outputs(1))
-    monkeypatch.setattr(encoder_cache, "_write_at", full)
+    monkeypatch.setattr(output_cache, "_write_at", full)
     assert store.add(keys(1, 2), outputs(1, 2)) == [0, -1]
     assert "cannot be written (No space left on device): the outputs of 1 clips are kept" in caplog.text
 

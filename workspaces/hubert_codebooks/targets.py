@@ -34,8 +34,9 @@ from shard_descriptors.librispeech import (
     Prepared,
     read_prepared,
 )
-from workspaces.hubert.features import Features, compute_frames, draw_clips, read_frames, write_clips
-from workspaces.hubert.kmeans import arguments, assign, final_centroids, fit_centroids, gather
+from workspaces.hubert_codebooks.features import Features, compute_frames, draw_clips, read_frames, write_clips
+from workspaces.hubert_codebooks.model import assign, final_centroids, fit_centroids
+from workspaces.hubert_codebooks.tasks import arguments, gather
 
 CODEBOOKS = ("client", "federated", "central")
 FRAMES_PER_CLUSTER = 39  # at least; as faiss wants it, below which centroids follow single frames

@@ -9,16 +9,8 @@ import torch
 from openfl.interface.interactive_api.shard_descriptor import ShardDescriptor
 
 from openfl_audio.simulation.simulation import Simulation
-from workspaces.hubert.kmeans import (
-    ClusterSums,
-    arguments,
-    assign,
-    final_centroids,
-    fit_centroids,
-    gather,
-    iterate,
-    next_centroids,
-)
+from workspaces.hubert_codebooks.model import ClusterSums, assign, final_centroids, fit_centroids, next_centroids
+from workspaces.hubert_codebooks.tasks import arguments, gather, iterate
 
 WIDTH = 39
 CLIENTS = {"client-1": 900, "client-2": 40, "client-3": 2_300}  # frames
@@ -138,7 +130,7 @@ def test_sums_are_those_of_each_cluster_however_the_frames_are_cut(monkeypatch, 
     centroids = pooled[::400]
     nearest = assign(pooled, centroids)
     for chunk_bytes in (1, 8 * WIDTH * 1_000, 1 << 24):
-        monkeypatch.setattr("workspaces.hubert.kmeans.CHUNK_BYTES", chunk_bytes)
+        monkeypatch.setattr("workspaces.hubert_codebooks.tasks.CHUNK_BYTES", chunk_bytes)
         gathered, squared_error = gather(pooled[:2_100], centroids)
         for k in range(len(centroids)):
             of_k = pooled[:2_100][nearest[:2_100] == k]

@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
-from workspaces.keyword_spotting.data import KeywordData, TrainClips, repeat_rare_labels
+from workspaces.keyword_spotting_wav2vec2.data import KeywordData, TrainClips, repeat_rare_labels
 
 
 class Tones:

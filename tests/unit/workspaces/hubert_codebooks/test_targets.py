@@ -9,9 +9,9 @@ from shard_descriptors.errors import CorpusError
 from shard_descriptors.librispeech import SPLITS, LibriSpeechShardDescriptor
 from shard_descriptors.librispeech_preparation import prepare_librispeech
 from tests.unit.shard_descriptors.librispeech_corpus import make_corpus
-from workspaces.hubert.features import HiddenStates, Mfcc
 from workspaces.hubert.model import create_hubert, save_model
-from workspaces.hubert.targets import CODEBOOKS, make_targets, summarize
+from workspaces.hubert_codebooks.features import HiddenStates, Mfcc
+from workspaces.hubert_codebooks.targets import CODEBOOKS, make_targets, summarize
 
 CLIENTS = 3
 

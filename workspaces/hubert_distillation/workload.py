@@ -1,0 +1,79 @@
+"""Distillation of HuBERT: a small student learns from a trained teacher, which stays as it is and is never sent."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
+from pydantic import Field, field_validator
+
+from openfl_audio.protocol.plan import Direction
+from openfl_audio.training.run_settings import Group
+from openfl_audio.training.workload import Metrics, register_tasks
+from shard_descriptors.librispeech import LibriSpeechShardDescriptor
+from workspaces.hubert import tasks
+from workspaces.hubert.data import Clips, HubertData
+from workspaces.hubert.librispeech import HubertSettings, HubertWorkload
+from workspaces.hubert.model import Hubert
+from workspaces.hubert_distillation.loss import Distillation
+from workspaces.hubert_distillation.model import Student, compare_size_and_speed, create_student, load_teacher
+
+
+class DistillationSettings(Group):
+    """See `Distillation`. `teacher` is the folder of a model, such as model/ of a run, or a hub name."""
+
+    teacher: str
+    layers: tuple[int, ...]
+    temperature: float = Field(default=2.0, gt=0)
+    alpha: float = Field(default=0.5, ge=0)
+    beta: float = Field(default=1.0, ge=0)
+
+    @field_validator("teacher")
+    @classmethod
+    def resolve(cls, teacher: str) -> str:
+        # Tasks run in a working directory of their own.
+        return str(Path(teacher).resolve()) if Path(teacher).is_dir() else teacher
+
+
+class Settings(HubertSettings):
+    """Settings of distillation; a student has as many clusters as its teacher."""
+
+    distillation: DistillationSettings
+
+
+class HubertDistillation(HubertWorkload[Settings]):
+    config_class = Settings
+    builds_on: ClassVar[tuple[str, ...]] = ("workspaces.hubert",)
+
+    def model(self, config: Settings) -> Callable[[], Student]:
+        distillation = config.distillation
+        return partial(create_student, config.model.config, distillation.teacher, distillation.layers, config.seed)
+
+    def tasks(self, config: Settings) -> TaskInterface:
+        objective = {"objective": _objective(config)}
+        train_arguments = {"settings": config.training, **objective}
+        return register_tasks(tasks.train_round, tasks.validate_objective, train_arguments, objective)
+
+    def data(self, config: Settings) -> DataInterface:
+        return HubertData(None, None)
+
+    def best(self, config: Settings) -> tuple[str, Direction]:
+        return "loss", "min"
+
+    def evaluate(self, model: Hubert, config: Settings, data: Path, device: str) -> Metrics:
+        """Return metrics on the validation clips of all clients, on dev-clean and on test-clean, as far as they are
+        there, and in `size_and_speed` how the student compares with its teacher."""
+        descriptor, objective = LibriSpeechShardDescriptor(data), _objective(config)
+        datasets = {split: descriptor.get_dataset(split) for split in ("validation", "dev", "test")}
+        metrics = {
+            split: tasks.validate_objective(model, Clips(dataset, None, None), device, objective)
+            for split, dataset in datasets.items()
+            if len(dataset)
+        }
+        teacher = load_teacher(config.distillation.teacher)
+        return metrics | {"size_and_speed": compare_size_and_speed(model, teacher, device)}
+
+
+def _objective(config: Settings) -> Distillation:
+    return Distillation(**config.distillation.model_dump())

@@ -1,0 +1,103 @@
+"""Training and validation of one round with Hugging Face's Trainer."""
+
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import evaluate
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from transformers import EvalPrediction, PrinterCallback, Trainer, TrainingArguments
+
+from openfl_audio.training.schedules import linear_schedule
+from workspaces.keyword_spotting.tasks import ACCURACY
+from workspaces.keyword_spotting_wav2vec2.data import TrainClips
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How an envoy trains in each round."""
+
+    rounds: int
+    local_epochs: int = 1
+    batch_size: int = 32
+    warmup: float = 0.05  # share of all steps
+    seed: int = 0
+
+
+def train_round(
+    model: torch.nn.Module,
+    clips: TrainClips,
+    optimizer: torch.optim.Optimizer,
+    device: str,
+    round_number: int,
+    settings: TrainingSettings,
+) -> dict[str, float]:
+    """Train `model` in place for `settings.local_epochs`. Returns the mean loss over the clips of all epochs."""
+    clips.begin_round(round_number)
+    steps = settings.local_epochs * math.ceil(len(clips) / settings.batch_size)
+    arguments = _arguments(
+        device,
+        settings.batch_size,
+        num_train_epochs=settings.local_epochs,
+        # Another order of clips in every round.
+        seed=settings.seed + round_number,
+    )
+    trainer = _trainer(
+        model=model,
+        args=arguments,
+        train_dataset=clips,
+        optimizers=(optimizer, linear_schedule(optimizer, settings.warmup, settings.rounds, round_number, steps)),
+    )
+    trainer.train()
+    return {"loss": float(trainer.loss_sum) / (settings.local_epochs * len(clips))}
+
+
+def validate_clips(model: torch.nn.Module, dataset: Dataset, device: str, batch_size: int = 64) -> dict[str, float]:
+    """Cross-entropy (nats, lower is better) and accuracy (higher is better) over all clips of `dataset`."""
+    trainer = _trainer(model=model, args=_arguments(device, batch_size), compute_metrics=_accuracy)
+    metrics = trainer.evaluate(dataset)
+    return {"loss": metrics["eval_loss"], "accuracy": metrics["eval_accuracy"]}
+
+
+def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    metric = evaluate.load(str(ACCURACY))
+    return metric.compute(predictions=np.argmax(prediction.predictions, axis=-1), references=prediction.label_ids)
+
+
+class _ClipTrainer(Trainer):
+    """Sums the loss over clips. The Trainer's mean over steps counts a last batch that is not full as a full one."""
+
+    loss_sum: float | torch.Tensor = 0.0
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], *more: Any) -> torch.Tensor:
+        loss = super().training_step(model, inputs, *more)
+        self.loss_sum = self.loss_sum + loss.detach() * len(inputs["labels"])
+        return loss
+
+
+def _trainer(**arguments: Any) -> _ClipTrainer:
+    trainer = _ClipTrainer(**arguments)
+    # It prints a line of metrics at every step of a run; they are the task's result.
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _arguments(device: str, batch_size: int, **training: Any) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(Path(tempfile.gettempdir()) / "openfl-audio-trainer"),  # nothing is saved there
+        per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=batch_size,
+        use_cpu=device == "cpu",
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        # A loss that is no number is told, instead of being left out of the mean.
+        logging_nan_inf_filter=False,
+        dataloader_pin_memory=device != "cpu",
+        **training,
+    )

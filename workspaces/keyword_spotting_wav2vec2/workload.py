@@ -1,0 +1,73 @@
+"""Keyword spotting by fine-tuning Wav2Vec2."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
+from openfl.interface.interactive_api.shard_descriptor import ShardDataset
+from pydantic import field_validator, model_validator
+
+from openfl_audio.training.run_settings import Group
+from openfl_audio.training.workload import register_tasks
+from shard_descriptors.speech_commands import LABELS
+from workspaces.keyword_spotting.speech_commands import SpeechCommandsSettings, SpeechCommandsWorkload
+from workspaces.keyword_spotting_wav2vec2 import tasks
+from workspaces.keyword_spotting_wav2vec2.data import Clips, KeywordData
+from workspaces.keyword_spotting_wav2vec2.model import create_feature_extractor, create_wav2vec2
+
+
+class ModelSettings(Group):
+    """`pretrained` is a hub name or a folder, `config` a file in `configs/` (or a path) for a random start."""
+
+    pretrained: str | None = None
+    config: str | None = None
+
+    @field_validator("config")
+    @classmethod
+    def resolve(cls, path: str | None) -> str | None:
+        # Tasks run in a working directory of their own.
+        return str(Path(path).resolve()) if path is not None and Path(path).exists() else path
+
+
+class Settings(SpeechCommandsSettings):
+    """Settings of a run; without `warmup` the learning rate falls from the first step on."""
+
+    model: ModelSettings
+
+    @model_validator(mode="after")
+    def check_model(self) -> "Settings":
+        if (self.model.pretrained is None) == (self.model.config is None):
+            raise ValueError("model needs either pretrained or config")
+        return self
+
+
+class Wav2Vec2KeywordSpotting(SpeechCommandsWorkload[Settings]):
+    config_class = Settings
+    builds_on: ClassVar[tuple[str, ...]] = ("workspaces.keyword_spotting",)
+
+    def model(self, config: Settings) -> Callable[[], torch.nn.Module]:
+        source: dict[str, Any] = {"config": config.model.config, "labels": LABELS, "seed": config.seed}
+        return partial(create_wav2vec2, config.model.pretrained, **source)
+
+    def tasks(self, config: Settings) -> TaskInterface:
+        training = tasks.TrainingSettings(
+            rounds=config.rounds,
+            local_epochs=config.local_epochs,
+            batch_size=config.batch_size,
+            warmup=config.warmup or 0.0,
+            seed=config.seed,
+        )
+        return register_tasks(tasks.train_round, tasks.validate_clips, {"settings": training})
+
+    def data(self, config: Settings) -> DataInterface:
+        return KeywordData()
+
+    def validate(self, model: Any, dataset: ShardDataset, device: str) -> dict[str, float]:
+        return tasks.validate_clips(model, Clips(dataset), device)
+
+    def save(self, model: Any, config: Settings, folder: Path) -> None:
+        model.save_pretrained(folder)
+        create_feature_extractor().save_pretrained(folder)
