@@ -28,8 +28,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` is no installed package
 
-from shard_descriptors.speech_commands import LABELS
 from shard_descriptors.superb import SuperbShardDescriptor
+from shard_descriptors.superb.layout import LABELS
 from workspaces.keyword_spotting.data import EncoderClips, open_output_store
 from workspaces.keyword_spotting.model import EncoderModel
 from workspaces.keyword_spotting.tasks import TrainingSettings, train_round

@@ -28,10 +28,10 @@ import torchaudio
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` is no installed package
 
 from scripts.arguments import whole_number
-from shard_descriptors.errors import CorpusError
-from shard_descriptors.fsd50k_layout import Clip, Layout, read_layout
-from shard_descriptors.fsd50k_preparation import prepare_store
-from shard_descriptors.mel_store import (
+from shard_descriptors.common.errors import CorpusError
+from shard_descriptors.fsd50k.layout import Clip, Layout, read_layout
+from shard_descriptors.fsd50k.preparation import prepare_store
+from shard_descriptors.fsd50k.store import (
     FRAMES,
     HOP_LENGTH,
     N_FFT,

@@ -101,7 +101,7 @@ def compare(options: argparse.Namespace, changes: Sequence[str]) -> str:
 
 def main() -> int:
     options, changes = parse_arguments()
-    from shard_descriptors.errors import CorpusError
+    from shard_descriptors.common.errors import CorpusError
 
     try:
         print(compare(options, changes))

@@ -27,12 +27,12 @@ from openfl_audio.protocol.certificates import write_certificates
 from openfl_audio.testing.corpora.fsd50k import make_fsd50k
 from openfl_audio.testing.corpora.librispeech import make_librispeech
 from openfl_audio.testing.corpora.speech_commands import make_speech_commands
-from shard_descriptors.errors import CorpusError
+from shard_descriptors.common.errors import CorpusError
 from shard_descriptors.fsd50k import Fsd50kShardDescriptor
-from shard_descriptors.fsd50k_layout import read_layout
-from shard_descriptors.fsd50k_preparation import prepare_store
-from shard_descriptors.librifsd50k_preparation import prepare_librifsd50k
-from shard_descriptors.librispeech_preparation import prepare_librispeech
+from shard_descriptors.fsd50k.layout import read_layout
+from shard_descriptors.fsd50k.preparation import prepare_store
+from shard_descriptors.librifsd50k.preparation import prepare_librifsd50k
+from shard_descriptors.librispeech.preparation import prepare_librispeech
 from workspaces.hubert_codebooks.features import Mfcc
 from workspaces.hubert_codebooks.targets import make_targets
 

@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `scripts` is no installed package
 
 from openfl_audio.errors import SettingsError
-from shard_descriptors.errors import AudioError, CorpusError
+from shard_descriptors.common.errors import AudioError, CorpusError
 from workspaces.hubert_codebooks.features import FeatureError, Features, HiddenStates, Mfcc
 from workspaces.hubert_codebooks.targets import CODEBOOKS, make_targets, summarize
 

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures.process import BrokenProcessPool
 
-from shard_descriptors.errors import CorpusError
+from shard_descriptors.common.errors import CorpusError
 
 
 def run_preparation(prepare: Callable[[], Iterable[str]]) -> int:

@@ -15,8 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `scripts` is no installed package
 
 from scripts.preparation import run_preparation
-from shard_descriptors.librifsd50k_preparation import prepare_fedwham
-from shard_descriptors.librifsd50k_store import REPORT, summarize
+from shard_descriptors.librifsd50k.preparation import prepare_fedwham
+from shard_descriptors.librifsd50k.store import REPORT, summarize
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `scripts` is no 
 
 from scripts.arguments import whole_number
 from scripts.preparation import run_preparation
-from shard_descriptors.fsd50k_layout import read_layout
-from shard_descriptors.fsd50k_preparation import REPORT, check_store, prepare_store
-from shard_descriptors.mel_store import FEATURES
+from shard_descriptors.fsd50k.layout import read_layout
+from shard_descriptors.fsd50k.preparation import REPORT, check_store, prepare_store
+from shard_descriptors.fsd50k.store import FEATURES
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -16,8 +16,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `scripts` is no installed package
 
 from scripts.preparation import run_preparation
-from shard_descriptors.librifsd50k_preparation import prepare_librifsd50k
-from shard_descriptors.librifsd50k_store import REPORT, summarize
+from shard_descriptors.librifsd50k.preparation import prepare_librifsd50k
+from shard_descriptors.librifsd50k.store import REPORT, summarize
 
 CLIPS_PER_UTTERANCE = "clips that each utterance goes with, for few recordings; as published, one while there are clips"
 

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `scripts` is no installed package
 
 from scripts.preparation import run_preparation
-from shard_descriptors.librispeech_preparation import PARTITIONS, prepare_librispeech, summarize
+from shard_descriptors.librispeech.preparation import PARTITIONS, prepare_librispeech, summarize
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:

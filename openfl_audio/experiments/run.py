@@ -22,7 +22,7 @@ from openfl_audio.notebook.interactive_api import DirectorError, ExperimentFaile
 from openfl_audio.protocol.plan import TRAIN
 from openfl_audio.training.run_settings import RunSettings
 from openfl_audio.training.workload import Workload
-from shard_descriptors.errors import CorpusError
+from shard_descriptors.common.errors import CorpusError
 
 # What ends a run with a sentence.
 EXPECTED_ERRORS = (

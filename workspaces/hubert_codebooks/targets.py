@@ -5,8 +5,8 @@
     federated   one codebook, by k-means over the federation; no frame leaves its client
     central     one codebook, of all frames in one place: what federated is measured by
 
-What is written is described in `shard_descriptors.librispeech`; beside it lie the codebooks, and for federated the
-history of its rounds.
+What is written is described in `shard_descriptors.librispeech.store`. The codebooks lie beside it, and for federated
+the history of its rounds.
 """
 
 import json
@@ -21,16 +21,15 @@ from rich.progress import MofNCompleteColumn, Progress
 
 from openfl_audio.files import write_json
 from openfl_audio.simulation.simulation import Simulation
-from shard_descriptors.errors import CorpusError
-from shard_descriptors.librispeech import (
+from shard_descriptors.common.errors import CorpusError
+from shard_descriptors.librispeech.shard import LibriSpeechShardDataset, LibriSpeechShardDescriptor
+from shard_descriptors.librispeech.store import (
     GLOBAL_SPLITS,
     SPLITS,
     TARGET_TYPE,
     TARGETS,
     TARGETS_INFO,
     Clip,
-    LibriSpeechShardDataset,
-    LibriSpeechShardDescriptor,
     Prepared,
     read_prepared,
 )

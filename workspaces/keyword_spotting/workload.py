@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from openfl_audio.training.run_settings import Group
 from openfl_audio.training.workload import register_tasks
-from shard_descriptors.speech_commands import LABELS
+from shard_descriptors.superb.layout import LABELS
 from workspaces.keyword_spotting import tasks
 from workspaces.keyword_spotting.data import EncoderClips, EncoderData
 from workspaces.keyword_spotting.model import EncoderModel

@@ -12,7 +12,7 @@ from pydantic import field_validator, model_validator
 
 from openfl_audio.training.run_settings import Group
 from openfl_audio.training.workload import register_tasks
-from shard_descriptors.speech_commands import LABELS
+from shard_descriptors.superb.layout import LABELS
 from workspaces.keyword_spotting.speech_commands import SpeechCommandsSettings, SpeechCommandsWorkload
 from workspaces.keyword_spotting_wav2vec2 import tasks
 from workspaces.keyword_spotting_wav2vec2.data import Clips, KeywordData

@@ -13,7 +13,7 @@ from openfl_audio.training.history import Record, to_frame
 from openfl_audio.training.run_settings import Group, RunSettings
 from openfl_audio.training.workload import Metrics, Workload, register_tasks
 from shard_descriptors.fsd50k import Fsd50kShardDescriptor
-from shard_descriptors.mel_store import open_store
+from shard_descriptors.fsd50k.store import open_store
 from workspaces.sound_events import tasks
 from workspaces.sound_events.data import Patches, SoundEventData, check_classes
 from workspaces.sound_events.model import (

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from benchmarks import fsd50k as benchmark
-from shard_descriptors.fsd50k_preparation import prepare_store
-from shard_descriptors.mel_store import open_store
+from shard_descriptors.fsd50k.preparation import prepare_store
+from shard_descriptors.fsd50k.store import open_store
 
 
 @pytest.fixture

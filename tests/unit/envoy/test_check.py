@@ -10,10 +10,10 @@ import yaml
 
 from openfl_audio.envoy.check import ITEMS, ShardCheck, check_envoy
 from openfl_audio.errors import SettingsError
-from shard_descriptors.fsd50k_layout import read_layout
-from shard_descriptors.fsd50k_preparation import prepare_store
-from shard_descriptors.librifsd50k_preparation import prepare_librifsd50k
-from shard_descriptors.librispeech_preparation import prepare_librispeech
+from shard_descriptors.fsd50k.layout import read_layout
+from shard_descriptors.fsd50k.preparation import prepare_store
+from shard_descriptors.librifsd50k.preparation import prepare_librifsd50k
+from shard_descriptors.librispeech.preparation import prepare_librispeech
 from tests.unit.shard_descriptors import conftest as speech_commands
 from tests.unit.shard_descriptors import fsd50k_corpus, librifsd50k_corpora, librispeech_corpus
 

@@ -12,7 +12,7 @@ from openfl_audio.experiments.run import claim, run
 from openfl_audio.experiments.workloads import find_workload, workload_names
 from openfl_audio.training.run_settings import load_run_settings
 from scripts.compare_modes import read_comparison, table
-from shard_descriptors.errors import CorpusError
+from shard_descriptors.common.errors import CorpusError
 from tests.unit.workspaces.keyword_spotting.words import make_corpus
 from workspaces.keyword_spotting.model import CONFIGS
 from workspaces.keyword_spotting.workload import KeywordSpotting, Settings

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from shard_descriptors.speech_commands import LABELS, SILENCE
 from shard_descriptors.superb import SuperbShardDescriptor
+from shard_descriptors.superb.layout import LABELS, SILENCE
 
 REPOSITORY = Path(__file__).parents[3]
 

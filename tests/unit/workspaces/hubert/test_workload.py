@@ -15,7 +15,7 @@ from openfl_audio.errors import SettingsError
 from openfl_audio.experiments.run import run
 from openfl_audio.training.run_settings import load_run_settings
 from shard_descriptors.librispeech import LibriSpeechShardDescriptor
-from shard_descriptors.librispeech_preparation import prepare_librispeech
+from shard_descriptors.librispeech.preparation import prepare_librispeech
 from tests.unit.shard_descriptors.librispeech_corpus import make_corpus
 from tests.unit.workspaces.hubert.tones import TINY
 from workspaces.hubert.model import load_model

@@ -5,9 +5,10 @@ import shutil
 import numpy as np
 import pytest
 
-from shard_descriptors.errors import CorpusError
-from shard_descriptors.librispeech import SPLITS, LibriSpeechShardDescriptor
-from shard_descriptors.librispeech_preparation import prepare_librispeech
+from shard_descriptors.common.errors import CorpusError
+from shard_descriptors.librispeech import LibriSpeechShardDescriptor
+from shard_descriptors.librispeech.preparation import prepare_librispeech
+from shard_descriptors.librispeech.store import SPLITS
 from tests.unit.shard_descriptors.librispeech_corpus import make_corpus
 from workspaces.hubert.model import create_hubert, save_model
 from workspaces.hubert_codebooks.features import HiddenStates, Mfcc

@@ -7,7 +7,7 @@ mpl.use("Agg")
 
 from openfl_audio.experiments.run import run
 from openfl_audio.training.run_settings import load_run_settings
-from shard_descriptors.librispeech_preparation import prepare_librispeech
+from shard_descriptors.librispeech.preparation import prepare_librispeech
 from tests.unit.shard_descriptors.librispeech_corpus import make_corpus
 from tests.unit.workspaces.hubert.tones import tiny_hubert
 from workspaces.hubert.model import load_model, save_model

@@ -14,8 +14,8 @@ from openfl_audio.experiments.run import run
 from openfl_audio.protocol.participation import Participation
 from openfl_audio.simulation.simulation import Simulation
 from openfl_audio.training.run_settings import load_run_settings
-from shard_descriptors.fsd50k_layout import read_layout
-from shard_descriptors.fsd50k_preparation import prepare_store
+from shard_descriptors.fsd50k.layout import read_layout
+from shard_descriptors.fsd50k.preparation import prepare_store
 from workspaces.sound_events.data import Patches
 from workspaces.sound_events.model import load_model
 from workspaces.sound_events.tasks import validate_clips

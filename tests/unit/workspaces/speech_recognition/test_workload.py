@@ -10,7 +10,7 @@ mpl.use("Agg")
 from openfl_audio.errors import SettingsError
 from openfl_audio.experiments.run import run
 from openfl_audio.training.run_settings import load_run_settings
-from shard_descriptors.librispeech_preparation import prepare_librispeech
+from shard_descriptors.librispeech.preparation import prepare_librispeech
 from tests.unit.shard_descriptors.librispeech_corpus import make_corpus
 from tests.unit.workspaces.speech_recognition.speech import TINY
 from workspaces.speech_recognition.model import CONFIGS

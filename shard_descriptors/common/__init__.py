@@ -1,0 +1,1 @@
+"""What corpora have in common: audio, partitions, files, texts and errors."""

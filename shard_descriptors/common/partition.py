@@ -1,0 +1,108 @@
+"""Who gets what: speakers or clips -> nodes, as pure functions of the names, the number of nodes and a seed.
+
+Nodes are counted from 0 here; `rank_worldsize` counts them from 1, as OpenFL's tutorials do. A node finds its own shard
+without talking to the others: every node computes the same assignment, so all must use the same seed. "Speaker" is
+whoever recorded a clip; for FSD50K that is the uploader.
+"""
+
+import heapq
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+
+from shard_descriptors.common.errors import CorpusError
+
+
+def parse_rank_worldsize(rank_worldsize: str) -> tuple[int, int]:
+    """Read "rank,number of nodes"; the rank goes from 1 to the number of nodes.
+
+    >>> parse_rank_worldsize("1,3")
+    (1, 3)
+    """
+    # str(): a YAML list or number gets the same sentence as a wrong string
+    match = re.fullmatch(r"\s*([0-9]+)\s*,\s*([0-9]+)\s*", str(rank_worldsize))
+    if match is None:
+        raise CorpusError(
+            f'rank_worldsize: {rank_worldsize!r} should be "rank,number of nodes"; "1,3" is the first of three nodes'
+        )
+    rank, world_size = int(match[1]), int(match[2])
+    if world_size < 1:
+        raise CorpusError(f"rank_worldsize: {rank_worldsize!r} has no node; the number of nodes is at least 1")
+    if not 1 <= rank <= world_size:
+        raise CorpusError(
+            f"rank_worldsize: {rank_worldsize!r} asks for rank {rank} of {world_size}; "
+            f"with {world_size} nodes the rank goes from 1 to {world_size}"
+        )
+    return rank, world_size
+
+
+def by_speaker(speakers: Iterable[str], world_size: int, seed: int) -> dict[str, int]:
+    """Assign every speaker to one node, with about the same number of clips on each node.
+
+    In an order drawn by the seed, each speaker goes to the node with the fewest clips so far. So no two nodes differ
+    by more clips than the most prolific speaker has, and no node is left without a speaker.
+
+    Args:
+        speakers: the speaker of each clip: a name comes once per clip.
+
+    Returns:
+        speaker -> node, 0 to world_size - 1.
+    """
+    clips_of = Counter(speakers)
+    _check_enough(len(clips_of), "speakers", world_size)
+    nodes = [(0, node) for node in range(world_size)]  # a heap of (clips so far, node)
+    assignment = {}
+    for speaker in _shuffled(clips_of, seed):
+        clips, node = heapq.heappop(nodes)
+        assignment[speaker] = node
+        heapq.heappush(nodes, (clips + clips_of[speaker], node))
+    return assignment
+
+
+def by_speaker_groups(speakers: Iterable[str], speakers_per_group: int, world_size: int, seed: int) -> dict[str, int]:
+    """Cut the speakers, in an order drawn by the seed, into groups of one size and deal the groups out in turn.
+
+    The last group takes what is left over as well: 8 speakers in groups of 3 are groups of 3 and 5. With as many nodes
+    as groups, each node is one group; on fewer nodes the groups go to nodes 0, 1, ..., 0, 1, ...
+
+    >>> assignment = by_speaker_groups("abcdefgh", speakers_per_group=3, world_size=2, seed=0)
+    >>> sorted(assignment.values())
+    [0, 0, 0, 1, 1, 1, 1, 1]
+    """
+    names = _shuffled(set(speakers), seed)
+    groups = count_groups(len(names), speakers_per_group)
+    _check_enough(groups, f"groups of {speakers_per_group} (from {len(names)} speakers)", world_size)
+    return {
+        speaker: min(position // speakers_per_group, groups - 1) % world_size for position, speaker in enumerate(names)
+    }
+
+
+def count_groups(speakers: int, speakers_per_group: int) -> int:
+    """How many groups `by_speaker_groups` makes; fewer speakers than one group has are one group.
+
+    >>> [count_groups(speakers, speakers_per_group=5) for speakers in (2112, 5, 4)]
+    [422, 1, 1]
+    """
+    return speakers // speakers_per_group or min(speakers, 1)
+
+
+def by_clip(clips: int, world_size: int, seed: int) -> np.ndarray:
+    """Assign clips to nodes regardless of their speaker; the nodes' counts differ by one at most.
+
+    Returns:
+        the node of each clip, shape (clips,). With fewer clips than nodes the last nodes get none.
+    """
+    nodes = np.arange(clips) % world_size
+    return np.random.default_rng(seed).permutation(nodes)
+
+
+def _shuffled(names: Iterable[str], seed: int) -> list[str]:
+    ordered = sorted(names)  # so that the outcome does not depend on the order on disk
+    return [ordered[i] for i in np.random.default_rng(seed).permutation(len(ordered))]
+
+
+def _check_enough(parts: int, what: str, world_size: int) -> None:
+    if parts < world_size:
+        raise CorpusError(f"{world_size} nodes cannot share {parts} {what}: there can be {parts} nodes at most")
