@@ -1,1 +1,1 @@
-"""What travels with an experiment, one package per workload."""
+"""Packages that are sent along with an experiment, one per workload."""

@@ -40,7 +40,7 @@ def guard_grouped_convolutions(model: Model) -> Model:
 
 
 def _convolve(convolution: Any, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """In place of `_conv_forward` of `convolution`."""
+    """Compute a convolution in a precision that is right: it takes the place of `_conv_forward` of `convolution`."""
     forward = type(convolution)._conv_forward
     precision = _precision_of(inputs)
     if precision not in HALF or is_right(_shape_of(convolution, weight), precision):
@@ -51,14 +51,14 @@ def _convolve(convolution: Any, inputs: torch.Tensor, weight: torch.Tensor, bias
 
 
 def _precision_of(inputs: torch.Tensor) -> torch.dtype | None:
-    """The precision in which a convolution of `inputs` runs on the CPU; None on another device."""
+    """Return the precision in which a convolution of `inputs` runs on the CPU; None on another device."""
     if inputs.device.type != "cpu":
         return None
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else inputs.dtype
 
 
 def _shape_of(convolution: Any, weight: torch.Tensor) -> tuple:
-    """What tells convolutions apart: type, shape of the weight, stride, padding, dilation, groups and padding mode."""
+    """Return what tells convolutions apart: type, weight shape, stride, padding, dilation, groups and padding mode."""
     kind = next(kind for kind in CONVOLUTIONS if isinstance(convolution, kind))
     padding = convolution.padding
     return (
@@ -74,7 +74,7 @@ def _shape_of(convolution: Any, weight: torch.Tensor) -> tuple:
 
 @cache
 def is_right(shape: tuple, precision: torch.dtype) -> bool:
-    """Whether a convolution of this `shape` (see `_shape_of`) has the output and gradients of float32, within 5 %."""
+    """Tell whether a convolution of this `shape` (see `_shape_of`) has output and gradients of float32, within 5 %."""
     kind, (out_channels, per_group, *kernel), stride, padding, dilation, groups, padding_mode = shape
     # Neither the autocast, the inference nor the random numbers of the one who asks have a part in it.
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
@@ -105,7 +105,7 @@ def is_right(shape: tuple, precision: torch.dtype) -> bool:
 def _outputs_and_gradients(
     convolution: Any, inputs: torch.Tensor, precision: torch.dtype | None
 ) -> tuple[torch.Tensor, ...]:
-    """Output, and the gradients of inputs and weight for noise as that of the output, in `precision` or float32."""
+    """Return output and gradients of inputs and weight, with noise as the output's gradient, in `precision`."""
     inputs = inputs.clone().requires_grad_()
     with torch.autocast("cpu", precision, enabled=precision is not None):
         outputs = convolution(inputs)

@@ -18,15 +18,17 @@ Record = dict[str, Any]
 
 
 def to_frame(records: Sequence[Record]) -> pd.DataFrame:
-    """A row a round: `round`, validation metrics, `train ...` metrics, `seconds`, bytes `sent` by all envoys, and
-    where something did not count, or not in full, `left out`: who and why.
+    """Return a table with a row a round.
 
+    Its columns are `round`, validation metrics, `train ...` metrics, `seconds`, bytes `sent` by all envoys, and where
+    something did not count, or not in full, `left out`: who and why.
     A metric whose value over all clips does not follow from those of the envoys is called "... (mean of sites)".
     """
     return pd.DataFrame([table_row(record) for record in records], columns=table_columns(records))
 
 
 def table_row(record: Record) -> dict[str, Any]:
+    """Return the row of a round's record: values by column, without those that the round has not."""
     metrics, trained = _metrics(record)
     row = {"round": record["round"], **metrics, **trained, "seconds": record["seconds"], "sent": record["bytes_up"]}
     sentences = note_sentences(record)
@@ -34,7 +36,7 @@ def table_row(record: Record) -> dict[str, Any]:
 
 
 def note_sentences(record: Record) -> list[str]:
-    """What did not count in a round, or not in full: a sentence for all envoys that have the same to say."""
+    """Return what did not count in a round, or not in full: one sentence for all envoys that share a reason."""
     envoys: dict[str, list[str]] = {}
     for envoy, reasons in record.get("notes", {}).items():
         for reason in reasons:
@@ -48,7 +50,7 @@ def _names(envoys: Sequence[str]) -> str:
 
 
 def table_columns(records: Sequence[Record]) -> list[str]:
-    """Names of all rows' values: a later round may have metrics that the first had not."""
+    """Return the names of all rows' values: a later round may have metrics that the first had not."""
     metrics: set[str] = set()
     trained: set[str] = set()
     for record in records:
@@ -60,7 +62,7 @@ def table_columns(records: Sequence[Record]) -> list[str]:
 
 
 def _metrics(record: Record) -> tuple[dict[str, float], dict[str, float]]:
-    """Validation metrics and those of training, by the names of their columns."""
+    """Return the metrics of validation and of training, by the names of their columns."""
     trained = {f"train {name}": value for name, value in _columns(record, TRAIN).items()}
     return _columns(record, VALIDATE), trained
 
@@ -77,6 +79,6 @@ def columns_of(history: pd.DataFrame, metric: str) -> list[str]:
 
 
 def scores_by_round(records: Sequence[Record], metric: str) -> dict[int, float]:
-    """The validation `metric` of the rounds in which it was measured, and defined."""
+    """Return the validation `metric` of the rounds in which it was measured, and defined."""
     validated = {record["round"]: record["metrics"].get(VALIDATE, {}) for record in records}
     return {number: metrics[metric] for number, metrics in validated.items() if metric in metrics}

@@ -12,7 +12,7 @@ from openfl_audio.training.history import scores_by_round
 
 
 def plot_curves(histories: Mapping[str, Sequence[dict[str, Any]]], metric: str, path: Path) -> None:
-    """The validation metric by round, where it is defined, a line a trial; `histories` are records by trial."""
+    """Draw the validation metric by round, where it is defined, a line a trial; `histories` are records by trial."""
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     for name, records in histories.items():
         scores = scores_by_round(records, metric)
@@ -26,7 +26,7 @@ def plot_curves(histories: Mapping[str, Sequence[dict[str, Any]]], metric: str, 
 
 
 def plot_heat_map(trials: pd.DataFrame, x: str, y: str, metric: str, path: Path) -> None:
-    """The best validation metric over two axes of the search; a star marks a trial that was stopped early."""
+    """Draw the best validation metric over two axes of the search; a star marks a trial that was stopped early."""
     values = trials.pivot_table(index=y, columns=x, values=f"validation {metric}", dropna=False)
     finished = trials.pivot_table(index=y, columns=x, values="finished", aggfunc="min").reindex_like(values)
     figure, axes = plt.subplots(

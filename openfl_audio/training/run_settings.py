@@ -1,4 +1,4 @@
-"""What every experiment that `scripts/train.py` runs can be told; workspaces add what is theirs."""
+"""The settings that all workloads share; each workload subclasses RunSettings."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,10 +15,14 @@ from openfl_audio.text import read_text
 
 
 class Group(BaseModel):
+    """Base of all groups of settings: they do not change, and an unknown key is an error."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class OptimizerSettings(Group):
+    """The optimizer of the clients; `momentum` is SGD's."""
+
     name: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: float = Field(gt=0)
     momentum: float = Field(default=0.0, ge=0, lt=1)
@@ -32,7 +36,7 @@ class OptimizerSettings(Group):
         return momentum
 
     def recipe(self) -> Callable[..., torch.optim.Optimizer]:
-        """What makes the optimizer of given parameters."""
+        """Return a function that makes the optimizer of given parameters."""
         rate, decay = self.learning_rate, self.weight_decay
         if self.name == "sgd":
             return partial(torch.optim.SGD, lr=rate, weight_decay=decay, momentum=self.momentum)
@@ -40,8 +44,9 @@ class OptimizerSettings(Group):
 
 
 class RunSettings(Group):
-    """In a round a `fraction` of the `clients` train `local_epochs` each; "natural" clients are those of the corpus.
+    """Settings of a run of any workload.
 
+    In a round a `fraction` of the `clients` train `local_epochs` each; "natural" clients are those of the corpus.
     `init` is the folder of an earlier run, whose best model this one starts from.
     """
 
@@ -79,7 +84,7 @@ Settings = TypeVar("Settings", bound=RunSettings)
 
 
 def load_run_settings(kind: type[Settings], path: Path, changes: dict[str, Any]) -> Settings:
-    """Settings from a YAML file, with `changes` by dotted key ("model.frozen") in place of what the file says.
+    """Return settings of a YAML file, with `changes` by dotted key ("model.frozen") in place of what the file says.
 
     Raises SettingsError, naming the key, for one that does not exist and for a wrong value.
     """
@@ -100,7 +105,7 @@ def load_run_settings(kind: type[Settings], path: Path, changes: dict[str, Any])
 
 
 def parse_change(text: str) -> tuple[str, Any]:
-    """ "key=value" with a value as in YAML.
+    """Return the key and the value of "key=value", with a value as in YAML.
 
     >>> parse_change("model.frozen=false")
     ('model.frozen', False)

@@ -1,4 +1,4 @@
-"""What a workload is: a model, its tasks and its data, in a form that every mode of an experiment can run."""
+"""The contract of a workload: a model, its tasks and its data, in a form that every mode of an experiment can run."""
 
 import inspect
 from abc import ABC, abstractmethod

@@ -1,1 +1,1 @@
-"""What corpora have in common: audio, partitions, files, texts and errors."""
+"""The common part of all corpora: audio, partitions, files, texts and errors."""

@@ -23,7 +23,7 @@ AudioSource = str | os.PathLike[str] | bytes  # a path, or what a file holds
 MAX_SAMPLES = 2**28  # of a mono waveform, 1 GiB as float32: 4.6 hours at 16 kHz
 RATES = (1_000, 768_000)  # Hz; what claims another rate has a broken header
 BLOCK_SAMPLES = 2**20  # decoded at a time, of all channels together
-UNKNOWN_FRAMES = 2**36 - 1  # FLAC counts frames in 36 bits; 0 and all ones say that nobody counted
+UNKNOWN_FRAMES = 2**36 - 1  # FLAC counts frames in 36 bits; 0 and all ones mean that the number is unknown
 
 # Of torchaudio's kernel (outputs in a period times the inputs that they see): 18 MB. The largest of the usual rates,
 # 11.025 to 16 kHz, has 0.3 million; 16,001 Hz has 256 million, which take seconds and gigabytes.
@@ -47,7 +47,7 @@ class Decoded(NamedTuple):
 
 
 def audio_problem(source: AudioSource) -> str | None:
-    """What the header shows to be wrong with a file, or None. Decodes nothing, so a whole shard can be checked."""
+    """Return what the header shows to be wrong with a file, or None; nothing is decoded: a shard can be checked."""
     try:
         with _open(source):
             return None
@@ -102,7 +102,7 @@ def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
 
 
 def has_large_kernel(from_rate: int, to_rate: int) -> bool:
-    """Whether torchaudio's kernel for two rates, a weight for each input of each output of a period, is too large.
+    """Tell whether torchaudio's kernel for two rates, a weight for each input of each output, is too large.
 
     >>> has_large_kernel(44_100, 16_000), has_large_kernel(44_099, 16_000)
     (False, True)
@@ -203,7 +203,7 @@ def _read_mono(opened: _Opened) -> np.ndarray:
 
 
 def _mend_length(source: AudioSource) -> tuple[AudioSource, bool]:
-    """A source that libsndfile can read to its end, and whether its header knows its length.
+    """Return a source that libsndfile can read to its end, and whether its header knows its length.
 
     A WAV file that was written into a pipe says 0 or about 2 or 4 GB; libsndfile takes the 0 at its word.
     """
@@ -241,12 +241,12 @@ def _mend_length(source: AudioSource) -> tuple[AudioSource, bool]:
 
 
 def _flac_frames(stream_info: bytes) -> int:
-    """The last 36 bits of bytes 18 to 26 of a FLAC file, given from byte 12 on."""
+    """Return the last 36 bits of bytes 18 to 26 of a FLAC file, given from byte 12 on."""
     return int.from_bytes(stream_info[6:14], "big") & UNKNOWN_FRAMES
 
 
 def _find_data(file: io.BufferedIOBase | io.BytesIO) -> tuple[int, int] | None:
-    """Where the samples of a WAV file begin, and how many bytes the header says they have. Leaves the file there."""
+    """Seek to where the samples of a WAV file begin; return where, and how many bytes the header says they have."""
     while len(chunk := file.read(8)) == 8:
         told = int.from_bytes(chunk[4:], "little")
         if chunk[:4] == b"data":
@@ -256,7 +256,7 @@ def _find_data(file: io.BufferedIOBase | io.BytesIO) -> tuple[int, int] | None:
 
 
 def _is_chunk(head: bytes, there: int) -> bool:
-    """Whether 8 bytes begin a chunk that ends within the `there` bytes of the file."""
+    """Tell whether 8 bytes begin a chunk that ends within the `there` bytes of the file."""
     return (
         len(head) == 8
         and head[:4].isascii()

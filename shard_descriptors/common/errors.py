@@ -1,4 +1,4 @@
-"""What a shard descriptor raises, and how its messages name many things at once.
+"""Errors of shard descriptors, and how their messages name many things at once.
 
 OpenFLAudioError, ValueError
 ├── CorpusError  the corpus, or a parameter of the shard descriptor, cannot be used
@@ -19,7 +19,7 @@ class AudioError(OpenFLAudioError, ValueError):
 
 
 def first_names(names: Iterable[str], at_most: int = 3) -> str:
-    """The first names, and how many more there are.
+    """Return the first names, and how many more there are.
 
     >>> first_names(["a", "b", "c", "d", "e"])
     'a, b, c and 2 more'

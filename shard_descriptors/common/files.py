@@ -17,7 +17,7 @@ SYSTEM_FOLDERS = {"__macosx", "$recycle.bin", "system volume information", "lost
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside a file, which takes the file's place when the block ends without an error."""
+    """Yield a temporary path beside a file, which takes the file's place when the block ends without an error."""
     partial = path.with_name(f".{path.name}.partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -29,12 +29,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file for people to read, whole or not at all."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def name_key(name: str) -> str:
-    r"""The same for names that are one on some system: whatever their case, separators and Unicode form.
+    r"""Return the same for names that are one on some system: whatever their case, separators and Unicode form.
 
     >>> name_key("YES\\a.WAV") == name_key("yes/a.wav")
     True
@@ -44,7 +45,7 @@ def name_key(name: str) -> str:
 
 
 def printable(name: str) -> str:
-    r"""A file name as text that can be sent: bytes that are no UTF-8 as escapes.
+    r"""Return a file name as text that can be sent: bytes that are no UTF-8 as escapes.
 
     >>> printable("caf\udce9")
     'caf\\\\xe9'
@@ -53,7 +54,7 @@ def printable(name: str) -> str:
 
 
 def list_recordings(root: Path, folder: str, suffix: str, left_out: dict[str, str]) -> list[str]:
-    """The recordings in one folder of a corpus: paths relative to `root`, sorted, with the suffix in any case.
+    """Return the recordings in one folder of a corpus: paths relative to `root`, sorted, with the suffix in any case.
 
     Hidden files are none: macOS writes a file ._NAME beside each NAME on disks of other systems. Whatever else looks
     like a recording and is not taken is put into `left_out` with the reason: another format, a name that is no UTF-8,
@@ -77,7 +78,7 @@ def list_recordings(root: Path, folder: str, suffix: str, left_out: dict[str, st
 
 
 def list_folders(folder: Path) -> list[str]:
-    """The names of the folders in a folder, sorted, without hidden ones and those that the system made."""
+    """Return the names of the folders in a folder, sorted, without hidden ones and those that the system made."""
     with os.scandir(folder) as entries:
         return sorted(
             entry.name
@@ -87,7 +88,7 @@ def list_folders(folder: Path) -> list[str]:
 
 
 def is_folder(entry: "os.DirEntry[str]") -> bool:
-    """Whether an entry is a folder, or a link to one; a link that goes round in a circle is none."""
+    """Tell whether an entry is a folder, or a link to one; a link that goes round in a circle is none."""
     try:
         return entry.is_dir()
     except OSError:

@@ -1,4 +1,4 @@
-"""Who gets what: speakers or clips -> nodes, as pure functions of the names, the number of nodes and a seed.
+"""Partitions: speakers or clips -> nodes, as pure functions of the names, the number of nodes and a seed.
 
 Nodes are counted from 0 here; `rank_worldsize` counts them from 1, as OpenFL's tutorials do. A node finds its own shard
 without talking to the others: every node computes the same assignment, so all must use the same seed. "Speaker" is
@@ -46,9 +46,11 @@ def by_speaker(speakers: Iterable[str], world_size: int, seed: int) -> dict[str,
 
     Args:
         speakers: the speaker of each clip: a name comes once per clip.
+        world_size: number of nodes.
+        seed: of the order.
 
     Returns:
-        speaker -> node, 0 to world_size - 1.
+        The node of each speaker, 0 to world_size - 1.
     """
     clips_of = Counter(speakers)
     _check_enough(len(clips_of), "speakers", world_size)
@@ -80,7 +82,7 @@ def by_speaker_groups(speakers: Iterable[str], speakers_per_group: int, world_si
 
 
 def count_groups(speakers: int, speakers_per_group: int) -> int:
-    """How many groups `by_speaker_groups` makes; fewer speakers than one group has are one group.
+    """Return how many groups `by_speaker_groups` makes; fewer speakers than one group has are one group.
 
     >>> [count_groups(speakers, speakers_per_group=5) for speakers in (2112, 5, 4)]
     [422, 1, 1]

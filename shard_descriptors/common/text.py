@@ -13,7 +13,7 @@ _DELIMITERS = (",", ";", "\t")  # Excel writes semicolons where the comma is the
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """The lines of a file that are not blank, each with its number from 1 and without white space around it.
+    """Read the lines of a file that are not blank, each with its number from 1 and without white space around it.
 
     Raises:
         CorpusError: the file cannot be read, or is in no encoding that can be told.
@@ -23,7 +23,7 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
 
 
 def read_rows(path: Path) -> list[tuple[int, list[str]]]:
-    """The rows of a table, each with the number of the line it ends in, cells without white space around them.
+    """Read the rows of a table, each with the number of the line it ends in, cells without white space around them.
 
     Commas, semicolons or tabs separate cells: whichever makes the most of the first line.
 
@@ -42,7 +42,7 @@ def read_rows(path: Path) -> list[tuple[int, list[str]]]:
 
 
 def read_columns(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
-    """The rows below a header, as cells by column, each with its line.
+    """Read the rows below a header, as cells by column, each with its line.
 
     Raises:
         CorpusError: as `read_rows`, a column lacks, or a row is shorter than the header.
@@ -58,7 +58,7 @@ def read_columns(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[s
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises CorpusError as `read_lines`, and for what is no JSON."""
+    """Read a JSON file. Raises CorpusError as `read_lines` does, and for what is no JSON."""
     try:
         return json.loads(_read(path))
     except ValueError as error:

@@ -99,7 +99,7 @@ def read_layout(data_path: str | Path) -> Layout:
 
 
 def _read_vocabulary(root: Path) -> dict[str, int]:
-    """Class name -> position. The file has no header; a row is position, name, AudioSet's id."""
+    """Read positions by class name. The file has no header; a row is position, name, AudioSet's id."""
     rows = [row for _, row in read_rows(root / VOCABULARY)]
     for position, row in enumerate(rows):
         if len(row) != 3 or row[0] != str(position):
@@ -137,7 +137,7 @@ def _read_clips(root: Path, part: Part, classes: dict[str, int]) -> Iterator[Cli
 
 
 def files_by_clip(root: Path, part: Part) -> dict[str, str]:
-    """`name_key` of a clip's name -> its file relative to the corpus, for the recordings that are there."""
+    """Return the recordings that are there, relative to the corpus, by `name_key` of the clip's name."""
     if not (root / part.audio).is_dir():
         return {}
     return {name_key(Path(file).stem): file for file in list_recordings(root, part.audio, ".wav", {})}

@@ -81,7 +81,7 @@ class MelTransform:
             self._groups.append((slice(bands[0], bands[-1] + 1), used, filters[used, bands].contiguous()))
 
     def __call__(self, waveform: np.ndarray, sample_rate: int) -> np.ndarray:
-        """Mel frames of a mono waveform at any rate, as the float16 numbers of a store.
+        """Return mel frames of a mono waveform at any rate, as the float16 numbers of a store.
 
         Returns:
             float16, shape (frames, 96); frames = 1 + samples at 22.05 kHz // 220.
@@ -98,7 +98,7 @@ class MelTransform:
         return frames
 
     def mel_power(self, waveform: np.ndarray, sample_rate: int) -> Any:
-        """The same before the logarithm and the rounding: a float32 tensor, shape (frames, 96)."""
+        """Return mel power, before the logarithm and the rounding: a float32 tensor, shape (frames, 96)."""
         import torch
 
         samples = self._to_store_rate(waveform, sample_rate)
@@ -138,7 +138,7 @@ class HalfRate:
         self._first, self._second = weights[:32].contiguous(), weights[32:].contiguous()
 
     def __call__(self, waveform: np.ndarray) -> Any:
-        """float32 (samples,) -> float32 tensor (half of them, rounded up)."""
+        """Return a float32 tensor with half of the samples, rounded up, of float32 (samples,)."""
         import torch
 
         blocks = -(-len(waveform) // 32)
@@ -188,7 +188,7 @@ def prepare_store(layout: Layout, out: Path, features: str = "log_mel", workers:
 
 
 def report(rows: Sequence[StoredClip]) -> dict[str, Any]:
-    """What the corpus holds, and by name what is not as in the published one: 44.1 kHz, mono, 0.3 to 30 s."""
+    """Return what the corpus holds, and by name what is not as published: 44.1 kHz, mono, 0.3 to 30 s."""
     usable = [row for row in rows if row.num_frames]
     return {
         "clips": len(usable),
@@ -205,7 +205,7 @@ def report(rows: Sequence[StoredClip]) -> dict[str, Any]:
 
 
 def check_store(layout: Layout, out: Path, features: str = "log_mel") -> list[str]:
-    """What is wrong with a store, a sentence for each fault; none if it is what preparing again would give.
+    """Return what is wrong with a store, a sentence a fault; none if it is what preparing again would give.
 
     All frames are read and compared with their checksums. A clip whose file has another size or time than it had is
     computed again and compared.
@@ -248,7 +248,7 @@ def _find_fault(root: Path, row: StoredClip, stored: bytes, transform: MelTransf
 
 
 def extract(root: Path, clip: Clip, transform: MelTransform) -> Result:
-    """A clip's line of the table and its frames; a file that cannot be used has no frames, but the reason."""
+    """Return a clip's line of the table and its frames; a file that cannot be used has no frames, but the reason."""
     path = root / clip.file
     size_bytes, modified_ns = _stamp(path)
     found: dict[str, Any] = {"size_bytes": size_bytes, "modified_ns": modified_ns}
@@ -269,7 +269,7 @@ def extract(root: Path, clip: Clip, transform: MelTransform) -> Result:
 
 
 def _is_complete(out: Path, description: dict[str, Any]) -> bool:
-    """Whether there is nothing to do; raises if `out` is anything but this store."""
+    """Tell whether there is nothing to do. Raises CorpusError if `out` is anything but this store."""
     if not (out / DESCRIPTION).is_file():
         if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= {f".{DESCRIPTION}.partial"}):
             raise CorpusError(f"out: {out} exists and is no store of mel frames; choose another folder")
@@ -315,7 +315,7 @@ def _end_of(rows: Sequence[StoredClip]) -> int:
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    """Size and time of a file; zeros where there is none."""
+    """Return size and time of a file; zeros where there is none."""
     if not path.exists():
         return 0, 0
     status = path.stat()
@@ -335,7 +335,7 @@ def _progress() -> Progress:
 
 
 def _extract_all(root: Path, clips: Sequence[Clip], features: str, workers: int) -> Iterator[list[Result]]:
-    """Results in the order of the clips. A few tasks at a time, so that they do not wait in memory by the gigabyte."""
+    """Yield results in the order of the clips, a few tasks at a time: gigabytes of them would wait in memory."""
     iterator = iter(clips)
     tasks = iter(lambda: list(islice(iterator, CLIPS_PER_TASK)), [])
     if workers == 1:
@@ -360,7 +360,7 @@ def _extract_all(root: Path, clips: Sequence[Clip], features: str, workers: int)
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """torch's sums are split up by its threads: with one, as in a worker, every run gives the same bits."""
+    """Run torch with one thread, as in a worker: threads split its sums up, and every run should give the same bits."""
     import torch
 
     threads = torch.get_num_threads()
@@ -384,7 +384,7 @@ def _begin_worker(features: str) -> None:
 
 
 def _end_with_parent() -> None:
-    """A main process that was killed tells its workers nothing, and they would wait for tasks for ever."""
+    """End with the main process: one that was killed tells its workers nothing, and they would wait for ever."""
     parent = parent_process()
     if parent is not None:
         parent.join()

@@ -97,7 +97,7 @@ class Fsd50kShardDataset(ShardDataset):
         return self.patches(np.array([item]))[0], self.clip_labels[self.clip[item]]
 
     def patches(self, indices: np.ndarray) -> np.ndarray:
-        """Many patches at once, straight from the memory map: float32, shape (len(indices), 101, 96)."""
+        """Return many patches at once, straight from the memory map: float32, shape (len(indices), 101, 96)."""
         clips = self.clip[indices]
         return self._store.patches(self._clips[clips], indices - self._first_patch[clips])
 
@@ -161,14 +161,14 @@ class Fsd50kShardDescriptor(ShardDescriptor):
 
     @staticmethod
     def natural_clients(data_path: str | Path, uploader_min: int = 0, split: str = "official", seed: int = 0) -> int:
-        """How many clients the corpus has by itself: uploaders with at least `uploader_min` train clips (and one)."""
+        """Return how many clients the corpus has: uploaders with at least `uploader_min` train clips (and one)."""
         return len(Fsd50kShardDescriptor.uploader_sizes(data_path, uploader_min, split, seed))
 
     @staticmethod
     def uploader_sizes(
         data_path: str | Path, uploader_min: int = 0, split: str = "official", seed: int = 0
     ) -> dict[str, int]:
-        """Uploader -> number of train clips, the most prolific first: whom an envoy's YAML can name."""
+        """Return train clips by uploader, the most prolific first: an envoy's YAML can name these."""
         _check_parameters(uploader_min, split, seed)
         return {name: size for name, size in _train_sizes(open_store(data_path), split, seed) if size >= uploader_min}
 
@@ -176,7 +176,7 @@ class Fsd50kShardDescriptor(ShardDescriptor):
     def clips_per_client(
         data_path: str | Path, world_size: int, uploader_min: int = 0, split: str = "official", seed: int = 0
     ) -> np.ndarray:
-        """How many train clips each node has, that of rank r at [r - 1]: int64, shape (world_size,)."""
+        """Return how many train clips each node has, that of rank r at [r - 1]: int64, shape (world_size,)."""
         _check_parameters(uploader_min, split, seed)
         store = open_store(data_path)
         sizes = dict(_train_sizes(store, split, seed))
@@ -184,7 +184,7 @@ class Fsd50kShardDescriptor(ShardDescriptor):
         return np.array([sum(sizes[name] for name in names) for names in nodes], dtype=np.int64)
 
     def get_dataset(self, dataset_type: str) -> Fsd50kShardDataset:
-        """The patches of "train", "validation" or "test"."""
+        """Return the patches of "train", "validation" or "test"."""
         return Fsd50kShardDataset(
             split=dataset_type,
             uploader_name=self._uploaders.get(dataset_type),
@@ -278,7 +278,7 @@ def divide(store: MelStore, world_size: int, uploader_min: int, split: str, seed
 
 @lru_cache(maxsize=8)
 def assign_splits(store: MelStore, division: str, seed: int) -> np.ndarray:
-    """The split of each clip of a store, as a position in SPLITS; int64, shape (clips,).
+    """Return the split of each clip of a store, as a position in SPLITS; int64, shape (clips,).
 
     By "uploader", the uploaders of train and validation are gone through in an order drawn by the seed, and each whose
     clips still fit into a validation split of the official size goes there with all of them.
@@ -298,13 +298,13 @@ def assign_splits(store: MelStore, division: str, seed: int) -> np.ndarray:
 
 
 def _uploaders_of(store: MelStore, split: str, division: str, seed: int) -> list[str]:
-    """The uploader of each clip of a split."""
+    """Return the uploader of each clip of a split."""
     codes = store.uploader_codes[assign_splits(store, division, seed) == SPLITS.index(split)]
     return [store.uploader_names[code] for code in codes]
 
 
 def _train_sizes(store: MelStore, division: str, seed: int) -> list[tuple[str, int]]:
-    """(uploader, train clips), the most prolific first, and by name where they are equal."""
+    """Return (uploader, train clips), the most prolific first, and by name where they are equal."""
     sizes = Counter(_uploaders_of(store, "train", division, seed))
     return sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
 

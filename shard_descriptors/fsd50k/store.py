@@ -64,7 +64,7 @@ class StoredClip(NamedTuple):
 
 
 def count_patches(num_frames: np.ndarray | int) -> Any:
-    """Patches of 101 frames, every 50 frames, each with frames of its own clip only; a shorter clip is repeated.
+    """Count patches of 101 frames, every 50 frames, each with frames of its own clip; a shorter clip is repeated.
 
     The code of Green & Plumbley (arXiv 2105.08550) counts one more where the frames are a multiple of 50, and ends
     that patch with its last frame twice.
@@ -76,7 +76,7 @@ def count_patches(num_frames: np.ndarray | int) -> Any:
 
 
 def count_stored(num_frames: int) -> int:
-    """Frames worth storing: up to the end of the last patch.
+    """Return the frames worth storing: up to the end of the last patch.
 
     >>> [count_stored(frames) for frames in (31, 101, 150, 151, 502)]
     [31, 101, 101, 151, 501]
@@ -85,7 +85,7 @@ def count_stored(num_frames: int) -> int:
 
 
 def describe_settings(features: str) -> dict[str, Any]:
-    """What decides the numbers in a store; two stores of equal settings and sources are equal."""
+    """Return what decides the numbers in a store; two stores of equal settings and sources are equal."""
     if features not in FEATURES:
         raise CorpusError(f"features: {features!r} is unknown; choose {', '.join(FEATURES)}")
     return {
@@ -128,10 +128,10 @@ class MelStore:
         self.frames = _map_frames(folder, int(self.num_frames.sum()))
 
     def __reduce__(self) -> tuple[Any, tuple[Path]]:
-        return open_store, (self.folder,)  # pickled as it is, a memory map travels with all its gigabytes
+        return open_store, (self.folder,)  # pickled as it is, a memory map would be sent with all its gigabytes
 
     def patches(self, clips: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Patch `positions[k]` of clip `clips[k]`, for all k.
+        """Return patch `positions[k]` of clip `clips[k]`, for all k.
 
         Returns:
             float32, shape (k, 101, 96): log-mel, or mel power at its own scale.
@@ -180,7 +180,7 @@ def _map_frames(folder: Path, num_frames: int) -> np.ndarray:
 
 
 def read_table(path: Path) -> list[StoredClip]:
-    """The complete lines of a table. A last line without an end was cut short when its writer was stopped."""
+    """Read the complete lines of a table. A last line without an end was cut short when its writer was stopped."""
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     rows = (json.loads(line) for line in lines)
     return [StoredClip(**{**row, "labels": tuple(row["labels"])}) for row in rows]

@@ -32,7 +32,7 @@ from shard_descriptors.librifsd50k.store import (
 )
 from shard_descriptors.librispeech.layout import SUBSETS, Utterance, read_librispeech
 
-# FedEnhance's list: clips with one of these labels are no noise to somebody who wants to hear speech.
+# FedEnhance's list: clips with one of these labels are no noise to a listener who wants to hear speech.
 SPEECH_LABELS = frozenset(
     {
         "Breathing", "Burping_and_eructation", "Chatter", "Cheering", "Child_speech_and_kid_speaking",
@@ -170,7 +170,7 @@ def plan_fedwham(wham: str | Path, seed: int = 0) -> Plan:
 
 
 def read_noise_clips(fsd50k: str | Path) -> tuple[list[Clip], list[Clip], dict[str, list[str]]]:
-    """Clips of FSD50K's dev and eval sets that are there and have no speech-like label; reason -> the others.
+    """Return FSD50K's dev and eval clips that are there and have no speech-like label, and the others by reason.
 
     Needs less than a whole FSD50K: the table and the audio of one of the two sets.
     """
@@ -268,7 +268,7 @@ def copy_pair(plan: Plan, pair: Pair, out: Path) -> Written:
 
 
 def to_int16(waveform: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Samples of 16 bits, exactly those of a recording that had 16 bits, and whether they had to be scaled down.
+    """Return samples of 16 bits, exact where the recording had 16 bits, and whether they had to be scaled down.
 
     Args:
         waveform: float32, shape (samples,), nominally in [-1, 1].
@@ -289,7 +289,7 @@ def _check_seed(seed: int) -> None:
 
 
 def _plan_speech(found: dict[str, tuple[Utterance, ...]], seed: int, notes: list[str]) -> dict[str, list[Utterance]]:
-    """The utterances of each split."""
+    """Return the utterances of each split."""
     utterances: dict[str, list[Utterance]] = {}
     for split, subsets in SPEECH_SUBSETS.items():
         utterances[split] = [utterance for subset in subsets for utterance in found.get(subset, ())]
@@ -344,7 +344,7 @@ def _said(spoken: _Spoken) -> str:
 def _plan_noise(
     root: Path, dev: Sequence[Clip], eval_: Sequence[Clip], seed: int, notes: list[str]
 ) -> dict[str, list[Clip]]:
-    """The clips of each split."""
+    """Return the clips of each split."""
     shuffled = _shuffle(dev or eval_, seed)
     if dev and eval_:
         cut = int(len(shuffled) * (1 - VALIDATION_NOISE_SHARE))
@@ -376,7 +376,7 @@ def _read_labels(table: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def _wav_files(root: Path, folder: str, left_out: dict[str, list[str]]) -> dict[str, str]:
-    """`name_key` of a file's name -> the file, relative to the root."""
+    """Return files, relative to the root, by `name_key` of their names."""
     if not (root / folder).is_dir():
         return {}
     reasons: dict[str, str] = {}

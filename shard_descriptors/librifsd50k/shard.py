@@ -22,7 +22,7 @@ EVALUATION_SPEECH_SHARE = 0.5  # as published: half of the pairs of validation a
 
 @dataclass(frozen=True)
 class Roles:
-    """What a node does with its pairs: rows of the store's table, in their order.
+    """Roles of a node's pairs: rows of the store's table, in their order.
 
     Attributes:
         mixed: speech with its noise; the items.
@@ -64,7 +64,7 @@ class LibriFsd50kShardDataset(ShardDataset):
         p_single_mix: float = 0.0,
         max_abs_snr_db: float | None = None,
     ) -> None:
-        """A `seed` of None is validation or test."""
+        """Take the rows of a node; a `seed` of None is validation or test."""
         self.supervised = supervised
         self.speakers = [store.chunks[row].speaker for row in roles.mixed]
         self.files = [store.chunks[row].speech for row in roles.mixed]
@@ -112,7 +112,7 @@ class LibriFsd50kShardDataset(ShardDataset):
 
     @staticmethod
     def _last_start(waveform: np.ndarray) -> int:
-        """Where 4 s may begin without running into zeros: WHAM fills up the shorter of two recordings with them."""
+        """Return where 4 s may begin without running into the zeros that WHAM fills up shorter recordings with."""
         recorded = np.flatnonzero(waveform)
         return max(0, int(recorded[-1]) + 1 - CHUNK_SAMPLES) if len(recorded) else 0
 
@@ -201,7 +201,7 @@ class LibriFsd50kShardDescriptor(ShardDescriptor):
 
     @staticmethod
     def natural_clients(data_path: str | Path) -> int:
-        """How many clients the corpus has by itself: the speakers of the train split."""
+        """Return how many clients the corpus has by itself: the speakers of the train split."""
         return len({chunk.speaker for chunk in read_store(data_path).chunks if chunk.split == "train"})
 
     @staticmethod
@@ -212,7 +212,7 @@ class LibriFsd50kShardDescriptor(ShardDescriptor):
         available_speech_percentage: float = 1.0,
         seed: int = 0,
     ) -> np.ndarray:
-        """How many train items each node has, without opening a shard: that of rank r at [r - 1].
+        """Return how many train items each node has, without opening a shard: that of rank r at [r - 1].
 
         Returns:
             int64, shape (world_size,).
@@ -226,7 +226,7 @@ class LibriFsd50kShardDescriptor(ShardDescriptor):
         return np.array([len(of_node.mixed) for of_node in roles], dtype=np.int64)
 
     def get_dataset(self, dataset_type: str) -> LibriFsd50kShardDataset:
-        """The items of "train", "validation" or "test"."""
+        """Return the items of "train", "validation" or "test"."""
         if dataset_type not in SPLITS:
             raise CorpusError(f"there is no split {dataset_type!r}; the splits are {', '.join(SPLITS)}")
         roles = self._roles[dataset_type]
@@ -267,7 +267,7 @@ class LibriFsd50kShardDescriptor(ShardDescriptor):
 # A process has one division, or a few; each keeps its store.
 @lru_cache(maxsize=4)
 def divide(store: Store, partition: str, world_size: int, seed: int) -> dict[str, tuple[tuple[int, ...], ...]]:
-    """The rows of each node in the train and validation splits, nodes counted from 0.
+    """Return the rows of each node in the train and validation splits, nodes counted from 0.
 
     Where there are fewer validation speakers than nodes, the last nodes have none.
     """
@@ -290,7 +290,7 @@ def divide(store: Store, partition: str, world_size: int, seed: int) -> dict[str
 
 
 def contiguous(speakers: Sequence[str], world_size: int) -> dict[str, int]:
-    """Speakers in the order of their numbers, cut into parts of one size; the first ones have one more.
+    """Cut speakers, in the order of their numbers, into parts of one size; the first ones have one more.
 
     >>> contiguous(["1089", "19", "26", "103", "19"], world_size=2)
     {'19': 0, '26': 0, '103': 1, '1089': 1}
@@ -301,7 +301,7 @@ def contiguous(speakers: Sequence[str], world_size: int) -> dict[str, int]:
 
 
 def assign_roles(chunks: Sequence[Chunk], rows: Sequence[int], share: float) -> Roles:
-    """Which pairs are mixed, and which are heard as noise only: ceil(share * pairs), spread evenly.
+    """Choose which pairs are mixed, and which are heard as noise only: ceil(share * pairs), spread evenly.
 
     It goes by pairs, not by chunks, so that a recording of noise with one pair is not both in a mixture and alone.
     """
@@ -321,7 +321,7 @@ def assign_roles(chunks: Sequence[Chunk], rows: Sequence[int], share: float) -> 
 
 
 def scale_to_snr(speech: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:
-    """The noise, scaled so that 10 log10(power of speech / power of noise) is `snr_db`; silence stays what it is.
+    """Scale the noise so that 10 log10(power of speech / power of noise) is `snr_db`; silence stays what it is.
 
     Shapes: (samples,) each.
     """
@@ -333,7 +333,7 @@ def scale_to_snr(speech: np.ndarray, noise: np.ndarray, snr_db: float) -> np.nda
 
 @lru_cache(maxsize=8)
 def _evaluation_roles(store: Store, split: str) -> Roles:
-    """Of the whole split, so that an item and its extra noise are the same on however many nodes."""
+    """Return the roles in the whole split: an item and its extra noise are the same on however many nodes."""
     rows = [row for row, chunk in enumerate(store.chunks) if chunk.split == split]
     roles = assign_roles(store.chunks, rows, EVALUATION_SPEECH_SHARE)
     if not roles.noise:

@@ -51,13 +51,13 @@ class Pair(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """Relative to the store."""
+        """Folder of the pair, relative to the store."""
         return f"{FOLDERS[self.split]}/{self.speaker}"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a preparation is going to write.
+    """Pairs that a preparation is going to write.
 
     Attributes:
         left_out: reason -> files of the sources that are in no pair.
@@ -73,13 +73,13 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """The same for the same pairs, wherever their sources lie."""
+        """Fingerprint of the pairs, the same wherever their sources lie."""
         return hashlib.sha256(json.dumps([self.corpus, self.pairs]).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Written:
-    """What became of one pair.
+    """The outcome of one pair.
 
     Attributes:
         files: (speech, noise) of each chunk, relative to the store.
@@ -111,6 +111,8 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True, eq=False)  # equal is the same: all shards of a process share one
 class Store:
+    """A folder of pairs, with the rows of its table."""
+
     root: Path
     chunks: tuple[Chunk, ...]  # pairs of a speaker together, in the order of their numbers
 
@@ -177,7 +179,7 @@ def write_store(
 
 
 def summarize(report: Mapping[str, Any]) -> list[str]:
-    """What a report says, in lines for a terminal."""
+    """Return what a report says, in lines for a terminal."""
     lines = list(report["notes"])
     lines += [
         f"{split}: {counts['chunks']:,} chunks in {counts['pairs']:,} pairs of {counts['speakers']:,} speakers"
@@ -213,7 +215,7 @@ def _check_same_plan(out: Path, fingerprint: str | None, plan: Plan) -> None:
 
 
 def _open_journal(out: Path, plan: Plan) -> dict[int, Written]:
-    """The pairs that an earlier run wrote; begins a journal where there is none.
+    """Read the pairs that an earlier run wrote; begin a journal where there is none.
 
     What could not be used then is tried again: a damaged download may have been mended.
     """

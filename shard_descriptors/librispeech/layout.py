@@ -41,12 +41,12 @@ class Utterance(NamedTuple):
 
     @property
     def name(self) -> str:
-        """`103-1240-0000`"""
+        """Name of the utterance, such as `103-1240-0000`."""
         return Path(self.file).stem
 
 
 class Speaker(NamedTuple):
-    """What SPEAKERS.TXT says about a reader.
+    """A reader, as SPEAKERS.TXT describes them.
 
     Attributes:
         sex: F or M.
@@ -63,7 +63,7 @@ class Speaker(NamedTuple):
 def read_librispeech(
     root: str | Path, subsets: Iterable[str] = tuple(SUBSETS), left_out: dict[str, str] | None = None
 ) -> dict[str, tuple[Utterance, ...]]:
-    """The utterances of those subsets that are there, speakers, chapters and utterances in the order of their numbers.
+    """Read the utterances of the subsets that are there, by the numbers of speakers, chapters and utterances.
 
     A subset's folder may be in capitals, and incomplete: `SUBSETS` tells how many utterances the published one has.
     Files that are no recordings are passed over; recordings that cannot be taken (see `list_recordings`) are put into

@@ -40,7 +40,7 @@ JOURNAL = "journal.jsonl"  # which files were decoded, and with what result; gon
 
 @dataclass(frozen=True)
 class Settings:
-    """What a prepared folder is made with; the same settings and files give the same folder."""
+    """Settings of a prepared folder; the same settings and files give the same folder."""
 
     audio: str
     clients: int
@@ -51,7 +51,7 @@ class Settings:
 def prepare_librispeech(
     data: str | Path, out: str | Path, clients: int, partition: str = "speaker", seed: int = 0, workers: int = 1
 ) -> dict[str, Any]:
-    """Write the table and the report of a prepared folder, see `shard_descriptors.librispeech`.
+    """Write the table and the report of a prepared folder, see `store.py`.
 
     The train subsets that are there are one pool; where there is none, the largest of the others is. The pool is
     divided by speaker, with about the same number of hours on each client (in an order drawn by the seed, each speaker
@@ -59,14 +59,19 @@ def prepare_librispeech(
     clips a client holds out a tenth for validation, drawn by the seed.
 
     Every file is decoded, which finds files that were cut short; FLAC has a checksum in each frame. Lengths are those
-    at 16 kHz, to which shards resample what has another rate; the report names such files. A run that was stopped goes
-    on where it was; a folder that is complete is left as it is.
+    at 16 kHz, to which shards resample what has another rate; the report names such files. A run that was stopped
+    resumes where it was; a folder that is complete is left as it is.
 
     Args:
-        data: a LibriSpeech folder; see `librispeech_layout`.
+        data: a LibriSpeech folder; see `layout.py`.
+        out: the prepared folder.
+        clients: number of clients.
+        partition: "speaker" or "iid".
+        seed: of the division and of the validation clips.
+        workers: number of processes that decode.
 
     Returns:
-        the report, as in librispeech.json.
+        The report, as in librispeech.json.
 
     Raises:
         CorpusError: no LibriSpeech, a transcript in no encoding that can be told, more clients than speakers (or than
@@ -109,7 +114,7 @@ def prepare_librispeech(
 
 
 def divide(pool: Sequence[Clip], clients: int, partition: str, seed: int) -> list[Clip]:
-    """The clips of the pool with their clients, from 1, each one's train clips before its validation clips.
+    """Return the clips of the pool with their clients, from 1, each one's train clips before its validation clips.
 
     A client holds out a tenth of its clips, rounded, and at least one; a client with one clip trains on it.
     """
@@ -135,7 +140,7 @@ def divide(pool: Sequence[Clip], clients: int, partition: str, seed: int) -> lis
 
 
 def summarize(report: Mapping[str, Any]) -> list[str]:
-    """What a report says, in lines for a terminal."""
+    """Return what a report says, in lines for a terminal."""
     lines = list(report["notes"])
     for split, counts in report["splits"].items():
         lines.append(
@@ -212,7 +217,7 @@ def _scan_file(path: Path, name: str) -> dict[str, Any]:
 
 
 def _open_journal(out: Path, audio: Path) -> dict[str, dict[str, Any]]:
-    """The files that an earlier run could use; begins a journal where there is none.
+    """Read the files that an earlier run could use; begin a journal where there is none.
 
     What could not be used then is tried again: a damaged download may have been mended.
     """
@@ -233,13 +238,13 @@ def _open_journal(out: Path, audio: Path) -> dict[str, dict[str, Any]]:
 
 
 def _pooled(found: Mapping[str, Sequence[Utterance]]) -> list[str]:
-    """The subsets that clients train on: those for training or, without any, the largest."""
+    """Return the subsets that clients train on: those for training or, without any, the largest."""
     train = [subset for subset in TRAIN_SUBSETS if subset in found]
     return train or [max(found, key=lambda subset: len(found[subset]))]
 
 
 def _read_transcripts(audio: Path, utterances: Sequence[Utterance]) -> dict[str, str]:
-    """`name_key` of an utterance -> what is said, from <speaker>-<chapter>.trans.txt: a line is the name and the text.
+    """Read what is said by `name_key` of an utterance, from <speaker>-<chapter>.trans.txt: a line is name and text.
 
     White space of any kind is between name and text, and one space between words.
     """
@@ -263,7 +268,7 @@ def _notes(
     transcripts: Mapping[str, str],
     scanned: Mapping[str, Mapping[str, Any]],
 ) -> list[str]:
-    """Sentences about what is there, what is not, and what is used otherwise than in the published corpus."""
+    """Return sentences about what is there, what is not, and what is used otherwise than in the published corpus."""
     used = (*pooled, *splits.values())
     notes = [
         f"{subset}: {len(found[subset]):,} utterances"

@@ -57,7 +57,7 @@ class LibriSpeechShardDataset(ShardDataset):
         return self.read_waveform(index), self.read_targets(index)
 
     def read_waveform(self, index: int) -> np.ndarray:
-        """The waveform of an item alone. Raises AudioError if the file is broken, or not what was prepared."""
+        """Return the waveform of an item alone. Raises AudioError if the file is broken, or not what was prepared."""
         clip = self._clips[index]
         waveform = read_waveform(self._prepared.audio / clip.file, SAMPLE_RATE, name=clip.file)
         if len(waveform) != clip.num_samples:
@@ -67,7 +67,7 @@ class LibriSpeechShardDataset(ShardDataset):
         return waveform
 
     def read_targets(self, index: int) -> np.ndarray:
-        """The targets of an item alone, with no audio decoded."""
+        """Return the targets of an item alone, with no audio decoded."""
         if not self._targets:
             return np.empty(0, dtype=np.int64)
         return self._targets[index].astype(np.int64)
@@ -111,22 +111,22 @@ class LibriSpeechShardDescriptor(ShardDescriptor):
 
     @staticmethod
     def natural_clients(data_path: str | Path) -> int:
-        """How many clients the folder was prepared for."""
+        """Return how many clients the folder was prepared for."""
         return read_prepared(data_path).clients
 
     @staticmethod
     def clips_per_client(data_path: str | Path) -> np.ndarray:
-        """How many train clips each client has, int64 (clients,): those of rank r at [r - 1]."""
+        """Return how many train clips each client has, int64 (clients,): those of rank r at [r - 1]."""
         return _per_client(data_path, [1] * len(read_prepared(data_path).clips)).astype(np.int64)
 
     @staticmethod
     def hours_per_client(data_path: str | Path) -> np.ndarray:
-        """How many hours of train clips each client has, float (clients,): those of rank r at [r - 1]."""
+        """Return how many hours of train clips each client has, float (clients,): those of rank r at [r - 1]."""
         hour = 3600 * SAMPLE_RATE
         return _per_client(data_path, [clip.num_samples for clip in read_prepared(data_path).clips]) / hour
 
     def get_dataset(self, dataset_type: str) -> LibriSpeechShardDataset:
-        """The items of "train", "validation", "dev" (dev-clean) or "test" (test-clean)."""
+        """Return the items of "train", "validation", "dev" (dev-clean) or "test" (test-clean)."""
         if dataset_type not in SPLITS:
             raise CorpusError(f"there is no split {dataset_type!r}; the splits are {', '.join(SPLITS)}")
         if dataset_type not in self._datasets:
@@ -168,7 +168,7 @@ class LibriSpeechShardDescriptor(ShardDescriptor):
 
 
 def _per_client(data_path: str | Path, amounts: Sequence[int]) -> np.ndarray:
-    """The sum over each client's train clips of `amounts`, one for each clip of the table."""
+    """Return the sum over each client's train clips of `amounts`, one for each clip of the table."""
     prepared = read_prepared(data_path)
     train = [clip.client if clip.split == "train" else 0 for clip in prepared.clips]
     return np.bincount(train, amounts, prepared.clients + 1)[1:]

@@ -33,7 +33,7 @@ TARGET_TYPE = np.dtype("<i2")
 
 
 def count_frames(num_samples: Any) -> Any:
-    """Frames that HuBERT's convolutions make of so many samples, one number or an array of them.
+    """Return the frames that HuBERT's convolutions make of so many samples, one number or an array of them.
 
     Kernels (10, 3, 3, 3, 3, 2, 2) with strides (5, 2, 2, 2, 2, 2, 2) see 400 samples every 320 (Hsu et al., "HuBERT",
     2021, arXiv 2106.07447, section II): floor((samples - 400) / 320) + 1, and none of less than 400.
@@ -62,7 +62,7 @@ class Clip(NamedTuple):
 
     @property
     def part(self) -> str:
-        """The targets of a part are in one file."""
+        """Name of the part whose targets are in one file."""
         return f"{self.split}_{self.client}" if self.client else self.split
 
     @property
@@ -81,7 +81,7 @@ class Prepared:
     clips: tuple[Clip, ...]
 
     def parts(self, split: str, client: int | None = None) -> dict[str, list[Clip]]:
-        """The clips of a split by part: those of one client or, with None, of all; a global split is one part."""
+        """Return the clips of a split by part: of one client or, with None, of all; a global split is one part."""
         parts: dict[str, list[Clip]] = {}
         for clip in self.clips:
             if clip.split == split and (client is None or clip.client in (0, client)):
@@ -124,7 +124,7 @@ class Targets:
         self.splits = tuple(info["splits"])
 
     def read(self, part: str, clips: Sequence[Clip]) -> list[np.ndarray]:
-        """Of each clip of a part its targets, int16 (frames,): views of a file that is mapped into memory."""
+        """Return the targets of each clip of a part, int16 (frames,): views of a file that is mapped into memory."""
         path = self._folder / f"{part}.i16"
         ends = np.cumsum(count_frames(np.array([clip.num_samples for clip in clips])))
         if not path.is_file() or path.stat().st_size != ends[-1] * TARGET_TYPE.itemsize:

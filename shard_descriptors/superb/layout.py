@@ -85,21 +85,21 @@ class Corpus:
         return Counts(*(len(self.splits[split]) for split in SPLITS))
 
     def source(self, clip: Clip) -> AudioSource:
-        """What `audio.py` reads this clip from."""
+        """Return what `audio.py` reads this clip from."""
         if self.table is None:
             return Path(self.name, clip.file)
         audio = self.table[clip.row]["audio"]
         return audio["path"] if audio["bytes"] is None else audio["bytes"]
 
     def problem(self, clip: Clip) -> str | None:
-        """What the header shows to be wrong with a clip's file, or None. A file is looked at once per process."""
+        """Return what the header shows to be wrong with a clip's file, or None. Each is looked at once per process."""
         key = clip.file if self.table is None else clip.row
         if key not in self._problems:
             self._problems[key] = audio_problem(self.source(clip))
         return self._problems[key]
 
     def problems(self, clips: Iterable[Clip]) -> dict[str, str]:
-        """The files of clips that are no usable audio, with the reason. A warning names each once per process."""
+        """Return the files that are no usable audio, with the reason. A warning names each once per process."""
         found = {clip.file: problem for clip in clips if (problem := self.problem(clip)) is not None}
         reasons = [f"{file} {reason}" for file, reason in found.items() if file not in self._told]
         if reasons:
@@ -201,6 +201,7 @@ def read_hub(name: str) -> Corpus:
 
 
 def count_files(count: int) -> str:
+    """Return the count with its noun, such as "3 files"."""
     return f"{count:,} file{'s' if count > 1 else ''}"
 
 
@@ -226,7 +227,7 @@ def _read_once(name: str, seed: int, stamp: Hashable) -> Corpus:
 
 
 def _stamp(root: Path) -> Hashable:
-    """The times of the folders and lists that `read_folder` and `read_hub` look at, but not of each recording."""
+    """Return the times of folders and lists that `read_folder` and `read_hub` look at, but not of each recording."""
     test_sets = [*root.glob(f"{TEST_SET}*"), *root.parent.glob(f"{TEST_SET}*")]
     folders = [root, *sorted(path for path in (*test_sets, root / Path(HUB_FILES).parent) if path.is_dir())]
     places = [path for folder in folders for path in (folder, *sorted(folder.iterdir()))]
@@ -234,7 +235,7 @@ def _stamp(root: Path) -> Hashable:
 
 
 def _scan(root: Path, unlisted: dict[str, str]) -> tuple[list[str], list[str]]:
-    """The word clips and the noise files, sorted; raises if this is not the published layout."""
+    """Return the word clips and the noise files, sorted; raises if this is not the published layout."""
     if not any(root.iterdir()):
         raise CorpusError(f"data_path: the folder {root} is empty")
     folders = list_folders(root)
@@ -255,7 +256,7 @@ def _wav_files(root: Path, folder: str, unlisted: dict[str, str]) -> list[str]:
 
 
 def _read_list(path: Path) -> dict[str, str]:
-    """The clips that a list names: `name_key` of <word>/<file> -> the same as it is written there.
+    """Read the clips that a list names, <word>/<file> as it is written there, by `name_key`.
 
     A list may have been written with backslashes, or with a path before the word. A line that names no clip is refused:
     nobody can tell what it should have held out.
@@ -294,13 +295,13 @@ def _word_clip(file: str) -> Clip:
 
 
 def _speaker(file: str) -> str:
-    """Who speaks a clip <speaker>_nohash_<number>.wav; "" where no speaker is named."""
+    """Return who speaks a clip <speaker>_nohash_<number>.wav; "" where no speaker is named."""
     speaker, mark, _ = name_key(file.split("/")[-1]).partition("_nohash_")
     return speaker if mark else ""
 
 
 def _check_speakers(clips: list[Clip]) -> None:
-    """For clips that are divided among nodes; a test set may name its files as it likes."""
+    """Check that clips that are divided among nodes name their speakers; a test set may name its files as it likes."""
     nameless = [clip.file for clip in clips if clip.label != SILENCE and not clip.speaker]
     if nameless:
         names = first_names(nameless)
@@ -342,7 +343,7 @@ def _make_test(testing: list[Clip], noise: list[str], seed: int) -> list[Clip]:
 
 
 def _silence(noise: list[str], clips: int) -> list[Clip]:
-    """Seconds evenly spread over the noise files."""
+    """Return seconds evenly spread over the noise files."""
     per_file = -(-clips // len(noise))
     return [Clip(noise[i % len(noise)], SILENCE, start=(i // len(noise) + 0.5) / per_file) for i in range(clips)]
 

@@ -47,7 +47,7 @@ def split_silence(clips: Iterable[Clip]) -> tuple[list[Clip], list[Clip]]:
 
 
 def cut_silence(noise: Sequence[Clip], seconds: int, seed: int, rank: int) -> list[Clip]:
-    """Seconds of noise files, at places drawn by the seed and the rank.
+    """Return seconds of noise files, at places drawn by the seed and the rank.
 
     They are spread evenly: over the files, whose numbers of seconds differ by one at most, and within each file.
     """
@@ -62,7 +62,7 @@ def cut_silence(noise: Sequence[Clip], seconds: int, seed: int, rank: int) -> li
 
 
 def count_silence(silence_share: float, spoken: int) -> int:
-    """The share of spoken clips that comes as silence on top of them, rounded up.
+    """Return how many clips of silence a share of the spoken ones is, rounded up.
 
     >>> [count_silence(0.07, spoken) for spoken in (100, 101)]
     [7, 8]
@@ -93,6 +93,7 @@ def check_parameters(
 
 
 def check_world_size(world_size: int) -> None:
+    """Raise CorpusError unless `world_size` is a whole number from 1 on."""
     if not (_is_count(world_size) and world_size):
         raise CorpusError(f"world_size: {world_size!r} should be a whole number from 1 on")
 
@@ -113,7 +114,7 @@ def _assign(
     world_size: int,
     seed: int,
 ) -> tuple[list[int], list[int]]:
-    """The node of each clip of the train and validation splits."""
+    """Return the node of each clip of the train and validation splits."""
     spoken, noise = split_silence(train)
     noise_nodes = iter(by_clip(len(noise), world_size, seed))
 

@@ -150,7 +150,7 @@ class SuperbShardDescriptor(ShardDescriptor):
     def natural_clients(
         data_path: str | Path, partition: str = "speaker", speakers_per_group: int | None = None, seed: int = 0
     ) -> int:
-        """How many clients the corpus has by itself: speakers of the train split, or groups of them.
+        """Return how many clients the corpus has by itself: speakers of the train split, or groups of them.
 
         It is the largest number of nodes of that partition, with which each node is one speaker or one group. Opens
         no audio. Raises CorpusError as a shard does, and for `clips`, which any number of nodes can share.
@@ -170,7 +170,7 @@ class SuperbShardDescriptor(ShardDescriptor):
         seed: int = 0,
         silence_share: float | None = None,
     ) -> np.ndarray:
-        """How many train clips each node has, silence included, without opening a shard: that of rank r at [r - 1].
+        """Return the number of train clips of each node, with silence, without opening a shard: rank r is at [r - 1].
 
         Returns:
             int64, shape (world_size,). Opens no audio, so clips that a shard leaves out as unusable are counted.
@@ -189,15 +189,17 @@ class SuperbShardDescriptor(ShardDescriptor):
         return np.array([clips + count_silence(silence_share, clips) for clips in spoken], dtype=np.int64)
 
     def get_dataset(self, dataset_type: str) -> SuperbShardDataset:
-        """The items of "train", "validation" or "test"."""
+        """Return the items of "train", "validation" or "test"."""
         if dataset_type not in SPLITS:
             raise CorpusError(f"there is no split {dataset_type!r}; the splits are {', '.join(SPLITS)}")
         return SuperbShardDataset(self._corpus, self._usable(dataset_type), self._seed)
 
     @property
     def left_out(self) -> dict[str, str]:
-        """Files that are no usable audio, with the reason: those of this shard, which are found by their headers, and
-        those that are in no shard, for what they are called."""
+        """Files that are no usable audio, with the reason.
+
+        Those of this shard are found by their headers, those that are in no shard by what they are called.
+        """
         problems = (self._corpus.problems(clips) for clips in self._assigned.values())
         return dict(self._corpus.unlisted) | {
             file: problem for of_split in problems for file, problem in of_split.items()

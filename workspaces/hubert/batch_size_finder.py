@@ -1,4 +1,4 @@
-"""What a training step needs of memory, and how large a batch may be."""
+"""Memory of a training step, and how large a batch may be for it."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ SECONDS_BETWEEN_SAMPLES = 0.002
 
 
 def find_max_samples(step: Callable[[int], None], clip_samples: int, device: str, reserved_bytes: int = 0) -> int:
-    """How many samples a batch may have in all for `step` to fit into the free memory: at least one clip.
+    """Return how many samples a batch may have for `step` to fit into the free memory: at least one clip.
 
     `step(clips)` trains on that many clips of `clip_samples`. What one and two of them take at most gives what is taken
     in any case, and for each clip. `reserved_bytes` will be taken besides.
@@ -30,7 +30,7 @@ def find_max_samples(step: Callable[[int], None], clip_samples: int, device: str
 
 
 def peak_bytes(function: Callable[[], None], device: str) -> int:
-    """The most memory that is in use while `function` runs, on a GPU or in this process."""
+    """Return the most memory that is in use while `function` runs, on a GPU or in this process."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats(device)
         function()
@@ -54,10 +54,12 @@ def peak_bytes(function: Callable[[], None], device: str) -> int:
 
 
 def used_bytes(device: str) -> int:
+    """Return the bytes in use: of this process, or on its GPU."""
     return psutil.Process().memory_info().rss if device == "cpu" else torch.cuda.memory_allocated(device)
 
 
 def free_bytes(device: str) -> int:
+    """Return the bytes that are free: of this machine, or on the GPU."""
     if device == "cpu":
         return psutil.virtual_memory().available
     torch.cuda.empty_cache()
@@ -65,7 +67,7 @@ def free_bytes(device: str) -> int:
 
 
 def usage(device: str) -> dict[str, float]:
-    """rss_bytes of this process; on a GPU its memory as well, and the percentage of time that it was busy."""
+    """Return `rss_bytes` of this process; on a GPU its memory as well, and the percentage of time that it was busy."""
     metrics = {"rss_bytes": float(used_bytes("cpu"))}
     if device != "cpu":
         metrics["gpu_memory_bytes"] = float(torch.cuda.max_memory_allocated(device))

@@ -60,7 +60,7 @@ class Batch:
 
     @property
     def real(self) -> torch.Tensor:
-        """bool (batch, frames): which frames are not padding."""
+        """Frames that are not padding: bool (batch, frames)."""
         return real_frames(self.frames, self.mask.shape[1]).to(self.mask.device)
 
     def to(self, device: str) -> "Batch":
@@ -76,7 +76,7 @@ class Clips:
     """
 
     def __init__(self, shard_dataset: ShardDataset, mask: MaskSettings | None, clusters: int | None) -> None:
-        """Without `mask` nothing is hidden from the model."""
+        """Read what is known of the clips without their audio; without `mask` nothing is hidden from the model."""
         self.shard_dataset, self.mask, self.clusters = shard_dataset, mask, clusters
         self.num_samples = np.asarray(shard_dataset.num_samples)
         self.frames = count_frames(self.num_samples)
@@ -91,16 +91,16 @@ class Clips:
 
     @cached_property
     def masked_frames(self) -> int:
-        """How many frames of all clips `validation_batches` masks."""
+        """Number of frames of all clips that `validation_batches` masks."""
         return sum(int(self._own_mask(item).sum()) for item in range(len(self)))
 
     def train_batches(self, limits: BatchLimits, epochs: int, generator: np.random.Generator) -> list[list[Crop]]:
-        """What goes into each batch, for `load`, in random order."""
+        """Return what goes into each batch, for `load`, in random order."""
         plans = (plan_batches(self.num_samples, limits, generator) for _ in range(epochs))
         return [batch for plan in plans for batch in plan]
 
     def load(self, plan: Sequence[Sequence[Crop]], generator: np.random.Generator) -> Iterator[Batch]:
-        """The batches of a plan, with masks drawn from `generator`. The next one is read while one is in use."""
+        """Yield the batches of a plan, with masks drawn from `generator`. The next one is read while one is in use."""
         with ThreadPoolExecutor(max_workers=1) as reader:
             futures = [reader.submit(self._read, crops, generator) for crops in plan[:1]]
             for number in range(len(plan)):
@@ -110,7 +110,7 @@ class Clips:
                 yield batch
 
     def validation_batches(self, max_samples: int) -> Iterator[Batch]:
-        """All clips, whole, with masks that are functions of their names; one longer than the limit is alone."""
+        """Yield all clips, whole, with masks that are functions of their names; one longer than the limit is alone."""
         yield from map(self._read, cut_batches(self.num_samples, np.argsort(self.num_samples), max_samples))
 
     def _read(self, crops: Sequence[Crop], generator: np.random.Generator | None = None) -> Batch:
@@ -146,7 +146,7 @@ class Clips:
 
 
 def plan_batches(num_samples: np.ndarray, limits: BatchLimits, generator: np.random.Generator) -> list[list[Crop]]:
-    """Every clip once, in batches of similar lengths, in random order; crops are drawn from `generator`."""
+    """Return batches of similar lengths with every clip once, in random order; `generator` draws the crops."""
     lengths = np.minimum(num_samples, limits.max_clip_samples)
     order = np.argsort(lengths * generator.uniform(1 - LENGTH_JITTER, 1 + LENGTH_JITTER, size=len(lengths)))
     batches = cut_batches(lengths, order, limits.max_samples, limits.max_clips)
@@ -157,7 +157,7 @@ def plan_batches(num_samples: np.ndarray, limits: BatchLimits, generator: np.ran
 def cut_batches(
     lengths: np.ndarray, order: np.ndarray, max_samples: int, max_clips: int | None = None
 ) -> list[list[Crop]]:
-    """Clips of `lengths` (clips,), taken in `order`, in as few batches as the limits allow; padding counts.
+    """Return clips of `lengths` (clips,), taken in `order`, in as few batches as the limits allow; padding counts.
 
     >>> batches = cut_batches(np.array([300, 100, 200, 700]), np.array([1, 2, 0, 3]), max_samples=600)
     >>> [[crop.item for crop in batch] for batch in batches]
@@ -188,9 +188,9 @@ def _check_targets(info: dict[str, Any] | None, clusters: int) -> None:
 
 
 class HubertData(ShardData):
-    """Gives the tasks their clips: those of the node's shard. Sizes are in frames, as the losses are means over those:
+    """Gives the tasks their clips: those of the node's shard. Sizes are in frames, as the losses are means over those.
 
-    the mean over nodes of masked_accuracy is then that over the masked frames of all.
+    The mean over nodes of masked_accuracy is then that over the masked frames of all.
     """
 
     units: ClassVar[dict[str, str]] = {"train": "frames", "validate": "frames"}

@@ -1,4 +1,4 @@
-"""What workloads that train a HuBERT on LibriSpeech have in common: batches, optimizer, clients and what is saved."""
+"""The common part of workloads that train a HuBERT on LibriSpeech: batches, optimizer, clients, saving."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

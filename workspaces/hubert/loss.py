@@ -1,4 +1,4 @@
-"""What is learned from a batch of HuBERT, as sums over frames that add up over batches."""
+"""Objectives of HuBERT: losses and metrics as sums over frames, which add up over batches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,10 +29,10 @@ class Objective(Protocol):
     """A loss, lower is better, that is a mean over frames."""
 
     def __call__(self, model: Hubert, batch: Batch, counts: FrameCounts) -> tuple[torch.Tensor, Sums]:
-        """The part of `batch` in the loss of a step over `counts`, and sums over its frames."""
+        """Return the part of `batch` in the loss of a step over `counts`, and sums over its frames."""
 
     def metrics(self, sums: Sums) -> dict[str, float]:
-        """What sums over any number of batches say: the loss, and whatever shows how it comes about."""
+        """Return the metrics of sums over any number of batches: the loss, and whatever shows how it comes about."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ class MaskedPrediction:
         return loss, sums | others | {"feature_squares": squares.detach()}
 
     def metrics(self, sums: Sums) -> dict[str, float]:
-        """`loss`; shares of frames whose cluster is right (higher is better), masked and not; and
+        """Return `loss`, and the shares of frames whose cluster is right (higher is better), masked and not.
 
-        perplexity, exp of the mean masked cross-entropy (lower is better); cluster_usage, the share of clusters that
-        are predicted at all where it is masked; masked_share of all frames.
+        Further metrics are perplexity, exp of the mean masked cross-entropy (lower is better), cluster_usage, the share
+        of clusters that are predicted at all where it is masked, and masked_share of all frames.
         """
         masked, unmasked = float(sums["masked_frames"]), float(sums["unmasked_frames"])
         frames = masked + unmasked
@@ -83,8 +83,10 @@ class MaskedPrediction:
 
 
 def predict(model: Hubert, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features (batch, frames, channels) of the convolutions, and what the transformer makes of them without those that
-    are masked (batch, frames, width)."""
+    """Return features of the convolutions and outputs of the transformer, which does not see the masked ones.
+
+    Their shapes are (batch, frames, channels) and (batch, frames, width).
+    """
     features = model.convolve(batch.waveforms, batch.lengths)
     return features, model.finish(model.encode(features, batch.frames, batch.mask))
 
@@ -92,7 +94,7 @@ def predict(model: Hubert, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
 def _cross_entropy(
     model: Hubert, output: torch.Tensor, batch: Batch, chosen: torch.Tensor, name: str
 ) -> tuple[torch.Tensor, Sums]:
-    """The sum over the `chosen` frames (batch, frames), and what is counted there."""
+    """Return the sum over the `chosen` frames (batch, frames), and what is counted there."""
     logits, targets = model.logits(output[chosen]), batch.targets[chosen]
     loss = F.cross_entropy(logits, targets, reduction="sum")
     predicted = logits.argmax(-1)

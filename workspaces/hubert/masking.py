@@ -1,4 +1,4 @@
-"""Which frames are hidden from the model: spans, drawn for each clip by itself."""
+"""Masks of frames that are hidden from the model: spans, drawn for each clip by itself."""
 
 import math
 
@@ -9,14 +9,14 @@ from openfl_audio.training.run_settings import Group
 
 
 class MaskSettings(Group):
-    """Of HuBERT: `probability` / `length` of the frames, 8 %, begin a span of `length` frames."""
+    """HuBERT's masks: `probability` / `length` of the frames, 8 %, begin a span of `length` frames."""
 
     length: int = Field(default=10, ge=1)
     probability: float = Field(default=0.8, gt=0)
 
 
 def draw_mask(frames: int, settings: MaskSettings, generator: np.random.Generator) -> np.ndarray:
-    """bool (frames,): True where the model does not see the frame.
+    """Return a mask, bool (frames,): True where the model does not see the frame.
 
     Spans begin at different frames, wherever one fits, and may overlap (Hsu et al., arXiv 2106.07447, section III-C;
     Baevski et al., arXiv 2006.11477). Their number is `probability` * frames / `length`, rounded up or down at random
@@ -33,7 +33,7 @@ def draw_mask(frames: int, settings: MaskSettings, generator: np.random.Generato
 
 
 def expected_share(frames: int, settings: MaskSettings) -> float:
-    """The share of `frames`, all of one clip, that `draw_mask` hides on average: 0.57 of a long clip by default.
+    """Return the share of `frames`, all of one clip, that `draw_mask` hides on average: 0.57 of a long clip.
 
     A frame stays visible if none of the starts that reach it is among the n that are drawn out of m. It has r of them,
     fewer near the ends, and the probability of that is C(m - r, n) / C(m, n).

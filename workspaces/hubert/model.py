@@ -67,7 +67,7 @@ class Hubert(torch.nn.Module):
     def extract_features(
         self, waveforms: torch.Tensor, lengths: torch.Tensor | None = None, num_layers: int | None = None
     ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
-        """The outputs of the first `num_layers` layers, or of all, as torchaudio's Wav2Vec2Model gives them.
+        """Return the outputs of the first `num_layers` layers, or of all, as torchaudio's Wav2Vec2Model gives them.
 
         `waveforms` (batch, samples) with `lengths` in samples (batch,), or None where none is padded. Returns a tensor
         (batch, frames, width) a layer, and the frames of each clip (batch,), or None.
@@ -79,11 +79,11 @@ class Hubert(torch.nn.Module):
         return self.encode(features, frames, num_layers=num_layers), frames
 
     def forward(self, waveforms: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        """`waveforms` (batch, samples) to the output of the transformer (batch, frames, width)."""
+        """Return the output of the transformer (batch, frames, width) for `waveforms` (batch, samples)."""
         return self.finish(self.extract_features(waveforms, lengths)[0])
 
     def convolve(self, waveforms: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        """`waveforms` (batch, samples), with `lengths` (batch,), to features (batch, frames, channels)."""
+        """Return features (batch, frames, channels) of `waveforms` (batch, samples) with `lengths` (batch,)."""
         clip_lengths = _list_if_padded(lengths, waveforms.shape[-1])
         if self.normalize:
             waveforms = _each(_standardize, waveforms, clip_lengths)
@@ -102,7 +102,7 @@ class Hubert(torch.nn.Module):
         mask: torch.Tensor | None = None,
         num_layers: int | None = None,
     ) -> list[torch.Tensor]:
-        """Outputs (batch, frames, width) of the layers for `features` (batch, frames, channels).
+        """Return the outputs (batch, frames, width) of the layers for `features` (batch, frames, channels).
 
         `frames` (batch,) are how many of each clip are real; those of `mask` (batch, frames) are hidden from the model.
         """
@@ -123,12 +123,12 @@ class Hubert(torch.nn.Module):
         return outputs
 
     def finish(self, outputs: list[torch.Tensor]) -> torch.Tensor:
-        """The output of the transformer, from those of all its layers."""
+        """Return the output of the transformer, from those of all its layers."""
         # layer_norm_first is of the transformer here: of its layers it is the opposite.
         return outputs[-1] if self.encoder.layer_norm_first else self.encoder.layer_norm(outputs[-1])
 
     def logits(self, outputs: torch.Tensor) -> torch.Tensor:
-        """Of `outputs` (..., width) of the transformer to (..., clusters): cosines over a temperature, in [-10, 10].
+        """Return logits (..., clusters) of `outputs` (..., width): cosines over a temperature, in [-10, 10].
 
         cos(A o_t, e_c) / 0.1, equation 3 of the paper. torchaudio gives the same numbers with the right cluster put
         first, by way of a copy of all embeddings for each frame.
@@ -146,7 +146,7 @@ class Hubert(torch.nn.Module):
 
 
 def create_hubert(config: str | Path, clusters: int, final_dim: int = 256, seed: int = 0) -> Hubert:
-    """HuBERT from a random start, which depends on `seed`.
+    """Return a HuBERT from a random start, which depends on `seed`.
 
     `config` is a JSON file of Transformers' HubertConfig, in `configs/` or elsewhere. Raises ValueError if its
     convolutions do not give a frame of 400 samples every 320.
@@ -157,12 +157,15 @@ def create_hubert(config: str | Path, clusters: int, final_dim: int = 256, seed:
 
 
 def read_config(config: str | Path, **values: Any) -> HubertConfig:
-    """Of a JSON file: by a name in `configs/`, which travels with the experiment, or by a path of this machine."""
+    """Read the configuration in a JSON file: by a name in `configs/`, which travels along, or by its path."""
     return HubertConfig(**json.loads((CONFIGS / config).read_text(encoding="utf-8")) | values)
 
 
 def load_config(name: str | Path) -> HubertConfig:
-    """Of a pretrained model, by folder or hub name. Raises PretrainedWeightsError if it cannot be had."""
+    """Read the configuration of a pretrained model, by folder or hub name.
+
+    Raises PretrainedWeightsError if it cannot be had.
+    """
     with explain_missing_weights(name):
         config = HubertConfig.from_pretrained(name)
     # Others' models have no head for clusters.
@@ -171,7 +174,7 @@ def load_config(name: str | Path) -> HubertConfig:
 
 
 def load_model(name: str | Path) -> Hubert:
-    """A model that `save_model` wrote, or any HubertModel of Transformers, by its folder or its name on the hub.
+    """Load a model that `save_model` wrote, or any HubertModel of Transformers, by its folder or its name on the hub.
 
     In evaluation mode, on the CPU. Raises PretrainedWeightsError if the weights cannot be had.
     """
@@ -192,7 +195,7 @@ def load_model(name: str | Path) -> Hubert:
 
 
 def save_model(model: Hubert, folder: Path) -> None:
-    """model.safetensors, config.json and preprocessor_config.json, as Transformers has them; the weights come last.
+    """Write model.safetensors, config.json and preprocessor_config.json as Transformers has them, the weights last.
 
     Besides those of a HubertModel, the file has the weights of the head, which Transformers leaves aside.
     """
@@ -211,12 +214,12 @@ def save_model(model: Hubert, folder: Path) -> None:
 
 
 def count_frames(num_samples: Any) -> Any:
-    """Frames of clips with `num_samples`: a number, or an array or tensor of them."""
+    """Return the frames of clips with `num_samples`: a number, or an array or tensor of them."""
     return (num_samples - RECEPTIVE_FIELD) // HOP_LENGTH + 1
 
 
 def real_frames(frames: torch.Tensor, longest: int) -> torch.Tensor:
-    """bool (batch, longest): which frames are not padding, where the clips have `frames` (batch,)."""
+    """Return which frames are not padding, bool (batch, longest), of clips with `frames` (batch,)."""
     return torch.arange(longest, device=frames.device) < frames[:, None]
 
 
@@ -269,7 +272,7 @@ def _convolve_block(block: ConvLayerBlock, x: torch.Tensor, lengths: list[int] |
 
 
 def _each(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, lengths: list[int] | None) -> torch.Tensor:
-    """`function` of every clip in `x` (batch, ..., time) without its padding, which becomes zeros."""
+    """Apply `function` to every clip in `x` (batch, ..., time) without its padding, which becomes zeros."""
     if lengths is None:
         return function(x)
     clips = [F.pad(function(clip[None, ..., :n]), (0, x.shape[-1] - n)) for clip, n in zip(x, lengths, strict=True)]
@@ -283,6 +286,6 @@ def _standardize(waveforms: torch.Tensor) -> torch.Tensor:
 
 
 def _list_if_padded(lengths: torch.Tensor | None, longest: int) -> list[int] | None:
-    """None where nothing is padded: attention without a mask is quicker."""
+    """Return the lengths, or None where nothing is padded: attention without a mask is quicker."""
     values = None if lengths is None else lengths.tolist()
     return None if values is None or min(values) == longest else values

@@ -23,7 +23,7 @@ BESIDE = {"masked_accuracy": ("unmasked_accuracy", "most_frequent_accuracy")}
 
 
 def plot_progress(history: pd.DataFrame, metric: str, path: Path) -> Figure:
-    """Validation of `metric`, with what belongs beside it, and training loss by round."""
+    """Draw the validation of `metric`, with what belongs beside it, and the training loss by round."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for number, name in enumerate((metric, *BESIDE.get(metric, ()))):
         style = "--" if name == "most_frequent_accuracy" else "-"
@@ -51,7 +51,7 @@ def plot_progress(history: pd.DataFrame, metric: str, path: Path) -> Figure:
 
 
 def plot_masked_accuracy(histories: Mapping[str, pd.DataFrame], path: Path) -> Figure:
-    """Of several runs by round, above what the most frequent cluster would give."""
+    """Draw the masked accuracy of several runs by round, above what the most frequent cluster would give."""
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for name, history in histories.items():
         validated = history.dropna(subset=["masked_accuracy"])
@@ -70,7 +70,7 @@ def plot_masked_accuracy(histories: Mapping[str, pd.DataFrame], path: Path) -> F
 
 
 def plot_hours_per_client(hours: np.ndarray, path: Path) -> Figure:
-    """Hours of training clips of each client; `hours` (clients,)."""
+    """Draw the hours of training clips of each client; `hours` (clients,)."""
     figure, axes = plt.subplots(figsize=(9, 3.5), layout="constrained")
     axes.bar(np.arange(1, len(hours) + 1), hours)
     axes.axhline(hours.mean(), color="C1", linestyle="--", label=f"mean: {hours.mean():.3g} h")
@@ -83,7 +83,7 @@ def plot_hours_per_client(hours: np.ndarray, path: Path) -> Figure:
 
 
 def write_tensorboard(records: Sequence[dict[str, Any]], folder: Path) -> None:
-    """A curve for each metric, over all and of each client, and of each round's seconds, bytes and participants."""
+    """Write a curve for each metric, of all and of each client, and for rounds' seconds, bytes and participants."""
     # Those of a run that was cut short here would be drawn over.
     for path in folder.glob("events.out.tfevents.*"):
         path.unlink()

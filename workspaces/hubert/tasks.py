@@ -39,7 +39,7 @@ FIRST_LOSS_SCALE = 2.0**10
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How an envoy trains in each round.
+    """Settings of an envoy's training in each round.
 
     An optimizer's step is taken over `accumulate` batches, as if they were one. `warmup` is the share of the steps of
     all rounds in which the learning rate rises. `max_samples` "auto" takes what the free memory allows; it then depends
@@ -138,14 +138,15 @@ def add_gradients(
 
 
 def add_sums(sums: Sums, seen: Sums) -> None:
+    """Add what was `seen` in a batch to `sums`, in float64."""
     for name, value in seen.items():
         sums[name] = sums[name] + value.double() if name in sums else value.double()
 
 
 def validate_clips(model: Hubert, clips: Clips, device: str, max_samples: int = VALIDATION_SAMPLES) -> dict[str, float]:
-    """Masked prediction over all clips, whole, with masks that are functions of the clips.
+    """Return the metrics of masked prediction over all clips, whole, with masks that are functions of the clips.
 
-    loss (masked cross-entropy in nats, lower is better), perplexity, its exp, and the metrics of
+    They are loss (masked cross-entropy in nats, lower is better), perplexity, its exp, and the metrics of
     metrics/masked_prediction.py. Raises ValueError if there are no clips.
     """
     if not len(clips):
@@ -170,7 +171,7 @@ def validate_clips(model: Hubert, clips: Clips, device: str, max_samples: int = 
 def validate_objective(
     model: Hubert, clips: Clips, device: str, objective: Objective, max_samples: int = VALIDATION_SAMPLES
 ) -> dict[str, float]:
-    """The objective's metrics over all clips, whole. Raises ValueError if there are none."""
+    """Return the objective's metrics over all clips, whole. Raises ValueError if there are none."""
     if not len(clips):
         raise ValueError("there are no clips to validate with")
     model.to(device).eval()
@@ -199,7 +200,7 @@ def _max_samples(model: Hubert, settings: TrainingSettings, objective: Objective
 
 
 def trial_batch(clips: int, num_samples: int, clusters: int) -> Batch:
-    """Noise to try a step with: `clips` of `num_samples`, all but the first one sample shorter, half of it masked."""
+    """Return noise to try a step with: `clips` of `num_samples`, all but the first one sample shorter, half masked."""
     lengths = torch.full((clips,), num_samples)
     lengths[1:] -= 1  # padded, as most batches are
     frames = count_frames(lengths)

@@ -45,6 +45,8 @@ class Settings(HubertSettings):
 
 
 class HubertTraining(HubertWorkload[Settings]):
+    """Pretraining of HuBERT; the best model predicts most masked frames."""
+
     config_class = Settings
 
     def model(self, config: Settings) -> Callable[[], Hubert]:
@@ -72,13 +74,15 @@ class HubertTraining(HubertWorkload[Settings]):
         return config.data.model_dump()
 
     def evaluate(self, model: Hubert, config: Settings, data: Path, device: str) -> Metrics:
-        """Return metrics on the validation clips of all clients, on dev-clean and on test-clean, as far as they are
-        there and have targets."""
+        """Return metrics on the validation clips of all clients, on dev-clean and on test-clean.
+
+        A split that is not there, or has no targets, has none.
+        """
         descriptor = LibriSpeechShardDescriptor(data, **config.data.model_dump())
         metrics = {}
         for split in ("validation", "dev", "test"):
             dataset = descriptor.get_dataset(split)
-            # Codebooks of each client's own say nothing about clips that are nobody's.
+            # With a codebook per client, clips without a client have no targets.
             if len(dataset) and dataset.targets_info is not None:
                 metrics[split] = tasks.validate_clips(model, Clips(dataset, config.mask, config.model.clusters), device)
         return metrics

@@ -34,7 +34,7 @@ class FrameData(DataInterface):
         self._frames: np.ndarray | None = None
 
     def get_train_loader(self, **kwargs: Any) -> np.ndarray:
-        """float32 (frames, width)"""
+        """Return the frames, float32 (frames, width)."""
         if self._frames is None:
             if self._folder is None:
                 self._temporary = tempfile.TemporaryDirectory()
@@ -43,7 +43,7 @@ class FrameData(DataInterface):
         return self._frames
 
     def get_train_data_size(self) -> int:
-        """Frames, not clips: the mean of `squared_error` is then that over all frames."""
+        """Return the number of frames, not of clips: the mean of `squared_error` is then that over all frames."""
         return int(self._dataset.num_frames[self._indices].sum())
 
     def get_valid_loader(self, **kwargs: Any) -> np.ndarray:

@@ -66,7 +66,7 @@ class HiddenStates:
     """Outputs of one Transformer layer, from 1, of the model in a folder, or in `model` of the folder of a run."""
 
     def __init__(self, folder: str | Path, layer: int, device: str = "cpu") -> None:
-        """Raises FeatureError if there is no such layer."""
+        """Read the width of the layer. Raises FeatureError if there is no such layer."""
         path = Path(folder).expanduser().resolve()
         self._folder = path / "model" if (path / "model").is_dir() else path
         self._layer, self._device = layer, device
@@ -89,7 +89,7 @@ class HiddenStates:
 
 
 def draw_clips(clips: int, share: float, seed: int) -> np.ndarray:
-    """Which clips k-means is fitted on: ceil(share * clips) indices in their order, drawn by the seed.
+    """Return which clips k-means is fitted on: ceil(share * clips) indices in their order, drawn by the seed.
 
     >>> draw_clips(10, 0.25, seed=0).tolist()
     [2, 4, 6]
@@ -104,7 +104,7 @@ def read_frames(
     folder: str | Path,
     on_clip: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """The frames of some clips of a LibriSpeech shard, float32 (frames, width), in a file that is mapped into memory.
+    """Return the frames of some clips of a shard, float32 (frames, width), in a file that is mapped into memory.
 
     Files in `folder` are named after what is in them: frames that are there are not computed again, and a run that was
     stopped goes on after its last clip.
@@ -126,7 +126,7 @@ def read_frames(
 
 
 def compute_frames(dataset: ShardDataset, index: int, features: Features) -> np.ndarray:
-    """The frames of one clip, float32 (frames, width), checked. Raises as `read_frames` does."""
+    """Return the frames of one clip, float32 (frames, width), checked. Raises as `read_frames` does."""
     frames = features(dataset.read_waveform(index))
     expected = (int(dataset.num_frames[index]), features.width)
     if frames.shape != expected:

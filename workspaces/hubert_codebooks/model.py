@@ -7,8 +7,10 @@ from sklearn.metrics import pairwise_distances_argmin
 
 
 class ClusterSums(torch.nn.Module):
-    """What travels, in float64: of the frames in each cluster the `sums` and the sums of `squares`, both (clusters,
-    width), and the `counts`, (clusters,). Centroids follow from them."""
+    """The sums that a client sends, in float64: over the frames in each cluster; centroids follow from them.
+
+    They are the `sums` and the sums of `squares`, both (clusters, width), and the `counts`, (clusters,).
+    """
 
     def __init__(self, clusters: int, width: int) -> None:
         super().__init__()
@@ -20,7 +22,7 @@ class ClusterSums(torch.nn.Module):
 def next_centroids(
     sums: np.ndarray, squares: np.ndarray, counts: np.ndarray, seed: int, round_number: int
 ) -> np.ndarray:
-    """The means of the clusters with frames, then a centroid split off one of them for each cluster without.
+    """Return the means of the clusters with frames, then a centroid split off one of them for each cluster without.
 
     The one to split is drawn in proportion to the squared error in it, as k-means++ draws frames (Arthur and
     Vassilvitskii 2007); the new centroid from a normal distribution around its mean, with the deviations of its frames.
@@ -47,13 +49,13 @@ def next_centroids(
 
 
 def final_centroids(model: torch.nn.Module) -> np.ndarray:
-    """The codebook, float64 (clusters, width), of the last round's `ClusterSums`; without clusters that are empty."""
+    """Return the codebook, float64 (clusters, width), of the last round's `ClusterSums`, without empty clusters."""
     values = read_sums(model)
     return _means(values["sums"], values["counts"])
 
 
 def fit_centroids(frames: np.ndarray, clusters: int, seed: int) -> np.ndarray:
-    """K-means of one node's frames (frames, width), which may be mapped into memory: float64 (clusters, width).
+    """Fit k-means to one node's frames (frames, width), which may be mapped into memory: float64 (clusters, width).
 
     Batches of 10,000 frames and up to 100 passes, as published for HuBERT's targets (fairseq's simple_kmeans).
     """
@@ -72,7 +74,7 @@ def fit_centroids(frames: np.ndarray, clusters: int, seed: int) -> np.ndarray:
 
 
 def assign(frames: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """The nearest centroid of each frame: int64 (frames,)."""
+    """Return the nearest centroid of each frame: int64 (frames,)."""
     return pairwise_distances_argmin(frames.astype(np.float64), centroids)
 
 

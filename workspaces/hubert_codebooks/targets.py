@@ -56,16 +56,21 @@ def make_targets(
     """Write the targets of a prepared folder to <data>/targets/<name>.
 
     With fewer than 39 frames per cluster, on a small client or altogether, there are as many fewer clusters. A run that
-    was stopped goes on where it was; targets that are complete are left as they are. Frames that k-means is fitted on
+    was stopped resumes where it was; targets that are complete are left as they are. Frames that k-means is fitted on
     stay in <data>/frames for other codebooks, and may be removed.
 
     Args:
+        data: the prepared folder.
+        codebook: "client", "federated" or "central".
+        clusters: number of clusters.
+        features: what k-means clusters.
         name: by default <codebook>-<feature>-<clusters>, `federated-mfcc39-504`.
-        share: of each client's train clips that k-means is fitted on.
-        rounds: of the federated codebook.
+        share: share of each client's train clips that k-means is fitted on.
+        seed: of the clips that are drawn and of the centroids.
+        rounds: rounds of the federated codebook.
 
     Returns:
-        what targets.json holds.
+        The content of targets.json.
 
     Raises:
         CorpusError: no prepared folder, or targets of that name with other settings.
@@ -100,7 +105,7 @@ def make_targets(
 
 
 def summarize(info: Mapping[str, Any]) -> list[str]:
-    """What targets.json says, in lines for a terminal."""
+    """Return what targets.json says, in lines for a terminal."""
     fitted = info["codebooks"]
     sizes = [of["clusters"] for of in fitted]
     lines = [
@@ -129,8 +134,10 @@ class _Fitting:
         self._frames_folder = prepared.folder / "frames"
 
     def fit(self) -> dict[int, dict[str, np.ndarray]]:
-        """client, or EVERYBODY -> "centroids" (clusters, width), "counts" (clusters,) of train frames, and their mean
-        "squared_error"."""
+        """Return codebooks by client, or of EVERYBODY.
+
+        Each has "centroids" (clusters, width), "counts" (clusters,) of train frames, and their mean "squared_error".
+        """
         if self._settings["codebook"] == "federated":
             return {EVERYBODY: self._kept(EVERYBODY, self._fit_together)}
         own = range(1, self._prepared.clients + 1) if self._settings["codebook"] == "client" else [EVERYBODY]
@@ -241,7 +248,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _describe(codebooks: Mapping[int, Mapping[str, np.ndarray]]) -> dict[str, Any]:
-    """`clusters`, the most that a codebook has; and what k-means was fitted on, and how well."""
+    """Return `clusters`, the most that a codebook has, and what k-means was fitted on, and how well."""
     counts = [codebook["counts"] for codebook in codebooks.values()]
     frames = [float(of_codebook.sum()) for of_codebook in counts]
     errors = [float(codebook["squared_error"]) for codebook in codebooks.values()]

@@ -30,7 +30,9 @@ CHUNK_BYTES = 1 << 24
 def arguments(
     features: Features, clusters: int, rounds: int, share: float = 1.0, seed: int = 0, folder: str | None = None
 ) -> dict[str, Any]:
-    """Of `FLExperiment.start` and `Simulation.start`; the first round only gathers where to draw centroids.
+    """Return the arguments of `FLExperiment.start` and `Simulation.start`.
+
+    The first round only gathers where to draw centroids.
 
     Its metric is `squared_error`, the mean squared distance of a frame to its centroid (lower is better); in the first
     round, to the origin.
@@ -55,7 +57,7 @@ def arguments(
 
 
 def iterate(model, frames, device, optimizer, round_number, seed):
-    """The task: one iteration of Lloyd's algorithm on the frames of one client."""
+    """Run one iteration of Lloyd's algorithm on the frames of one client: the task."""
     before = read_sums(model)
     if before["counts"].any():
         centroids = next_centroids(**before, seed=seed, round_number=round_number)

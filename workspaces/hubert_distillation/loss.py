@@ -61,15 +61,16 @@ class Distillation:
         return loss / counts.frames, sums
 
     def _compare_clusters(self, logits: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sums over frames: T^2 * KL, and how often the most likely cluster is the teacher's."""
+        """Return sums over frames: T^2 * KL, and how often the most likely cluster is the teacher's."""
         learned, known = (F.log_softmax(each / self.temperature, dim=-1) for each in (logits, wanted))
         divergence = F.kl_div(learned, known, reduction="sum", log_target=True)
         return self.temperature**2 * divergence, (logits.argmax(-1) == wanted.argmax(-1)).sum()
 
     def metrics(self, sums: Sums) -> dict[str, float]:
-        """`loss`; l1 (lower is better) and cosine_similarity (higher) of the layers; and if the teacher has a head
+        """Return `loss`, and l1 (lower is better) and cosine_similarity (higher) of the layers.
 
-        divergence, T^2 * KL (lower), and agreement, the share of frames where both find the same cluster most likely.
+        If the teacher has a head, also divergence, T^2 * KL (lower), and agreement, the share of frames where both find
+        the same cluster most likely.
         """
         frames = float(sums["frames"])
         means = {name: float(value) / frames for name, value in sums.items() if name != "frames"}

@@ -17,7 +17,7 @@ CONFIGS = Path(__file__).parent / "configs"
 
 @lru_cache(maxsize=1)
 def load_teacher(name: str) -> Hubert:
-    """As `load_model`, frozen. Every node reads it for itself, once a process; it is never sent."""
+    """Load a frozen model. Every node reads it for itself, once a process; it is never sent."""
     return load_model(name).requires_grad_(False)
 
 
@@ -33,7 +33,7 @@ class Student(Hubert):
 
 
 def create_student(config: str | Path, teacher: str, layers: Sequence[int], seed: int = 0) -> Student:
-    """A student from a random start, for the `layers` of `teacher`, counted from 1.
+    """Return a student from a random start, for the `layers` of `teacher`, counted from 1.
 
     `config` is a JSON file in `configs/`, or a path. The student has as many clusters as its teacher, none if that has
     no head. Raises PretrainedWeightsError if the teacher cannot be had, SettingsError if it does not have the layers.
@@ -52,7 +52,7 @@ def create_student(config: str | Path, teacher: str, layers: Sequence[int], seed
 def compare_size_and_speed(
     student: Hubert, teacher: Hubert, device: str, seconds: float = 10.0, repeats: int = 3
 ) -> dict[str, float]:
-    """Parameters of what is exported of both, and seconds to hear a clip of `seconds`: the median of `repeats`."""
+    """Return the exported parameters of both, and the seconds to hear a clip of `seconds`: the median of `repeats`."""
     waveform = 0.1 * torch.randn(1, round(seconds * SAMPLE_RATE), generator=torch.Generator().manual_seed(0))
     result: dict[str, float] = {}
     for name, model in (("student", student), ("teacher", teacher)):

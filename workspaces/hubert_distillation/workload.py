@@ -43,6 +43,8 @@ class Settings(HubertSettings):
 
 
 class HubertDistillation(HubertWorkload[Settings]):
+    """Distillation of HuBERT; the best student has the lowest loss."""
+
     config_class = Settings
     builds_on: ClassVar[tuple[str, ...]] = ("workspaces.hubert",)
 
@@ -62,8 +64,10 @@ class HubertDistillation(HubertWorkload[Settings]):
         return "loss", "min"
 
     def evaluate(self, model: Hubert, config: Settings, data: Path, device: str) -> Metrics:
-        """Return metrics on the validation clips of all clients, on dev-clean and on test-clean, as far as they are
-        there, and in `size_and_speed` how the student compares with its teacher."""
+        """Return metrics on the validation clips of all clients, on dev-clean and on test-clean, where they are there.
+
+        `size_and_speed` says how the student compares with its teacher.
+        """
         descriptor, objective = LibriSpeechShardDescriptor(data), _objective(config)
         datasets = {split: descriptor.get_dataset(split) for split in ("validation", "dev", "test")}
         metrics = {

@@ -62,7 +62,7 @@ class EncoderClips:
         self._prepared_for = key
 
     def batch(self, items: Sequence[int] | np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and labels (batch,) of some items, on the device.
+        """Return inputs and labels (batch,) of some items, on the device.
 
         The inputs are float32: (batch, *output_shape) for `model.head` if the encoder is frozen, otherwise
         (batch, *input_shape) for the model.
@@ -119,7 +119,7 @@ class EncoderClips:
 
 
 def encode(model: EncoderModel, waveforms: Sequence[np.ndarray], device: str) -> np.ndarray:
-    """float16 (clips, *output_shape): what the encoder makes of `waveforms`, each float32 (samples,) at 16 kHz.
+    """Return the encoder's outputs, float16 (clips, *output_shape), of `waveforms`, each float32 (samples,) at 16 kHz.
 
     As precise as the cache, so that a result does not depend on what the cache held.
     """
@@ -128,13 +128,13 @@ def encode(model: EncoderModel, waveforms: Sequence[np.ndarray], device: str) ->
 
 
 def open_output_store(model: EncoderModel) -> OutputStore:
-    """Where outputs of the model's encoder are kept: by its weights and sizes, and by its inputs."""
+    """Open the store of the encoder's outputs: it depends on the encoder's weights, sizes and inputs."""
     name = hashlib.sha256(f"{model.inputs_name}, {model.encoder_key()}, float16".encode()).hexdigest()
     return open_store(name, model.output_shape)
 
 
 def repeat_rare_labels(labels: np.ndarray) -> np.ndarray:
-    """Indices into `labels` (items,), each at least once, so that no label has fewer than the median label has.
+    """Return indices into `labels` (items,), each at least once: no label has fewer than the median label.
 
     >>> repeat_rare_labels(np.array([0, 0, 0, 1, 2, 2])).tolist()
     [0, 1, 2, 3, 3, 4, 5]
@@ -159,7 +159,7 @@ class EncoderData(ShardData):
 
 
 def _with_progress(what: str, items: range) -> Iterator[int]:
-    """`items`, with a line in the log now and then: the work on them may take hours."""
+    """Yield `items`, with a line in the log now and then: the work on them may take hours."""
     reported_s = time.monotonic()
     for item in items:
         if time.monotonic() - reported_s >= REPORT_EVERY_S:
@@ -169,7 +169,7 @@ def _with_progress(what: str, items: range) -> Iterator[int]:
 
 
 def _count_before(indices: np.ndarray) -> np.ndarray:
-    """How often each index came before.
+    """Return how often each index came before.
 
     >>> _count_before(np.array([3, 5, 3, 3])).tolist()
     [0, 0, 1, 2]

@@ -1,4 +1,4 @@
-"""What keyword models have in common that are a head on an encoder of speech, which may be frozen."""
+"""The common part of keyword models that are a head on an encoder of speech, which may be frozen."""
 
 import hashlib
 import json
@@ -27,34 +27,34 @@ class EncoderModel(torch.nn.Module):
     @property
     @abstractmethod
     def inputs_name(self) -> str:
-        """What the encoder reads, and what of its outputs `encode` gives."""
+        """Name of what the encoder reads, and of what `encode` gives of its outputs."""
 
     @property
     @abstractmethod
     def frames(self) -> int:
-        """How many the encoder makes of a clip."""
+        """Number of frames that the encoder makes of a clip."""
 
     @property
     @abstractmethod
     def input_shape(self) -> tuple[int, ...]:
-        """Of a clip's inputs, without the batch."""
+        """Shape of a clip's inputs, without the batch."""
 
     @property
     @abstractmethod
     def output_shape(self) -> tuple[int, int]:
-        """Of what `encode` makes of a clip."""
+        """Shape of what `encode` makes of a clip."""
 
     @property
     def frozen(self) -> bool:
         return self.config.frozen
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """`inputs` (batch, *input_shape) to logits (batch, labels)."""
+        """Return logits (batch, labels) of `inputs` (batch, *input_shape)."""
         return self.head(self.encode(inputs))
 
     @abstractmethod
     def make_inputs(self, waveforms: Sequence[np.ndarray], device: str = "cpu") -> torch.Tensor:
-        """`waveforms`, each float32 (samples,) at 16 kHz, to inputs (batch, *input_shape), on the CPU.
+        """Make inputs (batch, *input_shape), on the CPU, of `waveforms`, each float32 (samples,) at 16 kHz.
 
         All clips are brought to one length: shorter ones are filled up with silence, longer ones cut. A clip's inputs,
         and so its scores, do not depend on the other clips.
@@ -62,15 +62,15 @@ class EncoderModel(torch.nn.Module):
 
     @abstractmethod
     def encode(self, inputs: torch.Tensor) -> torch.Tensor:
-        """`inputs` to what `head` reads, (batch, *output_shape)."""
+        """Return what `head` reads, (batch, *output_shape), of `inputs`."""
 
     @abstractmethod
     def vary(self, inputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Inputs as other speakers in other places might have said the clips, for the training of a whole model."""
+        """Return inputs as other speakers in other places might have said the clips, to train a whole model."""
 
     @abstractmethod
     def encoder_values(self) -> dict[str, Any]:
-        """Of the configuration, what the encoder's outputs depend on."""
+        """Return what of the configuration the encoder's outputs depend on."""
 
     def train(self, mode: bool = True) -> "EncoderModel":
         super().train(mode)
@@ -83,7 +83,7 @@ class EncoderModel(torch.nn.Module):
             self.encoder.requires_grad_(False).eval()
 
     def encoder_key(self) -> str:
-        """A hash of all that the encoder's outputs depend on, besides its input; kept until a weight changes."""
+        """Return a hash of all that the encoder's outputs depend on, besides its input; kept until a weight changes."""
         tensors = self.encoder.state_dict(keep_vars=True)
         state = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors.values())
         if getattr(self, "_key_state", None) != state:
@@ -111,5 +111,5 @@ def check_source(pretrained: str | None, config: str | Path | None) -> None:
 
 
 def label_names(labels: Sequence[str]) -> dict[str, Any]:
-    """What a configuration of transformers says about the classes."""
+    """Return what a configuration of transformers says about the classes."""
     return {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}

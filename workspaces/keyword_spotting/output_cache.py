@@ -34,12 +34,12 @@ class CacheError(RuntimeError):
 
 
 def clip_key(waveform: np.ndarray) -> bytes:
-    """What identifies a clip: its samples, so that a changed recording is another clip."""
+    """Return what identifies a clip: its samples, so that a changed recording is another clip."""
     return hashlib.sha256(waveform.astype(np.float32).tobytes()).digest()
 
 
 def open_store(name: str, shape: tuple[int, int]) -> "OutputStore":
-    """The store called `name` of outputs of `shape` (frames, width), in the node's cache.
+    """Open the store `name` of outputs of `shape` (frames, width), in the node's cache.
 
     The environment says where it is (OPENFL_AUDIO_CACHE, by default ~/.cache/openfl-audio) and how large all stores
     together may become (OPENFL_AUDIO_CACHE_GB in 10^9 bytes, by default 20). Raises CacheError.
@@ -88,14 +88,14 @@ class OutputStore:
         return self._count
 
     def find(self, keys: Sequence[bytes]) -> list[int]:
-        """The slot of each clip, or NOT_KEPT."""
+        """Return the slot of each clip, or NOT_KEPT."""
         os.utime(self._in_use)
         if any(key not in self._slots for key in keys):
             self._read_new_keys()
         return [self._slots.get(key, NOT_KEPT) for key in keys]
 
     def read(self, slots: Sequence[int] | np.ndarray) -> np.ndarray:
-        """float16 (clips, frames, width): the outputs in `slots`, in memory."""
+        """Return the outputs in `slots`, in memory: float16 (clips, frames, width)."""
         if len(slots) and np.max(slots) >= len(self._mapped):
             self._mapped = self._map()
         return self._mapped[np.asarray(slots, dtype=np.int64)]
@@ -143,7 +143,7 @@ class OutputStore:
         return np.memmap(self.folder / "outputs", np.float16, "r", shape=(self._count, *self.shape))
 
     def _make_room(self, wanted: int) -> int:
-        """How many of `wanted` clips fit, after the removal of what stands in their way and nobody uses."""
+        """Remove unused stores that stand in the way, and return how many of `wanted` clips fit."""
         clip_bytes = self.slot_bytes + KEY_BYTES
         others = sorted((path.parent for path in self.root.glob("*/in_use")), key=_last_use)
         free = self.limit_bytes - self._count * clip_bytes
@@ -182,7 +182,7 @@ def _remove_unused(folder: Path) -> int:
         except BlockingIOError:
             return 0
         freed = _store_bytes(folder)
-        # in_use last: without it nobody would find the rest, if this process is killed here.
+        # in_use last: without it no process would find the rest, if this one is killed here.
         for name in ("keys", "outputs", "in_use"):
             (folder / name).unlink(missing_ok=True)
         folder.rmdir()

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 
 def plot_metrics(history: pd.DataFrame, alone: pd.DataFrame, test_accuracy: dict[str, float], path: Path) -> Figure:
-    """Loss and accuracy by round, of the federation and of one envoy alone; dots are accuracies on unseen speakers."""
+    """Draw loss and accuracy by round, of all envoys and of one alone; dots are accuracies on unseen speakers."""
     figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     loss.plot(
         history["round"], history["train loss"], color="C0", marker=".", linestyle=":", label="all envoys, training"
@@ -43,7 +43,7 @@ def plot_metrics(history: pd.DataFrame, alone: pd.DataFrame, test_accuracy: dict
 
 
 def plot_shards(counts: pd.DataFrame, path: Path) -> Figure:
-    """Training clips per class (rows) and envoy (columns of `counts`)."""
+    """Draw the training clips per class (rows) and envoy (columns of `counts`)."""
     figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
     bottom = np.zeros(len(counts))
     for envoy in counts:
@@ -57,7 +57,7 @@ def plot_shards(counts: pd.DataFrame, path: Path) -> Figure:
 
 
 def plot_accuracy(history: pd.DataFrame, path: Path) -> Figure:
-    """Validation accuracy and training loss by round."""
+    """Draw validation accuracy and training loss by round."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     validated = history.dropna(subset=["accuracy"])
     axes.plot(validated["round"], validated["accuracy"], color="C0", marker=".", label="validation accuracy")
@@ -72,7 +72,7 @@ def plot_accuracy(history: pd.DataFrame, path: Path) -> Figure:
 
 
 def plot_clips_per_client(counts: np.ndarray, path: Path) -> Figure:
-    """Training clips of each client; `counts` (clients,)."""
+    """Draw the training clips of each client; `counts` (clients,)."""
     figure, axes = plt.subplots(figsize=(9, 3.5), layout="constrained")
     axes.bar(np.arange(len(counts)), counts, width=1.0, edgecolor="white", linewidth=0.3)
     axes.axhline(counts.mean(), color="C1", linestyle="--", label=f"mean: {counts.mean():.0f} clips")
@@ -84,7 +84,7 @@ def plot_clips_per_client(counts: np.ndarray, path: Path) -> Figure:
 
 
 def class_counts(registry: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    """Training clips per class (rows) and envoy (columns), as the envoys that serve SUPERB describe their shards."""
+    """Return training clips per class (rows) and envoy (columns), as envoys that serve SUPERB describe their shards."""
     descriptions = {name: yaml.safe_load(envoy["shard_info"].shard_description) for name, envoy in registry.items()}
     counts = {name: each["train"] for name, each in sorted(descriptions.items()) if _serves_superb(each)}
     return pd.DataFrame(counts).fillna(0).astype(int)

@@ -1,4 +1,4 @@
-"""What workloads on SUPERB's Speech Commands have in common: how the corpus becomes clients, and what is best."""
+"""The common part of workloads on SUPERB's Speech Commands: clients of the corpus, and what is best."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ SHARD_DESCRIPTOR = "shard_descriptors.superb.SuperbShardDescriptor"
 
 
 class DataSettings(Group):
-    """How speakers become clients: see `SuperbShardDescriptor`."""
+    """The division of speakers among clients: see `SuperbShardDescriptor`."""
 
     partition: Literal["speaker", "speaker_groups", "clips"] = "speaker"
     speakers_per_group: int | None = None

@@ -85,12 +85,12 @@ class UpstreamForKeywords(EncoderModel, PreTrainedModel):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """(samples,), or (n_mels, frames) for log-mel"""
+        """Shape of a clip's inputs: (samples,), or (n_mels, frames) for log-mel."""
         return (SAMPLE_RATE,) if self.config.upstream is not None else (N_MELS, 2 * FRAMES_PER_S)
 
     @property
     def output_shape(self) -> tuple[int, int]:
-        """(layers, width)"""
+        """Shape of a clip's features: (layers, width)."""
         if self.config.upstream is None:
             return 1, N_MELS
         return self.encoder.config.num_hidden_layers + 1, self.encoder.config.hidden_size
@@ -105,7 +105,7 @@ class UpstreamForKeywords(EncoderModel, PreTrainedModel):
         return inputs
 
     def encode(self, inputs: torch.Tensor) -> torch.Tensor:
-        """`inputs` to the means over time of the layers' outputs, (batch, layers, width)."""
+        """Return the means over time of the layers' outputs, (batch, layers, width), for `inputs`."""
         if self.config.upstream is None:
             return inputs.mean(-1)[:, None]
         waveforms = _standardize(inputs) if self.config.normalize else inputs
@@ -115,7 +115,7 @@ class UpstreamForKeywords(EncoderModel, PreTrainedModel):
         return torch.stack([state.mean(1) for state in states], dim=1)
 
     def vary(self, inputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Each clip shifted in time by up to a tenth of a second, around the corner."""
+        """Shift each clip in time by up to a tenth of a second, around the corner."""
         most = MAX_SHIFT_SAMPLES * inputs.shape[-1] // SAMPLE_RATE
         shifts = torch.randint(-most, most + 1, (len(inputs),), generator=generator).tolist()
         return torch.stack([clip.roll(shift, -1) for clip, shift in zip(inputs, shifts, strict=True)])
@@ -129,7 +129,7 @@ class UpstreamForKeywords(EncoderModel, PreTrainedModel):
             self.encoder.feature_extractor._freeze_parameters()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
-        """PyTorch's own start for the head; the encoder sees to its own."""
+        """Draw the weights of the head as PyTorch does; the encoder draws its own."""
         if isinstance(module, torch.nn.Linear) and module in (self.head.projector, self.head.classifier):
             module.reset_parameters()
 
@@ -142,7 +142,7 @@ def create_upstream(
     frozen: bool = True,
     seed: int = 0,
 ) -> UpstreamForKeywords:
-    """A keyword classifier over the features of a speech model.
+    """Return a keyword classifier over the features of a speech model.
 
     Args:
         upstream: HuBERT or Wav2Vec2 as a hub name or as a folder; or "log_mel". Where it is trained too, its
@@ -176,11 +176,11 @@ def create_upstream(
 
 
 def _complete(values: dict[str, Any], source: str) -> dict[str, Any]:
-    """A speech model's configuration, of a file that may leave out what is Transformers' default."""
+    """Return a speech model's configuration, of a file that may leave out what is Transformers' default."""
     kind = values.get("model_type", "hubert")
     if kind not in MODEL_TYPES:
         raise SettingsError(f"'{source}' is a model of type {kind!r}: an upstream should be {' or '.join(MODEL_TYPES)}")
-    # Masks would be drawn from a generator that nobody seeds, and the head needs the outputs of every layer.
+    # Masks would be drawn from a generator that is not seeded, and the head needs the outputs of every layer.
     return _read(values | {"model_type": kind, "apply_spec_augment": False, "layerdrop": 0.0}).to_dict()
 
 

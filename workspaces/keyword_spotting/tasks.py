@@ -24,7 +24,7 @@ ACCURACY = Path(__file__).parent / "metrics" / "accuracy.py"
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How an envoy trains in each round; by default as Flower's example does, whose learning rate stays as it is."""
+    """Settings of an envoy's training; by default those of Flower's example, whose learning rate is constant."""
 
     rounds: int
     local_epochs: int = 1
@@ -81,7 +81,7 @@ def train_round(
 def draw_batches(
     labels: np.ndarray, num_clips: int, settings: TrainingSettings, generator: torch.Generator
 ) -> Iterator[np.ndarray]:
-    """Items (batch_size,), drawn from `labels` (items,) so that every label is as likely as any other.
+    """Yield items (batch_size,), drawn from `labels` (items,) so that every label is as likely as any other.
 
     An epoch has as many full batches as `num_clips` make, or one of them all where they are too few for one.
     """
@@ -94,7 +94,7 @@ def draw_batches(
 
 
 def validate_clips(model: EncoderModel, clips: EncoderClips, device: str, batch_size: int = 64) -> dict[str, float]:
-    """Cross-entropy (nats, lower is better) and accuracy (higher is better) over all clips.
+    """Return cross-entropy (nats, lower is better) and accuracy (higher is better) over all clips.
 
     Raises ValueError if there are none.
     """
@@ -125,7 +125,7 @@ def _seed(settings: TrainingSettings, round_number: int) -> int:
 
 @contextmanager
 def _seeded(seed: int, device: str) -> Iterator[None]:
-    """Dropout draws from torch's global generators: seed them, and leave them as they were."""
+    """Seed torch's global generators, from which dropout draws, and leave them as they were."""
     with torch.random.fork_rng(devices=[] if device == "cpu" else [device]):
         torch.manual_seed(seed)
         yield

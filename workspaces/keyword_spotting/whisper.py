@@ -63,7 +63,7 @@ class WhisperForKeywords(EncoderModel, WhisperPreTrainedModel):
 
     @property
     def form(self) -> str:
-        """ "short" if the encoder sees one second, else "exact"."""
+        """Form of the encoder: "short" if it sees one second, else "exact"."""
         return "short" if self.config.max_source_positions == FRAMES_PER_S else "exact"
 
     @property
@@ -72,12 +72,12 @@ class WhisperForKeywords(EncoderModel, WhisperPreTrainedModel):
 
     @property
     def input_shape(self) -> tuple[int, int]:
-        """(n_mels, 2 * frames)"""
+        """Shape of a clip's log-mel: (n_mels, 2 * frames)."""
         return self.config.num_mel_bins, 2 * self.frames
 
     @property
     def output_shape(self) -> tuple[int, int]:
-        """(frames, width)"""
+        """Shape of a clip's outputs: (frames, width)."""
         return self.frames, self.config.d_model
 
     def make_inputs(self, waveforms: Sequence[np.ndarray], device: str = "cpu") -> torch.Tensor:
@@ -114,7 +114,7 @@ def create_whisper(
     seed: int = 0,
     compile: bool = False,
 ) -> WhisperForKeywords:
-    """A keyword classifier of log-mel frames (`create_log_mel`).
+    """Return a keyword classifier of log-mel frames (`create_log_mel`).
 
     Args:
         pretrained: a Whisper model as a hub name (`openai/whisper-tiny`) or as a folder written by `save_pretrained`;
@@ -173,7 +173,7 @@ def prepare_compiler() -> None:
 
 
 def create_log_mel(n_mels: int, num_frames: int) -> WhisperFeatureExtractor:
-    """Whisper's feature extractor for a window of `num_frames` encoder frames (1500 for 30 s, 50 for one second)."""
+    """Return Whisper's feature extractor for a window of `num_frames` encoder frames (1500 for 30 s, 50 for 1 s)."""
     if num_frames % FRAMES_PER_S:
         raise ValueError(f"max_source_positions is {num_frames}, but should be whole seconds of {FRAMES_PER_S} frames")
     return WhisperFeatureExtractor(
@@ -185,7 +185,7 @@ _log_mel_of = lru_cache(create_log_mel)  # its filters take longer to make than 
 
 
 def compute_log_mel(config: WhisperConfig, waveforms: Sequence[np.ndarray], device: str = "cpu") -> torch.Tensor:
-    """`waveforms`, each float32 (samples,) at 16 kHz, to what an encoder of `config` reads, on the CPU.
+    """Return what an encoder of `config` reads, on the CPU, of `waveforms`, each float32 (samples,) at 16 kHz.
 
     Shape (batch, n_mels, 2 * frames): shorter clips are filled up with silence, longer ones cut. A clip's values do
     not depend on the other clips.
@@ -200,7 +200,7 @@ def compute_log_mel(config: WhisperConfig, waveforms: Sequence[np.ndarray], devi
 
 
 def vary(input_features: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Log-mel (batch, n_mels, frames) as other speakers in other places might have said the clips.
+    """Return log-mel (batch, n_mels, frames) as other speakers in other places might have said the clips.
 
     Each is stretched at random in time, around half a second, and in frequency, shifted in time, and made louder or
     softer. Of all that was tried on a thousand clips of Speech Commands, this raised the accuracy on new speakers most.
@@ -242,7 +242,7 @@ def _from_pretrained(pretrained: str, labels: Sequence[str], form: str, frozen: 
 
 
 def _encoder_values(config: WhisperConfig) -> dict[str, Any]:
-    """Of a whole Whisper's configuration, what its encoder needs."""
+    """Return what the encoder needs of a whole Whisper's configuration."""
     names = ("num_mel_bins", "d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim")
     more = ("activation_function", "max_source_positions", "dropout", "attention_dropout", "activation_dropout")
     return {name: getattr(config, name) for name in names + more}

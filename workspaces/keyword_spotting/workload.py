@@ -61,6 +61,7 @@ class Settings(SpeechCommandsSettings):
 
 
 def create_model(settings: ModelSettings, seed: int) -> EncoderModel:
+    """Return the model that the settings describe; what is not pretrained depends on `seed`."""
     source: dict[str, Any] = {"config": settings.config, "labels": LABELS, "seed": seed, "frozen": settings.frozen}
     if settings.architecture == "upstream":
         return create_upstream(settings.upstream, **source)
@@ -68,6 +69,8 @@ def create_model(settings: ModelSettings, seed: int) -> EncoderModel:
 
 
 class KeywordSpotting(SpeechCommandsWorkload[Settings]):
+    """Keyword spotting with a head on an encoder."""
+
     config_class = Settings
 
     def model(self, config: Settings) -> Callable[[], EncoderModel]:

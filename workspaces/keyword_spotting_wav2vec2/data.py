@@ -49,11 +49,11 @@ class TrainClips(Clips):
     def __getitem__(self, index: int) -> dict[str, Any]:
         clip = super().__getitem__(self.indices[index])
         shift = self.generator.integers(-MAX_SHIFT_SAMPLES, MAX_SHIFT_SAMPLES + 1)
-        # Around the corner instead of filling up with zeros: noise goes on as noise.
+        # Around the corner instead of filling up with zeros: noise continues as noise.
         return clip | {"input_values": np.roll(clip["input_values"], shift)}
 
     def begin_round(self, round_number: int) -> None:
-        """What is drawn at random in a round does not depend on the rounds before.
+        """Begin a round: what it draws at random does not depend on the rounds before.
 
         Not called `set_epoch`: the Trainer would call that by itself, with 0 at the beginning of every round.
         """

@@ -21,7 +21,7 @@ def create_wav2vec2(
     labels: Sequence[str],
     seed: int = 0,
 ) -> Wav2Vec2ForSequenceClassification:
-    """A classifier of waveforms: `input_values` (batch, samples) to logits (batch, len(labels)).
+    """Return a classifier of waveforms: `input_values` (batch, samples) to logits (batch, len(labels)).
 
     The first normalisation and the mean over frames, as published, take in all samples of a clip, its padding included.
     So the model is trained and evaluated on clips of one length: one second, to which the shard fills shorter
@@ -48,5 +48,5 @@ def create_wav2vec2(
 
 
 def create_feature_extractor() -> Wav2Vec2FeatureExtractor:
-    """Scales each clip to mean 0 and variance 1."""
+    """Return a feature extractor that scales each clip to mean 0 and variance 1."""
     return Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=True)

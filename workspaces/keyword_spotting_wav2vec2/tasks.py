@@ -19,7 +19,7 @@ from workspaces.keyword_spotting_wav2vec2.data import TrainClips
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How an envoy trains in each round."""
+    """Settings of an envoy's training in each round."""
 
     rounds: int
     local_epochs: int = 1
@@ -57,7 +57,7 @@ def train_round(
 
 
 def validate_clips(model: torch.nn.Module, dataset: Dataset, device: str, batch_size: int = 64) -> dict[str, float]:
-    """Cross-entropy (nats, lower is better) and accuracy (higher is better) over all clips of `dataset`."""
+    """Return cross-entropy (nats, lower is better) and accuracy (higher is better) over all clips of `dataset`."""
     trainer = _trainer(model=model, args=_arguments(device, batch_size), compute_metrics=_accuracy)
     metrics = trainer.evaluate(dataset)
     return {"loss": metrics["eval_loss"], "accuracy": metrics["eval_accuracy"]}
@@ -96,7 +96,7 @@ def _arguments(device: str, batch_size: int, **training: Any) -> TrainingArgumen
         logging_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        # A loss that is no number is told, instead of being left out of the mean.
+        # A loss that is no number is reported, instead of being left out of the mean.
         logging_nan_inf_filter=False,
         dataloader_pin_memory=device != "cpu",
         **training,

@@ -45,6 +45,8 @@ class Settings(SpeechCommandsSettings):
 
 
 class Wav2Vec2KeywordSpotting(SpeechCommandsWorkload[Settings]):
+    """Keyword spotting by fine-tuning Wav2Vec2."""
+
     config_class = Settings
     builds_on: ClassVar[tuple[str, ...]] = ("workspaces.keyword_spotting",)
 

@@ -30,12 +30,11 @@ class Patches:
     def batches(
         self, batch_size: int, seed: tuple[int, ...], device: str
     ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
-        """All patches once, in an order that is a function of `seed`.
+        """Yield all patches once, in an order that is a function of `seed`.
 
-        Yields
-            clip    int64 (batch,), on the CPU
-            inputs  float32 (batch, 101, 96)
-            labels  float32 (batch, classes), those of the clip
+        Yields:
+            clip, int64 (batch,), on the CPU; inputs, float32 (batch, 101, 96); and labels, float32 (batch, classes),
+            those of the clip.
         """
         for indices in shuffled_batches(len(self), batch_size, seed):
             clip = self.clip[indices]
@@ -44,7 +43,7 @@ class Patches:
 
 
 def shuffled_batches(number: int, batch_size: int, seed: tuple[int, ...]) -> list[np.ndarray]:
-    """Indices below `number`, each once, in ceil(number / batch_size) batches whose sizes differ by one at most.
+    """Return indices below `number`, each once, in ceil(number / batch_size) batches whose sizes differ by one at most.
 
     So there is no small last batch, with statistics of its own: 65 patches in batches of up to 64 are 33 and 32. Each
     batch is sorted, as a memory map is read forward.
@@ -62,7 +61,7 @@ class SoundEventData(ShardData):
     """Gives the tasks the patches of the node's shard. The weight of a client's update is its number of patches."""
 
     def __init__(self, classes: int | None) -> None:
-        """`classes` are the model's: a corpus with another number is refused with SettingsError."""
+        """Take the number of the model's `classes`: a corpus with another number is refused with SettingsError."""
         super().__init__()
         self._classes = classes
 
@@ -72,7 +71,7 @@ class SoundEventData(ShardData):
 
 
 def check_classes(classes: int | None, shard_dataset: ShardDataset) -> None:
-    """Raises SettingsError unless the corpus has as many classes as the model."""
+    """Raise SettingsError unless the corpus has as many classes as the model."""
     number = len(shard_dataset.classes)
     if number != classes:
         raise SettingsError(f"model.classes is {classes}, but the corpus has {number}: set model.classes={number}")

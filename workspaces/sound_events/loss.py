@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 
 def binary_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean over patches and classes of -[y log p + (1 - y) log(1 - p)], with p = sigmoid(logit). Lower is better.
+    """Return the mean over patches and classes of -[y log p + (1 - y) log(1 - p)], p = sigmoid(logit); lower is better.
 
     `logits` and `labels` (0 or 1) are float32 (batch, classes); the result is a scalar in nats. Before training, at
     p = 1/2 for all, it is log 2.

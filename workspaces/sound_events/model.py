@@ -24,7 +24,7 @@ GROUPS = 8
 def create_tagger(
     architecture: Architecture, classes: int, normalisation: Normalisation = "group", width: float = 1.0, seed: int = 0
 ) -> "Tagger":
-    """A tagger with weights that depend on `seed` only.
+    """Return a tagger with weights that depend on `seed` only.
 
     `width` 0.25, 0.5 or 0.75 makes a small one, with that share of the channels and units. `normalisation` is
 
@@ -73,11 +73,11 @@ class Tagger(nn.Module):
         return self.classify(centred.unsqueeze(-1).permute(0, 3, 1, 2))
 
     def classify(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits for `images` (batch, 1, frames, mels)."""
+        """Return logits for `images` (batch, 1, frames, mels)."""
         raise NotImplementedError
 
     def convolution(self, n_in: int, n_out: int, size: int) -> nn.Module:
-        """Convolution, normalisation and ReLU; frames and bands keep their number."""
+        """Return a convolution with normalisation and ReLU; frames and bands keep their number."""
         norm: nn.Module
         if self.normalisation == "group":
             norm = GroupNorm(GROUPS, n_out)
@@ -166,7 +166,7 @@ def save_tagger(model: nn.Module, recipe: dict[str, Any], folder: Path) -> None:
 
 
 def load_model(folder: str | Path) -> Tagger:
-    """The tagger that `save_tagger` wrote. Raises FileNotFoundError if `folder` lacks one of its files."""
+    """Load the tagger that `save_tagger` wrote. Raises FileNotFoundError if `folder` lacks one of its files."""
     folder = Path(folder)
     model = create_tagger(**json.loads((folder / "config.json").read_text()))
     model.load_state_dict(load_file(folder / "model.safetensors"))

@@ -19,7 +19,7 @@ MOST_NAMES = 60
 
 
 def count_clips(labels: np.ndarray, uploaders: Sequence[str], classes: Sequence[str]) -> pd.DataFrame:
-    """Clips of each class (rows) and uploader (columns), both from the most clips to the fewest.
+    """Count the clips of each class (rows) and uploader (columns), both from the most clips to the fewest.
 
     `labels` (clips, classes) are 0 or 1, `uploaders` are those of the clips. A clip counts for each of its classes.
     """
@@ -30,7 +30,7 @@ def count_clips(labels: np.ndarray, uploaders: Sequence[str], classes: Sequence[
 
 
 def plot_scores(history: pd.DataFrame, path: Path) -> Figure:
-    """Validation PR-AUC, mAP and lwlrap, and training loss by round; a mean of sites is labelled as one."""
+    """Draw validation PR-AUC, mAP and lwlrap, and training loss by round; a mean of sites is labelled as one."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for metric, (name, color) in SCORES.items():
         for column in columns_of(history, metric):
@@ -48,7 +48,7 @@ def plot_scores(history: pd.DataFrame, path: Path) -> Figure:
 
 
 def plot_clips_per_class(counts: pd.DataFrame, path: Path) -> Figure:
-    """Training clips of each class, of `count_clips`."""
+    """Draw the training clips of each class, of `count_clips`."""
     clips = counts.sum(axis=1)
     named = len(clips) <= MOST_NAMES
     # Names are long: each has a line, from the top.
@@ -69,7 +69,7 @@ def plot_clips_per_class(counts: pd.DataFrame, path: Path) -> Figure:
 
 
 def plot_clips_per_uploader(uploaders: Sequence[str], uploader_min: int, path: Path) -> Figure:
-    """Training clips of each uploader from the most to the fewest, both axes logarithmic; `uploaders` of the clips."""
+    """Draw the training clips of each uploader, from the most on, on logarithmic axes; `uploaders` of the clips."""
     clips = pd.Series(uploaders).value_counts().to_numpy()
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     axes.loglog(np.arange(1, len(clips) + 1), clips, marker=".", linestyle="none")
@@ -88,7 +88,7 @@ def plot_clips_per_uploader(uploaders: Sequence[str], uploader_min: int, path: P
 
 
 def plot_class_by_uploader(counts: pd.DataFrame, path: Path) -> Figure:
-    """Training clips by class and uploader, of `count_clips`, as colours on a logarithmic scale; none is white."""
+    """Draw training clips by class and uploader, of `count_clips`, as colours on a logarithmic scale; none is white."""
     figure, axes = plt.subplots(figsize=(9, min(3 + 0.2 * len(counts), 10)), layout="constrained")
     values = counts.to_numpy(dtype=float)
     image = axes.imshow(

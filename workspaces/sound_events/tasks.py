@@ -19,7 +19,7 @@ MEAN_OVER = {"loss": "clips", "lwlrap": "labels", "pr_auc": None, "mAP": None, "
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How an envoy trains in each round."""
+    """Settings of an envoy's training in each round."""
 
     local_epochs: int = 1
     batch_size: int = 64
@@ -48,7 +48,7 @@ def train_round(
 
 
 def validate_clips(model: torch.nn.Module, patches: Patches, device: str, batch_size: int = 64) -> dict[str, float]:
-    """Loss (nats, lower is better) as in training, and pr_auc, mAP, d_prime and lwlrap (higher is better) of all clips.
+    """Return loss (nats, lower is better) and pr_auc, mAP, d_prime and lwlrap (higher is better) of all clips.
 
     The mean over clients of PR-AUC, mAP and d' is not their value over all clips: one client that has them all should
     validate, or lwlrap or the loss choose the model. A metric is NaN if these clips have too few labels to define it.
@@ -65,7 +65,7 @@ def validate_clips(model: torch.nn.Module, patches: Patches, device: str, batch_
 def score_clips(
     model: torch.nn.Module, patches: Patches, device: str, batch_size: int = 64
 ) -> tuple[np.ndarray, float]:
-    """Scores float32 (clips, classes), the mean of sigmoid(logit) over a clip's patches, and the mean loss of patches.
+    """Return scores float32 (clips, classes), means over a clip's patches of sigmoid(logit), and the mean loss.
 
     With the normalisations "evaluation_batch" and "fedbn" they depend on the other clips and on `batch_size`. For these
     patches are mixed, the same way at every call: a batch is then like those of training, and not one long clip.

@@ -38,21 +38,26 @@ class ModelSettings(Group):
 
 
 class DataSettings(Group):
-    """Which uploaders are clients, and what they validate on: see `Fsd50kShardDescriptor`."""
+    """The uploaders that are clients, and what they validate on: see `Fsd50kShardDescriptor`."""
 
     uploader_min: int = Field(default=0, ge=0)
     split: Literal["official", "uploader"] = "official"
 
 
 class Settings(RunSettings):
-    """What Green & Plumbley (arXiv 2105.08550) call C, E, B and lr are `fraction`, `local_epochs`, `batch_size` and
-    `optimizer.learning_rate` here."""
+    """Settings of a run.
+
+    What Green & Plumbley (arXiv 2105.08550) call C, E, B and lr are `fraction`, `local_epochs`, `batch_size` and
+    `optimizer.learning_rate` here.
+    """
 
     model: ModelSettings
     data: DataSettings = DataSettings()
 
 
 class SoundEvents(Workload[Settings]):
+    """Sound event tagging; the best model has the highest PR-AUC, for which one client has to validate."""
+
     config_class = Settings
     corpus = Fsd50kShardDescriptor.corpus
 
@@ -79,7 +84,7 @@ class SoundEvents(Workload[Settings]):
         return [NORMALISATION_TENSORS] if config.model.normalisation == "fedbn" else []
 
     def complete(self, config: Settings, data: Path) -> Settings:
-        """The settings with as many classes as the corpus has, where they do not say how many."""
+        """Return settings with as many classes as the corpus has, where they do not say how many."""
         if config.model.classes is not None:
             return config
         model = config.model.model_copy(update={"classes": len(open_store(data).classes)})
@@ -100,7 +105,7 @@ class SoundEvents(Workload[Settings]):
         return Fsd50kShardDescriptor.natural_clients(data, **config.data.model_dump(), seed=config.seed)
 
     def evaluate(self, model: Tagger, config: Settings, data: Path, device: str) -> Metrics:
-        """Metrics of `model` on all validation clips, and on all test clips, none of which trains anywhere."""
+        """Return metrics on all validation clips and on all test clips, none of which trains anywhere."""
         descriptor = Fsd50kShardDescriptor(data, **config.data.model_dump(), seed=config.seed)
         metrics = {}
         for split in ("validation", "test"):
@@ -114,7 +119,7 @@ class SoundEvents(Workload[Settings]):
 
     def plot(self, records: Sequence[Record], config: Settings, data: Path, clients: int, part: str, out: Path) -> None:
         """Draw scores.png, and the clips that train by class, by uploader and by both."""
-        # On an envoy nobody draws: it is spared the time and the memory.
+        # An envoy draws nothing: it is spared the time and the memory.
         from workspaces.sound_events import plots
 
         plots.plot_scores(to_frame(records), out / "scores.png")

@@ -21,15 +21,15 @@ class Sources:
         return len(self.shard_dataset)
 
     def begin_epoch(self, epoch: int) -> None:
-        """What the shard draws at random does not depend on the epochs before."""
+        """Begin an epoch: what the shard draws at random does not depend on the epochs before."""
         self.shard_dataset.set_epoch(epoch)
 
     def whole(self, items: np.ndarray) -> torch.Tensor:
-        """float32 (items, 3, samples)."""
+        """Return whole items, float32 (items, 3, samples)."""
         return torch.from_numpy(np.array([self.shard_dataset[int(item)] for item in items]))
 
     def crops(self, items: np.ndarray, num_samples: int, generator: np.random.Generator) -> torch.Tensor:
-        """float32 (items, 3, num_samples), each cut out of its waveform where `generator` says.
+        """Return cuts, float32 (items, 3, num_samples), each out of its waveform where `generator` says.
 
         The zeros that a short recording ends in are left out of a cut as far as can be: where one of two mixtures is
         silent, there is nothing to learn.

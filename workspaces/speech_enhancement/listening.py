@@ -1,4 +1,4 @@
-"""What a model makes of clips, as WAV files to listen to."""
+"""A model's estimates of clips, as WAV files to listen to."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +13,7 @@ from workspaces.speech_enhancement.tasks import NOISES, enhance
 
 
 def separate_example(model: SudoRmRf, clips: Sources, item: int, noises: int, device: str) -> dict[str, np.ndarray]:
-    """{"mixture", "estimate", "reference"} of one clip with that many noises, 1 or 2: float32 (samples,) each."""
+    """Return "mixture", "estimate" and "reference" of a clip with that many noises, 1 or 2: float32 (samples,) each."""
     sources = clips.whole(np.array([item]))
     mixture = sources[:, : 1 + noises].sum(dim=1)
     estimate = enhance(model, mixture, device)

@@ -16,7 +16,7 @@ SILENT_POWER = (1 / 32_768) ** 2
 
 
 def si_sdr(*, estimate: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Scale-invariant signal-to-distortion ratio in dB, without regard to means; higher is better.
+    """Return the scale-invariant signal-to-distortion ratio in dB, without regard to means; higher is better.
 
     10 log10(|a r|^2 / |a r - e|^2) of an estimate e and a reference r, where a r is the projection of e onto r: Le Roux
     et al., arXiv 1811.02508. (..., samples) twice to float64 (...). A silent reference gives -80 dB.
@@ -26,14 +26,14 @@ def si_sdr(*, estimate: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 
 
 def pairwise_si_sdr(*, estimate: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """SI-SDR in dB of each estimate for each reference: (batch, references, estimates)."""
+    """Return the SI-SDR in dB of each estimate for each reference: (batch, references, estimates)."""
     estimate, reference = _centred(estimate), _centred(reference)
     powers = (estimate**2).sum(-1).unsqueeze(1)
     return _si_sdr(powers, reference @ estimate.mT, (reference**2).sum(-1, keepdim=True))
 
 
 def pit_loss(*, estimate: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Mean negative SI-SDR over the references, in the permutation of the estimates that makes it least.
+    """Return the mean negative SI-SDR over the references, in the permutation of the estimates that makes it least.
 
     Kolbæk et al., "Multitalker speech separation with utterance-level permutation invariant training of deep recurrent
     neural networks", arXiv 1703.06284. There are as many estimates as references. Each SI-SDR is clamped; a silent
@@ -47,14 +47,14 @@ def pit_loss(*, estimate: torch.Tensor, reference: torch.Tensor) -> torch.Tensor
 
 
 def supervised_loss(*, estimate: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Negative SI-SDR of the first source, the speech, and of the noises in their best permutation: FedEnhance."""
+    """Return the negative SI-SDR of speech, the first source, and of noises in their best permutation: FedEnhance."""
     speech = si_sdr(estimate=estimate[:, 0], reference=reference[:, 0])
     noises = pit_loss(estimate=estimate[:, 1:], reference=reference[:, 1:])
     return _loss_of(speech, is_active(reference[:, 0])) + noises
 
 
 def mixit_loss(*, estimate: torch.Tensor, mixtures: torch.Tensor, assignments: torch.Tensor) -> torch.Tensor:
-    """Mixture invariant training: the sum of the mixtures' negative SI-SDR, under the best of the assignments.
+    """Return the loss of mixture invariant training: the mixtures' negative SI-SDR, under the best of the assignments.
 
     Wisdom et al., "Unsupervised sound separation using mixture invariant training", arXiv 2006.12701.
     `estimate` are sources of the sum of `mixtures` (batch, mixtures, samples); `assignments` (assignments, mixtures,
@@ -71,7 +71,7 @@ def mixit_loss(*, estimate: torch.Tensor, mixtures: torch.Tensor, assignments: t
 
 
 def all_assignments(num_sources: int, num_mixtures: int) -> torch.Tensor:
-    """Every source to any mixture: float32 (mixtures ** sources, mixtures, sources), of 0 and 1.
+    """Return all ways to mix, a source in one mixture each: 0 and 1, float32 (mixtures ** sources, mixtures, sources).
 
     >>> all_assignments(4, 2).shape
     torch.Size([16, 2, 4])
@@ -81,7 +81,7 @@ def all_assignments(num_sources: int, num_mixtures: int) -> torch.Tensor:
 
 
 def speech_assignments(num_mixtures: int) -> torch.Tensor:
-    """As in FedEnhance: the first source, the speech, to the first mixture, and to each mixture one noise.
+    """Return FedEnhance's assignments: the first source, speech, to the first mixture, and one noise to each mixture.
 
     float32 (mixtures!, mixtures, 1 + mixtures), of 0 and 1.
 
@@ -95,7 +95,7 @@ def speech_assignments(num_mixtures: int) -> torch.Tensor:
 
 
 def is_active(reference: torch.Tensor) -> torch.Tensor:
-    """Whether a waveform is more than silence: (..., samples) to bool (...)."""
+    """Tell whether a waveform is more than silence: (..., samples) to bool (...)."""
     return (reference**2).mean(-1) >= SILENT_POWER
 
 
@@ -106,7 +106,7 @@ def _centred(signal: torch.Tensor) -> torch.Tensor:
 
 
 def _si_sdr(power: torch.Tensor, product: torch.Tensor, reference_power: torch.Tensor) -> torch.Tensor:
-    """Of |e|^2, <e, r> and |r|^2."""
+    """Return the SI-SDR in dB of |e|^2, <e, r> and |r|^2."""
     target = product**2 / (reference_power + EPS)
     distortion = (power - target).clamp(min=0)
     return 10 * torch.log10(target / (distortion + EPS) + EPS)

@@ -86,7 +86,7 @@ class SudoRmRf(nn.Module):
         nn.init.xavier_uniform_(self.decoder.weight)
 
     def forward(self, waveform: torch.Tensor) -> torch.Tensor:
-        """(batch, samples) of mixtures with mean 0 and variance 1 to (batch, sources, samples), of any length."""
+        """Separate mixtures (batch, samples), of mean 0, variance 1 and any length, into (batch, sources, samples)."""
         num_samples = waveform.shape[-1]
         padded = F.pad(waveform, (0, -num_samples % self.multiple))
         encoded = self.encoder(padded.unsqueeze(1))  # (batch, bases, frames)
@@ -98,7 +98,7 @@ class SudoRmRf(nn.Module):
         return self.decoder(masked.flatten(1, 2))[..., :num_samples]
 
     def separate(self, mixture: torch.Tensor) -> torch.Tensor:
-        """Waveforms (batch, samples) of any level to estimates (batch, sources, samples) that add up to them.
+        """Separate waveforms (batch, samples) of any level into estimates (batch, sources, samples) that add up to it.
 
         The first source is the speech; the others are noises.
         """
@@ -161,8 +161,10 @@ class UBlock(nn.Module):
 
 
 def global_norm(channels: int) -> nn.GroupNorm:
-    """Over all channels and frames of an example, with a gain and a bias for each channel: Conv-TasNet,
-    arXiv 1809.07454."""
+    """Normalize over all channels and frames of an example, with a gain and a bias for each channel.
+
+    It is that of Conv-TasNet, arXiv 1809.07454.
+    """
     return nn.GroupNorm(1, channels, eps=EPS)
 
 
@@ -176,7 +178,7 @@ def make_consistent(estimate: torch.Tensor, mixture: torch.Tensor) -> torch.Tens
 
 
 def create_sudormrf(settings: SudoRmRfSettings, seed: int = 0) -> SudoRmRf:
-    """A random start that depends on `seed` alone."""
+    """Return a model from a random start that depends on `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return SudoRmRf(settings)
@@ -192,7 +194,7 @@ def save_sudormrf(model: SudoRmRf, folder: Path) -> None:
 
 
 def load_sudormrf(folder: str | Path) -> SudoRmRf:
-    """The model that `save_sudormrf` wrote."""
+    """Load the model that `save_sudormrf` wrote."""
     settings = SudoRmRfSettings.model_validate_json((Path(folder) / "config.json").read_text(encoding="utf-8"))
     model = SudoRmRf(settings)
     model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
@@ -200,7 +202,7 @@ def load_sudormrf(folder: str | Path) -> SudoRmRf:
 
 
 def chunk_size(num_samples: int, batch_size: int, device: str) -> int:
-    """How many examples of `num_samples` to put through the model at a time: see CPU_CHUNK_SAMPLES.
+    """Return how many examples of `num_samples` to put through the model at a time: see CPU_CHUNK_SAMPLES.
 
     >>> chunk_size(64_000, 6, "cpu"), chunk_size(16_000, 6, "cpu"), chunk_size(64_000, 6, "cuda")
     (1, 4, 6)

@@ -19,7 +19,7 @@ HATCHES = ("xx", "//", "..", "oo")
 def plot_si_sdri(
     curves: Mapping[str, pd.Series], path: Path, bound: float | None = None, title: str | None = None
 ) -> Figure:
-    """SI-SDR improvement in dB by round.
+    """Draw the SI-SDR improvement in dB by round.
 
     From 50 rounds on the axis is logarithmic, and a point is the mean of ten rounds in a band of their extremes; in a
     shorter run each round is a point.
@@ -50,7 +50,7 @@ def plot_si_sdri(
 
 
 def group_rounds(curve: pd.Series, size: int) -> pd.DataFrame:
-    """`mean`, `min` and `max` of rounds 0 to `size` - 1, and so on; the index is the first of them, counted from 1.
+    """Return `mean`, `min` and `max` of rounds 0 to `size` - 1, and so on; the index is the first one, from 1.
 
     >>> group_rounds(pd.Series([1.0, 3.0, 5.0], index=[0, 9, 10]), 10).loc[1].tolist()
     [2.0, 1.0, 3.0]
@@ -61,7 +61,7 @@ def group_rounds(curve: pd.Series, size: int) -> pd.DataFrame:
 
 
 def plot_supervised_share(scores: pd.DataFrame, path: Path) -> Figure:
-    """Bars of SI-SDR improvement over the share of supervised clients: a group for each row, a bar for each column.
+    """Draw the SI-SDR improvement over the share of supervised clients: a group for each row, a bar for each column.
 
     `scores` in dB has the shares, from 0 to 1, as its index, and columns such as "validation, 1 noise".
     """
@@ -81,7 +81,7 @@ def plot_supervised_share(scores: pd.DataFrame, path: Path) -> Figure:
 
 
 def plot_spectrograms(signals: Mapping[str, np.ndarray], sample_rate: int, path: Path) -> Figure:
-    """Waveforms (samples,) side by side, in dB on one scale of 80 dB below the loudest."""
+    """Draw waveforms (samples,) side by side, in dB on one scale of 80 dB below the loudest."""
     figure, grid = plt.subplots(
         1, len(signals), figsize=(4 * len(signals), 3.2), sharey=True, squeeze=False, layout="constrained"
     )
@@ -99,7 +99,7 @@ def plot_spectrograms(signals: Mapping[str, np.ndarray], sample_rate: int, path:
 
 
 def plot_clips_per_client(counts: np.ndarray, supervised: Sequence[bool], path: Path) -> Figure:
-    """Training clips of each client; `counts` (clients,). Supervised clients have a colour of their own."""
+    """Draw the training clips of each client; `counts` (clients,). Supervised clients have a colour of their own."""
     figure, axes = plt.subplots(figsize=(9, 3.5), layout="constrained")
     colours = np.where(supervised, "C1", "C0")
     axes.bar(np.arange(len(counts)), counts, width=1.0, color=colours, edgecolor="white", linewidth=0.3)

@@ -27,7 +27,7 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How an envoy trains in each round, on cuts of `num_samples`; the defaults are FedEnhance's.
+    """Settings of an envoy's training, on cuts of `num_samples`; the defaults are FedEnhance's.
 
     The learning rate is divided by `divide_lr_by` every `divide_lr_every` rounds, or never, with 0.
     """
@@ -68,7 +68,7 @@ def train_round(
 
 
 def batches(clips: Sources, settings: TrainingSettings, round_number: int) -> Iterator[torch.Tensor]:
-    """Sources (batch, 3, num_samples) in another order every epoch, without the last batch where it is not full.
+    """Yield sources (batch, 3, num_samples) in another order every epoch, without a last batch that is not full.
 
     Of a fraction of an epoch there are as many batches, rounded. A client with less than one has a batch of all it has.
     """
@@ -95,7 +95,7 @@ def accumulate_gradients(model: SudoRmRf, sources: torch.Tensor, loss: Loss) -> 
 
 
 def validate_clips(model: SudoRmRf, clips: Sources, device: str, batch_size: int = 32) -> dict[str, float]:
-    """SI-SDR improvement of the speech in dB over all clips (higher is better), whole, with one noise and with two.
+    """Return the SI-SDR improvement of speech in dB over all clips, whole, with one noise and two; higher is better.
 
     As in FedEnhance the speech is the first estimate: no permutation is tried. There half of the clips have one noise,
     here every clip is heard both ways.
@@ -115,7 +115,7 @@ def validate_clips(model: SudoRmRf, clips: Sources, device: str, batch_size: int
 
 
 def enhance(model: SudoRmRf, mixtures: torch.Tensor, device: str) -> torch.Tensor:
-    """The speech in `mixtures`: (batch, samples) to (batch, samples), on the CPU."""
+    """Return the speech in `mixtures`: (batch, samples) to (batch, samples), on the CPU."""
     with torch.inference_mode():
         parts = mixtures.split(chunk_size(mixtures.shape[-1], len(mixtures), device))
         return torch.cat([model.separate(part.to(device))[:, 0].cpu() for part in parts])
@@ -126,6 +126,9 @@ def _supervised(estimate: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
 
 
 def _mixit(estimate: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
-    """On what an unsupervised client has: its noisy recording, and a noise by itself. Speech is the first estimate."""
+    """Return the loss on what an unsupervised client has: its noisy recording, and a noise by itself.
+
+    Speech is the first estimate.
+    """
     mixtures = torch.stack([sources[:, :2].sum(dim=1), sources[:, 2]], dim=1)
     return mixit_loss(estimate=estimate, mixtures=mixtures, assignments=speech_assignments(2))

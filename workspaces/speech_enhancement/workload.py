@@ -26,7 +26,7 @@ SHARD_DESCRIPTOR = "shard_descriptors.librifsd50k.LibriFsd50kShardDescriptor"
 
 
 class DataSettings(Group):
-    """How recordings become clients and mixtures: see `LibriFsd50kShardDescriptor`."""
+    """The division of recordings among clients, and their mixtures: see `LibriFsd50kShardDescriptor`."""
 
     partition: Literal["contiguous", "random"] = "contiguous"
     available_speech_percentage: float = Field(default=0.5, gt=0, le=1)
@@ -44,12 +44,14 @@ class ListeningSettings(Group):
     @field_validator("folder")
     @classmethod
     def resolve(cls, folder: Path) -> Path:
-        # Whoever validates has a working directory of its own.
+        # Tasks run in a working directory of their own.
         return folder.resolve()
 
 
 class Settings(RunSettings):
-    """`p_supervised` is the share of clients that know their clean speech: the first ones, rounded down, so that
+    """Settings of a run.
+
+    `p_supervised` is the share of clients that know their clean speech: the first ones, rounded down, so that
     centralized is supervised with 1 only.
 
     The model is trained on `audio_seconds` of every clip and evaluated on whole clips. A local epoch may be a fraction.
@@ -77,7 +79,7 @@ class Settings(RunSettings):
 
 
 def count_supervised(share: float, world_size: int) -> int:
-    """How many clients are supervised. They are the first ones, as in FedEnhance.
+    """Return how many clients are supervised. They are the first ones, as in FedEnhance.
 
     >>> count_supervised(0.25, 10), count_supervised(0.29, 100)
     (2, 29)
@@ -100,6 +102,7 @@ def _training(settings: Settings) -> tasks.TrainingSettings:
 
 
 def validate(model, clips, device, round_number, listening):
+    """Return the metrics of `validate_clips`; write examples to listen to in the rounds that `listening` asks for."""
     if listening is not None and round_number % listening.every == 0:
         items = range(min(listening.clips, len(clips)))
         write_examples(model, clips, items, listening.folder / f"round-{round_number:05}", device)
@@ -107,6 +110,8 @@ def validate(model, clips, device, round_number, listening):
 
 
 class SpeechEnhancement(Workload[Settings]):
+    """Speech enhancement; the best model improves SI-SDR most."""
+
     config_class = Settings
     corpus = LibriFsd50kShardDescriptor.corpus
 
@@ -142,7 +147,7 @@ class SpeechEnhancement(Workload[Settings]):
         return LibriFsd50kShardDescriptor.natural_clients(data)
 
     def evaluate(self, model: Any, config: Settings, data: Path, device: str) -> Metrics:
-        """SI-SDR improvements of `model`, in dB, on all validation clips and on the test clips."""
+        """Return SI-SDR improvements in dB on all validation clips and on the test clips."""
         descriptor = LibriFsd50kShardDescriptor(data)
         model.to(device)
         return {split: tasks.validate_clips(model, Sources(descriptor.get_dataset(split)), device) for split in SPLITS}
@@ -151,8 +156,8 @@ class SpeechEnhancement(Workload[Settings]):
         save_sudormrf(model, folder)
 
     def plot(self, records: Sequence[Record], config: Settings, data: Path, clients: int, part: str, out: Path) -> None:
-        """si_sdri.png, and clips_per_client.png where there are several."""
-        # On an envoy nobody draws: it is spared the time and the memory.
+        """Draw si_sdri.png, and clips_per_client.png where there are several clients."""
+        # An envoy draws nothing: it is spared the time and the memory.
         from workspaces.speech_enhancement.plots import LABELS, plot_clips_per_client, plot_si_sdri
 
         history = to_frame(records).set_index("round")
@@ -165,7 +170,7 @@ class SpeechEnhancement(Workload[Settings]):
             plot_clips_per_client(counts, [i < supervised for i in range(clients)], out / "clips_per_client.png")
 
     def plot_comparison(self, histories: Mapping[str, Sequence[Record]], config: Settings, path: Path) -> None:
-        """SI-SDR improvement of several runs by round, for one noise; the best of the run "centralized" is a bound.
+        """Draw the SI-SDR improvement of several runs by round, for one noise; the best of "centralized" is a bound.
 
         Alone, that run is a curve.
         """
@@ -176,7 +181,7 @@ class SpeechEnhancement(Workload[Settings]):
         plot_si_sdri(curves, path, None if centralized is None else centralized.max(), "1 noise, validation")
 
     def plot_search(self, trials: pd.DataFrame, out: Path) -> None:
-        """supervised_share.png, where that is all that a search was over; `trials` as `Search.summary` gives them."""
+        """Draw supervised_share.png, where a search was over that alone; `trials` as `Search.summary` gives them."""
         from workspaces.speech_enhancement.plots import LABELS, plot_supervised_share
 
         columns = {f"{split} {metric}": f"{split}, {label}" for split in SPLITS for metric, label in LABELS.items()}

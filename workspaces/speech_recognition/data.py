@@ -64,7 +64,7 @@ class Clips:
         return len(self.items)
 
     def train_batches(self, batch_size: int, generator: np.random.Generator) -> Iterator[Batch]:
-        """Every clip once, in random order."""
+        """Yield every clip once, in random order."""
         lengths = self.shard_dataset.num_samples[self.items]
         order = np.argsort(lengths * generator.uniform(1 - LENGTH_JITTER, 1 + LENGTH_JITTER, size=len(self)))
         starts = generator.permutation(np.arange(0, len(self), batch_size))

@@ -12,7 +12,7 @@ CLASSES = 1 + len(LETTERS)
 
 
 def normalize(transcript: str) -> str:
-    """A transcript in LETTERS alone: lower case, accents left off, one space for all that is no letter.
+    """Return a transcript in LETTERS alone: lower case, accents left off, one space for all that is no letter.
 
     >>> normalize("  The CAFÉ, o’clock: twenty-one! ")
     "the cafe o'clock twenty one"
@@ -23,7 +23,7 @@ def normalize(transcript: str) -> str:
 
 
 def encode(text: str) -> list[int]:
-    """The classes of a normalized text.
+    """Return the classes of a normalized text.
 
     >>> encode("a b")
     [3, 1, 4]
@@ -32,7 +32,7 @@ def encode(text: str) -> list[int]:
 
 
 def frames_needed(text: str) -> int:
-    """Of CTC: one a letter, and a blank between two that are the same.
+    """Return the frames that CTC needs: one a letter, and a blank between two that are the same.
 
     >>> frames_needed("hello")
     6
@@ -41,7 +41,7 @@ def frames_needed(text: str) -> int:
 
 
 def decode(classes: torch.Tensor) -> str:
-    """The text of the best class of each frame (frames,): repetitions are one, then blanks are left out.
+    """Return the text of the best class of each frame (frames,): repetitions are one, then blanks are left out.
 
     >>> decode(torch.tensor([0, 3, 3, 0, 3, 1, 1, 0, 4, 0]))
     'aa b'

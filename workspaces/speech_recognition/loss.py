@@ -10,7 +10,7 @@ from workspaces.speech_recognition.model import Recognizer
 
 
 def ctc_loss(model: Recognizer, batch: Batch, logits: torch.Tensor) -> torch.Tensor:
-    """-ln of the probability of the transcripts, summed over the batch; lower is better, 0 is perfect.
+    """Return -ln of the probability of the transcripts, summed over the batch; lower is better, 0 is perfect.
 
     P(text) is the sum, over all ways to lay its letters out over the frames, of the product of the frames'
     probabilities (Graves et al., ICML 2006, equation 3). `logits` (batch, frames, CLASSES) are of the model.

@@ -41,19 +41,19 @@ class Recognizer(HubertForCTC):
         self.freeze()
 
     def forward(self, waveforms: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """`waveforms` (batch, samples), with `lengths` in samples (batch,), to logits (batch, frames, CLASSES)."""
+        """Return logits (batch, frames, CLASSES) of `waveforms` (batch, samples); `lengths` (batch,) are in samples."""
         clips = [waveform[None, :length] for waveform, length in zip(waveforms, lengths.tolist(), strict=True)]
         if self.config.normalize:
             clips = [_standardize(clip) for clip in clips]
         features = [self.hubert.feature_extractor(clip)[0].T for clip in clips]  # (frames, channels) each
         frames = torch.tensor([len(clip) for clip in features], device=waveforms.device)
         hidden = self.hubert.feature_projection(pad_sequence(features, batch_first=True))
-        # SpecAugment has no part in this: its masks would be drawn from a generator that nobody seeds.
+        # SpecAugment is off: its masks would be drawn from a generator that is not seeded.
         real = torch.arange(hidden.shape[1], device=hidden.device) < frames[:, None]
         return self.lm_head(self.dropout(self.hubert.encoder(hidden, attention_mask=real).last_hidden_state))
 
     def count_frames(self, num_samples: Any) -> Any:
-        """Frames of clips with `num_samples`: a number, or a tensor of them."""
+        """Return the frames of clips with `num_samples`: a number, or a tensor of them."""
         return self._get_feat_extract_output_lengths(num_samples)
 
     def train(self, mode: bool = True) -> "Recognizer":
@@ -72,7 +72,7 @@ class Recognizer(HubertForCTC):
 def create_recognizer(
     upstream: str | None = None, *, config: str | Path | None = None, frozen: bool = False, seed: int = 0
 ) -> Recognizer:
-    """A recognizer of letters.
+    """Return a recognizer of letters.
 
     Args:
         upstream: HuBERT as a hub name or as a folder, such as model/ of a run that pretrained one. Its convolutions
@@ -107,7 +107,7 @@ def create_recognizer(
 
 
 def save_recognizer(model: Recognizer, folder: Path) -> None:
-    """What Transformers' HubertForCTC and its Wav2Vec2Processor load from `folder`."""
+    """Write what Transformers' HubertForCTC and its Wav2Vec2Processor load from `folder`."""
     model.save_pretrained(folder)
     Wav2Vec2FeatureExtractor(
         sampling_rate=SAMPLE_RATE, do_normalize=model.config.normalize, return_attention_mask=True

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 
 def plot_error_rates(history: pd.DataFrame, path: Path) -> Figure:
-    """Word and character error rates of the validation, and the training loss, by round."""
+    """Draw word and character error rates of the validation, and the training loss, by round."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     validated = history.dropna(subset=["wer"])
     for number, (name, label) in enumerate((("wer", "word error rate"), ("cer", "character error rate"))):

@@ -21,7 +21,7 @@ ERROR_RATES = Path(__file__).parent / "metrics" / "error_rates.py"
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How an envoy trains in each round. `warmup` is the share of all rounds' steps in which the rate rises."""
+    """Settings of an envoy's training; `warmup` is the share of all rounds' steps in which the rate rises."""
 
     rounds: int
     learning_rate: float

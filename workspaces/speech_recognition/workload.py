@@ -30,7 +30,7 @@ class ModelSettings(Group):
     @field_validator("upstream", "config")
     @classmethod
     def resolve(cls, path: str | None) -> str | None:
-        # Whoever trains has a working directory of its own.
+        # Tasks run in a working directory of their own.
         return str(Path(path).resolve()) if path is not None and Path(path).exists() else path
 
 
@@ -60,6 +60,8 @@ def _training(settings: Settings) -> tasks.TrainingSettings:
 
 
 class SpeechRecognition(Workload[Settings]):
+    """Letters from speech; the best model has the lowest word error rate."""
+
     config_class = Settings
     corpus = LibriSpeechShardDescriptor.corpus
 
@@ -89,8 +91,10 @@ class SpeechRecognition(Workload[Settings]):
         return LibriSpeechShardDescriptor.natural_clients(data)
 
     def evaluate(self, model: Recognizer, config: Settings, data: Path, device: str) -> Metrics:
-        """Metrics of `model` on the validation clips of all clients, on dev-clean and on test-clean, where they have
-        transcripts."""
+        """Return metrics on the validation clips of all clients, on dev-clean and on test-clean.
+
+        A split without transcripts has none.
+        """
         descriptor = LibriSpeechShardDescriptor(data)
         splits = {split: Clips(descriptor.get_dataset(split)) for split in ("validation", "dev", "test")}
         return {split: tasks.validate_clips(model, clips, device) for split, clips in splits.items() if len(clips)}
@@ -99,8 +103,8 @@ class SpeechRecognition(Workload[Settings]):
         save_recognizer(model, folder)
 
     def plot(self, records: Sequence[Record], config: Settings, data: Path, clients: int, part: str, out: Path) -> None:
-        """error_rates.png"""
-        # On an envoy nobody draws: it is spared the time and the memory.
+        """Draw error_rates.png."""
+        # An envoy draws nothing: it is spared the time and the memory.
         from workspaces.speech_recognition.plots import plot_error_rates
 
         plot_error_rates(to_frame(records), out / "error_rates.png")

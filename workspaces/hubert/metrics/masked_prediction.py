@@ -24,6 +24,8 @@ Raises:
 
 
 class MaskedPrediction(evaluate.Metric):
+    """Metric of how well masked frames' clusters are predicted; see its description."""
+
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,

@@ -15,6 +15,8 @@ Returns:
 
 
 class Accuracy(evaluate.Metric):
+    """Metric of the share of clips whose label was predicted."""
+
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,

@@ -23,6 +23,8 @@ Returns:
 
 
 class DPrime(evaluate.Metric):
+    """Metric of how far positives and negatives of a class are apart; see its description."""
+
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,

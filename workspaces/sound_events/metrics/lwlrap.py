@@ -20,6 +20,8 @@ Returns:
 
 
 class Lwlrap(evaluate.Metric):
+    """Metric of how high clips rank their labels; see its description."""
+
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,

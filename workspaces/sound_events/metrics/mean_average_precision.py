@@ -19,6 +19,8 @@ Returns:
 
 
 class MeanAveragePrecision(evaluate.Metric):
+    """Metric of the mean over classes of average precision; see its description."""
+
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,

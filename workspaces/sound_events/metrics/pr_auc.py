@@ -20,6 +20,8 @@ Returns:
 
 
 class PrAuc(evaluate.Metric):
+    """Metric of the area under the precision-recall curve of all decisions; see its description."""
+
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,

@@ -16,6 +16,8 @@ _CITATION = "Le Roux et al., SDR - half-baked or well done?, ICASSP 2019, arXiv 
 
 
 class SiSdrImprovement(evaluate.Metric):
+    """Metric of the mean improvement of SI-SDR, in dB."""
+
     def _info(self) -> evaluate.MetricInfo:
         # Waveforms would go through lists of Python numbers here.
         scores_db = datasets.Value("float64")

@@ -18,6 +18,8 @@ Returns:
 
 
 class ErrorRates(evaluate.Metric):
+    """Metric of word and character error rates."""
+
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
