@@ -10,6 +10,7 @@ from transformers import AutoFeatureExtractor, HubertConfig, HubertModel
 from openfl_audio.errors import PretrainedWeightsError, SettingsError
 from tests.unit.workspaces.hubert.tones import TINY, batch_of, tiny_hubert
 from workspaces.hubert.model import (
+    CONFIGS,
     check_frames,
     count_frames,
     create_hubert,
@@ -17,6 +18,7 @@ from workspaces.hubert.model import (
     read_config,
     save_model,
 )
+from workspaces.hubert_distillation.model import CONFIGS as STUDENTS
 
 LENGTHS = [16_000, 11_111, 6_400]
 EXTRACTORS = pytest.mark.parametrize("norm", ["group", "layer"])
@@ -214,7 +216,9 @@ def test_a_hub_name_without_network_and_cache_says_how_to_get_the_weights(tmp_pa
 
 
 @pytest.mark.parametrize(
-    "config", ["hubert_base.json", "hubert_small.json", "student_256x4.json", "student_384x6.json"]
+    "config",
+    [path for folder in (CONFIGS, STUDENTS) for path in sorted(folder.glob("*.json"))],
+    ids=lambda path: path.stem,
 )
 def test_all_configurations_make_the_frames_that_targets_are_made_for(config):
     values = read_config(config)
