@@ -22,6 +22,6 @@ def test_a_parameter_without_a_gradient_keeps_none_and_mu_0_changes_nothing():
     nothing = ProximalTerm([parameter], mu=0.0)
     parameter.grad = torch.ones(1)
     with torch.no_grad():
-        parameter += 1
+        parameter.fill_(torch.inf)  # of which 0 times would be NaN
     nothing.add_gradients()
     assert parameter.grad.tolist() == [1.0]
