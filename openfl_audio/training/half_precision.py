@@ -28,7 +28,7 @@ def guard_grouped_convolutions(model: Model) -> Model:
     """Let the grouped convolutions of `model` run in half precision on a CPU only where that gives right numbers.
 
     Each is tried when it first runs in bfloat16 or float16 on the CPU, once for its shape, precision and process, on
-    noise: its output and both gradients are compared with those in float32. If one is wrong, the convolution goes on
+    noise: its output and both gradients are compared with those in float32. If one is wrong, the convolution runs
     in float32, with autocast off around it, and a line in the log says so. Names of weights, parametrizations and
     other devices are not touched. Returns `model`.
     """

@@ -2,7 +2,7 @@
 
 Nodes are counted from 0 here; `rank_worldsize` counts them from 1, as OpenFL's tutorials do. A node finds its own shard
 without talking to the others: every node computes the same assignment, so all must use the same seed. "Speaker" is
-whoever recorded a clip; for FSD50K that is the uploader.
+the person who recorded a clip; for FSD50K that is the uploader.
 """
 
 import heapq

@@ -213,7 +213,7 @@ def check_store(layout: Layout, out: Path, features: str = "log_mel") -> list[st
     if not (out / DESCRIPTION).is_file():
         return [f"{out} is no store of mel frames"]
     description = json.loads((out / DESCRIPTION).read_text(encoding="utf-8"))
-    faults = [] if description["complete"] else ["is not finished: prepare it again, and it goes on"]
+    faults = [] if description["complete"] else ["is not finished: prepare it again, and it resumes"]
     if description["settings"] != describe_settings(features):
         faults.append(f"was made with {description['settings']}, not {describe_settings(features)}")
     faults += [f"{name} was changed" for name, sha in layout.digests.items() if description["sources"][name] != sha]

@@ -162,7 +162,7 @@ def _open_once(folder: Path, _modified_ns: int) -> MelStore:
     if description["version"] != VERSION:
         raise CorpusError(f"{folder} is a store of version {description['version']}, not {VERSION}; prepare it again")
     if not description["complete"]:
-        raise CorpusError(f"{folder} is not finished: run scripts/prepare_fsd50k.py again, and it goes on")
+        raise CorpusError(f"{folder} is not finished: run scripts/prepare_fsd50k.py again, and it resumes")
     features = description["settings"]["features"]
     if description["settings"] != describe_settings(features):
         raise CorpusError(f"{folder} has other settings than {describe_settings(features)}; prepare it again")

@@ -127,7 +127,7 @@ def read_store(data_path: str | Path) -> Store:
         raise CorpusError(f"data_path: there is no folder {data_path}")
     if not table.is_file():
         begun = (root / JOURNAL).is_file()
-        what = "was not prepared to the end: run its preparation again, it goes on" if begun else "is no such store"
+        what = "was not prepared to the end: run its preparation again, it resumes" if begun else "is no such store"
         raise CorpusError(
             f"data_path: {data_path} {what}; scripts/prepare_librifsd50k.py and scripts/prepare_fedwham.py write one "
             f"with {TABLE}"
@@ -140,7 +140,7 @@ def write_store(
 ) -> dict[str, Any]:
     """Write all pairs of a plan, then the table and the report.
 
-    Each pair that is done is noted in a journal, so that a run that was killed goes on where it was. A store that is
+    Each pair that is done is noted in a journal, so that a run that was killed resumes where it was. A store that is
     complete is left as it is. Threads do the work: decoding, resampling and writing release the interpreter.
 
     Returns:

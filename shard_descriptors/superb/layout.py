@@ -111,8 +111,8 @@ class Corpus:
 def read_corpus(data_path: str | Path, seed: int) -> Corpus:
     """Read a Speech Commands folder, a copy of the hub's dataset, or a dataset on the hub.
 
-    It is read once per process: the next call gives the same object, which nobody may change. A folder is read again
-    when files were added, removed or renamed in it or a list was edited, and whoever has the old object keeps it. A
+    It is read once per process: the next call gives the same object, which must not be changed. A folder is read again
+    when files were added, removed or renamed in it or a list was edited, and the old object stays as it was. A
     recording that is overwritten in place, or a dataset on the hub that changes, is not noticed.
     """
     root = Path(data_path).expanduser()
@@ -259,7 +259,7 @@ def _read_list(path: Path) -> dict[str, str]:
     """Read the clips that a list names, <word>/<file> as it is written there, by `name_key`.
 
     A list may have been written with backslashes, or with a path before the word. A line that names no clip is refused:
-    nobody can tell what it should have held out.
+    it is unknown what it should have held out.
     """
     clips = {}
     for number, line in read_lines(path):

@@ -89,7 +89,7 @@ class SuperbShardDescriptor(ShardDescriptor):
     speakers train nowhere. All nodes give the same `partition` and `seed`, and each its own rank.
 
     A process may open hundreds of shards: the corpus is read and divided once for all of them. The header of each file
-    is read once, when somebody asks for its split, for `left_out`, or for `summary` and `dataset_description`, with
+    is read once, when its split is first used, for `left_out`, or for `summary` and `dataset_description`, with
     which an envoy names all unusable files at its start. When files were added, removed or renamed, or a list was
     edited, shards that are opened later have it so. A recording overwritten in place is not looked at again.
 

@@ -107,7 +107,7 @@ def read_frames(
     """Return the frames of some clips of a shard, float32 (frames, width), in a file that is mapped into memory.
 
     Files in `folder` are named after what is in them: frames that are there are not computed again, and a run that was
-    stopped goes on after its last clip.
+    stopped resumes after its last clip.
 
     Raises:
         AudioError: a file that is broken.

@@ -54,7 +54,7 @@ def open_store(name: str, shape: tuple[int, int]) -> "OutputStore":
 
 
 class OutputStore:
-    """Outputs of one encoder, float16 (frames, width) each. Open as long as somebody refers to it.
+    """Outputs of one encoder, float16 (frames, width) each. It is open as long as there is a reference to it.
 
     Once the bound is reached, its clips stay and no more are taken in: epochs read all clips in turn, so whichever clip
     made room for another would be missed before that one is read. Stores that no process has open make room for

@@ -66,7 +66,7 @@ class SpeechCommandsWorkload(Workload[Config]):
         return SuperbShardDescriptor.natural_clients(data, **division, seed=config.seed)
 
     def evaluate(self, model: Any, config: Config, data: Path, device: str) -> Metrics:
-        """Return metrics on all validation clips, and on those of the test speakers, who are nobody's clients."""
+        """Return metrics on all validation clips, and on those of the test speakers, who are no clients."""
         descriptor = SuperbShardDescriptor(data, seed=config.seed)
         return {split: self.validate(model, descriptor.get_dataset(split), device) for split in ("validation", "test")}
 

@@ -36,7 +36,7 @@ def create_tagger(
         depend on the clips that are evaluated with it: those of a clip alone are much worse. It is there to compare
         with their results, not for a model that is to be used.
     fedbn: by the evaluation batch as well, with the same dependence, and scale and shift stay with their client (FedBN,
-        Li et al., arXiv 2102.07623). Whoever trained nothing, such as an evaluator, and the saved model have scale 1
+        Li et al., arXiv 2102.07623). Clients that train nothing, such as an evaluator, and the saved model have scale 1
         and shift 0: they are the shared weights as a new client would get them, not what a client achieves with its
         own.
     """

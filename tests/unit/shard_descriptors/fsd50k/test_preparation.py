@@ -234,7 +234,7 @@ def test_a_killed_run_goes_on_to_the_same_store_and_leaves_no_process(tmp_path):
         process.wait()
     assert len(read_table(table)) == 32
     (tmp_path / "kept.wav").replace(recording)
-    with pytest.raises(CorpusError, match="is not finished: run scripts/prepare_fsd50k.py again, and it goes on"):
+    with pytest.raises(CorpusError, match="is not finished: run scripts/prepare_fsd50k.py again, and it resumes"):
         open_store(tmp_path / "store")
     assert workers
     while any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers):

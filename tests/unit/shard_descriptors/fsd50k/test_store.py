@@ -98,7 +98,7 @@ def test_a_line_that_was_cut_short_is_not_read(folder):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"complete": False}, "is not finished: run scripts/prepare_fsd50k.py again, and it goes on"),
+        ({"complete": False}, "is not finished: run scripts/prepare_fsd50k.py again, and it resumes"),
         ({"version": 2}, "is a store of version 2, not 1; prepare it again"),
         (
             {"settings": {**describe_settings("log_mel"), "hop_length": 221}},

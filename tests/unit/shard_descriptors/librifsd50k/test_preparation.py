@@ -356,7 +356,7 @@ preparation.prepare_librifsd50k({str(corpora.librispeech)!r}, {str(corpora.fsd50
         done = {path: path.stat().st_mtime_ns for path in out.rglob("*.wav")}
         assert len(done) > before
     assert not (out / "chunks.csv").exists()
-    with pytest.raises(CorpusError, match="was not prepared to the end: run its preparation again, it goes on"):
+    with pytest.raises(CorpusError, match="was not prepared to the end: run its preparation again, it resumes"):
         read_store(out)
 
     assert prepare_librifsd50k(corpora.librispeech, corpora.fsd50k, out) == store[1]
