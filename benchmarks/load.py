@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import io
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -298,4 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    # With hundreds of connections, gRPC's calls often wait for ever when the interpreter frees them at its end.
+    os._exit(code)
