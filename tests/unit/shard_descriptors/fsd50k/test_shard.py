@@ -1,6 +1,7 @@
 """The FSD50K shard descriptor: whose clips are whose, patches and labels, and what it says about wrong parameters."""
 
 import pickle
+import pkgutil
 from collections import Counter
 from pathlib import Path
 
@@ -251,6 +252,6 @@ def test_a_wrong_parameter_is_named_with_its_value_and_what_would_be_right(made,
 
 def test_the_yaml_of_an_envoy_builds_the_descriptor(made):
     settings = yaml.safe_load((REPOSITORY / "envoys/fsd50k.yaml").read_text())["shard_descriptor"]
-    assert settings["template"] == f"{Fsd50kShardDescriptor.__module__}.{Fsd50kShardDescriptor.__name__}"
+    assert pkgutil.resolve_name(settings["template"]) is Fsd50kShardDescriptor
     shard = Fsd50kShardDescriptor(**{**settings["params"], "data_path": made[0]})
     assert (shard.rank, shard.world_size) == (1, 3)

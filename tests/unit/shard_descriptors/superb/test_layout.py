@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pkgutil
 import shutil
 import subprocess
 import sys
@@ -458,6 +459,6 @@ def test_importing_and_building_a_shard_needs_no_heavy_library(corpus):
 def test_the_yaml_of_the_readme_builds_a_shard(corpus):
     readme = (REPOSITORY / "shard_descriptors" / "README.md").read_text()
     config = yaml.safe_load(readme.split("```yaml")[1].split("```")[0])["shard_descriptor"]
-    assert config["template"] == f"{SuperbShardDescriptor.__module__}.{SuperbShardDescriptor.__name__}"
+    assert pkgutil.resolve_name(config["template"]) is SuperbShardDescriptor
     shard = SuperbShardDescriptor(**{**config["params"], "data_path": str(corpus.root)})
     assert (shard.rank, shard.world_size) == (1, 3)
