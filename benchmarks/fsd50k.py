@@ -27,7 +27,7 @@ import torchaudio
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` is no installed package
 
-from scripts.arguments import whole_number
+from benchmarks.arguments import whole_number
 from shard_descriptors.common.errors import CorpusError
 from shard_descriptors.fsd50k.layout import Clip, Layout, read_layout
 from shard_descriptors.fsd50k.preparation import prepare_store

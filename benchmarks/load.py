@@ -34,6 +34,7 @@ from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc, director_pb2, 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` is no installed package
 
+from benchmarks.arguments import whole_number
 from openfl_audio.experiments.local_federation import LocalFederation
 from openfl_audio.protocol.certificates import load_credentials, write_certificates
 from openfl_audio.protocol.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL, BestModel, ExperimentPlan, Task
@@ -49,7 +50,6 @@ from openfl_audio.protocol.wire import (
     channel_credentials,
     encode,
 )
-from scripts.arguments import whole_number
 
 USER = "scientist"
 EXPERIMENT = "load"

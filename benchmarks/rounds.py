@@ -35,11 +35,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` is no installed package
 
+from benchmarks.arguments import whole_number
 from benchmarks.rounds_peers import floor
 from benchmarks.rounds_peers.measure import REPOSITORY, BenchmarkError, Job, Measured, summarise
 from benchmarks.rounds_peers.workloads import MODELS, WrongResultError, create_model
 from openfl_audio.errors import StartError
-from scripts.arguments import whole_number
 
 ROUNDS = {"many": 10, "head": 10, "base": 5, "adam": 4}
 # Stock OpenFL sleeps for 10 s here and there, and takes 100 s for a round of the many small layers.

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-# `python scripts/...` has scripts/ in its path and not the repository.
+# `python benchmarks/...` has benchmarks/ in its path and not the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import psutil
@@ -26,9 +26,9 @@ import torch
 import torch.nn.functional as F
 from openfl.interface.interactive_api.shard_descriptor import ShardDataset, ShardDescriptor
 
+from benchmarks.arguments import whole_number
 from openfl_audio.notebook.interactive_api import DataInterface, ModelInterface, Participation, TaskInterface
 from openfl_audio.simulation.simulation import Simulation
-from scripts.arguments import whole_number
 
 CLIENTS, CLIENTS_PER_ROUND, BATCH_SIZE, LEARNING_RATE = 64, 16, 8, 1e-3
 WARM_UP_ROUNDS = 3

@@ -4,4 +4,4 @@ set -euo pipefail
 # The script may be called by a link in another folder.
 folder="$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")"
 source "$folder/../scripts/python.sh"
-exec "$PYTHON" -m openfl_audio.director -c "$folder/director_config.yaml" "$@"  # a later -c counts
+exec "$PYTHON" -m openfl_audio.cli director -c "$folder/director_config.yaml" "$@"  # a later -c counts

@@ -4,4 +4,4 @@
 set -euo pipefail
 # The script may be called by a link in another folder.
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../scripts/python.sh"
-exec "$PYTHON" -m openfl_audio.envoy "$@"
+exec "$PYTHON" -m openfl_audio.cli envoy "$@"

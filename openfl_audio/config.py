@@ -1,7 +1,8 @@
-"""YAML settings files: read, checked key by key, and refused with a sentence that names what is wrong."""
+"""Settings in YAML files: read, changed by dotted keys, checked, or refused in a sentence that names what is wrong."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
@@ -13,6 +14,8 @@ from openfl_audio.text import read_text
 
 # A host name or an IP address, which may stand in brackets.
 Host = Annotated[str, AfterValidator(check_host)]
+# More faults than these are told after they are mended.
+MAX_FAULTS = 5
 
 
 class Settings(BaseModel):
@@ -29,11 +32,14 @@ class Settings(BaseModel):
         return value
 
 
-Model = TypeVar("Model", bound=Settings)
+Model = TypeVar("Model", bound=BaseModel)
 
 
-def load_settings(path: Path, model: type[Model]) -> Model:
-    """Read the YAML file at `path` as a `model`. Raises SettingsError with one sentence per fault."""
+def load_settings(path: Path, model: type[Model], changes: Mapping[str, Any] | None = None) -> Model:
+    """Read the YAML file at `path` as a `model`, with `changes` by dotted key in place of what the file says.
+
+    Raises SettingsError with one sentence per fault, which names the key and its value.
+    """
     try:
         content = yaml.safe_load(read_text(path))
     except TextError as error:
@@ -44,25 +50,67 @@ def load_settings(path: Path, model: type[Model]) -> Model:
         raise SettingsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise SettingsError(f"{path} must hold keys and values ({', '.join(model.model_fields)})")
+    for key, value in (changes or {}).items():
+        _put(content, key, value)
     try:
         return model.model_validate(content, context={"folder": path.parent.resolve()})
     except ValidationError as error:
-        faults = "; ".join(_describe(fault, model) for fault in error.errors())
+        faults = "; ".join(describe_fault(fault, model) for fault in error.errors()[:MAX_FAULTS])
         raise SettingsError(f"{path}: {faults}") from error
 
 
-def _describe(fault: ErrorDetails, model: type[BaseModel]) -> str:
-    key = ".".join(str(part) for part in fault["loc"])
+def parse_change(text: str) -> tuple[str, Any]:
+    """Return key and value of "key=value", whose value is YAML. Raises SettingsError.
+
+    >>> parse_change("model.frozen=false")
+    ('model.frozen', False)
+    """
+    key, equals, value = text.partition("=")
+    wrong = SettingsError(f"{text!r} should be key=value, such as optimizer.learning_rate=0.01")
+    if not equals or not key.strip():
+        raise wrong
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise wrong from None
+
+
+def describe_fault(fault: ErrorDetails, model: type[BaseModel]) -> str:
+    """Return what pydantic finds wrong with a key of `model`, as a part of a sentence."""
+    key = ".".join(map(str, fault["loc"]))
     if fault["type"] == "extra_forbidden":
-        return f"unknown key '{key}' (known here: {', '.join(_keys_beside(fault['loc'], model))})"
+        known = ", ".join(_keys_beside(fault["loc"], model))
+        return f"unknown key '{key}'" + (f" (known here: {known})" if known else "")
     if fault["type"] == "missing":
         return f"'{key}' is missing"
-    return f"'{key}' is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+    reason = fault["msg"].removeprefix("Value error, ")
+    if not key:  # a check of the whole model
+        return reason
+    return f"'{key}' is {fault['input']!r:.80}: {reason[0].lower()}{reason[1:]}"
 
 
-def _keys_beside(location: tuple, model: type[BaseModel]) -> list[str]:
+def _put(content: dict[str, Any], key: str, value: Any) -> None:
+    *groups, last = key.split(".")
+    for group in groups:
+        content = content.setdefault(group, {})
+        if not isinstance(content, dict):
+            raise SettingsError(f"{key}: '{group}' is a value, not a group of keys")
+    content[last] = value
+
+
+def _keys_beside(location: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
+    """Return the keys of the group that a key is in; none where it may be one of several kinds of group."""
     for part in location[:-1]:
-        annotation = model.model_fields[part].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
+        field = model.model_fields.get(str(part))
+        groups = list(_groups_in(field.annotation)) if field else []
+        if len(groups) != 1:
+            return []
+        model = groups[0]
     return list(model.model_fields)
+
+
+def _groups_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _groups_in(part)

@@ -73,6 +73,10 @@ class DirectorError(OpenFLAudioError, RuntimeError):
     """The director cannot be reached, or refuses."""
 
 
+class StatusError(OpenFLAudioError, RuntimeError):
+    """A director's status cannot be had."""
+
+
 class ExperimentFailedError(OpenFLAudioError, RuntimeError):
     """An experiment ended on an envoy's error, which is the message."""
 

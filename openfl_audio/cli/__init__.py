@@ -1,1 +1,1 @@
-"""Command lines of the engine."""
+"""The command openfl-audio: options made from pydantic models, over the functions of the packages below."""

@@ -1,45 +1,110 @@
-"""Command line of the federation: `openfl-audio status` says who is there, and what runs."""
+"""`openfl-audio envoys` and `openfl-audio experiments`: who is there, and what runs."""
 
-import argparse
 import json
 import os
 import sys
+from abc import abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before its import; what it reports is in the one sentence below
-
-import grpc
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from openfl_audio.address import join_address, split_address
-from openfl_audio.errors import AddressError, CertificateError
+from openfl_audio.cli.options import Command, option
+from openfl_audio.errors import StatusError
 from openfl_audio.protocol.certificates import load_credentials
-from openfl_audio.protocol.wire import (
-    RoundsStub,
-    StatusRequest,
-    channel_credentials,
-    encode,
-    explain_unreachable,
-    open_channel,
-)
 
 ANSWER_SECONDS = 20.0
 # In a file or a pipe no line is broken.
 PIPED_WIDTH = 10_000
+Rows = list[dict[str, Any]]
 
 
-class StatusError(RuntimeError):
-    """There is no status to be had; the message is one sentence."""
+class _Status(Command):
+    """Base of the commands that ask a director."""
+
+    director: str = option("address of the director", "localhost:50051", metavar="HOST[:PORT]")
+    certificates: Path = option("folder with ca.crt and the user's certificate", Path("certificates"))
+    user: str | None = option("whose certificate to use; needed unless TLS is off", None, metavar="NAME")
+    disable_tls: bool = option("no encryption, and no proof of who is who", False)
+    json_: bool = option("print all that the director says, for machines", False)
+
+    def run(self) -> None:
+        address = join_address(*split_address(self.director))
+        status = fetch_status(address, None if self.disable_tls else self.certificates, self.user)
+        if self.json_:
+            print(json.dumps(self.part(status), indent=2))
+            return
+        width = None if sys.stdout.isatty() else PIPED_WIDTH
+        # Names and errors are text, not rich's markup.
+        Console(width=width, markup=False, highlight=False, emoji=False).print(self.table(self.part(status)))
+
+    @staticmethod
+    @abstractmethod
+    def part(status: dict[str, Any]) -> Rows:
+        """Return the part of a director's status that the command is about."""
+
+    @staticmethod
+    @abstractmethod
+    def table(rows: Rows) -> Table:
+        """Return that part as a table."""
+
+
+class Envoys(_Status):
+    """List the envoys of a running federation.
+
+    Their corpora are shown, whether they are online, and which experiment they work on.
+    """
+
+    example: ClassVar[str] = "openfl-audio envoys --director fl.example.org:50051 --user ada"
+
+    @staticmethod
+    def part(status: dict[str, Any]) -> Rows:
+        return status["envoys"]
+
+    @staticmethod
+    def table(rows: Rows) -> Table:
+        return _table("Envoys", ("name", "corpus", "online", "experiment"), map(_envoy, rows))
+
+
+class Experiments(_Status):
+    """List the experiments of a running federation.
+
+    Their owners are shown, how many rounds are done, which envoys they wait for, and errors.
+    """
+
+    example: ClassVar[str] = "openfl-audio experiments --director fl.example.org:50051 --user ada"
+
+    @staticmethod
+    def part(status: dict[str, Any]) -> Rows:
+        return status["experiments"]
+
+    @staticmethod
+    def table(rows: Rows) -> Table:
+        columns = ("name", "owner", "corpus", "status", "round", "seconds a round", "waiting for", "error")
+        return _table("Experiments", columns, map(_experiment, rows))
 
 
 def fetch_status(address: str, certificates: Path | None, user: str | None) -> dict[str, Any]:
     """Return what the director tells `user`; `certificates` None turns TLS off. Raises StatusError, AddressError or
     CertificateError.
     """
+    # Before its import; what it reports is in the one sentence below.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    import grpc
+
+    from openfl_audio.protocol.wire import (
+        RoundsStub,
+        StatusRequest,
+        channel_credentials,
+        encode,
+        explain_unreachable,
+        open_channel,
+    )
+
     credentials = None
     if certificates is not None:
         if user is None:
@@ -54,12 +119,6 @@ def fetch_status(address: str, certificates: Path | None, user: str | None) -> d
                 raise StatusError(f"the director at {address} refused: {error.details()}") from None
             root = credentials.root if credentials else None
             raise StatusError(explain_unreachable(address, error.details(), root, "command")) from None
-
-
-def print_status(status: dict[str, Any], console: Console) -> None:
-    console.print(_table("Envoys", ("name", "corpus", "online", "experiment"), map(_envoy, status["envoys"])))
-    columns = ("name", "owner", "corpus", "status", "round", "seconds a round", "waiting for", "error")
-    console.print(_table("Experiments", columns, map(_experiment, status["experiments"])))
 
 
 def _table(title: str, columns: Iterable[str], rows: Iterable[list[str]]) -> Table:
@@ -92,40 +151,11 @@ def _experiment(experiment: dict[str, Any]) -> list[str]:
 
 
 def _shorten(error: str) -> str:
-    """The first line, which names the envoy, and the last, which of a traceback is the error itself."""
+    """Return the first line, which names the envoy, and the last, which of a traceback is the error itself."""
     lines = error.strip().splitlines()
     return "\n".join(lines if len(lines) < 2 else (lines[0], lines[-1]))
 
 
 def _printable(text: str) -> str:
-    """Without what would steer a terminal: an error has what an envoy's process wrote."""
+    """Return `text` without what would steer a terminal: an error has what an envoy's process wrote."""
     return "".join(character if character.isprintable() or character == "\n" else " " for character in text)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="openfl-audio", description="Look at a running federation.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    status = commands.add_parser("status", help="envoys and experiments")
-    status.add_argument("--director", default="localhost:50051", metavar="HOST[:PORT]", help="default: %(default)s")
-    status.add_argument("--certificates", type=Path, default=Path("certificates"), metavar="DIR")
-    status.add_argument("--user", metavar="NAME", help="whose certificate to use; needed unless TLS is off")
-    status.add_argument("--disable-tls", action="store_true", help="no encryption, and no proof of who is who")
-    status.add_argument("--json", action="store_true", help="for machines, all that the director says")
-    options = parser.parse_args(arguments)
-    try:
-        address = join_address(*split_address(options.director))
-        found = fetch_status(address, None if options.disable_tls else options.certificates, options.user)
-    except (StatusError, AddressError, CertificateError) as error:
-        print(f"openfl-audio: {error}", file=sys.stderr)
-        return 1
-    if options.json:
-        print(json.dumps(found, indent=2))
-    else:
-        width = None if sys.stdout.isatty() else PIPED_WIDTH
-        # Names and errors are text, not rich's markup.
-        print_status(found, Console(width=width, markup=False, highlight=False, emoji=False))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -55,12 +55,26 @@ Answer = TypeVar("Answer")
 
 
 class Envoy:
-    def __init__(self, name: str, settings: EnvoySettings, shard_descriptor: ShardDescriptor, config: Path, tls: bool):
+    """One node of a federation; `config` is the file of its settings, which its workers read as well.
+
+    `changes` are "key=value" in place of what the file says, as they are in `settings` already.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: EnvoySettings,
+        shard_descriptor: ShardDescriptor,
+        config: Path,
+        tls: bool,
+        changes: Sequence[str] = (),
+    ):
         self.name = name
         self.settings = settings
         self.shard_descriptor = shard_descriptor
         self.config = config
         self.tls = tls
+        self._changes = changes
         self._instance = uuid.uuid4().hex
         self._address = join_address(settings.director_host, settings.director_port)
         self._root = load_credentials(settings.certificates, name).root if tls else None
@@ -191,6 +205,7 @@ class Envoy:
         """A worker that loads its libraries and then waits to be told what to do, with its keeper."""
         keeper = [sys.executable, "-m", "openfl_audio.envoy.keeper"]
         command = [*keeper, sys.executable, "-m", "openfl_audio.envoy.worker", "-n", self.name, "-c", str(self.config)]
+        command += [word for change in self._changes for word in ("--set", change)]
         command += [] if self.tls else ["--disable-tls"]
         # A session of its own: Ctrl-C reaches the envoy, which stops the worker. The keeper ends when its standard
         # input does, so nothing outlives the envoy.

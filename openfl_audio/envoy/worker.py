@@ -18,7 +18,7 @@ from openfl_audio.envoy import libraries  # noqa: F401  loaded while there is ti
 # isort: split
 from openfl.federated import Plan
 
-from openfl_audio.config import load_settings
+from openfl_audio.config import load_settings, parse_change
 from openfl_audio.envoy.job import Job
 from openfl_audio.envoy.round_loop import RoundCollaborator
 from openfl_audio.envoy.rounds_client import RoundsClient
@@ -62,6 +62,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="openfl_audio.envoy.worker")
     parser.add_argument("-n", "--name", required=True)
     parser.add_argument("-c", "--config", required=True, type=Path)
+    parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--disable-tls", action="store_true")
     arguments = parser.parse_args()
     line = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0).readline()
@@ -75,7 +76,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("openfl").setLevel(logging.WARNING)
     try:
-        settings = load_settings(arguments.config, EnvoyFile)
+        settings = load_settings(arguments.config, EnvoyFile, dict(map(parse_change, arguments.set)))
         run_experiment(arguments.name, settings, arguments.config, not arguments.disable_tls, job)
     except Exception:
         traceback.print_exc()

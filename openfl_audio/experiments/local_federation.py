@@ -71,7 +71,7 @@ class LocalFederation:
             "runs": str(self.folder / "director"),
             **self._certificates,
         }
-        self._start("director", ["openfl_audio.director"], {"settings": settings})
+        self._start("director", ["director"], {"settings": settings})
 
     def start_envoy(self, name: str, shard_descriptor: dict, **changes: object) -> None:
         """`changes` go into the `params` of the envoy's settings."""
@@ -82,8 +82,8 @@ class LocalFederation:
             **self._certificates,
             **changes,
         }
-        module = ["openfl_audio.envoy", "-n", name]
-        self._start(name, module, {"params": params, "shard_descriptor": shard_descriptor})
+        command = ["envoy", "-n", name]
+        self._start(name, command, {"params": params, "shard_descriptor": shard_descriptor})
 
     def wait_until_ready(self, envoys: Iterable[str], seconds: float) -> None:
         """Raises StartError if an envoy is not online after `seconds`, or if a process has ended."""
@@ -135,10 +135,10 @@ class LocalFederation:
     def log(self, name: str) -> Path:
         return self.folder / "logs" / f"{name}.log"
 
-    def _start(self, name: str, module: list[str], settings: dict) -> None:
+    def _start(self, name: str, command: list[str], settings: dict) -> None:
         config = self.folder / "settings" / f"{name}.yaml"
         config.write_text(yaml.safe_dump(settings, sort_keys=False))
-        command = [sys.executable, "-m", *module, "-c", str(config)]
+        command = [sys.executable, "-m", "openfl_audio.cli", *command, "-c", str(config)]
         self.run(name, command if self.certificates else [*command, "--disable-tls"], cwd=self.folder, env=os.environ)
 
     def run(self, name: str, command: list[str], cwd: Path, env: Mapping[str, str]) -> None:

@@ -7,36 +7,13 @@ from typing import Any
 
 import torch
 
-from openfl_audio.errors import (
-    CertificateError,
-    RoundFailedError,
-    SettingsError,
-    SimulationError,
-    StartError,
-    WeightsError,
-)
+from openfl_audio.errors import SettingsError
 from openfl_audio.experiments.modes import EVALUATOR, Clients, choose_clients, federate, simulate
 from openfl_audio.experiments.progress import OnRound, RunProgress
 from openfl_audio.files import read_json_lines, write_json, write_json_lines, write_result
-from openfl_audio.notebook.interactive_api import DirectorError, ExperimentFailedError
 from openfl_audio.protocol.plan import TRAIN
 from openfl_audio.training.run_settings import RunSettings
 from openfl_audio.training.workload import Workload
-from shard_descriptors.common.errors import CorpusError
-
-# What ends a run with a sentence.
-EXPECTED_ERRORS = (
-    CertificateError,
-    CorpusError,
-    DirectorError,
-    ExperimentFailedError,
-    OSError,
-    SettingsError,
-    SimulationError,
-    StartError,
-    RoundFailedError,
-    WeightsError,
-)
 
 
 def run(

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from openfl_audio.config import load_settings
 from openfl_audio.errors import SearchError
 from openfl_audio.experiments.modes import EVALUATOR, choose_clients
 from openfl_audio.experiments.run import claim, run
@@ -20,7 +21,7 @@ from openfl_audio.files import read_json_lines
 from openfl_audio.protocol.plan import TRAIN, VALIDATE
 from openfl_audio.simulation.virtual_clients import start_ray
 from openfl_audio.training.history import scores_by_round
-from openfl_audio.training.run_settings import RunSettings, load_run_settings
+from openfl_audio.training.run_settings import RunSettings
 from openfl_audio.training.workload import Workload
 
 # Values by dotted key, as `parse_change` gives them.
@@ -41,7 +42,7 @@ def combinations(axes: dict[str, list[Any]], samples: int | None, seed: int) -> 
 
 @dataclass(frozen=True)
 class Search:
-    """A trial for each of `choices`; it leaves in `out/trials/NAME` what `train.py --mode simulated` leaves.
+    """A trial for each of `choices`; it leaves in `out/trials/NAME` what `openfl-audio train --mode simulated` leaves.
 
     `changes` are the same in all trials. Asking for `settings` raises SettingsError for a choice that is wrong.
     """
@@ -57,7 +58,7 @@ class Search:
     def settings(self) -> list[RunSettings]:
         """The settings of each trial."""
         kind = self.workload.config_class
-        return [load_run_settings(kind, self.config, self.changes | choice) for choice in self.choices]
+        return [load_settings(self.config, kind, self.changes | choice) for choice in self.choices]
 
     @cached_property
     def best(self) -> tuple[str, str]:
@@ -99,6 +100,20 @@ class Search:
         if failed:
             reason = str(failed[0].error).strip().splitlines()[-1]
             raise SearchError(f"{len(failed)} of {len(self.choices)} trials failed; the first: {reason}")
+
+    def write_results(self) -> pd.DataFrame:
+        """Write results.csv and the pictures of the trials into `out`, and return `summary`."""
+        from openfl_audio.training.plots import plot_curves, plot_heat_map
+
+        trials, metric = self.summary(), self.best[0]
+        trials.to_csv(self.out / "results.csv", index=False)
+        histories = {name: self.history(trial) for trial, name in enumerate(self.names)}
+        plot_curves(histories, metric, self.out / "curves.png")
+        axes = list(self.choices[0])
+        if len(axes) == 2:
+            plot_heat_map(trials, axes[0], axes[1], metric, self.out / "heatmap.png")
+        self.workload.plot_search(trials, self.out)
+        return trials
 
     def history(self, trial: int) -> list[dict[str, Any]]:
         """The records of the trial's rounds."""

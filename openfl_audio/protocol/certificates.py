@@ -38,7 +38,7 @@ LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # Certificates hold from a little before they are made: the clock of a small device may run behind the director's.
 _CLOCK_TOLERANCE = timedelta(hours=1)
-_HOW = "scripts/make_certificates.py makes it, or --disable-tls runs without."
+_HOW = "openfl-audio certificates make writes it, or --disable-tls runs without."
 
 
 @dataclass(frozen=True)
@@ -378,7 +378,7 @@ def _check_dates(certificate: x509.Certificate, path: Path) -> None:
     if now > certificate.not_valid_after_utc:
         raise CertificateError(
             f"{path} expired on {_day(certificate.not_valid_after_utc)}: make a new one with "
-            "scripts/make_certificates.py."
+            "openfl-audio certificates make."
         )
     if now < certificate.not_valid_before_utc:
         raise CertificateError(

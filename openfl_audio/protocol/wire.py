@@ -178,7 +178,7 @@ def explain_unreachable(address: str, details: str | None, root: bytes | None, w
     if names and not is_for(names, host):
         return sentence + (
             f"its certificate is for {', '.join(names)}, and not for {host}; "
-            f"scripts/make_certificates.py --director {host} --force makes one that is"
+            f"openfl-audio certificates make --director {host} --force writes one that is"
         )
     if proxy_of(host):
         sentence += f"does the proxy let it through (no_proxy={host} goes without), "

@@ -3,15 +3,14 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from openfl_audio.errors import SettingsError, TextError
 from openfl_audio.protocol.aggregation import Aggregation
-from openfl_audio.text import read_text
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Group(BaseModel):
@@ -35,8 +34,11 @@ class OptimizerSettings(Group):
             raise ValueError("only sgd has one")
         return momentum
 
-    def recipe(self) -> Callable[..., torch.optim.Optimizer]:
-        """Return a function that makes the optimizer of given parameters."""
+    def recipe(self) -> "Callable[..., torch.optim.Optimizer]":
+        """Return the function that makes the optimizer of given parameters."""
+        # The help of a command reads these settings, and should not wait for torch.
+        import torch
+
         rate, decay = self.learning_rate, self.weight_decay
         if self.name == "sgd":
             return partial(torch.optim.SGD, lr=rate, weight_decay=decay, momentum=self.momentum)
@@ -50,10 +52,12 @@ class RunSettings(Group):
     `init` is the folder of an earlier run, whose best model this one starts from.
     """
 
-    rounds: int = Field(ge=1)
-    clients: int | Literal["natural"] = "natural"
-    fraction: float = Field(default=1.0, gt=0, le=1)
-    local_epochs: int = Field(default=1, ge=1)
+    rounds: int = Field(ge=1, description="number of rounds")
+    clients: int | Literal["natural"] = Field(
+        default="natural", description="number of clients, or natural: those of the corpus"
+    )
+    fraction: float = Field(default=1.0, gt=0, le=1, description="share of the clients that train in a round")
+    local_epochs: int = Field(default=1, ge=1, description="passes of a client over its data in a round")
     batch_size: int = Field(ge=1)
     optimizer: OptimizerSettings
     opt_treatment: Literal["RESET", "CONTINUE_LOCAL", "CONTINUE_GLOBAL"] = "RESET"
@@ -62,8 +66,8 @@ class RunSettings(Group):
     validate_every: int = Field(default=1, ge=1)
     patience: int | None = Field(default=None, ge=1)
     keep: int = Field(default=0, ge=0)
-    seed: int = Field(default=0, ge=0)
-    init: Path | None = None
+    seed: int = Field(default=0, ge=0, description="seed of every random choice")
+    init: Path | None = Field(default=None, description="folder of an earlier run, whose best model is started from")
 
     @field_validator("clients", mode="before")
     @classmethod
@@ -78,59 +82,3 @@ class RunSettings(Group):
         if init is not None and not (init / "model" / "model.safetensors").exists():
             raise ValueError("it has no model/model.safetensors")
         return init
-
-
-Settings = TypeVar("Settings", bound=RunSettings)
-
-
-def load_run_settings(kind: type[Settings], path: Path, changes: dict[str, Any]) -> Settings:
-    """Return settings of a YAML file, with `changes` by dotted key ("model.frozen") in place of what the file says.
-
-    Raises SettingsError, naming the key, for one that does not exist and for a wrong value.
-    """
-    try:
-        content = yaml.safe_load(read_text(path))
-    except TextError as error:
-        raise SettingsError(str(error)) from None
-    except (OSError, yaml.YAMLError) as error:
-        raise SettingsError(f"{path} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise SettingsError(f"{path} should hold keys and values")
-    for key, value in changes.items():
-        _put(content, key, value)
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        raise SettingsError(f"{path}: {'; '.join(map(_describe, error.errors()[:5]))}") from None
-
-
-def parse_change(text: str) -> tuple[str, Any]:
-    """Return the key and the value of "key=value", with a value as in YAML.
-
-    >>> parse_change("model.frozen=false")
-    ('model.frozen', False)
-    """
-    key, equals, value = text.partition("=")
-    wrong = SettingsError(f"{text!r} should be key=value, such as optimizer.learning_rate=0.01")
-    if not equals or not key.strip():
-        raise wrong
-    try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise wrong from None
-
-
-def _put(content: dict[str, Any], key: str, value: Any) -> None:
-    *groups, last = key.split(".")
-    for group in groups:
-        content = content.setdefault(group, {})
-        if not isinstance(content, dict):
-            raise SettingsError(f"{key}: '{group}' is a value, not a group of keys")
-    content[last] = value
-
-
-def _describe(fault: Any) -> str:
-    key = ".".join(map(str, fault["loc"]))
-    if fault["type"] == "extra_forbidden":
-        return f"there is no key '{key}'"
-    return f"{key} is {fault['input']!r:.80}: {fault['msg'].removeprefix('Value error, ')}"

@@ -113,7 +113,7 @@ class Fsd50kShardDescriptor(ShardDescriptor):
     validate on all clips of the split.
 
     Args:
-        data_path: a store made by scripts/prepare_fsd50k.py.
+        data_path: a store made by openfl-audio data prepare fsd50k.
         uploader: the node is this uploader.
         uploaders: the node has these uploaders.
         rank_worldsize: "1,3" is the first of three nodes. Not together with `uploader` or `uploaders`.

@@ -151,7 +151,7 @@ def open_store(folder: str | Path) -> MelStore:
     folder = Path(folder).expanduser().resolve()
     description = folder / DESCRIPTION
     if not description.is_file():
-        raise CorpusError(f"data_path: {folder} is no store of mel frames; scripts/prepare_fsd50k.py makes one")
+        raise CorpusError(f"data_path: {folder} is no store of mel frames; openfl-audio data prepare fsd50k makes one")
     return _open_once(folder, description.stat().st_mtime_ns)
 
 
@@ -162,7 +162,7 @@ def _open_once(folder: Path, _modified_ns: int) -> MelStore:
     if description["version"] != VERSION:
         raise CorpusError(f"{folder} is a store of version {description['version']}, not {VERSION}; prepare it again")
     if not description["complete"]:
-        raise CorpusError(f"{folder} is not finished: run scripts/prepare_fsd50k.py again, and it resumes")
+        raise CorpusError(f"{folder} is not finished: run openfl-audio data prepare fsd50k again, and it resumes")
     features = description["settings"]["features"]
     if description["settings"] != describe_settings(features):
         raise CorpusError(f"{folder} has other settings than {describe_settings(features)}; prepare it again")

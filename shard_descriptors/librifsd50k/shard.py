@@ -138,7 +138,7 @@ class LibriFsd50kShardDescriptor(ShardDescriptor):
     once for all of them, and no audio is opened before an item is asked for.
 
     Args:
-        data_path: what scripts/prepare_librifsd50k.py or scripts/prepare_fedwham.py wrote.
+        data_path: what openfl-audio data prepare librifsd50k, or fedwham, wrote.
         rank_worldsize: "1,3" is the first of three nodes. The default is one node that has everything.
         partition: `contiguous` (speakers in the order of their numbers, as many on each node, as FedEnhance does) or
             `random` (in an order drawn by the seed, with about as many recordings on each node).

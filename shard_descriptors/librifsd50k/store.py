@@ -129,8 +129,7 @@ def read_store(data_path: str | Path) -> Store:
         begun = (root / JOURNAL).is_file()
         what = "was not prepared to the end: run its preparation again, it resumes" if begun else "is no such store"
         raise CorpusError(
-            f"data_path: {data_path} {what}; scripts/prepare_librifsd50k.py and scripts/prepare_fedwham.py write one "
-            f"with {TABLE}"
+            f"data_path: {data_path} {what}; openfl-audio data prepare librifsd50k (or fedwham) writes one with {TABLE}"
         )
     return _read_once(root.resolve(), table.stat().st_mtime_ns)
 

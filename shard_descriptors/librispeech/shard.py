@@ -80,9 +80,9 @@ class LibriSpeechShardDescriptor(ShardDescriptor):
     dev (dev-clean) and test (test-clean) are whole, the same on every node, and empty where the corpus lacks them.
 
     Args:
-        data_path: what scripts/prepare_librispeech.py wrote.
+        data_path: what openfl-audio data prepare librispeech wrote.
         rank_worldsize: "2,8" is client 2 of a folder that was prepared for 8. "1,1" has the clips of all clients.
-        targets: which of the folders that scripts/make_hubert_targets.py wrote into <data_path>/targets; None: items
+        targets: which of the folders of openfl-audio data prepare hubert-targets in <data_path>/targets; None: items
             have no targets. Where every client has a codebook of its own, dev and test have no targets.
 
     Raises:

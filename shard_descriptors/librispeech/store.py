@@ -96,14 +96,14 @@ def read_prepared(data_path: str | Path) -> Prepared:
         raise CorpusError(f"data_path: there is no folder {data_path}")
     if not (folder / REPORT).is_file():
         raise CorpusError(
-            f"data_path: {data_path} has no {REPORT}: scripts/prepare_librispeech.py writes it when it is done"
+            f"data_path: {data_path} has no {REPORT}: openfl-audio data prepare librispeech writes it when it is done"
         )
     changed_ns = max((folder / name).stat().st_mtime_ns for name in (REPORT, TABLE))
     return _read_once(folder.resolve(), changed_ns)
 
 
 class Targets:
-    """Clusters that scripts/make_hubert_targets.py gave to the frames of a prepared folder.
+    """Clusters that openfl-audio data prepare hubert-targets gave to the frames of a prepared folder.
 
     Attributes:
         info: {"codebook", "clusters", "feature"}.
@@ -117,7 +117,7 @@ class Targets:
             made = sorted(path.parent.name for path in (prepared.folder / TARGETS).glob(f"*/{TARGETS_INFO}"))
             raise CorpusError(
                 f"targets: {prepared.folder} has no complete targets {name!r}, it has {', '.join(made) or 'none'}; "
-                f"scripts/make_hubert_targets.py makes them"
+                f"openfl-audio data prepare hubert-targets makes them"
             )
         info = read_json(path)
         self.info = {key: info[key] for key in ("codebook", "clusters", "feature")}

@@ -15,7 +15,7 @@ pytest.importorskip("espeakng_loader")
 
 from openfl_audio.errors import StartError
 from openfl_audio.testing.corpora.speech_commands import make_speech_commands
-from scripts.demo import ENVOYS, LIBRISPEECH, WORKLOADS, Workload, run_demo, set_earlier_run_aside
+from openfl_audio.testing.demo import ENVOYS, LIBRISPEECH, WORKLOADS, Workload, run_demo, set_earlier_run_aside
 from tests.integration.conftest import REPOSITORY, wait_for
 
 pytestmark = pytest.mark.integration
@@ -214,7 +214,7 @@ def test_a_folder_that_is_no_corpus_ends_the_demo_with_a_sentence(tmp_path):
     demo = start_demo(tmp_path / "data", tmp_path / "run")
     output, errors = demo.communicate(timeout=DEADLINE_SECONDS)
     assert demo.returncode == 1, output
-    assert errors.startswith("demo: ")
+    assert errors.startswith("openfl-audio demo: ")
     assert "Traceback" not in errors
     assert str(tmp_path / "data") in errors
     assert processes_of(tmp_path / "run") == []
@@ -239,7 +239,7 @@ def test_an_earlier_run_is_kept_under_the_next_free_number_and_told(tmp_path, ca
         assert f"the earlier run of {out} is kept in {out}-{number}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 1)])
+@pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_demo_stops_what_it_started(corpus, tmp_path, signal_number, code):
     demo = start_demo(corpus, tmp_path / "run")
     try:
@@ -257,7 +257,7 @@ def test_an_interrupted_demo_stops_what_it_started(corpus, tmp_path, signal_numb
 
 def start_demo(data: Path, out: Path) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "scripts.demo", "--data", str(data), "--out", str(out)],
+        [sys.executable, "-m", "openfl_audio.cli", "demo", "--data", str(data), "--out", str(out)],
         cwd=REPOSITORY,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,

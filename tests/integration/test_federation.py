@@ -162,7 +162,7 @@ def test_a_model_object_is_refused_with_a_hint():
 
 
 def test_idle_director_and_envoy_load_no_torch():
-    modules = "openfl_audio.director.__main__, openfl_audio.envoy.__main__, shard_descriptors.superb"
+    modules = "openfl_audio.director.server, openfl_audio.envoy.envoy, shard_descriptors.superb"
     command = f"import sys, {modules}; print(sorted({{'torch', 'transformers', 'pandas'}} & set(sys.modules)))"
     assert (
         subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True).stdout.strip()

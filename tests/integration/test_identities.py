@@ -345,7 +345,7 @@ def test_an_envoy_with_tls_cannot_join_a_director_without_it(tmp_path, certifica
         beside.start_envoy("a", points(1), connect_timeout=1.0)
         assert beside.wait_for_exit("a", READY_SECONDS) == 1
         *_, sentence = beside.log("a").read_text().splitlines()
-        assert sentence.startswith(f"envoy 'a': cannot reach the director at 127.0.0.1:{plain.port}")
+        assert sentence.startswith(f"openfl-audio envoy: cannot reach the director at 127.0.0.1:{plain.port}")
         assert sentence.endswith("with TLS on like this envoy?")
         assert state_of(plain) == before
         log = plain.log("director").read_text()

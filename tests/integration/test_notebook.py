@@ -219,20 +219,20 @@ def test_two_experiments_run_at_once_and_status_shows_both_and_why_one_failed(
     gate = tmp_path / "gate"
     bad = start(held_at(gate, slope=6, then="no such luck"), "b")
     wait_for_rounds(bad, 2)
-    status = json.loads(federation_status(running, certificates, "--json"))
-    assert status["envoys"] == [
+    assert json.loads(ask("envoys", running, certificates, "--json")) == [
         {"name": "a", "corpus": "points", "online": True, "experiment": held.experiment_name},
         {"name": "b", "corpus": "points", "online": True, "experiment": bad.experiment_name},
     ]
     keys = ("owner", "status", "round", "rounds", "waiting_for", "error")
-    found = {each["name"]: [each[key] for key in keys] for each in status["experiments"]}
+    experiments = json.loads(ask("experiments", running, certificates, "--json"))
+    found = {each["name"]: [each[key] for key in keys] for each in experiments}
     assert found[held.experiment_name] == [USER, "in_progress", 2, 6, ["a"], ""]
     assert found[bad.experiment_name] == [USER, "in_progress", 2, 6, ["b"], ""]
 
     gate.touch()
     with pytest.raises(ExperimentFailedError, match="no such luck"):
         bad.watch()
-    table = federation_status(running, certificates)
+    table = ask("experiments", running, certificates)
     assert re.search(rf"{held.experiment_name} +{USER} +- +in_progress +2 of 6 +\d+\.\d +a +-", table)
     assert re.search(rf"{bad.experiment_name} .* failed +2 of 6 .* envoy 'b': the experiment's process ended", table)
     assert re.search(r"^ +ValueError: no such luck *$", table, re.M)
@@ -258,17 +258,18 @@ def test_stop_ends_an_experiment_in_the_middle_of_a_task_and_frees_its_envoy(hel
 
 
 def test_status_refuses_in_one_sentence(running, certificates):
-    sentence = federation_status(running, certificates, user="b", code=1)
+    sentence = ask("envoys", running, certificates, user="b", code=1)
     assert sentence == (
-        f"openfl-audio: the director at 127.0.0.1:{running.port} refused: "
+        f"openfl-audio envoys: the director at 127.0.0.1:{running.port} refused: "
         "the certificate is that of envoy 'b', this call is for notebook users\n"
     )
 
 
-def federation_status(running, certificates: Path, *arguments: str, user: str = USER, code: int = 0) -> str:
-    command = [sys.executable, "-m", "openfl_audio.cli.status", "status", "--director", f"127.0.0.1:{running.port}"]
-    command += ["--certificates", str(certificates), "--user", user, *arguments]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+def ask(command: str, running, certificates: Path, *arguments: str, user: str = USER, code: int = 0) -> str:
+    """Return what the command prints about the running federation, or its error with `code`."""
+    line = [sys.executable, "-m", "openfl_audio.cli", command, "--director", f"127.0.0.1:{running.port}"]
+    line += ["--certificates", str(certificates), "--user", user, *arguments]
+    done = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == code, done
     return done.stderr if code else done.stdout
 

@@ -50,13 +50,13 @@ def copy(tmp_path_factory) -> Path:
 
 def test_certificates_director_and_envoy_start_as_the_readme_says(copy, tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "PYTHON"}
-    subprocess.run(command("make_certificates.py"), shell=True, cwd=copy, env=environment, check=True)
+    subprocess.run(command("certificates make"), shell=True, cwd=copy, env=environment, check=True)
     with LocalFederation(tmp_path, copy / "certificates", USER) as federation:
         federation.port = int(re.search(r"director_port: (\d+)", (copy / "envoys" / "superb.yaml").read_text())[1])
         for name, beginning in (("director", "start_director.sh"), ("envoy_1", "start_envoy.sh")):
             federation.run(name, ["sh", "-c", f"exec env {command(beginning)}"], cwd=copy, env=environment)
         federation.wait_until_ready(["envoy_1"], READY_SECONDS)
-        status = command("openfl-audio status").replace("50051", str(federation.port))
+        status = command("openfl-audio envoys").replace("50051", str(federation.port))
         shown = subprocess.check_output(status, shell=True, cwd=copy, env=environment, text=True)
         assert "envoy_1" in shown
         assert b"CUDA_VISIBLE_DEVICES=0" in Path(f"/proc/{federation.pid('envoy_1')}/environ").read_bytes().split(b"\0")
@@ -71,7 +71,7 @@ def test_jupyter_and_the_notebook_are_where_the_readme_says(copy):
 def test_a_simulation_runs_as_the_readme_says(copy):
     small = " --clients 4 --rounds 1 --set batch_size=4"  # of the same command
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    train = command("train.py keyword_spotting").replace("--clients 40", "") + small
+    train = command("openfl-audio train keyword_spotting").replace("--clients 40", "") + small
     subprocess.run(train, shell=True, cwd=copy, env=environment, check=True, stdout=subprocess.DEVNULL)
     names = {path.name for path in (copy / "runs" / "simulated").iterdir()}
     assert {"result.json", "history.jsonl", "model", "accuracy.png"} <= names
@@ -79,7 +79,7 @@ def test_a_simulation_runs_as_the_readme_says(copy):
 
 @pytest.mark.timeout(600)
 def test_the_modes_are_compared_as_the_readme_says(copy):
-    compare = command("compare_modes.py keyword_spotting") + " --clients 3 --rounds 1 --set batch_size=8"
+    compare = command("openfl-audio compare keyword_spotting") + " --clients 3 --rounds 1 --set batch_size=8"
     output = subprocess.check_output(
         compare, shell=True, cwd=copy, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True
     )
@@ -90,14 +90,14 @@ def test_the_modes_are_compared_as_the_readme_says(copy):
 @pytest.mark.timeout(600)
 def test_sound_events_are_prepared_trained_and_searched_as_the_readme_says(copy):
     make_fsd50k(copy / "data" / "FSD50K", n_dev_clips=40, n_eval_clips=18)
-    # One row of seven, which all are train.py's.
+    # One row of seven.
     (copy / "workspaces" / "sound_events" / "comparison.yaml").write_text("centralized: --mode centralized\n")
     small = " --set rounds=1 --set clients=3 --set batch_size=64"
     for line in (
-        command("prepare_fsd50k.py"),
-        command("train.py sound_events") + small,
-        command("tune.py sound_events") + small + " --samples 1",
-        command("compare_modes.py sound_events") + small,
+        command("data prepare fsd50k"),
+        command("openfl-audio train sound_events") + small,
+        command("openfl-audio tune sound_events") + small + " --samples 1",
+        command("openfl-audio compare sound_events") + small,
     ):
         subprocess.run(
             line, shell=True, cwd=copy, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, stdout=subprocess.DEVNULL
@@ -117,15 +117,17 @@ def test_speech_is_enhanced_and_a_hubert_pretrained_and_distilled_as_the_readme_
     upstream = copy / "workspaces" / "keyword_spotting" / "configs" / "upstream.yaml"
     upstream.write_text(upstream.read_text().replace("rounds: 20", "rounds: 1").replace("local_epochs: 5", ""))
     for line in (
-        command("prepare_librifsd50k.py"),
-        command("train.py speech_enhancement").replace("--clients 8", "--clients 3") + " --rounds 1 --local-epochs 1",
-        command("compare_modes.py speech_enhancement") + " --rounds 1 --local-epochs 1",
-        command("prepare_librispeech.py"),
-        command("make_hubert_targets.py").replace("--clusters 100", "--clusters 50 --name federated-mfcc39-100"),
-        command("train.py hubert --mode simulated --data") + " --rounds 1 --local-epochs 1 --set model.clusters=50",
-        command("train.py hubert_distillation") + " --rounds 1 --local-epochs 1",
-        command("compare_modes.py hubert") + " --rounds 1 --local-epochs 1 --set model.clusters=50",
-        command("compare_codebooks.py") + " --rounds 1 --local-epochs 1 --clusters 50 --seeds 1",
+        command("data prepare librifsd50k"),
+        command("openfl-audio train speech_enhancement").replace("--clients 8", "--clients 3")
+        + " --rounds 1 --local-epochs 1",
+        command("openfl-audio compare speech_enhancement") + " --rounds 1 --local-epochs 1",
+        command("data prepare librispeech"),
+        command("data prepare hubert-targets").replace("--clusters 100", "--clusters 50 --name federated-mfcc39-100"),
+        command("openfl-audio train hubert --mode simulated --data")
+        + " --rounds 1 --local-epochs 1 --set model.clusters=50",
+        command("openfl-audio train hubert_distillation") + " --rounds 1 --local-epochs 1",
+        command("openfl-audio compare hubert") + " --rounds 1 --local-epochs 1 --set model.clusters=50",
+        command("openfl-audio compare-codebooks") + " --rounds 1 --local-epochs 1 --clusters 50 --seeds 1",
         command("benchmarks/hubert.py").replace(
             "--seconds 10 --clips 2 --repeats 2", "--seconds 1 --clips 1 --repeats 1"
         ),

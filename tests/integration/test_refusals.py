@@ -64,7 +64,10 @@ def test_two_directors_cannot_share_a_port(beside):
     second = beside()
     second.start_director()
     sentence = ends_with(second, "director")
-    assert sentence == f"director: cannot listen on 127.0.0.1:{second.port}: is another director running there?"
+    assert (
+        sentence
+        == f"openfl-audio director: cannot listen on 127.0.0.1:{second.port}: is another director running there?"
+    )
 
 
 @pytest.mark.parametrize(
@@ -201,7 +204,7 @@ def test_an_envoy_without_good_data_says_so_and_ends(beside, data_path, sentence
     descriptor = {"template": "shard_descriptors.superb.SuperbShardDescriptor", "params": {"data_path": data_path}}
     processes.start_envoy("b", descriptor)
     line = ends_with(processes, "b")
-    assert line.startswith("envoy 'b': ")
+    assert line.startswith("openfl-audio envoy: ")
     assert sentence in line
 
 

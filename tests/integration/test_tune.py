@@ -1,4 +1,4 @@
-"""`scripts/tune.py` on a small demo corpus: a killed search goes on, and a trial that falls behind is ended."""
+"""`openfl-audio tune` on a small demo corpus: a killed search goes on, and a trial that falls behind is ended."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-import scripts.tune
+from openfl_audio.cli.main import main
 from openfl_audio.testing.corpora.speech_commands import make_speech_commands
 from tests.integration.conftest import REPOSITORY, wait_for
 
@@ -28,7 +28,17 @@ def corpus(tmp_path_factory) -> Path:
 
 
 def start(corpus: Path, out: Path, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "scripts/tune.py", "keyword_spotting", "--data", str(corpus), "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "openfl_audio.cli",
+        "tune",
+        "keyword_spotting",
+        "--data",
+        str(corpus),
+        "--out",
+        str(out),
+    ]
     with out.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(
             [*command, *SMALL, *arguments], cwd=REPOSITORY, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -76,15 +86,14 @@ def test_a_grid_leaves_a_table_and_a_heat_map(corpus, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--over", "fracton=0.1,0.2"], "there is no key 'fracton'"),
+        (["--over", "fracton=0.1,0.2"], "unknown key 'fracton' (known here: rounds, clients, fraction"),
         (["--over", "fraction"], "'fraction' should be key=value,value,..."),
         (["--over", "fraction=0.1", "--set", "fraction=0.2"], "fraction is given twice"),
     ],
 )
-def test_what_is_wrong_with_a_search_is_said_in_a_sentence(corpus, tmp_path, arguments, sentence, capsys, monkeypatch):
+def test_what_is_wrong_with_a_search_is_said_in_a_sentence(corpus, tmp_path, arguments, sentence, capsys):
     out = tmp_path / "search"
-    beginning = ["tune.py", "keyword_spotting", "--data", str(corpus), "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", [*beginning, *SMALL, *arguments])
-    assert scripts.tune.main() == 1
+    beginning = ["tune", "keyword_spotting", "--data", str(corpus), "--out", str(out)]
+    assert main([*beginning, *SMALL, *arguments]) == 1
     assert sentence in capsys.readouterr().err
     assert not out.exists()

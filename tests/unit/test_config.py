@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from openfl_audio.config import load_settings
-from openfl_audio.director.__main__ import DirectorFile
+from openfl_audio.director.server import DirectorFile
 from openfl_audio.envoy.settings import EnvoyFile, ShardDescriptorSettings, build_shard_descriptor
 from openfl_audio.errors import SettingsError
 

@@ -39,7 +39,7 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
 
 @pytest.mark.parametrize(
     "module",
-    ["openfl_audio", "openfl_audio.director.__main__", "openfl_audio.envoy.__main__", "openfl_audio.cli.status"],
+    ["openfl_audio", "openfl_audio.director.server", "openfl_audio.envoy.envoy", "openfl_audio.cli.main"],
 )
 def test_director_envoy_and_commands_load_nothing_heavy(module):
     code = f"import sys, {module}; print(sorted({HEAVY!r} & set(sys.modules)))"

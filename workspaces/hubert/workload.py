@@ -29,7 +29,7 @@ class PretrainingModelSettings(ModelSettings):
 
 
 class DataSettings(Group):
-    """`targets` names a folder that scripts/make_hubert_targets.py wrote."""
+    """`targets` names a folder that openfl-audio data prepare hubert-targets wrote."""
 
     targets: str
 

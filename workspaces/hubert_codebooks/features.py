@@ -16,13 +16,14 @@ import torch
 import torchaudio
 from openfl.interface.interactive_api.shard_descriptor import ShardDataset
 
+from openfl_audio.errors import OpenFLAudioError
 from workspaces.hubert.model import HOP_LENGTH, RECEPTIVE_FIELD, SAMPLE_RATE, Hubert, load_model
 
 N_MELS = 40
 STATIC = 13  # coefficients before deltas
 
 
-class FeatureError(ValueError):
+class FeatureError(OpenFLAudioError, ValueError):
     """Features that cannot be had, or do not fit their clip; the message says which."""
 
 

@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from openfl_audio.cli.status import PIPED_WIDTH, main, print_status
+from openfl_audio.cli.main import main
+from openfl_audio.cli.status import PIPED_WIDTH, Envoys, Experiments
 
 ERROR = "envoy '[red]a': the process ended (exit code 1)\nTraceback\n  File \"x\"\nValueError: \x1b[31mno luck\n"
 EXPERIMENT = {
@@ -29,7 +30,9 @@ STATUS = {
 
 def shown(status: dict, width: int = PIPED_WIDTH) -> str:
     file = io.StringIO()
-    print_status(status, Console(file=file, width=width, markup=False, highlight=False, emoji=False))
+    console = Console(file=file, width=width, markup=False, highlight=False, emoji=False)
+    for command in (Envoys, Experiments):
+        console.print(command.table(command.part(status)))
     return file.getvalue()
 
 
@@ -82,9 +85,9 @@ def test_a_federation_without_anybody_has_empty_tables():
     ],
 )
 def test_without_an_answer_there_is_a_sentence(capsys, arguments, sentence):
-    assert main(["status", *arguments]) == 1
+    assert main(["envoys", *arguments]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith("openfl-audio: ")
+    assert printed.err.startswith("openfl-audio envoys: ")
     assert sentence in printed.err
     assert len(printed.err.splitlines()) == 1

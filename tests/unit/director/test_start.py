@@ -6,10 +6,10 @@ import socket
 import yaml
 from grpc import aio
 
-from openfl_audio.director.__main__ import main
+from openfl_audio.cli.main import main
 
 
-def test_no_server_is_left_to_the_end_of_the_interpreter(tmp_path, monkeypatch, capsys):
+def test_no_server_is_left_to_the_end_of_the_interpreter(tmp_path, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         settings = {
@@ -19,7 +19,6 @@ def test_no_server_is_left_to_the_end_of_the_interpreter(tmp_path, monkeypatch, 
             "runs": str(tmp_path / "runs"),
         }
         (tmp_path / "director.yaml").write_text(yaml.safe_dump({"settings": settings}))
-        monkeypatch.setattr("sys.argv", ["director", "-c", str(tmp_path / "director.yaml"), "--disable-tls"])
-        assert main() == 1
+        assert main(["director", "-c", str(tmp_path / "director.yaml"), "--disable-tls"]) == 1
     assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
     assert not [thing for thing in gc.get_objects() if issubclass(type(thing), aio.Server)]

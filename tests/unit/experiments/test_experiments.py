@@ -1,4 +1,4 @@
-"""What `scripts/train.py` decides before anything runs."""
+"""What a run decides before anything is trained."""
 
 import dataclasses
 import json
@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from openfl_audio.config import load_settings
 from openfl_audio.errors import SettingsError
+from openfl_audio.experiments.comparison import Comparison, results_table
 from openfl_audio.experiments.modes import EVALUATOR, choose_clients, client_names, start_arguments
 from openfl_audio.experiments.run import claim, run
 from openfl_audio.experiments.workloads import find_workload, workload_names
-from openfl_audio.training.run_settings import load_run_settings
-from scripts.compare_modes import read_comparison, table
 from shard_descriptors.common.errors import CorpusError
 from tests.unit.workspaces.keyword_spotting.words import make_corpus
 from workspaces.keyword_spotting.model import CONFIGS
@@ -24,12 +24,12 @@ def corpus(tmp_path_factory) -> Path:
 
 
 def load(**changes) -> Settings:
-    return load_run_settings(Settings, CONFIGS / "small.yaml", changes)
+    return load_settings(CONFIGS / "small.yaml", Settings, changes)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_configuration_is_valid(path):
-    assert load_run_settings(Settings, path, {}).rounds > 0
+    assert load_settings(path, Settings, {}).rounds > 0
 
 
 def test_a_model_needs_one_source():
@@ -121,7 +121,7 @@ def test_a_folder_belongs_to_one_run(tmp_path):
 
 @pytest.mark.parametrize("workload", [name for name in workload_names() if name != "speech_recognition"])
 def test_a_comparison_runs_all_four_modes(workload):
-    rows = read_comparison(find_workload(workload))
+    rows = Comparison(find_workload(workload), workload, Path("data"), Path("out")).rows()
     modes = {arguments[arguments.index("--mode") + 1] for arguments in rows.values()}
     assert modes == {"centralized", "individual", "simulated", "federated"}
 
@@ -135,7 +135,7 @@ def test_the_table_has_a_row_a_run_and_a_column_for_every_metric_but_the_loss():
         }.items()
     }
     result = {"clients": 3, "rounds": 2, "metrics": metrics, "seconds": 1.6, "bytes": {"up": 2_000_000}}
-    lines = table({"alone": result, "together": result}, ["best", "last"]).splitlines()
+    lines = results_table({"alone": result, "together": result}, ["best", "last"]).splitlines()
     assert lines[0].startswith(
         "| run | clients | rounds | accuracy, validation, best | accuracy, test, best | accuracy,"
     )
@@ -143,10 +143,10 @@ def test_the_table_has_a_row_a_run_and_a_column_for_every_metric_but_the_loss():
         f"| {name} | 3 | 2 | 0.500 | 0.250 | 0.750 | 0.000 | 2 | 2 |" for name in ("alone", "together")
     ]
     without_test = {**result, "metrics": {"best": {"validation": {"accuracy": 0.5}}}}
-    last = table({"together": result, "alone": without_test}, ["best"]).splitlines()[-1]
+    last = results_table({"together": result, "alone": without_test}, ["best"]).splitlines()[-1]
     assert last == "| alone | 3 | 2 | 0.500 |  | 2 | 2 |"
-    with pytest.raises(ValueError, match="--models best-wer: the runs have kept best, last"):
-        table({"alone": result}, ["best-wer"])
-    with pytest.raises(ValueError, match="--metrics wer: the runs have accuracy"):
-        table({"alone": result}, ["best"], ["wer"])
-    assert table({"alone": result}, ["last"]).splitlines()[2] == "| alone | 3 | 2 | 0.750 | 0.000 | 2 | 2 |"
+    with pytest.raises(SettingsError, match="--models best-wer: the runs have kept best, last"):
+        results_table({"alone": result}, ["best-wer"])
+    with pytest.raises(SettingsError, match="--metrics wer: the runs have accuracy"):
+        results_table({"alone": result}, ["best"], ["wer"])
+    assert results_table({"alone": result}, ["last"]).splitlines()[2] == "| alone | 3 | 2 | 0.750 | 0.000 | 2 | 2 |"

@@ -139,8 +139,8 @@ def test_a_workload_in_a_folder_trains_centralized_simulated_and_federated(line,
     models = {}
     for mode in ("centralized", "simulated", "federated"):
         out = tmp_path / "runs" / mode
-        script = Path(__file__).parents[3] / "scripts" / "train.py"
-        command = [sys.executable, str(script), str(line), "--mode", mode, "--data", str(tmp_path), "--out", str(out)]
+        train = [sys.executable, "-m", "openfl_audio.cli", "train"]
+        command = [*train, str(line), "--mode", mode, "--data", str(tmp_path), "--out", str(out)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr[-2000:]
         result = json.loads((out / "result.json").read_text())

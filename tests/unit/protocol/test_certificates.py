@@ -277,7 +277,9 @@ def test_files_may_lie_anywhere(folder: Path, tmp_path: Path) -> None:
 
 
 def test_missing_folder_raises(tmp_path: Path) -> None:
-    sentence = "The certificate folder .*none does not exist: scripts/make_certificates.py makes it, or --disable-tls"
+    sentence = (
+        "The certificate folder .*none does not exist: openfl-audio certificates make writes it, or --disable-tls"
+    )
     with pytest.raises(CertificateError, match=sentence):
         load_credentials(tmp_path / "none", "site-a")
 
@@ -286,7 +288,7 @@ def test_missing_folder_raises(tmp_path: Path) -> None:
 def test_missing_file_raises(folder: Path, file: str) -> None:
     (folder / file).unlink()
     with pytest.raises(
-        CertificateError, match=f"{file} does not exist: scripts/make_certificates.py makes it, or --dis"
+        CertificateError, match=f"{file} does not exist: openfl-audio certificates make writes it, or --dis"
     ):
         load_credentials(folder, "site-a")
 

@@ -30,7 +30,8 @@ def test_a_start_script_works_through_links(tmp_path, script, links):
         target = link
     started = call(target, tmp_path, "--help")
     assert (started.returncode, started.stderr) == (0, "")
-    assert f"usage: {Path(script).name}" in started.stdout
+    command = Path(script).stem.removeprefix("start_")
+    assert started.stdout.startswith(f"usage: openfl-audio {command} ")
 
 
 def test_a_start_script_without_an_installation_names_the_repository_and_not_the_link(tmp_path):

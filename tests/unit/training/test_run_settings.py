@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from openfl_audio.config import load_settings, parse_change
 from openfl_audio.errors import SettingsError
-from openfl_audio.training.run_settings import RunSettings, load_run_settings, parse_change
+from openfl_audio.training.run_settings import RunSettings
 
 MINIMAL = "rounds: 3\nbatch_size: 8\noptimizer: {learning_rate: 0.1}\n"
 
@@ -10,7 +11,7 @@ MINIMAL = "rounds: 3\nbatch_size: 8\noptimizer: {learning_rate: 0.1}\n"
 def load(tmp_path, content: str = MINIMAL, **changes) -> RunSettings:
     path = tmp_path / "small.yaml"
     path.write_text(content)
-    return load_run_settings(RunSettings, path, changes)
+    return load_settings(path, RunSettings, changes)
 
 
 def test_a_file_with_changes_by_dotted_key(tmp_path):
@@ -21,18 +22,21 @@ def test_a_file_with_changes_by_dotted_key(tmp_path):
 
 
 FAULTS = {
-    "an unknown key": ({"round": 5}, "small.yaml: there is no key 'round'"),
-    "an unknown key in a group": ({"optimizer.lr": 5}, "there is no key 'optimizer.lr'"),
-    "an unknown group": ({"model.name": 5}, "there is no key 'model'"),
+    "an unknown key": ({"round": 5}, r"small.yaml: unknown key 'round' \(known here: rounds, clients, fraction"),
+    "an unknown key in a group": ({"optimizer.lr": 5}, r"unknown key 'optimizer.lr' \(known here: name, learning_rate"),
+    "an unknown group": ({"model.name": 5}, "unknown key 'model'"),
     "a key in a value": ({"rounds.x": 5}, "rounds.x: 'rounds' is a value, not a group of keys"),
-    "a wrong type": ({"rounds": "many"}, "rounds is 'many'"),
-    "out of range": ({"fraction": 0}, "fraction is 0"),
+    "a wrong type": ({"rounds": "many"}, "'rounds' is 'many': input should be a valid integer"),
+    "out of range": ({"fraction": 0}, "'fraction' is 0: input should be greater than 0"),
     "a word where one is asked for": (
         {"clients": "some"},
-        "clients is 'some': it should be a number from 1 on, or nat",
+        "'clients' is 'some': it should be a number from 1 on, or nat",
     ),
-    "no client": ({"clients": 0}, "clients is 0: it should be a number from 1 on, or natural"),
-    "a value without effect": ({"optimizer.name": "adam", "optimizer.momentum": 0.9}, "momentum is 0.9: only sgd has"),
+    "no client": ({"clients": 0}, "'clients' is 0: it should be a number from 1 on, or natural"),
+    "a value without effect": (
+        {"optimizer.name": "adam", "optimizer.momentum": 0.9},
+        "momentum' is 0.9: only sgd has one",
+    ),
 }
 
 
@@ -52,7 +56,7 @@ def test_a_file_without_settings_is_named(tmp_path, content):
 def test_a_file_that_is_no_text_is_named(tmp_path):
     (tmp_path / "photo.yaml").write_bytes(b"\xff\xd8\xff")
     with pytest.raises(SettingsError, match=r"photo.yaml is not UTF-8 \(byte 0xff in line 1\)"):
-        load_run_settings(RunSettings, tmp_path / "photo.yaml", {})
+        load_settings(tmp_path / "photo.yaml", RunSettings, {})
 
 
 def test_changes_are_yaml_values():

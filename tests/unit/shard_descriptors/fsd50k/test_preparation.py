@@ -217,7 +217,7 @@ def test_a_killed_run_goes_on_to_the_same_store_and_leaves_no_process(tmp_path):
     recording = root / clips[40].file
     recording.rename(tmp_path / "kept.wav")
     os.mkfifo(recording)
-    script = [sys.executable, "-m", "scripts.prepare_fsd50k", "--workers", "2"]
+    script = [sys.executable, "-m", "openfl_audio.cli", "data", "prepare", "fsd50k", "--workers", "2"]
     process = subprocess.Popen(
         [*script, "--data", root, "--out", tmp_path / "store"], cwd=REPOSITORY, stderr=subprocess.DEVNULL
     )
@@ -234,7 +234,7 @@ def test_a_killed_run_goes_on_to_the_same_store_and_leaves_no_process(tmp_path):
         process.wait()
     assert len(read_table(table)) == 32
     (tmp_path / "kept.wav").replace(recording)
-    with pytest.raises(CorpusError, match="is not finished: run scripts/prepare_fsd50k.py again, and it resumes"):
+    with pytest.raises(CorpusError, match="is not finished: run openfl-audio data prepare fsd50k again, and it"):
         open_store(tmp_path / "store")
     assert workers
     while any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers):

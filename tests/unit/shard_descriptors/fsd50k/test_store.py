@@ -98,7 +98,7 @@ def test_a_line_that_was_cut_short_is_not_read(folder):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"complete": False}, "is not finished: run scripts/prepare_fsd50k.py again, and it resumes"),
+        ({"complete": False}, "is not finished: run openfl-audio data prepare fsd50k again, and it resumes"),
         ({"version": 2}, "is a store of version 2, not 1; prepare it again"),
         (
             {"settings": {**describe_settings("log_mel"), "hop_length": 221}},
@@ -126,7 +126,7 @@ def test_frames_that_do_not_belong_to_the_table_are_refused(folder):
 
 def test_a_folder_that_is_no_store_is_told_how_to_get_one(tmp_path):
     with pytest.raises(
-        CorpusError, match="data_path: .* is no store of mel frames; scripts/prepare_fsd50k.py makes one"
+        CorpusError, match="data_path: .* is no store of mel frames; openfl-audio data prepare fsd50k makes one"
     ):
         open_store(tmp_path)
 

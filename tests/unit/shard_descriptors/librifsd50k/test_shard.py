@@ -412,7 +412,8 @@ def test_a_wrong_folder_or_split_is_named(store, tmp_path):
     with pytest.raises(CorpusError, match="data_path: there is no folder .*/nowhere"):
         LibriFsd50kShardDescriptor(tmp_path / "nowhere")
     with pytest.raises(
-        CorpusError, match=r"is no such store; scripts/prepare_librifsd50k.py and scripts/prepare_fedwham"
+        CorpusError,
+        match=r"is no such store; openfl-audio data prepare librifsd50k \(or fedwham\) writes one with",
     ):
         LibriFsd50kShardDescriptor(tmp_path)
     with pytest.raises(CorpusError, match="there is no split 'val'; the splits are train, validation, test"):

@@ -153,7 +153,9 @@ def test_another_number_of_nodes_than_prepared_is_refused(prepared):
 def test_folders_that_were_not_prepared_are_refused(tmp_path):
     with pytest.raises(CorpusError, match="data_path: there is no folder nowhere"):
         LibriSpeechShardDescriptor("nowhere")
-    with pytest.raises(CorpusError, match="has no librispeech.json: scripts/prepare_librispeech.py writes it when"):
+    with pytest.raises(
+        CorpusError, match="has no librispeech.json: openfl-audio data prepare librispeech writes it when"
+    ):
         LibriSpeechShardDescriptor(tmp_path)
 
 
@@ -349,7 +351,9 @@ def test_with_a_codebook_per_client_the_global_splits_have_no_targets(corpus, tm
 def test_targets_that_lack_or_do_not_fit_are_refused(corpus, tmp_path):
     prepare_librispeech(corpus.root, tmp_path / "out", clients=3)
     write_targets(tmp_path / "out", "mine", "federated", list(SPLITS))
-    with pytest.raises(CorpusError, match="has no complete targets 'other', it has mine; scripts/make_hubert_targets"):
+    with pytest.raises(
+        CorpusError, match="has no complete targets 'other', it has mine; openfl-audio data prepare hubert-targets"
+    ):
         LibriSpeechShardDescriptor(tmp_path / "out", targets="other")
     with (tmp_path / "out/targets/mine/dev.i16").open("ab") as file:
         file.write(b"\0\0")

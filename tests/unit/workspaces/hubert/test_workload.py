@@ -10,10 +10,10 @@ from transformers import HubertModel
 
 mpl.use("Agg")
 
+from openfl_audio.config import load_settings
 from openfl_audio.envoy.settings import ShardDescriptorSettings, build_shard_descriptor
 from openfl_audio.errors import SettingsError
 from openfl_audio.experiments.run import run
-from openfl_audio.training.run_settings import load_run_settings
 from shard_descriptors.librispeech import LibriSpeechShardDescriptor
 from shard_descriptors.librispeech.preparation import prepare_librispeech
 from tests.unit.shard_descriptors.librispeech_corpus import make_corpus
@@ -49,7 +49,7 @@ def tiny(tmp_path_factory):
 
 
 def load(config: str = "small.yaml", **changes) -> Settings:
-    return load_run_settings(Settings, CONFIGS / config, {"rounds": 2, "local_epochs": 1} | changes)
+    return load_settings(CONFIGS / config, Settings, {"rounds": 2, "local_epochs": 1} | changes)
 
 
 def pretraining(tiny, **changes) -> Settings:
@@ -75,13 +75,13 @@ def test_runs_are_drawn_above_what_the_most_frequent_cluster_would_give(tmp_path
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_configuration_is_valid(path):
-    settings = load_run_settings(Settings, path, {})
+    settings = load_settings(path, Settings, {})
     assert (CONFIGS / settings.model.config).exists()
     assert settings.optimizer.recipe()([torch.nn.Parameter(torch.zeros(1))]).defaults["betas"] == (0.9, 0.98)
 
 
 def test_base_is_the_recipe_with_fedadam_on_the_director():
-    settings = load_run_settings(Settings, CONFIGS / "base.yaml", {})
+    settings = load_settings(CONFIGS / "base.yaml", Settings, {})
     optimizer = settings.aggregation.server_optimizer
     assert (optimizer.optimizer, optimizer.betas, optimizer.epsilon) == ("adam", (0.9, 0.99), 1e-9)
     assert settings.mask.length == 10

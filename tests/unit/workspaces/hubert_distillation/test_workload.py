@@ -5,8 +5,8 @@ import pytest
 
 mpl.use("Agg")
 
+from openfl_audio.config import load_settings
 from openfl_audio.experiments.run import run
-from openfl_audio.training.run_settings import load_run_settings
 from shard_descriptors.librispeech.preparation import prepare_librispeech
 from tests.unit.shard_descriptors.librispeech_corpus import make_corpus
 from tests.unit.workspaces.hubert.tones import tiny_hubert
@@ -25,12 +25,12 @@ def teacher(tmp_path) -> str:
 
 
 def load(config: str = "small.yaml", **changes) -> Settings:
-    return load_run_settings(Settings, CONFIGS / config, {"rounds": 2, "local_epochs": 1} | changes)
+    return load_settings(CONFIGS / config, Settings, {"rounds": 2, "local_epochs": 1} | changes)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_configuration_is_valid(path):
-    assert (CONFIGS / load_run_settings(Settings, path, {}).model.config).exists()
+    assert (CONFIGS / load_settings(path, Settings, {}).model.config).exists()
 
 
 def test_a_student_learns_from_a_trained_model(tmp_path, teacher):

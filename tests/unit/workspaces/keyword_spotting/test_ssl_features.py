@@ -8,9 +8,9 @@ import torch
 from transformers import HubertConfig, HubertModel, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 from transformers import WhisperConfig as OtherConfig
 
+from openfl_audio.config import load_settings
 from openfl_audio.errors import PretrainedWeightsError, SettingsError
 from openfl_audio.node.adapter import FrameworkAdapterPlugin
-from openfl_audio.training.run_settings import load_run_settings
 from workspaces.keyword_spotting import data
 from workspaces.keyword_spotting.data import EncoderClips, EncoderData, open_output_store
 from workspaces.keyword_spotting.model import CONFIGS
@@ -220,7 +220,7 @@ def test_wrong_sources_are_named(tmp_path, monkeypatch):
 
 def test_settings_name_one_source(tmp_path, monkeypatch):
     def load(**changes) -> Settings:
-        return load_run_settings(Settings, CONFIGS / "upstream.yaml", changes)
+        return load_settings(CONFIGS / "upstream.yaml", Settings, changes)
 
     assert KeywordSpotting().start_arguments(load())["best"] == ("accuracy", "max")
     with pytest.raises(SettingsError, match="model needs either upstream or config"):

@@ -6,9 +6,9 @@ from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
 mpl.use("Agg")
 
+from openfl_audio.config import load_settings
 from openfl_audio.errors import SettingsError
 from openfl_audio.experiments.run import run
-from openfl_audio.training.run_settings import load_run_settings
 from tests.unit.workspaces.keyword_spotting.words import make_corpus
 from workspaces.keyword_spotting_wav2vec2.model import CONFIGS
 from workspaces.keyword_spotting_wav2vec2.workload import Settings, Wav2Vec2KeywordSpotting
@@ -17,12 +17,12 @@ WORKLOAD = Wav2Vec2KeywordSpotting()
 
 
 def load(config: str = "small.yaml", **changes) -> Settings:
-    return load_run_settings(Settings, CONFIGS / config, changes)
+    return load_settings(CONFIGS / config, Settings, changes)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_configuration_is_valid(path):
-    assert load_run_settings(Settings, path, {}).warmup == 0.05
+    assert load_settings(path, Settings, {}).warmup == 0.05
 
 
 def test_a_model_needs_one_source():

@@ -9,11 +9,11 @@ import torch
 
 mpl.use("Agg")
 
+from openfl_audio.config import load_settings
 from openfl_audio.errors import SettingsError
 from openfl_audio.experiments.run import run
 from openfl_audio.protocol.participation import Participation
 from openfl_audio.simulation.simulation import Simulation
-from openfl_audio.training.run_settings import load_run_settings
 from shard_descriptors.fsd50k.layout import read_layout
 from shard_descriptors.fsd50k.preparation import prepare_store
 from workspaces.sound_events.data import Patches
@@ -30,12 +30,12 @@ CLASSES = ("Bell", "Dog", "Rain")
 def load(**changes) -> Settings:
     """The small configuration, for the classes of these tests."""
     changes = {"model.classes": 4, "batch_size": 8, "rounds": 2} | changes
-    return load_run_settings(Settings, CONFIGS / "small.yaml", changes)
+    return load_settings(CONFIGS / "small.yaml", Settings, changes)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_configuration_is_valid(path):
-    assert load_run_settings(Settings, path, {}).optimizer.name == "adam"
+    assert load_settings(path, Settings, {}).optimizer.name == "adam"
 
 
 def test_a_wrong_setting_is_named():

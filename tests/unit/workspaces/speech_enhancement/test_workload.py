@@ -4,10 +4,10 @@ import pandas as pd
 import pytest
 import soundfile
 
+from openfl_audio.config import load_settings
 from openfl_audio.errors import SettingsError
 from openfl_audio.protocol.participation import Participation
 from openfl_audio.simulation.simulation import Simulation
-from openfl_audio.training.run_settings import load_run_settings
 from workspaces.speech_enhancement import plots, workload
 from workspaces.speech_enhancement.model import SudoRmRfSettings
 from workspaces.speech_enhancement.workload import Settings, SpeechEnhancement, count_supervised
@@ -19,7 +19,7 @@ CONFIGS = Path(workload.__file__).parent / "configs"
 
 
 def settings_of(config: str, **changes) -> Settings:
-    return load_run_settings(Settings, CONFIGS / config, changes)
+    return load_settings(CONFIGS / config, Settings, changes)
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from transformers import HubertForCTC
 
 mpl.use("Agg")
 
+from openfl_audio.config import load_settings
 from openfl_audio.errors import SettingsError
 from openfl_audio.experiments.run import run
-from openfl_audio.training.run_settings import load_run_settings
 from shard_descriptors.librispeech.preparation import prepare_librispeech
 from tests.unit.shard_descriptors.librispeech_corpus import make_corpus
 from tests.unit.workspaces.speech_recognition.speech import TINY
@@ -27,7 +27,7 @@ def prepared(tmp_path_factory):
 
 
 def load(config: str = "small.yaml", **changes) -> Settings:
-    return load_run_settings(Settings, CONFIGS / config, changes)
+    return load_settings(CONFIGS / config, Settings, changes)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)

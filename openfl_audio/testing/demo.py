@@ -1,33 +1,28 @@
 """The main job, small: a director and three envoys on this machine train a model that no recording was sent for.
 
-    python -m scripts.demo [--workload wav2vec2] [--data FOLDER] [--out runs/demo]
-
-Makes a synthetic corpus (unless --data names a folder with the real one) and certificates, starts a director
-and envoys, and executes the workload's notebook against them, with TLS.
+The demo makes a synthetic corpus (unless it gets a folder with the real one) and certificates, starts the director and
+the envoys, and executes the workload's notebook against them, with TLS.
 """
 
-import argparse
+import contextlib
 import itertools
 import json
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import papermill
 
-from openfl_audio import testing
-from openfl_audio.errors import CertificateError, DemoCorpusError, StartError
+from openfl_audio.errors import StartError
 from openfl_audio.experiments.local_federation import LocalFederation
 from openfl_audio.files import write_result
 from openfl_audio.protocol.certificates import write_certificates
 from openfl_audio.testing.corpora.fsd50k import make_fsd50k
 from openfl_audio.testing.corpora.librispeech import make_librispeech
 from openfl_audio.testing.corpora.speech_commands import make_speech_commands
-from shard_descriptors.common.errors import CorpusError
 from shard_descriptors.fsd50k import Fsd50kShardDescriptor
 from shard_descriptors.fsd50k.layout import read_layout
 from shard_descriptors.fsd50k.preparation import prepare_store
@@ -36,8 +31,7 @@ from shard_descriptors.librispeech.preparation import prepare_librispeech
 from workspaces.hubert_codebooks.features import Mfcc
 from workspaces.hubert_codebooks.targets import make_targets
 
-NOTEBOOKS = Path(testing.__file__).parent / "notebooks"
-DATA = "a corpus in its published layout, in place of one that is made; for librifsd50k, of LibriSpeech and FSD50K"
+NOTEBOOKS = Path(__file__).with_name("notebooks")
 ENVOYS = ("envoy_1", "envoy_2", "envoy_3")
 EVALUATOR = "evaluation"
 USER = "scientist"
@@ -292,8 +286,11 @@ def set_earlier_run_aside(out: Path) -> None:
 
 
 def execute_notebook(notebook: Path, out: Path, parameters: dict, log: Path) -> None:
-    """Run the notebook, printing what it prints; the executed copy is kept in `out`, also of a run that failed."""
-    with log.open("w") as errors:
+    """Run the notebook, printing what it prints; the executed copy is kept in `out`, also of a run that failed.
+
+    Raises StartError if a cell fails.
+    """
+    with log.open("w") as errors, _failing_as_start_error():
         papermill.execute_notebook(
             str(notebook),
             str(out / notebook.name),
@@ -306,6 +303,14 @@ def execute_notebook(notebook: Path, out: Path, parameters: dict, log: Path) -> 
             stdout_file=sys.stdout,
             stderr_file=errors,
         )
+
+
+@contextlib.contextmanager
+def _failing_as_start_error() -> Iterator[None]:
+    try:
+        yield
+    except papermill.PapermillExecutionError as error:
+        raise StartError(str(error)) from error
 
 
 def report(workload: str, result: dict, out: Path) -> None:
@@ -325,29 +330,3 @@ def report(workload: str, result: dict, out: Path) -> None:
 
 def say(sentence: str) -> None:
     print(f"==> {sentence}", flush=True)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workload", choices=sorted(WORKLOADS), default="wav2vec2")
-    parser.add_argument("--data", type=Path, help=DATA)
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="runs/demo by default")
-    arguments = parser.parse_args()
-    # A terminated demo must stop what it started, as one that is interrupted does.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("demo: terminated"))
-    # Three envoys on a small machine: threads beyond the cores would only wait for each other.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    try:
-        result = run_demo(arguments.workload, arguments.data, arguments.out)
-        report(arguments.workload, result, arguments.out)
-    except (CertificateError, CorpusError, DemoCorpusError, StartError, papermill.PapermillExecutionError) as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("demo: interrupted; everything it started is stopped", file=sys.stderr)
-        return 130
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,8 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from scripts import download as script
-from scripts.download import CORPORA, Archive, DownloadError, download
+from shard_descriptors import download as module
+from shard_descriptors.download import CORPORA, Archive, DownloadError, download
 
 needs_zip = pytest.mark.skipif(shutil.which("zip") is None, reason="zip is not installed")
 
@@ -200,7 +200,7 @@ def test_without_zip_nothing_is_loaded(server, tmp_path, monkeypatch):
 
 
 def test_a_connection_that_breaks_off_is_taken_up_where_it_was(server, dev_clean, tmp_path, monkeypatch):
-    monkeypatch.setattr(script, "ATTEMPTS", 2)  # in a row that bring nothing: each of these brings something
+    monkeypatch.setattr(module, "ATTEMPTS", 2)  # in a row that bring nothing: each of these brings something
     server.cuts = [300_000, 400_000]
     assert download(dev_clean, tmp_path)
     assert [wanted for _, wanted in server.requests] == [None, "bytes=300000-", "bytes=700000-"]
@@ -210,7 +210,7 @@ def test_a_connection_that_breaks_off_is_taken_up_where_it_was(server, dev_clean
 def test_a_server_that_sends_nothing_more_is_told_and_the_same_command_goes_on(
     server, dev_clean, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(script, "ATTEMPTS", 2)
+    monkeypatch.setattr(module, "ATTEMPTS", 2)
     server.cuts = [300_000, 0, 0]
     with pytest.raises(DownloadError, match="the connection ended after 300,000 of .* bytes; what came is kept"):
         download(dev_clean, tmp_path)
@@ -227,7 +227,7 @@ def test_a_server_without_ranges_sends_all_again(server, dev_clean, tmp_path):
 
 
 def test_a_server_without_ranges_that_never_gets_further_is_left(server, dev_clean, tmp_path, monkeypatch):
-    monkeypatch.setattr(script, "ATTEMPTS", 2)
+    monkeypatch.setattr(module, "ATTEMPTS", 2)
     server.has_ranges = False
     server.cuts = [300_000, 200_000, 300_000]
     with pytest.raises(DownloadError, match="the connection ended after 300,000 of .* bytes"):
@@ -288,31 +288,13 @@ def test_an_unpacking_that_was_killed_begins_anew(server, dev_clean, tmp_path):
 def test_what_cannot_be_had_is_one_sentence(server, tmp_path, monkeypatch):
     with pytest.raises(DownloadError, match="missing.zip: the server answers 404 Not Found"):
         download(Archive({server.url("missing.zip"): None}, "x"), tmp_path)
-    monkeypatch.setattr(script, "ATTEMPTS", 2)
+    monkeypatch.setattr(module, "ATTEMPTS", 2)
     with pytest.raises(DownloadError, match="busy.zip: the server answers 503 Service Unavailable; what came is kept"):
         download(Archive({server.url("busy.zip"): None}, "x"), tmp_path)
     assert [name for name, _ in server.requests] == ["missing.zip", "busy.zip", "busy.zip"]
     server.contents["other.tar.gz"] = make_tar({"elsewhere/x": b"y"})
     with pytest.raises(DownloadError, match="has no folder dev-clean: it is not the archive that was published"):
         download(server.archive("LibriSpeech/dev-clean", "other.tar.gz"), tmp_path)
-
-
-def test_the_command_says_what_it_did(dev_clean, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(CORPORA, "dev-clean", (dev_clean,))
-    assert [script.main(["--out", str(tmp_path), "dev-clean"]) for _ in range(2)] == [0, 0]
-    folder = tmp_path / "LibriSpeech/dev-clean"
-    assert capsys.readouterr().out == f"{folder}: downloaded\n{folder}: is there already\n"
-
-
-def test_the_command_says_why_it_stopped(dev_clean, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(script, "ATTEMPTS", 1)
-    monkeypatch.setitem(CORPORA, "dev-clean", (Archive({"http://127.0.0.1:1/dev-clean.tar.gz": None}, "x"),))
-    assert script.main(["--out", str(tmp_path), "dev-clean"]) == 1
-    assert "error: http://127.0.0.1:1/dev-clean.tar.gz: " in capsys.readouterr().err
-    monkeypatch.setitem(CORPORA, "dev-clean", (dev_clean,))
-    (tmp_path / "LibriSpeech").touch()  # where its folder should go
-    assert script.main(["--out", str(tmp_path), "dev-clean"]) == 1
-    assert re.search("error: .*: stopped .*; the same command goes on", capsys.readouterr().err)
 
 
 def test_checksums_are_those_of_torchaudio():

@@ -1,11 +1,9 @@
-"""Command line of the director: `start_director.sh` ends up here."""
+"""The director's server: its settings, its port, and its end."""
 
-import argparse
 import asyncio
 import gc
 import logging
 import signal
-import sys
 from pathlib import Path
 
 import grpc
@@ -14,7 +12,7 @@ from openfl.protocols import aggregator_pb2_grpc, director_pb2_grpc
 from pydantic import Field
 
 from openfl_audio.address import DEFAULT_PORT, join_address
-from openfl_audio.config import Host, Settings, load_settings
+from openfl_audio.config import Host, Settings
 from openfl_audio.director.authorization import Gate
 from openfl_audio.director.calls import OpenCalls
 from openfl_audio.director.director import Director
@@ -22,7 +20,7 @@ from openfl_audio.director.grpc_errors import GuardingInterceptor
 from openfl_audio.director.receiving import Connections, end_silent_lines
 from openfl_audio.director.runs_lock import sole_director
 from openfl_audio.director.service import AggregatorService, DirectorService, RoundsService
-from openfl_audio.errors import CertificateError, SettingsError
+from openfl_audio.errors import StartError
 from openfl_audio.process import prepare_process, share_one_heap
 from openfl_audio.protocol.certificates import Credentials, load_credentials
 from openfl_audio.protocol.tensors import MAX_HEADER_BYTES
@@ -123,27 +121,19 @@ def server_credentials(credentials: Credentials) -> grpc.ServerCredentials:
     )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="start_director.sh", description="Start the director of a federation.")
-    parser.add_argument("-c", "--config", type=Path, required=True)
-    parser.add_argument("--disable-tls", action="store_true", help="no encryption, and anybody may connect")
-    arguments = parser.parse_args()
+def run(settings: DirectorSettings, tls: bool) -> None:
+    """Serve until SIGINT or SIGTERM. Raises CertificateError, and StartError without port or folder."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     max_files = prepare_process()
     share_one_heap()
+    credentials = load_credentials(settings.certificates, "director") if tls else None
     try:
-        settings = load_settings(arguments.config, DirectorFile).settings
-        credentials = None if arguments.disable_tls else load_credentials(settings.certificates, "director")
         asyncio.run(serve(settings, credentials, max_files))
-    except (SettingsError, CertificateError, OSError) as error:
-        print(f"director: {error}", file=sys.stderr)
+    except OSError as error:
+        reason = str(error)
     else:
-        return 0
+        return
     # The error's traceback held the server. Freed as late as with the interpreter, gRPC's server waits for a thread of
     # its own that no longer runs: in one start of twenty for ever.
     gc.collect()
-    return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    raise StartError(reason)

@@ -1,4 +1,4 @@
-"""The script is run as a user runs it: a process of its own, from another folder."""
+"""The command is run as a user runs it: a process of its own, from another folder."""
 
 import stat
 import subprocess
@@ -7,11 +7,9 @@ from pathlib import Path
 
 from openfl_audio.protocol.certificates import load_credentials
 
-SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "make_certificates.py"
-
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), "--out", "certificates", *arguments]
+    command = [sys.executable, "-m", "openfl_audio.cli", "certificates", "make", "--out", "certificates", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
 
 
@@ -48,7 +46,9 @@ def test_existing_certificate_is_refused_in_one_sentence_and_replaced_with_force
     before = (tmp_path / "certificates" / "site-a.crt").read_bytes()
     again = make(tmp_path, "--envoy", "site-a")
     assert again.returncode == 1
-    assert again.stderr == "error: certificates/site-a.crt exists already: --force replaces it.\n"
+    assert (
+        again.stderr == "openfl-audio certificates make: certificates/site-a.crt exists already: --force replaces it.\n"
+    )
     assert (tmp_path / "certificates" / "site-a.crt").read_bytes() == before
 
     assert make(tmp_path, "--envoy", "site-a", "--force").returncode == 0
@@ -63,5 +63,8 @@ def test_repeated_option_adds_names(tmp_path: Path) -> None:
 def test_nothing_to_sign_is_refused(tmp_path: Path) -> None:
     result = make(tmp_path)
     assert result.returncode == 1
-    assert result.stderr == "error: There is nothing to sign: give a director, an envoy or a user.\n"
+    assert (
+        result.stderr
+        == "openfl-audio certificates make: There is nothing to sign: give a director, an envoy or a user.\n"
+    )
     assert not (tmp_path / "certificates").exists()

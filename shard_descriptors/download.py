@@ -1,23 +1,14 @@
-"""Downloads FSD50K, subsets of LibriSpeech, the noise of WHAM and Speech Commands, checks them and unpacks them.
+"""Download FSD50K, subsets of LibriSpeech, the noise of WHAM and Speech Commands, check them and unpack them.
 
-    python scripts/download.py --out data fsd50k                                    # data/FSD50K
-    python scripts/download.py --out data train-clean-100 dev-clean test-clean      # data/LibriSpeech
-    python scripts/download.py --out data wham-noise                                # data/wham_noise
-    python scripts/download.py --out data speech-commands                           # data/speech_commands, v0.02
-
-A file is kept as data/<file>.part while it comes; a download that broke off is taken up again, also by the same command
-later. A complete one is checked, its archive unpacked to a temporary folder that then takes its place, and removed.
-Room for an archive and its content is needed at a time: LibriSpeech's train-clean-360 has 23 GB, WHAM's noise 18 GB.
-FSD50K is 25 GB to load and 34 GB of audio; its larger half comes as six files, which Info-ZIP's `zip` joins (it must be
-installed), and takes 62 GB until it is unpacked.
+A file is kept as <out>/<file>.part while it comes; a download that broke off is resumed, also by a later call. A
+complete one is checked, its archive unpacked to a temporary folder that then takes its place, and removed. FSD50K is
+25 GB to load and 34 GB of audio; its larger half comes as six files, which Info-ZIP's `zip` joins.
 """
 
-import argparse
 import hashlib
 import http.client
 import shutil
 import subprocess
-import sys
 import tarfile
 import time
 import urllib.error
@@ -32,6 +23,8 @@ import rich.progress
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
+from shard_descriptors.common.errors import CorpusError
+
 BLOCK_BYTES = 1 << 20
 TIMEOUT_S = 60
 ATTEMPTS = 5  # in a row that bring nothing
@@ -39,11 +32,13 @@ CONSOLE = Console(stderr=True)
 
 
 class Archive(NamedTuple):
-    """Attributes:
-    files: address -> checksum as published ("md5:..." or "sha256:..."; None where nothing is, and the checksums inside
-        a zip file have to do). One .tar.gz or .zip file, or the parts of a split zip archive, its .zip last.
-    folder: that it becomes, below the folder of all corpora.
-    root: the folder that its members are relative to.
+    """A published archive: one .tar.gz or .zip file, or the parts of a split zip archive.
+
+    Attributes:
+        files: checksum as published ("md5:..." or "sha256:...") by the address of the file, the .zip of a split archive
+            last; None where nothing is published, and the checksums inside a zip file have to do.
+        folder: the folder that it becomes, below the folder of all corpora.
+        root: the folder that its members are relative to.
     """
 
     files: Mapping[str, str | None]
@@ -106,8 +101,8 @@ CORPORA: dict[str, tuple[Archive, ...]] = {
 }
 
 
-class DownloadError(Exception):
-    """The message is one sentence for the user."""
+class DownloadError(CorpusError):
+    """A corpus cannot be downloaded; the message says why, and how to go on."""
 
 
 def download(archive: Archive, out: Path) -> bool:
@@ -149,7 +144,7 @@ def _fetch(url: str, checksum: str | None, out: Path) -> Path:
         came_bytes = _size_bytes(part)
         failures, most_bytes = (0, came_bytes) if came_bytes > most_bytes else (failures + 1, most_bytes)
         if failures == ATTEMPTS:
-            raise DownloadError(f"{url}: {reason}; what came is kept, the same command goes on")
+            raise DownloadError(f"{url}: {reason}; what came is kept, the same command resumes it")
         time.sleep(failures)
     if checksum is not None:
         _check(url, checksum, part)
@@ -248,32 +243,3 @@ def _extract(path: Path, folder: Path) -> None:
 
 def _size_bytes(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="+", choices=CORPORA, metavar="NAME", help=", ".join(CORPORA))
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the folders go")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse_arguments(arguments)
-    try:
-        for archive in (archive for name in options.names for archive in CORPORA[name]):
-            made = download(archive, options.out)
-            print(f"{options.out / archive.folder}: {'downloaded' if made else 'is there already'}")
-    except DownloadError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {options.out}: stopped ({error}); the same command goes on", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped; the same command goes on.", file=sys.stderr)
-        return 130
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,15 +3,15 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from scripts import prepare_fedwham, prepare_librifsd50k
+from openfl_audio.cli.main import main
 from shard_descriptors.librifsd50k import LibriFsd50kShardDescriptor
 from tests.unit.shard_descriptors.librifsd50k_corpora import make_corpora, make_wham
 
-REPOSITORY = Path(__file__).parents[3]
+PREPARE = ["data", "prepare", "librifsd50k"]
+FEDWHAM = ["data", "prepare", "fedwham"]
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def corpora(tmp_path_factory):
 
 def test_the_command_writes_a_store_that_a_shard_reads_and_says_what_is_in_it(corpora, tmp_path):
     out = tmp_path / "out"
-    command = [sys.executable, REPOSITORY / "scripts" / "prepare_librifsd50k.py", "--out", out, "--workers", "2"]
+    command = [sys.executable, "-m", "openfl_audio.cli", *PREPARE, "--out", out, "--workers", "2"]
     sources = ["--librispeech", corpora.librispeech, "--fsd50k", corpora.fsd50k]
     done = subprocess.run([*command, *sources], capture_output=True, text=True, timeout=120, check=True)
     report = json.loads((out / "report.json").read_text())
@@ -37,20 +37,25 @@ def test_the_command_writes_a_store_that_a_shard_reads_and_says_what_is_in_it(co
 
 def test_a_wrong_folder_is_one_sentence(corpora, tmp_path, capsys):
     arguments = ["--librispeech", str(corpora.fsd50k), "--fsd50k", str(corpora.fsd50k), "--out", str(tmp_path / "out")]
-    assert prepare_librifsd50k.main(arguments) == 1
-    assert capsys.readouterr().err.startswith(f"error: {corpora.fsd50k} is not a LibriSpeech folder")
-    assert prepare_fedwham.main(["--wham", str(corpora.fsd50k), "--out", str(tmp_path / "out")]) == 1
+    assert main([*PREPARE, *arguments]) == 1
+    assert capsys.readouterr().err.startswith(
+        f"openfl-audio data prepare librifsd50k: {corpora.fsd50k} is not a LibriSpeech folder"
+    )
+    assert main([*FEDWHAM, "--wham", str(corpora.fsd50k), "--out", str(tmp_path / "out")]) == 1
     assert "is no folder of WHAM" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_a_seed_below_0_and_a_folder_that_cannot_be_written_are_one_sentence(corpora, tmp_path, capsys):
     sources = ["--librispeech", str(corpora.librispeech), "--fsd50k", str(corpora.fsd50k)]
-    assert prepare_librifsd50k.main([*sources, "--out", str(tmp_path / "out"), "--seed", "-1"]) == 1
-    assert capsys.readouterr().err == "error: seed: -1 should be a whole number from 0 on\n"
+    assert main([*PREPARE, *sources, "--out", str(tmp_path / "out"), "--seed", "-1"]) == 1
+    assert (
+        capsys.readouterr().err
+        == "openfl-audio data prepare librifsd50k: seed: -1 should be a whole number from 0 on\n"
+    )
     (tmp_path / "file").touch()
-    assert prepare_librifsd50k.main([*sources, "--out", str(tmp_path / "file" / "out")]) == 1
-    assert capsys.readouterr().err.startswith("error: stopped ([Errno 20] Not a directory")
+    assert main([*PREPARE, *sources, "--out", str(tmp_path / "file" / "out")]) == 1
+    assert capsys.readouterr().err.startswith("openfl-audio data prepare librifsd50k: [Errno 20] Not a directory")
 
 
 def test_fedwham_is_written_and_read_by_the_same_shard(tmp_path, capsys):
@@ -58,7 +63,7 @@ def test_fedwham_is_written_and_read_by_the_same_shard(tmp_path, capsys):
     folders = {"tr": names, "cv": [f"cv{name}" for name in names], "tt": [f"tt{name}" for name in names]}
     make_wham(tmp_path / "wham", folders)
     out = tmp_path / "out"
-    assert prepare_fedwham.main(["--wham", str(tmp_path / "wham"), "--out", str(out)]) == 0
+    assert main([*FEDWHAM, "--wham", str(tmp_path / "wham"), "--out", str(out)]) == 0
     assert "train: 6 chunks in 6 pairs of 2 speakers" in capsys.readouterr().out
     shard = LibriFsd50kShardDescriptor(out, available_speech_percentage=0.5)
     assert [len(shard.get_dataset(split)) for split in ("train", "validation", "test")] == [3, 3, 3]

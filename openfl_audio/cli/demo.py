@@ -1,0 +1,34 @@
+"""`openfl-audio demo`: a federation on this machine, from the recordings to a model."""
+
+import os
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from openfl_audio.cli.options import Command, option
+
+
+class Demo(Command):
+    """Show a federation on this machine: a director and three envoys train a model, over TLS.
+
+    The demo makes a synthetic corpus, unless --data names a folder with the published one, and certificates, and
+    executes the notebook of the workload. An earlier run in the same folder is kept under another name.
+    """
+
+    example: ClassVar[str] = "openfl-audio demo --workload whisper --data data/speech_commands"
+
+    workload: Literal["wav2vec2", "whisper", "fsd50k", "librifsd50k", "librispeech"] = option(
+        "what is trained", "wav2vec2"
+    )
+    data: Path | None = option(
+        "a corpus in its published layout, in place of one that is made; for librifsd50k, a folder with LibriSpeech "
+        "and FSD50K",
+        None,
+    )
+    out: Path = option("folder of the run", Path("runs/demo"))
+
+    def run(self) -> None:
+        # Three envoys on a small machine: threads beyond the cores would only wait for each other.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        from openfl_audio.testing.demo import report, run_demo
+
+        report(self.workload, run_demo(self.workload, self.data, self.out), self.out)
