@@ -13,9 +13,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from openfl_audio.envoy import libraries  # noqa: F401  loaded while there is time, and before all else of OpenFL
-
-# isort: split
+import torch
 from openfl.federated import Plan
 
 from openfl_audio.config import load_settings, parse_change
@@ -23,6 +21,7 @@ from openfl_audio.envoy.job import Job
 from openfl_audio.envoy.round_loop import RoundCollaborator
 from openfl_audio.envoy.rounds_client import RoundsClient
 from openfl_audio.envoy.settings import EnvoyFile, build_shard_descriptor, connect
+from openfl_audio.node import model_interface  # noqa: F401  what pickles refer to is loaded while there is time
 from openfl_audio.node.compatibility import check_environment
 from openfl_audio.node.local_state import ClientStates
 from openfl_audio.node.task_runner import TaskRunner, seed_generators
@@ -58,6 +57,11 @@ def run_experiment(name: str, settings: EnvoyFile, config: Path, tls: bool, job:
     collaborator.run()
 
 
+def load_optimizers() -> None:
+    """Make an optimizer for nothing: the first of a process loads torch's compiler, which takes more than a second."""
+    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="openfl_audio.envoy.worker")
     parser.add_argument("-n", "--name", required=True)
@@ -65,6 +69,7 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--disable-tls", action="store_true")
     arguments = parser.parse_args()
+    load_optimizers()
     line = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0).readline()
     if not line:
         return 0  # the envoy has ended, or has no experiment after all
