@@ -6,8 +6,6 @@ cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 readonly VENV=.venv
 readonly LOG=$VENV/install.log
 readonly EXTRAS=demo,dev,simulation,tune
-# Measured with torch's CUDA libraries: 5.9 GB when done, and up to 7.7 GB while the wheels lie beside it.
-readonly NEEDED_GB=8
 
 fail() {
     echo "error: $*" >&2
@@ -39,6 +37,33 @@ find_python() {
     fail "no working Python 3.10, 3.11 or 3.12 was found; install one, or name it with make PYTHON=/path/to/python."
 }
 
+has_gpu() { compgen -G "/dev/nvidia[0-9]*" >/dev/null || command -v nvidia-smi >/dev/null; }
+
+# Prints the newest build of torch for CPUs that pip's indexes have and the project takes, as torch==VERSION+cpu.
+find_cpu_torch() {
+    "$python" -m pip index versions torch 2>/dev/null | "$python" -c '
+import re, sys
+version = lambda text: tuple(map(int, text.split(".")))
+least, too_new = re.search(r"\"torch>=([0-9.]+),<([0-9.]+)\"", open("pyproject.toml").read()).groups()
+builds = re.findall(r"([0-9.]+)\+cpu", sys.stdin.read())
+taken = [build for build in builds if version(least) <= version(build) < version(too_new)]
+print(*("torch==" + build + "+cpu" for build in sorted(taken, key=version)[-1:]))'
+}
+
+is_installed() { "$python" -c 'import importlib.metadata, sys; importlib.metadata.version(sys.argv[1])' "$1" 2>/dev/null; }
+
+# Passes on what pip begins to download, where that takes a while.
+show_downloads() {
+    local line
+    while IFS= read -r line; do
+        if [[ $line =~ Downloading\ ([^-\ ]+)-([^-\ ]+)-.*\(([0-9]{2,}(\.[0-9]+)?\ MB|[0-9.]+\ GB)\) ]]; then
+            echo "  ${BASH_REMATCH[1]} ${BASH_REMATCH[2]}, ${BASH_REMATCH[3]}"
+        elif [[ $line == "Installing collected packages"* ]]; then
+            echo "  unpacking"
+        fi
+    done
+}
+
 kilobytes_free() { df -Pk "$1" | awk 'NR == 2 { print $4 }'; }
 kilobytes_used() { du -sk "$1" 2>/dev/null | awk '{ print $1 }'; }
 
@@ -56,29 +81,47 @@ if ! { [[ -f $VENV/.folder && $(<"$VENV/.folder") == "$PWD" ]] && fits "$python"
 fi
 rm -rf "$VENV/tmp" # wheels of an installation that was killed
 
-used=$(kilobytes_used "$VENV" || true)
-needed=$((NEEDED_GB * 1024 * 1024 - ${used:-0}))
-free=$(kilobytes_free .)
-if ((free < needed)); then
-    fail "the installation needs $(((needed + 1048575) / 1048576)) GB in $PWD, and $((free / 1048576)) GB are free."
-fi
-
 if [[ -n ${base:-} ]]; then
     echo "Making $VENV with $("$base" --version 2>&1) ($base)"
     "$base" -m venv "$VENV" || fail "$base could not make $VENV."
     echo "$PWD" >"$VENV/.folder"
 fi
 
-echo "Installing the dependencies into $VENV: some minutes and 6 GB the first time (to watch: tail -f $LOG)"
+# Measured with torch's CUDA libraries: 3.1 GB of wheels, 5.9 GB when done, and up to 7.7 GB while the wheels lie beside it.
+size="3.1 GB, most of it PyTorch"
+needed_gb=8
+requirements=(-e ".[$EXTRAS]")
+# A torch that is there already stays, whatever it was built for.
+if is_installed torch; then
+    size="what is missing"
+elif ! has_gpu; then
+    cpu_torch=$(find_cpu_torch || true)
+    if [[ -n $cpu_torch ]]; then
+        requirements+=("$cpu_torch")
+        size="0.6 GB, with PyTorch for the CPU"
+    elif [[ $(uname -sm) == "Linux x86_64" ]]; then
+        echo "There is no GPU here, and pip's indexes have PyTorch with its libraries for GPUs only (2.7 GB). With an index of"
+        echo "its CPU builds in PIP_EXTRA_INDEX_URL, make install takes one of 0.2 GB."
+    fi
+fi
+used=$(kilobytes_used "$VENV" || true)
+needed=$((needed_gb * 1024 * 1024 - ${used:-0}))
+free=$(kilobytes_free .)
+if ((free < needed)); then
+    fail "the installation needs $(((needed + 1048575) / 1048576)) GB in $PWD, and $((free / 1048576)) GB are free."
+fi
+
+echo "Installing the dependencies into $VENV; to download the first time: $size (pip's log is $LOG)"
 started=$SECONDS
 # Wheels are unpacked next to where they end up: /tmp is often small, and its room was not measured above.
 mkdir -p "$VENV/tmp"
 trap 'rm -rf "$VENV/tmp"' EXIT
-if ! TMPDIR=$PWD/$VENV/tmp "$python" -m pip install --disable-pip-version-check --progress-bar off -e ".[$EXTRAS]" >"$LOG" 2>&1; then
+if ! TMPDIR=$PWD/$VENV/tmp "$python" -m pip install --disable-pip-version-check --progress-bar off "${requirements[@]}" 2>&1 |
+    tee "$LOG" | show_downloads; then
     # The log may have found no room for pip's last words.
     if grep -q "No space left on device" "$LOG" || (($(kilobytes_free .) < 1024)); then
         rm -rf "$VENV/tmp"
-        fail "the disk became full during the installation; free $NEEDED_GB GB and run make install again (details in $LOG)."
+        fail "the disk became full during the installation; free $needed_gb GB and run make install again (details in $LOG)."
     fi
     tail -n 15 "$LOG" >&2 || true
     fail "pip failed; the lines above are the end of $LOG."
