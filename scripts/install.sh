@@ -39,15 +39,22 @@ find_python() {
 
 has_gpu() { compgen -G "/dev/nvidia[0-9]*" >/dev/null || command -v nvidia-smi >/dev/null; }
 
-# Prints the newest build of torch for CPUs that pip's indexes have and the project takes, as torch==VERSION+cpu.
-find_cpu_torch() {
-    "$python" -m pip index versions torch 2>/dev/null | "$python" -c '
-import re, sys
-version = lambda text: tuple(map(int, text.split(".")))
-least, too_new = re.search(r"\"torch>=([0-9.]+),<([0-9.]+)\"", open("pyproject.toml").read()).groups()
-builds = re.findall(r"([0-9.]+)\+cpu", sys.stdin.read())
-taken = [build for build in builds if version(least) <= version(build) < version(too_new)]
-print(*("torch==" + build + "+cpu" for build in sorted(taken, key=version)[-1:]))'
+# Prints the newest builds for CPUs, as torch==VERSION+cpu torchaudio==VERSION+cpu, if pip's indexes have both: neither loads
+# beside one for GPUs of the other.
+find_cpu_builds() {
+    "$python" -c '
+import re, subprocess, sys
+project = open("pyproject.toml").read()
+least, too_new = re.search(r"\"torch>=([0-9.]+),<([0-9.]+)\"", project).groups()
+audio = re.search(r"\"torchaudio==([0-9.]+)\"", project)[1]
+def number(version):
+    return tuple(map(int, version.split(".")))
+def builds(name):
+    versions = subprocess.run([sys.executable, "-m", "pip", "index", "versions", name], capture_output=True, text=True)
+    return re.findall(r"([0-9.]+)\+cpu", versions.stdout)
+torch = [build for build in builds("torch") if number(least) <= number(build) < number(too_new)]
+if torch and audio in builds("torchaudio"):
+    print(f"torch=={max(torch, key=number)}+cpu torchaudio=={audio}+cpu")'
 }
 
 is_installed() { "$python" -c 'import importlib.metadata, sys; importlib.metadata.version(sys.argv[1])' "$1" 2>/dev/null; }
@@ -95,13 +102,13 @@ requirements=(-e ".[$EXTRAS]")
 if is_installed torch; then
     size="what is missing"
 elif ! has_gpu; then
-    cpu_torch=$(find_cpu_torch || true)
-    if [[ -n $cpu_torch ]]; then
-        requirements+=("$cpu_torch")
+    read -ra cpu_builds < <(find_cpu_builds) || true
+    if ((${#cpu_builds[@]})); then
+        requirements+=("${cpu_builds[@]}")
         size="0.6 GB, with PyTorch for the CPU"
     elif [[ $(uname -sm) == "Linux x86_64" ]]; then
-        echo "There is no GPU here, and pip's indexes have PyTorch with its libraries for GPUs only (2.7 GB). With an index of"
-        echo "its CPU builds in PIP_EXTRA_INDEX_URL, make install takes one of 0.2 GB."
+        echo "There is no GPU here, and pip's indexes have PyTorch with its libraries for GPUs only (2.7 GB). With the index of"
+        echo "PyTorch's CPU builds in PIP_EXTRA_INDEX_URL, make install takes those (0.2 GB)."
     fi
 fi
 used=$(kilobytes_used "$VENV" || true)
