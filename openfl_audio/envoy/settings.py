@@ -65,10 +65,15 @@ def build_shard_descriptor(settings: ShardDescriptorSettings, folder: Path) -> S
 
 
 def _load(template: str) -> Callable[..., ShardDescriptor]:
-    installed = entry_points(group=GROUP, name=template)
+    installed = entry_points(group=GROUP)
     module, _, name = template.rpartition(".")
     try:
-        return next(iter(installed)).load() if installed else getattr(import_module(module), name)
+        if template in installed.names:
+            return installed[template].load()
+        if not module:
+            names = ", ".join(sorted(installed.names)) or "there is none"
+            raise ImportError(f"it should be MODULE.CLASS, or an installed shard descriptor ({names})")
+        return getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise SettingsError(f"shard_descriptor.template '{template}' cannot be imported: {error}") from error
 

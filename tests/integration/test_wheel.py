@@ -100,6 +100,7 @@ def read_result(out: Path) -> dict[str, Any]:
     return json.loads((out / "result.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_wheel_has_every_file_of_the_packages_and_the_notebooks(wheel):
     built = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     files = {

@@ -72,7 +72,11 @@ def test_a_missing_or_empty_file_raises(tmp_path):
     [
         ({"template": "shard_descriptors.nothing.Here"}, "'shard_descriptors.nothing.Here' cannot be imported"),
         ({"template": "shard_descriptors.superb.Nothing"}, "cannot be imported"),
-        ({"template": "superb"}, "'superb' cannot be imported"),
+        (
+            {"template": "superb"},
+            r"'superb' cannot be imported: it should be MODULE.CLASS, or an installed shard descriptor \(there is",
+        ),
+        ({"template": ".Here"}, "'.Here' cannot be imported: it should be MODULE.CLASS"),
         (
             {"template": "shard_descriptors.superb.SuperbShardDescriptor", "params": {"data_path": "x", "rnak": 1}},
             "shard_descriptor.params do not fit .*'rnak'",
@@ -83,6 +87,22 @@ def test_a_wrong_shard_descriptor_is_named(tmp_path, settings, sentence, monkeyp
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingsError, match=sentence):
         build_shard_descriptor(ShardDescriptorSettings(**settings), tmp_path)
+
+
+def test_a_shard_descriptor_of_an_installed_package_is_found_by_its_name(tmp_path, monkeypatch):
+    installed = tmp_path / "installed"
+    (installed / "mine-1.0.dist-info").mkdir(parents=True)
+    (installed / "mine-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    (installed / "mine-1.0.dist-info" / "entry_points.txt").write_text(
+        "[openfl_audio.shard_descriptors]\nmine = builtins:dict\ngone = nothing:Here\n"
+    )
+    monkeypatch.syspath_prepend(installed)
+    monkeypatch.chdir(tmp_path)
+    assert build_shard_descriptor(ShardDescriptorSettings(template="mine", params={"a": 1}), tmp_path) == {"a": 1}
+    with pytest.raises(SettingsError, match="'gone' cannot be imported: No module named 'nothing'"):
+        build_shard_descriptor(ShardDescriptorSettings(template="gone"), tmp_path)
+    with pytest.raises(SettingsError, match=r"or an installed shard descriptor \(gone, mine\)"):
+        build_shard_descriptor(ShardDescriptorSettings(template="other"), tmp_path)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
