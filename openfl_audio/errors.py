@@ -45,6 +45,10 @@ class LackError(OpenFLAudioError, RuntimeError):
     """Something cannot be done for the moment. The message says what the director lacks."""
 
 
+class EndedError(OpenFLAudioError, RuntimeError):
+    """An experiment ended while something of it waited."""
+
+
 class ConnectionRefusedByDirectorError(OpenFLAudioError, RuntimeError):
     """The director cannot be reached, or does not want this envoy."""
 

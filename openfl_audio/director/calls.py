@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -12,6 +12,7 @@ from openfl_audio.errors import CallEndedError, TooManyCallsError
 # A notebook has a handful of calls open, an envoy and its worker too.
 MAX_CALLS_PER_CERTIFICATE = 64
 LOOK_SECONDS = 1.0
+TRANSFERS_OF_A_KIND = 2
 
 
 class Endable:
@@ -36,6 +37,38 @@ class Endable:
             if self._task is not None and hasattr(self._task, "uncancel"):  # from Python 3.11 on
                 self._task.uncancel()
             raise CallEndedError(self._reason) from None
+
+
+class Transfers:
+    """The open transfers of an experiment: one of each kind by each peer, and one more beside it.
+
+    The connection of the first one may have broken unnoticed. A third one ends the first: a peer that never ends its
+    transfers would hold files that nobody else needs.
+    """
+
+    def __init__(self) -> None:
+        self._open: dict[tuple[str, str], list[Endable]] = {}
+
+    @contextmanager
+    def open(self, kind: str, peer: str) -> Iterator[None]:
+        """Run a block that is a transfer. Raises CallEndedError when it is ended from elsewhere."""
+        others = self._open.setdefault((kind, peer), [])
+        if len(others) == TRANSFERS_OF_A_KIND:
+            others.pop(0).end(f"another {kind} of {peer} takes its place")
+        with Endable() as transfer:
+            others.append(transfer)
+            try:
+                yield
+            finally:
+                if transfer in others:
+                    others.remove(transfer)
+
+    def end_all(self, peers: Container[str], reason: str) -> None:
+        """End all transfers of `peers`."""
+        for (_, peer), transfers in list(self._open.items()):
+            if peer in peers:
+                for transfer in list(transfers):
+                    transfer.end(reason)
 
 
 class OpenCalls:

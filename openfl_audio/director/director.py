@@ -60,7 +60,7 @@ class UnusableExperiment:
     reason: str
 
     def summary(self) -> dict[str, Any]:
-        """The same keys as `Experiment.summary`."""
+        """The same keys as `View.summary`."""
         return {
             "name": self.name,
             "owner": self.owner,
@@ -132,7 +132,7 @@ class Director:
         entry.experiment = next((e for e in self.experiments.values() if _has(e, name)), None)
         self.envoys[name] = entry
         if entry.experiment:
-            entry.experiment.register(name, entry.sizes)
+            entry.experiment.scheduler.register(name, entry.sizes)
         if known:
             known.changes.notify()
         logger.info("envoy '%s' registered, with %s: %s", name, corpus or "a corpus without a name", peer)
@@ -218,7 +218,7 @@ class Director:
         """
         busy = set()
         for name, entry in self.envoys.items():
-            if entry.experiment and (entry.experiment.ended or name in entry.experiment.state.left):
+            if entry.experiment and (entry.experiment.ended or name in entry.experiment.state.departed):
                 entry.work_on(None)
             if entry.experiment:
                 busy.add(name)
@@ -238,7 +238,7 @@ class Director:
 
     def status(self, user: str) -> dict[str, Any]:
         """Envoys and experiments; of others' experiments not why they failed, which is their owners' code."""
-        experiments = [experiment.summary() for experiment in self.experiments.values()]
+        experiments = [experiment.view.summary() for experiment in self.experiments.values()]
         experiments += [experiment.summary() for experiment in self.unusable.values()]
         for summary in experiments:
             if summary["owner"] not in ("", user):
@@ -264,7 +264,7 @@ class Director:
     def _run(self, experiment: Experiment) -> None:
         # The event loop itself keeps no more than a weak reference to a task.
         name = experiment.plan.name
-        self._running[name] = asyncio.create_task(experiment.run(self.assign))
+        self._running[name] = asyncio.create_task(experiment.scheduler.run(self.assign))
         self._running[name].add_done_callback(lambda _: self._running.pop(name))
 
     def _members(self, plan: ExperimentPlan) -> list[str]:
@@ -309,15 +309,15 @@ class Director:
     def _is_held_up(self, envoy: str) -> bool:
         """Tell whether it is at work on an experiment that waits for an envoy that is gone."""
         experiment = self.envoys[envoy].experiment
-        return experiment is not None and experiment.is_held_up
+        return experiment is not None and experiment.scheduler.is_held_up
 
     def _let_join(self, name: str, entry: EnvoyEntry) -> None:
         for experiment in self.experiments.values():
             state, plan = experiment.state, experiment.plan
-            takes_all = plan.envoys is None and state.status is Status.IN_PROGRESS and name not in state.left
+            takes_all = plan.envoys is None and state.status is Status.IN_PROGRESS and name not in state.departed
             if takes_all and entry.corpus == self._corpus_of(experiment):
                 logger.info("envoy '%s' joins experiment '%s'", name, plan.name)
-                experiment.join(name, entry.sizes)
+                experiment.scheduler.join(name, entry.sizes)
                 entry.work_on(experiment)
                 return
 

@@ -7,7 +7,8 @@ from google.protobuf.message import DecodeError
 from openfl.protocols import base_pb2
 from openfl.protocols.aggregator_pb2 import MessageHeader, TaskResults
 
-from openfl_audio.director.experiment import Experiment, PartialUpdate
+from openfl_audio.director.experiment import Experiment
+from openfl_audio.director.intake import PartialUpdate
 from openfl_audio.errors import UpdateRefusedError
 from openfl_audio.protocol.tensors import TensorFile, Tensors, describe, stream
 from openfl_audio.protocol.wire import TaskResult, UpdateEnvelope, UpdateMessage
@@ -39,7 +40,7 @@ def most_bytes_of_results(experiment: Experiment) -> int:
 
     They are put together in memory.
     """
-    entries = experiment.model_header.entries.values()
+    entries = experiment.folder.model_header.entries.values()
     return (1 << 20) + sum(2 * 4 * entry.count + 4096 for entry in entries)
 
 
@@ -63,20 +64,21 @@ async def receive_results(experiment: Experiment, envoy: str, message: TaskResul
     Raises UpdateRefusedError. Results that came too late, or once more, are dropped.
     """
     sender = UpdateEnvelope(experiment=experiment.plan.name, envoy=envoy, round=message.round_number, results=None)
-    if experiment.is_dropped(sender):
+    if experiment.intake.is_dropped(sender):
         return
     try:
         wanted = _wanted(experiment, sender, message)
-        partial = experiment.partial_updates.setdefault(envoy, PartialUpdate())
+        partial = experiment.intake.partial_updates.setdefault(envoy, PartialUpdate())
         _add(experiment, partial, sender, message)
     except UpdateRefusedError as error:
-        experiment.refuse(sender, str(error))
+        experiment.intake.refuse(sender, str(error))
         raise
     if wanted == partial.results.keys():
         update = UpdateMessage(**sender.model_dump(exclude={"results"}), results=partial.results)
-        await experiment.receive_update(update, describe(partial.tensors, update.model_dump()), _data(partial.tensors))
+        header = describe(partial.tensors, update.model_dump())
+        await experiment.intake.receive(update, header, _data(partial.tensors))
         # Not before: what the director lacks something for comes once more, and only its last part.
-        experiment.partial_updates.pop(envoy, None)
+        experiment.intake.partial_updates.pop(envoy, None)
 
 
 def _wanted(experiment: Experiment, sender: UpdateEnvelope, message: TaskResults) -> set[str]:

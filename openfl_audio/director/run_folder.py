@@ -1,7 +1,7 @@
 """What the director keeps of an experiment on disk: all that it needs to go on after it was killed at any moment.
 
     experiment.json      the plan
-    state.json           status, round, who was asked; replacing it is what makes a round count
+    state.json           status, round, who takes part; replacing it is what makes a round count
     workspace.zip        what the envoys get, until the experiment has ended
     history.jsonl        one record a round
     models/N.safetensors the global model after N aggregations, and `N.optimizer.safetensors` with a server optimizer
@@ -24,10 +24,11 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from openfl_audio.director.aggregate import check_finite
 from openfl_audio.director.history import History
@@ -67,7 +68,15 @@ class Status(str, Enum):
 
 
 class State(BaseModel):
-    """The state of an experiment, which changes. `left` has the envoys that are out of it, with the reason."""
+    """The state of an experiment, which changes.
+
+    Attributes:
+        members: the envoys that may be asked in the next round.
+        departed: the envoys that have left the experiment, with the reason.
+        registered: the sizes of the shards when their envoys became members.
+        participants: the envoys that were asked in the open round, None between two rounds.
+        boot: names the time since the machine was started; see `boot_id`.
+    """
 
     # What another version of the director knows besides is kept.
     model_config = ConfigDict(extra="allow")
@@ -77,9 +86,10 @@ class State(BaseModel):
     status: Status = Status.PENDING
     error: str = ""
     members: list[str] = []
-    left: dict[str, str] = {}
-    registered: dict[str, Sizes] = {}  # of shards, when their envoys became members
-    asked: list[str] | None = None
+    # The second names are those of version 0.1.0.
+    departed: dict[str, str] = Field(default={}, validation_alias=AliasChoices("departed", "left"))
+    registered: dict[str, Sizes] = {}
+    participants: list[str] | None = Field(default=None, validation_alias=AliasChoices("participants", "asked"))
     boot: str = ""
     progress: Progress = Progress()
 
@@ -256,8 +266,15 @@ class RunFolder:
             if path not in kept:
                 path.unlink()
 
+    @cached_property
+    def model_header(self) -> Header:
+        """Return the header that the files of all global models have in common, save for their metadata."""
+        with TensorFile(self.model) as model:
+            return model.header
+
     def updates(self) -> list[Path]:
-        return sorted((self.path / "updates").iterdir())
+        """Return the files of updates, whole or not."""
+        return sorted((self.path / "updates").glob("*"))
 
     def take_update_file(self) -> Path:
         """A file for an update on its way: one that is free, as its memory and disk blocks are there, or a new one."""
@@ -276,9 +293,11 @@ class RunFolder:
         else:
             self._free_updates.add(path)
 
-    def delete_free_update_files(self) -> None:
-        while self._free_updates:
-            self._free_updates.pop().unlink(missing_ok=True)
+    def delete_updates(self) -> None:
+        """Remove the files of all updates of an experiment that has ended."""
+        self._free_updates.clear()
+        for path in self.updates():
+            path.unlink(missing_ok=True)
 
     def delete_archive(self) -> None:
         """Remove what the envoys download, which nobody needs once the experiment has ended."""
@@ -288,10 +307,6 @@ class RunFolder:
         """Bring the state to the disk for certain: only then may the files that the one before names be used again."""
         self.state.boot = boot_id()
         write_whole(self.path / "state.json", self.state.model_dump_json(indent=2).encode())
-
-    def append_history(self, record: dict[str, Any]) -> None:
-        """Keep the record of a round, which counts with the next state. Raises OSError; then it may be kept again."""
-        self.history.append(record)
 
 
 def owner_of(path: Path) -> str:

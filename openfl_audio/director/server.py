@@ -19,7 +19,9 @@ from openfl_audio.director.director import Director
 from openfl_audio.director.grpc_errors import GuardingInterceptor
 from openfl_audio.director.receiving import Connections, end_silent_lines
 from openfl_audio.director.runs_lock import sole_director
-from openfl_audio.director.service import AggregatorService, DirectorService, RoundsService
+from openfl_audio.director.services.aggregator import AggregatorService
+from openfl_audio.director.services.director import DirectorService
+from openfl_audio.director.services.rounds import RoundsService
 from openfl_audio.errors import StartError
 from openfl_audio.process import prepare_process, share_one_heap
 from openfl_audio.protocol.certificates import Credentials, load_credentials

@@ -59,12 +59,12 @@ class Participation(BaseModel):
         """Whether this round validates the model it begins with: rounds 0, validate_every, ... and always the last."""
         return round_number % self.validate_every == 0 or round_number == last_round
 
-    def is_complete(self, asked: int, answered: int, is_quorum: bool, seconds_open: float) -> bool:
+    def is_complete(self, participants: int, answered: int, is_quorum: bool, seconds_open: float) -> bool:
         """Whether a round closes now: all have answered, or the deadline has come and those that count are a quorum.
 
-        Of the `asked` clients `answered` have answered in one way or another.
+        Of the `participants`, `answered` have answered in one way or another.
         """
-        if answered >= asked:
+        if answered >= participants:
             return True
         return self.deadline_seconds is not None and seconds_open >= self.deadline_seconds and is_quorum
 

@@ -47,7 +47,7 @@ class Rounds:
     def __init__(self, plan: ExperimentPlan, progress: Progress) -> None:
         self.plan = plan
         self.progress = progress
-        self.asked: dict[str, list[Task]] = {}
+        self.participants: dict[str, list[Task]] = {}
         self.registered: dict[str, Sizes] = {}
         self._noted: list[tuple[str, str]] = []
         self._told = 0
@@ -101,9 +101,9 @@ class Rounds:
             return self.bounded(envoy, task, result.size)
         return self._bounded(envoy, task, result.counts[metric], unit)
 
-    def open(self, members: Collection[str], asked: Collection[str] | None = None) -> None:
-        """Ask those whose turn it is; after a restart, the same ones (`asked`) as before."""
-        self.asked = self._tasks_of(self._draw(members) if asked is None else asked)
+    def open(self, members: Collection[str], participants: Collection[str] | None = None) -> None:
+        """Ask those whose turn it is; after a restart, the same ones as before (`participants`)."""
+        self.participants = self._tasks_of(self._draw(members) if participants is None else participants)
         self._forget_answers()
         # What was noted after the last round's record belongs to this round.
         self._noted = self._noted[self._told :]
@@ -119,11 +119,11 @@ class Rounds:
 
     def tasks_for(self, envoy: str) -> list[Task]:
         """What `envoy` has still to do in this round; nothing when it has answered."""
-        return [] if self._has_answered(envoy) else self.asked.get(envoy, [])
+        return [] if self._has_answered(envoy) else self.participants.get(envoy, [])
 
     def is_complete(self, seconds_open: float) -> bool:
         is_quorum = self._counted() >= self.quorum
-        return self.plan.participation.is_complete(len(self.asked), len(self._answered), is_quorum, seconds_open)
+        return self.plan.participation.is_complete(len(self.participants), len(self._answered), is_quorum, seconds_open)
 
     def is_late_or_repeated(self, envoy: str, round_number: int) -> bool:
         """An answer that is dropped without a word: its sender could not know that it is not wanted any more."""
@@ -162,10 +162,10 @@ class Rounds:
     def require_quorum(self) -> None:
         """Raises TooFewUpdatesError, with the reasons, if too few answers count. All who were asked have answered."""
         counted, quorum = self._counted(), self.quorum
-        nothing_to_do = not self.asked and not self.trains
+        nothing_to_do = not self.participants and not self.trains
         if nothing_to_do or counted >= quorum:
             return
-        trainers = [envoy for envoy, tasks in self.asked.items() if _has_training(tasks)]
+        trainers = [envoy for envoy, tasks in self.participants.items() if _has_training(tasks)]
         idle = [envoy for envoy in trainers if envoy in self.results and envoy not in self.trained]
         reasons = [*self.refused.values(), *(f"envoy '{envoy}' trained on no clips" for envoy in idle)]
         raise TooFewUpdatesError(
@@ -211,7 +211,7 @@ class Rounds:
         Validation metrics are those of the model the round began with; `best` says whether it is the best so far.
         `means_of_sites` names the metrics, by task, whose means are not their values over all clips.
         """
-        tasks = {task.name: task for tasks in self.asked.values() for task in tasks}
+        tasks = {task.name: task for tasks in self.participants.values() for task in tasks}
         metrics = {task.name: self._mean_metrics(task) for task in self.plan.tasks if task.name in tasks}
         means_of_sites = {
             name: [metric for metric in means if self.plan.is_mean_of_sites(tasks[name], metric)]
@@ -251,7 +251,7 @@ class Rounds:
         for envoy in self._missing():
             yield envoy, "no answer when the round closed"
         for envoy, results in self.results.items():
-            for task in self.asked.get(envoy, []):
+            for task in self.participants.get(envoy, []):
                 size = results[task.name].size
                 if size == 0:
                     yield envoy, _NOTHING_DONE[task.task_type == "train"].format(task.name)
@@ -282,7 +282,7 @@ class Rounds:
         return {metric for metric, _ in self.plan.best.models.values()}
 
     def _missing(self) -> list[str]:
-        return [envoy for envoy in self.asked if not self._has_answered(envoy)]
+        return [envoy for envoy in self.participants if not self._has_answered(envoy)]
 
     def _fault_of(self, task: Task, result: TaskResult, metric: str) -> str:
         """Why a metric's value is left out of the mean, "" if it is not."""

@@ -141,6 +141,14 @@ def decode(data: bytes, kind: type[Kind]) -> Kind:
         raise WireError(f"not a {kind.__name__}: {describe_faults(error)}") from None
 
 
+def validate(content: Any, kind: type[Kind]) -> Kind:
+    """Return `content` as a message. Raises WireError, naming the field, for what is no `kind`."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise WireError(f"not a {kind.__name__}: {describe_faults(error)}") from None
+
+
 def describe_faults(error: ValidationError) -> str:
     """One sentence for all faults; values are cut short, they may be anything."""
     return "; ".join(

@@ -151,13 +151,13 @@ class Simulation:
         plan, updates = rounds.plan, 0
         model = _travelled(fold.model, plan.precision)
         n_bytes = len(describe(model, {}).pack()) + sum(tensor.nbytes for tensor in model.values())
-        answers = envoys.run_round(list(rounds.asked.items()), rounds.round_number, model)
-        for client, (results, trained, sizes) in zip(rounds.asked, answers, strict=True):
+        answers = envoys.run_round(list(rounds.participants.items()), rounds.round_number, model)
+        for client, (results, trained, sizes) in zip(rounds.participants, answers, strict=True):
             rounds.registered[client] = sizes
             update = UpdateMessage(experiment=plan.name, envoy=client, round=rounds.round_number, results=results)
             try:
                 rounds.check(update)
-                tasks = [task for task in rounds.asked[client] if task.task_type == "train"]
+                tasks = [task for task in rounds.participants[client] if task.task_type == "train"]
                 clips = sum(rounds.bounded(client, task, results[task.name].size) for task in tasks)
                 if trained and clips:
                     fold.add(_travelled(trained, plan.precision), clips, refused=str(update))
@@ -167,7 +167,7 @@ class Simulation:
             updates += bool(trained)
             on_client(client)
         rounds.check_answers()
-        return {"bytes_up": updates * n_bytes, "bytes_down": len(rounds.asked) * n_bytes}
+        return {"bytes_up": updates * n_bytes, "bytes_down": len(rounds.participants) * n_bytes}
 
     def initial_model(self) -> torch.nn.Module:
         """A new model with the weights that the experiment began with."""

@@ -14,7 +14,7 @@ import pytest
 from google.protobuf.message import Message
 from openfl.protocols import aggregator_pb2, base_pb2, director_pb2
 
-from openfl_audio.director.service import RoundsService
+from openfl_audio.director.services.rounds import RoundsService
 from openfl_audio.experiments.local_federation import LocalFederation
 from openfl_audio.protocol.certificates import create_authority, issue, load_authority
 from openfl_audio.protocol.tensors import Entry, Header, stream

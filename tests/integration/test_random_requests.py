@@ -19,7 +19,7 @@ import psutil
 import pytest
 from openfl.protocols import aggregator_pb2, base_pb2, director_pb2, director_pb2_grpc
 
-from openfl_audio.director.service import RoundsService
+from openfl_audio.director.services.rounds import RoundsService
 from openfl_audio.experiments.local_federation import LocalFederation
 from openfl_audio.protocol.tensors import stream
 from openfl_audio.protocol.wire import AttendRequest, ExperimentRequest, ModelRequest, StatusRequest, encode

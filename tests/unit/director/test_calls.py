@@ -101,7 +101,7 @@ def test_an_update_that_never_ends_is_dropped_with_its_round(tmp_path):
     held = []
 
     async def hold() -> bool:
-        tasks, _ = await experiment.wait_for_tasks("b")
+        tasks, _ = await experiment.scheduler.wait_for_tasks("b")
         update = UpdateMessage(experiment="toy", envoy="b", round=0, results=results_of("b", tasks, MODEL))
         header, *pieces = stream(train("b", 0, MODEL), update.model_dump())
 
@@ -110,7 +110,7 @@ def test_an_update_that_never_ends_is_dropped_with_its_round(tmp_path):
             held.append(True)
             await asyncio.sleep(60)
 
-        return await experiment.receive_update(update, Header.unpack(header), never_end())
+        return await experiment.intake.receive(update, Header.unpack(header), never_end())
 
     async def other() -> None:
         await until(lambda: bool(held))
@@ -127,7 +127,7 @@ def test_a_third_transfer_of_a_peer_takes_the_place_of_the_first(tmp_path):
     async def story() -> list[bool]:
         async def hold(seconds: float) -> bool:
             try:
-                with experiment.transfer("download", "a"):
+                with experiment.transfers.open("download", "a"):
                     await asyncio.sleep(seconds)
             except CallEndedError:
                 return False

@@ -18,8 +18,9 @@ from openfl_audio.director.authorization import Gate
 from openfl_audio.director.director import Director
 from openfl_audio.director.experiment import Experiment
 from openfl_audio.director.notification import Changes
+from openfl_audio.director.run import Phase
 from openfl_audio.director.run_folder import RunFolder, Status
-from openfl_audio.director.service import AggregatorService
+from openfl_audio.director.services.aggregator import AggregatorService
 from openfl_audio.errors import EnvoyRefusedError, SubmissionError
 from openfl_audio.protocol.participation import Participation
 from openfl_audio.protocol.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL, BestModel, ExperimentPlan, Task
@@ -78,12 +79,12 @@ async def answer(experiment: Experiment, envoy: str) -> None:
         for piece in ():
             yield piece
 
-    await until(lambda: bool(experiment._accepts_updates and experiment.rounds.tasks_for(envoy)))
+    await until(lambda: experiment.phase is Phase.OPEN and bool(experiment.rounds.tasks_for(envoy)))
     results = {VALIDATE.name: TaskResult(size=1, metrics={"score": 0.0})}
     update = UpdateMessage(
         experiment=experiment.plan.name, envoy=envoy, round=experiment.rounds.round_number, results=results
     )
-    assert await experiment.receive_update(update, Header({}, update.model_dump()), no_tensors())
+    assert await experiment.intake.receive(update, Header({}, update.model_dump()), no_tensors())
 
 
 @contextlib.asynccontextmanager
@@ -122,7 +123,7 @@ def assigned(director: Director) -> dict[str, str]:
 
 
 async def is_running(experiment: Experiment) -> None:
-    await until(lambda: experiment.state.status is Status.IN_PROGRESS and bool(experiment.rounds.asked))
+    await until(lambda: experiment.state.status is Status.IN_PROGRESS and bool(experiment.rounds.participants))
 
 
 @pytest.fixture
@@ -377,14 +378,14 @@ def test_with_a_deadline_an_envoy_that_is_gone_holds_nobody_up_unless_it_is_need
         async with attending(director, "b"):
             enough = await submit(director, "enough", participation=Participation(deadline_seconds=1000, quorum=1))
             await is_running(enough)
-        assert not enough.is_held_up
+        assert not enough.scheduler.is_held_up
         enough.stop()
         await register(director, "b", "first")
         async with attending(director, "b"):
             short = await submit(director, "short", participation=Participation(deadline_seconds=1000, quorum=2))
             await is_running(short)
-            assert not short.is_held_up
-        assert short.is_held_up
+            assert not short.scheduler.is_held_up
+        assert short.scheduler.is_held_up
 
     play(story)
 
@@ -395,7 +396,7 @@ def test_what_is_for_one_envoy_wakes_no_other(play, monkeypatch):
         monkeypatch.setattr(Changes, "notify", lambda changes: woken.append(changes))
         await register(director, "abx")
         submitted = await submit(director, "only-a", envoys=["a"])
-        concerned = (director.envoys["a"].changes, submitted._news, submitted._answers)
+        concerned = (director.envoys["a"].changes, submitted.news, submitted.answered)
         assert director.envoys["a"].changes in woken
         assert all(any(changes is each for each in concerned) for changes in woken)
         woken.clear()
@@ -414,7 +415,7 @@ def test_a_late_envoy_joins_an_experiment_of_its_corpus_from_the_next_round(play
         await register(director, "cy")
         assert assigned(director) == {"a": "one", "b": "one", "c": "one", "x": "", "y": ""}
         assert experiment.state.members == ["a", "b", "c"]
-        assert list(experiment.rounds.asked) == ["a", "b"]
+        assert list(experiment.rounds.participants) == ["a", "b"]
         for envoy in "ab":
             await answer(experiment, envoy)
         for envoy in "abc":
@@ -479,7 +480,7 @@ def test_an_envoy_that_an_experiment_failed_on_does_not_join_it_again(play):
         await register(director, "abc")
         experiment = await submit(director, "one", participation=Participation(deadline_seconds=1000))
         await is_running(experiment)
-        experiment.leave("c", "out of memory")
+        experiment.scheduler.leave("c", "out of memory")
         director.assign()
         await register(director, "c", "first")
         assert assigned(director) == {"a": "one", "b": "one", "c": ""}

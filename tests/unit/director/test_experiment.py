@@ -101,7 +101,7 @@ def test_short_of_its_quorum_a_round_stays_open_after_the_deadline(tmp_path):
         await until(lambda: bool(experiment.rounds.results))
         await asyncio.sleep(0.3)
         assert experiment.rounds.round_number == 0
-        assert experiment.summary()["waiting_for"] == ["b"]
+        assert experiment.view.summary()["waiting_for"] == ["b"]
         await serve(experiment, "b")
 
     play(experiment, serve(experiment, "a"), late())
@@ -153,8 +153,8 @@ def test_an_evaluator_makes_up_no_quorum_and_the_round_waits_for_a_trainer(tmp_p
     )
 
     async def late() -> None:
-        await until(lambda: experiment._seconds_open() > 0.2 and bool(experiment.rounds.results))
-        assert experiment.summary()["waiting_for"] == ["a"]
+        await until(lambda: experiment.scheduler.seconds_open > 0.2 and bool(experiment.rounds.results))
+        assert experiment.view.summary()["waiting_for"] == ["a"]
         online.add("a")
         await serve(experiment, "a")
 
@@ -197,10 +197,10 @@ def test_a_stop_ends_all_waiting_at_once_and_keeps_history_and_models(tmp_path):
     async def b_answers_once() -> tuple[list[Task], int]:
         await answer(experiment, "b")
         await until(lambda: experiment.ended)
-        return await experiment.wait_for_tasks("c")
+        return await experiment.scheduler.wait_for_tasks("c")
 
     async def history() -> list[int]:
-        return [json.loads(line)["round"] async for line in experiment.history()]
+        return [json.loads(line)["round"] async for line in experiment.view.history()]
 
     started = time.monotonic()
     _, _, (tasks, _), seen = play(experiment, stop(), serve(experiment, "a"), b_answers_once(), history())
@@ -215,7 +215,7 @@ def test_a_stop_before_the_first_round_is_a_stop(tmp_path):
     experiment = make_experiment(tmp_path)
 
     async def stop_at_once() -> None:
-        task = asyncio.create_task(experiment.run(nothing))
+        task = asyncio.create_task(experiment.scheduler.run(nothing))
         experiment.stop()
         await asyncio.wait_for(task, SECONDS)
 
@@ -228,7 +228,7 @@ def test_an_update_after_the_end_is_dropped(tmp_path):
     experiment = make_experiment(tmp_path, rounds=1)
 
     async def stop_then_send() -> bool:
-        tasks, _ = await experiment.wait_for_tasks("a")
+        tasks, _ = await experiment.scheduler.wait_for_tasks("a")
         experiment.stop()
         return await send(experiment, "a", 0, train("a", 0, MODEL), results_of("a", tasks, MODEL))
 
@@ -239,8 +239,8 @@ def test_without_a_deadline_the_experiment_fails_with_the_envoy_that_leaves(tmp_
     experiment = make_experiment(tmp_path, rounds=1)
 
     async def leave() -> None:
-        await experiment.wait_for_tasks("b")
-        experiment.leave("b", "Traceback\nValueError: no such file")
+        await experiment.scheduler.wait_for_tasks("b")
+        experiment.scheduler.leave("b", "Traceback\nValueError: no such file")
 
     play(experiment, serve(experiment, "a"), leave())
     assert experiment.state.status is Status.FAILED
@@ -254,8 +254,8 @@ def test_with_a_deadline_the_others_go_on_at_once_and_for_good(tmp_path, reason)
     )
 
     async def leave() -> None:
-        await experiment.wait_for_tasks("b")
-        experiment.leave("b", reason)
+        await experiment.scheduler.wait_for_tasks("b")
+        experiment.scheduler.leave("b", reason)
 
     play(experiment, serve(experiment, "a"), leave(), serve(experiment, "c"))
     assert experiment.state.status is Status.FINISHED
@@ -263,7 +263,7 @@ def test_with_a_deadline_the_others_go_on_at_once_and_for_good(tmp_path, reason)
     assert first["refused"].keys() == {"b"}
     assert first["refused"]["b"] == reason.split("\n")[0]
     assert (last["refused"], last["missing"]) == ({}, [])
-    assert (experiment.state.members, experiment.state.left) == (["a", "c"], {"b": reason})
+    assert (experiment.state.members, experiment.state.departed) == (["a", "c"], {"b": reason})
     assert_model(experiment.folder.named_model("last"), next_model(MODEL, "ac", 0))
 
 
@@ -271,8 +271,8 @@ def test_below_the_quorum_nobody_goes_on(tmp_path):
     experiment = make_experiment(tmp_path, rounds=1, participation=QUORUM_OF_TWO)
 
     async def leave() -> None:
-        await experiment.wait_for_tasks("b")
-        experiment.leave("b", "out of memory")
+        await experiment.scheduler.wait_for_tasks("b")
+        experiment.scheduler.leave("b", "out of memory")
 
     play(experiment, serve(experiment, "a"), leave())
     assert experiment.state.status is Status.FAILED
@@ -284,8 +284,8 @@ def test_when_no_trainer_is_left_an_evaluator_does_not_go_on(tmp_path):
     experiment = make_experiment(tmp_path, rounds=1, participation=participation)
 
     async def leave() -> None:
-        await experiment.wait_for_tasks("a")
-        experiment.leave("a", "out of memory")
+        await experiment.scheduler.wait_for_tasks("a")
+        experiment.scheduler.leave("a", "out of memory")
 
     play(experiment, serve(experiment, "b"), leave())
     assert (experiment.state.status, experiment.state.error) == (Status.FAILED, "envoy 'a': out of memory")
@@ -332,7 +332,7 @@ def test_history_follows_a_running_experiment_to_its_end(tmp_path):
     experiment = make_experiment(tmp_path, rounds=2)
 
     async def follow() -> list[int]:
-        return [json.loads(line)["round"] async for line in experiment.history()]
+        return [json.loads(line)["round"] async for line in experiment.view.history()]
 
     outcome = play(experiment, follow(), serve(experiment, "a"), serve(experiment, "b"), follow())
     assert outcome[0] == outcome[3] == [0, 1, 2]
@@ -343,7 +343,8 @@ def test_a_disk_that_cannot_be_read_fails_the_experiment_and_says_so(tmp_path):
 
     async def lose_an_update() -> None:
         await answer(experiment, "a")
-        experiment._updates["a"][0].unlink()
+        [counted] = experiment.intake.contributions()
+        counted.path.unlink()
         await answer(experiment, "b")
 
     play(experiment, lose_an_update())
@@ -357,7 +358,7 @@ def test_a_summary_says_who_is_waited_for(tmp_path):
 
     async def look() -> dict[str, Any]:
         await answer(experiment, "a")
-        summary = experiment.summary()
+        summary = experiment.view.summary()
         await asyncio.gather(serve(experiment, "a"), serve(experiment, "b"))
         return summary
 
@@ -367,6 +368,6 @@ def test_a_summary_says_who_is_waited_for(tmp_path):
         "best": {"metric": "score", "direction": "max"}, "envoys": ["a", "b"],
         "waiting_for": ["b"], "waits": "", "seconds_per_round": None, "error": "",
     }  # fmt: skip
-    after = experiment.summary()
+    after = experiment.view.summary()
     assert (after["status"], after["waiting_for"], after["round"]) == ("finished", [], 2)
     assert after["seconds_per_round"] == experiment.folder.history[-1]["seconds"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from openfl_audio.director.experiment import Experiment
+from openfl_audio.director.run import Phase
 from openfl_audio.director.run_folder import RunFolder, Status
 from openfl_audio.protocol.tensors import Header, TensorFile, stream, write_tensors
 from openfl_audio.protocol.wire import UpdateMessage
@@ -36,12 +37,12 @@ def final_model(tmp_path: Path, **plan: Any) -> bytes:
 
 async def answer_first(experiment: Experiment, round_number: int) -> str:
     """Serve until in `round_number` the first of those asked has answered. Returns its name."""
-    while experiment.rounds.round_number < round_number or not experiment._accepts_updates:
-        for envoy in list(experiment.rounds.asked):
+    while experiment.rounds.round_number < round_number or experiment.phase is not Phase.OPEN:
+        for envoy in list(experiment.rounds.participants):
             if experiment.rounds.round_number < round_number and experiment.rounds.tasks_for(envoy):
                 await answer(experiment, envoy)
         await asyncio.sleep(0.001)
-    first = next(iter(experiment.rounds.asked))
+    first = next(iter(experiment.rounds.participants))
     await answer(experiment, first)
     return first
 
@@ -62,7 +63,7 @@ def test_after_a_restart_in_mid_round_the_same_envoys_make_the_same_model_to_the
     async def until_killed() -> tuple[str, list[str]]:
         async with running(experiment):
             first = await answer_first(experiment, round_number=1)
-            return first, list(experiment.rounds.asked)
+            return first, list(experiment.rounds.participants)
 
     first, asked = asyncio.run(until_killed())
     assert experiment.state.status is Status.IN_PROGRESS
@@ -98,11 +99,11 @@ def test_after_a_restart_an_envoy_that_left_is_not_asked_again(tmp_path):
     async def until_killed() -> None:
         async with running(experiment):
             await answer_first(experiment, round_number=0)
-            experiment.leave("b", "out of memory")
+            experiment.scheduler.leave("b", "out of memory")
 
     asyncio.run(until_killed())
     again = Experiment(RunFolder.load(experiment.folder.path), lambda _: True)
-    assert again.state.left == {"b": "out of memory"}
+    assert again.state.departed == {"b": "out of memory"}
     play(again, serve(again, "a"), serve(again, "c"))
     assert [record["missing"] for record in again.folder.history] == [[], []]
 
@@ -114,7 +115,9 @@ def test_after_a_restart_a_file_that_is_no_update_of_this_round_is_left_out(tmp_
 
     async def until_killed() -> Path:
         async with running(experiment):
-            return experiment._updates[await answer_first(experiment, round_number=0)][0]
+            await answer_first(experiment, round_number=0)
+            [counted] = experiment.intake.contributions()
+            return counted.path
 
     path = asyncio.run(until_killed())
     with TensorFile(path) as file:
@@ -164,7 +167,7 @@ def test_after_a_kill_the_file_of_an_old_update_counts_neither_as_that_nor_as_th
 
 async def upload_half(experiment: Experiment, envoy: str, copy: Path) -> None:
     """Send the first half of the envoy's update, copy the experiment's folder as it then is, and send nothing more."""
-    tasks, round_number = await experiment.wait_for_tasks(envoy)
+    tasks, round_number = await experiment.scheduler.wait_for_tasks(envoy)
     model, _ = global_model(experiment)
     update = UpdateMessage(
         experiment=experiment.plan.name, envoy=envoy, round=round_number, results=results_of(envoy, tasks, model)
@@ -177,7 +180,7 @@ async def upload_half(experiment: Experiment, envoy: str, copy: Path) -> None:
         shutil.copytree(experiment.folder.path, copy)
         await asyncio.Event().wait()
 
-    await experiment.receive_update(update, Header.unpack(header), half())
+    await experiment.intake.receive(update, Header.unpack(header), half())
 
 
 def test_the_archive_stays_until_the_state_says_that_the_experiment_has_ended(tmp_path, monkeypatch):
@@ -191,5 +194,5 @@ def test_the_archive_stays_until_the_state_says_that_the_experiment_has_ended(tm
         patched.setattr(experiment.folder, "save_state", fail)
         experiment.stop()
     assert experiment.folder.archive.exists()
-    experiment._save_soon()
+    experiment.save_soon()
     assert not experiment.folder.archive.exists()

@@ -48,7 +48,7 @@ def test_a_bad_update_is_refused_while_the_good_one_counts(tmp_path, fault):
     experiment = make_experiment(tmp_path, rounds=1, tasks=[TRAIN])
 
     async def bad() -> None:
-        tasks, round_number = await experiment.wait_for_tasks("b")
+        tasks, round_number = await experiment.scheduler.wait_for_tasks("b")
         tensors = change(train("b", round_number, global_model(experiment)[0]))
         results = faults.get("results") or results_of("b", tasks, MODEL)
         results = {name: TaskResult.model_validate(result) for name, result in results.items()}
@@ -102,7 +102,7 @@ def test_an_update_for_a_round_to_come_is_refused_and_the_envoy_may_still_answer
     experiment = make_experiment(tmp_path, rounds=1)
 
     async def hasty() -> None:
-        tasks, _ = await experiment.wait_for_tasks("a")
+        tasks, _ = await experiment.scheduler.wait_for_tasks("a")
         with pytest.raises(UpdateRefusedError, match="for round 1: round 0 asks for"):
             await send(experiment, "a", 1, train("a", 0, MODEL), results_of("a", tasks, MODEL))
         await serve(experiment, "a")
@@ -115,7 +115,7 @@ def test_an_update_of_nobody_who_was_asked_is_refused_and_the_round_goes_on(tmp_
     experiment = make_experiment(tmp_path, rounds=1)
 
     async def stranger() -> None:
-        tasks, _ = await experiment.wait_for_tasks("a")
+        tasks, _ = await experiment.scheduler.wait_for_tasks("a")
         with pytest.raises(UpdateRefusedError, match="round 0 asks for nothing from it"):
             await send(experiment, "c", 0, train("c", 0, MODEL), results_of("c", tasks, MODEL))
         await serve(experiment, "a")
@@ -129,7 +129,7 @@ def test_a_late_update_is_dropped_without_a_word(tmp_path):
     experiment = make_experiment(tmp_path, rounds=1, participation={"deadline_seconds": 0.1})
 
     async def late() -> bool:
-        tasks, _ = await experiment.wait_for_tasks("b")
+        tasks, _ = await experiment.scheduler.wait_for_tasks("b")
         await until(lambda: experiment.rounds.round_number == 1)
         return await send(experiment, "b", 0, train("b", 0, MODEL), results_of("b", tasks, MODEL))
 
@@ -142,7 +142,7 @@ def test_an_update_that_arrives_twice_at_once_counts_once(tmp_path):
     experiment = make_experiment(tmp_path, rounds=1, tasks=[TRAIN])
 
     async def twice() -> list[bool]:
-        tasks, _ = await experiment.wait_for_tasks("a")
+        tasks, _ = await experiment.scheduler.wait_for_tasks("a")
         update = train("a", 0, MODEL)
         return await asyncio.gather(
             *[send(experiment, "a", 0, update, results_of("a", tasks, MODEL)) for _ in range(2)]
@@ -157,7 +157,7 @@ def test_an_update_that_breaks_off_leaves_nothing_behind_and_may_be_sent_again(t
     experiment = make_experiment(tmp_path, rounds=1, tasks=[TRAIN])
 
     async def broken() -> None:
-        tasks, _ = await experiment.wait_for_tasks("a")
+        tasks, _ = await experiment.scheduler.wait_for_tasks("a")
         update = UpdateMessage(experiment="toy", envoy="a", round=0, results=results_of("a", tasks, MODEL))
         header, *pieces = stream(train("a", 0, MODEL), update.model_dump())
 
@@ -166,7 +166,7 @@ def test_an_update_that_breaks_off_leaves_nothing_behind_and_may_be_sent_again(t
             raise asyncio.CancelledError  # as gRPC ends the call of an envoy that is gone
 
         with pytest.raises(asyncio.CancelledError):
-            await experiment.receive_update(update, Header.unpack(header), break_off())
+            await experiment.intake.receive(update, Header.unpack(header), break_off())
         (path,) = experiment.folder.updates()
         with pytest.raises(TensorFormatError):
             TensorFile(path)
@@ -180,7 +180,7 @@ def test_an_update_that_cannot_be_kept_for_good_ends_the_experiment_with_the_rea
     experiment = make_experiment(tmp_path, rounds=1, tasks=[TRAIN])
 
     async def unlucky() -> bool:
-        tasks, _ = await experiment.wait_for_tasks("a")
+        tasks, _ = await experiment.scheduler.wait_for_tasks("a")
         (experiment.folder.path / "updates").rmdir()
         return await send(experiment, "a", 0, train("a", 0, MODEL), results_of("a", tasks, MODEL))
 
@@ -217,7 +217,7 @@ def test_a_round_wakes_none_of_those_whose_turn_it_is_not(tmp_path, monkeypatch)
     monkeypatch.setattr(Changes, "notify", lambda changes: woken.append(changes) or notify(changes))
     rounds = play(experiment, *(serve(experiment, envoy) for envoy in "abcd"))
     assert sum(map(len, rounds)) == 4
-    of_envoys = [changes for changes in woken if any(changes is each for each in experiment._tasks.values())]
+    of_envoys = [changes for changes in woken if changes not in (experiment.news, experiment.answered)]
     assert len(of_envoys) <= 4 + len("abcd"), "one a round, and all at the end"
 
 
@@ -229,7 +229,7 @@ def test_an_answer_wakes_none_of_those_that_wait_for_their_next_task(tmp_path, m
 
     async def story() -> None:
         await answer(experiment, "a")
-        waiting = asyncio.create_task(experiment.wait_for_tasks("a"))
+        waiting = asyncio.create_task(experiment.scheduler.wait_for_tasks("a"))
         await asyncio.sleep(0)
         looked.clear()
         await answer(experiment, "b")

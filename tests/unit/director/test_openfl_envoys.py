@@ -46,11 +46,11 @@ def test_the_results_of_all_tasks_are_an_update(tmp_path):
     experiment = make_experiment(tmp_path, rounds=1)
 
     async def stock() -> None:
-        await experiment.wait_for_tasks("a")
+        await experiment.scheduler.wait_for_tasks("a")
         await receive_results(experiment, "a", SCORE)
         assert experiment.folder.updates() == []
         await receive_results(experiment, "a", results(TRAIN.name, tensors=train("a", 0, MODEL)))
-        assert experiment.partial_updates == {}
+        assert experiment.intake.partial_updates == {}
         await until(lambda: experiment.rounds.round_number == 1)
         await receive_results(experiment, "a", results(VALIDATE.name, 1, {"score": 0.75}))
 
@@ -72,10 +72,10 @@ def test_the_results_of_all_tasks_are_an_update(tmp_path):
 def test_results_that_nobody_asked_for_are_refused_and_not_kept(tmp_path, task, round_number, sentence):
     async def stock(experiment: Experiment) -> None:
         async with running(experiment):
-            await experiment.wait_for_tasks("a")
+            await experiment.scheduler.wait_for_tasks("a")
             with pytest.raises(UpdateRefusedError, match=f"^update of envoy 'a' for round {round_number}: {sentence}"):
                 await receive_results(experiment, "a", results(task, round_number))
-            assert experiment.partial_updates == {}
+            assert experiment.intake.partial_updates == {}
             assert list(experiment.rounds.refused) == ["a"] * (round_number == 0)
 
     asyncio.run(stock(make_experiment(tmp_path)))
@@ -87,7 +87,7 @@ def test_results_that_come_late_are_dropped(tmp_path):
     async def stock() -> None:
         await until(lambda: experiment.rounds.round_number == 1)
         await receive_results(experiment, "a", results(TRAIN.name))
-        assert experiment.partial_updates == {}
+        assert experiment.intake.partial_updates == {}
 
     play(experiment, stock(), serve(experiment, "b"))
 
@@ -96,11 +96,11 @@ def test_what_is_no_whole_update_is_forgotten_at_the_end_of_the_round(tmp_path):
     experiment = make_experiment(tmp_path, rounds=1, participation={"deadline_seconds": 0.1})
 
     async def stock() -> None:
-        await experiment.wait_for_tasks("a")
+        await experiment.scheduler.wait_for_tasks("a")
         await receive_results(experiment, "a", SCORE)
-        assert list(experiment.partial_updates) == ["a"]
+        assert list(experiment.intake.partial_updates) == ["a"]
         await until(lambda: experiment.rounds.round_number == 1)
-        assert experiment.partial_updates == {}
+        assert experiment.intake.partial_updates == {}
 
     play(experiment, stock(), serve(experiment, "b"))
 
@@ -109,9 +109,9 @@ def test_what_is_no_whole_update_is_forgotten_at_the_end_of_the_experiment(tmp_p
     experiment = make_experiment(tmp_path)
 
     async def stock() -> None:
-        await experiment.wait_for_tasks("a")
+        await experiment.scheduler.wait_for_tasks("a")
         await receive_results(experiment, "a", SCORE)
         experiment.stop()
-        assert experiment.partial_updates == {}
+        await until(lambda: experiment.intake.partial_updates == {})
 
     play(experiment, stock())

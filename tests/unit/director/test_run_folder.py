@@ -83,12 +83,12 @@ def close_round(folder: RunFolder) -> None:
     """The steps in which a round is made to count, as the director takes them."""
     round_number, aggregations = folder.state.progress.round_number, folder.state.progress.aggregations + 1
     write_model(folder, aggregations)
-    folder.append_history({"round": round_number})
+    folder.history.append({"round": round_number})
     folder.state.progress = Progress(round_number=round_number + 1, aggregations=aggregations)
     folder.save_state()
     folder.link_model("last")
     folder.keep_round(round_number)
-    folder.delete_free_update_files()
+    folder.delete_updates()
     folder.delete_old_models()
 
 
@@ -202,13 +202,25 @@ def test_an_experiment_has_its_name_no_earlier_than_its_members(tmp_path, runs):
 def test_an_experiment_comes_back_as_it_was(folder):
     for _ in range(3):
         close_round(folder)
-    folder.state.status, folder.state.members, folder.state.left = Status.IN_PROGRESS, ["a", "b"], {"c": "no memory"}
-    folder.state.asked = ["a"]
+    folder.state.status, folder.state.members = Status.IN_PROGRESS, ["a", "b"]
+    folder.state.departed = {"c": "no memory"}
+    folder.state.participants = ["a"]
     folder.save_state()
     loaded = RunFolder.load(folder.path)
     assert loaded.state == folder.state
     assert list(loaded.history) == [{"round": 0}, {"round": 1}, {"round": 2}]
     assert weight(loaded.model) == 3
+
+
+def test_a_state_with_the_names_of_the_first_version_is_read(folder):
+    folder.state.departed, folder.state.participants = {"c": "no memory"}, ["a"]
+    folder.save_state()
+    path = folder.path / "state.json"
+    state = json.loads(path.read_text())
+    old = {{"departed": "left", "participants": "asked"}.get(key, key): value for key, value in state.items()}
+    assert {"left", "asked"} < old.keys()
+    path.write_text(json.dumps(old))
+    assert RunFolder.load(folder.path).state == folder.state
 
 
 def test_after_a_restart_updates_are_there_and_what_was_half_written_of_the_rest_is_gone(folder):
@@ -247,7 +259,7 @@ def test_a_line_of_history_whose_round_does_not_count_is_done_again(folder):
     close_round(folder)
     # Killed between the line and the state.
     write_model(folder, 2)
-    folder.append_history({"round": 1, "lost": True})
+    folder.history.append({"round": 1, "lost": True})
     loaded = RunFolder.load(folder.path)
     assert list(loaded.history) == [{"round": 0}]
     assert weight(loaded.model) == 1
@@ -299,7 +311,7 @@ def test_the_state_of_the_round_before_finds_its_model_although_a_newer_one_is_t
 def test_after_a_crash_between_the_state_and_the_links_the_last_model_is_the_new_one(folder):
     close_round(folder)
     write_model(folder, 2)
-    folder.append_history({"round": 1})
+    folder.history.append({"round": 1})
     folder.state.progress = Progress(round_number=2, aggregations=2)
     folder.save_state()
     loaded = RunFolder.load(folder.path)
@@ -474,7 +486,7 @@ def test_an_ended_experiment_keeps_no_update_also_not_one_that_was_on_its_way(fo
     on_its_way = folder.take_update_file()
     folder.free_update_file(folder.take_update_file())
     folder.state.status = Status.FINISHED
-    folder.delete_free_update_files()
+    folder.delete_updates()
     folder.free_update_file(on_its_way)
     assert folder.updates() == []
 

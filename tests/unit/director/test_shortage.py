@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from openfl_audio.director import experiment as experiment_module
-from openfl_audio.director import update_file
+from openfl_audio.director import intake, run, shortage, update_file
 from openfl_audio.director.experiment import Experiment
 from openfl_audio.director.history import History
 from openfl_audio.director.run_folder import RunFolder, Status
+from openfl_audio.director.scheduler import Scheduler
 from openfl_audio.director.shortage import LACKS, describe_lack
 from openfl_audio.director.tensorboard import TensorBoard
 from openfl_audio.errors import LackError
@@ -37,8 +37,8 @@ WRITES = {
     "the history": (History, "append"),
     "a link to the best model": (RunFolder, "link_model"),
     "the curves": (TensorBoard, "add"),
-    "the next model": (Experiment, "_fold"),
-    "an update": (experiment_module, "write_update"),
+    "the next model": (Scheduler, "_aggregate"),
+    "an update": (intake, "write_update"),
     "a file for an update": (RunFolder, "take_update_file"),
     "the room for an update": (update_file, "reserve"),
     "old models": (RunFolder, "delete_old_models"),
@@ -47,7 +47,8 @@ WRITES = {
 
 @pytest.fixture(autouse=True)
 def attempts_follow_soon(monkeypatch) -> None:
-    monkeypatch.setattr(experiment_module, "LACK_SECONDS", 0.01)
+    for module in (run, shortage):
+        monkeypatch.setattr(module, "RETRY_SECONDS", 0.01)
 
 
 async def persist(experiment: Experiment, envoy: str) -> None:
@@ -85,8 +86,8 @@ def test_whatever_cannot_be_written_for_a_while_is_written_later_and_counts_once
         await answer(experiment, "a")
         missing.set()
         b = asyncio.create_task(persist(experiment, "b"))
-        await until(lambda: bool(experiment.waits))
-        said.append((experiment.state.status, experiment.summary()["waits"]))
+        await until(lambda: bool(experiment.lacks.first))
+        said.append((experiment.state.status, experiment.view.summary()["waits"]))
         await asyncio.sleep(0.05)
         missing.clear()
         await asyncio.gather(b, persist(experiment, "a"))
@@ -94,7 +95,7 @@ def test_whatever_cannot_be_written_for_a_while_is_written_later_and_counts_once
     play(experiment, fill())
     assert said[0][0] is Status.IN_PROGRESS
     assert said[0][1].startswith(LACKS[number])
-    assert (experiment.state.status, experiment.state.error, experiment.waits) == (Status.FINISHED, "", "")
+    assert (experiment.state.status, experiment.state.error, experiment.lacks.first) == (Status.FINISHED, "", "")
     assert [record["round"] for record in experiment.folder.history] == [0, 1, 2]
     assert_model(experiment.folder.named_model("last"), expected_model(2))
     assert RunFolder.load(experiment.folder.path).state == experiment.state
@@ -102,17 +103,17 @@ def test_whatever_cannot_be_written_for_a_while_is_written_later_and_counts_once
 
 def test_who_watches_hears_that_it_waits_and_that_it_goes_on(tmp_path, monkeypatch):
     experiment = make_experiment(tmp_path, rounds=1)
-    whole, attempts = Experiment._fold, iter(range(3))
+    whole, attempts = Scheduler._aggregate, iter(range(3))
 
-    def lacking(self: Experiment, aggregations: int) -> None:
+    def lacking(self: Scheduler, aggregations: int) -> None:
         if next(attempts, None) is not None:
             raise OSError(errno.ENOSPC, "full")
         whole(self, aggregations)
 
-    monkeypatch.setattr(Experiment, "_fold", lacking)
+    monkeypatch.setattr(Scheduler, "_aggregate", lacking)
 
     async def watch() -> list[dict]:
-        return [json.loads(line) async for line in experiment.history()]
+        return [json.loads(line) async for line in experiment.view.history()]
 
     *_, messages = play(experiment, persist(experiment, "a"), persist(experiment, "b"), watch())
     assert [message.get("round", message.get("waits", "")[:25]) for message in messages] == [
@@ -130,7 +131,7 @@ def test_an_experiment_that_was_stopped_on_a_full_disk_stays_so_after_a_restart(
         whole(self)
 
     async def stop() -> None:
-        await experiment.wait_for_tasks("a")
+        await experiment.scheduler.wait_for_tasks("a")
         monkeypatch.setattr(RunFolder, "save_state", lacking)
         experiment.stop()
         assert RunFolder.load(experiment.folder.path).state.status is Status.IN_PROGRESS
@@ -180,8 +181,8 @@ def test_a_disk_that_is_full_in_mid_round_is_waited_for(small_disk):
         await answer(experiment, "a")
         empty = fill(small_disk)
         others = [asyncio.create_task(persist(experiment, envoy)) for envoy in envoys]
-        await until(lambda: bool(experiment.waits))
-        said = experiment.waits
+        await until(lambda: bool(experiment.lacks.first))
+        said = experiment.lacks.first
         await asyncio.sleep(0.1)
         assert experiment.state.status is Status.IN_PROGRESS
         empty()

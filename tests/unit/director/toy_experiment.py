@@ -67,7 +67,7 @@ def load(path: Path) -> Tensors:
 
 def global_model(experiment: Experiment) -> tuple[Tensors, dict[str, Any]]:
     """What an envoy gets: the model and its metadata."""
-    return receive(experiment.global_model(repeat(PIECE_BYTES)))
+    return receive(experiment.scheduler.global_model(repeat(PIECE_BYTES)))
 
 
 def train(envoy: str, round_number: int, model: Tensors) -> Tensors:
@@ -112,7 +112,7 @@ async def send(
             await asyncio.sleep(0)
             yield half
 
-    return await experiment.receive_update(update, Header.unpack(header), in_halves())
+    return await experiment.intake.receive(update, Header.unpack(header), in_halves())
 
 
 def results_of(envoy: str, tasks: Iterable[Task], model: Tensors) -> dict[str, TaskResult]:
@@ -122,7 +122,7 @@ def results_of(envoy: str, tasks: Iterable[Task], model: Tensors) -> dict[str, T
 
 async def answer(experiment: Experiment, envoy: str, change: Callable[[Tensors], Tensors] = lambda t: t) -> int:
     """Do one round as an envoy does it. Returns the round's number, or -1 when there is nothing left to do."""
-    tasks, round_number = await experiment.wait_for_tasks(envoy)
+    tasks, round_number = await experiment.scheduler.wait_for_tasks(envoy)
     if not tasks:
         return -1
     model, metadata = global_model(experiment)
@@ -151,7 +151,7 @@ def play(experiment: Experiment, *others: Coroutine) -> list[Any]:
     """Run the experiment together with `others` until all have ended; returns what the others do."""
 
     async def together() -> list[Any]:
-        return (await asyncio.wait_for(asyncio.gather(experiment.run(nothing), *others), SECONDS))[1:]
+        return (await asyncio.wait_for(asyncio.gather(experiment.scheduler.run(nothing), *others), SECONDS))[1:]
 
     return asyncio.run(together())
 
@@ -166,7 +166,7 @@ async def until(condition: Callable[[], bool]) -> None:
 @contextlib.asynccontextmanager
 async def running(experiment: Experiment) -> AsyncIterator[None]:
     """The experiment runs beside the block, and its director is killed at the end of it, unless it has ended."""
-    task = asyncio.create_task(experiment.run(nothing))
+    task = asyncio.create_task(experiment.scheduler.run(nothing))
     try:
         yield
     finally:

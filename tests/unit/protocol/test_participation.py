@@ -10,7 +10,7 @@ def test_without_a_word_everybody_trains_and_validates_in_every_round_and_no_clo
     participation = Participation()
     assert participation.trainers(3, reversed(MEMBERS)) == MEMBERS
     assert all(participation.validates(round_number, 5) for round_number in range(6))
-    assert not participation.is_complete(asked=3, answered=2, is_quorum=True, seconds_open=1e9)
+    assert not participation.is_complete(participants=3, answered=2, is_quorum=True, seconds_open=1e9)
 
 
 def test_a_draw_is_the_same_after_a_restart_and_on_every_python():

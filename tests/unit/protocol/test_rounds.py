@@ -234,12 +234,12 @@ def test_where_there_are_evaluators_they_validate_and_the_others_train():
     assert rounds.record()["metrics"]["aggregated_model_validate"] == {"score": 0.25}
     assert rounds.trained == {"a": 1, "b": 1}
     next_round(rounds, "abc")
-    assert list(rounds.asked) == ["a", "b"]
+    assert list(rounds.participants) == ["a", "b"]
     assert rounds.tasks_for("c") == []
     for envoy in "ab":
         answer(rounds, envoy)
     next_round(rounds, "abc")
-    assert list(rounds.asked) == ["c"]
+    assert list(rounds.participants) == ["c"]
 
 
 def test_who_trained_on_no_clips_has_answered_and_is_left_out():
@@ -261,13 +261,13 @@ def test_a_round_in_which_nobody_has_clips_names_them():
 
 
 def test_an_evaluator_that_is_no_member_now_is_not_asked():
-    assert list(make_rounds(envoys="ab", evaluators=["z"]).asked) == ["a", "b"]
+    assert list(make_rounds(envoys="ab", evaluators=["z"]).participants) == ["a", "b"]
 
 
 def test_a_fraction_of_the_members_is_asked_and_the_others_have_nothing_to_do():
     rounds = make_rounds(envoys="abcd", count=2)
-    assert list(rounds.asked) == rounds.plan.participation.trainers(0, "abcd")
-    idle = set("abcd") - rounds.asked.keys()
+    assert list(rounds.participants) == rounds.plan.participation.trainers(0, "abcd")
+    idle = set("abcd") - rounds.participants.keys()
     assert len(idle) == 2
     assert all(rounds.tasks_for(envoy) == [] for envoy in idle)
 
@@ -278,8 +278,8 @@ def test_after_a_restart_those_are_asked_who_were_asked_before_even_if_somebody_
         before = Rounds(plan, Progress(round_number=1))
         before.open(members)
         after = Rounds(plan, Progress(round_number=1))
-        after.open(set("abcdefghij"), asked=list(before.asked))
-        assert after.asked == before.asked
+        after.open(set("abcdefghij"), participants=list(before.participants))
+        assert after.participants == before.participants
 
 
 def test_an_envoy_that_has_answered_has_nothing_to_do_and_its_answer_is_a_repeated_one():
@@ -641,7 +641,7 @@ def test_to_take_in_an_answer_is_as_much_work_however_many_others_have_answered(
     looked = []
     bounded = rounds.bounded
     monkeypatch.setattr(rounds, "bounded", lambda *of: looked.append(of) or bounded(*of))
-    for envoy in rounds.asked:
+    for envoy in rounds.participants:
         assert not rounds.is_complete(11)
         answer(rounds, envoy)
     assert rounds.is_complete(11)

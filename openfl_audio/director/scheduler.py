@@ -1,0 +1,240 @@
+"""The scheduler of an experiment: which round it is, whose turn it is, how long a round stays open, what follows it."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+from openfl_audio.director.aggregate import fold
+from openfl_audio.director.intake import MAX_REASON_CHARACTERS, Intake
+from openfl_audio.director.run import Phase, Run
+from openfl_audio.director.run_folder import Status
+from openfl_audio.director.tensorboard import TensorBoard
+from openfl_audio.errors import EndedError, LackError, NotFiniteError, RoundFailedError
+from openfl_audio.protocol.plan import Task
+from openfl_audio.protocol.shard_sizes import Sizes
+
+logger = logging.getLogger(__name__)
+
+# A long poll is answered after this many seconds even if there is nothing to say, so that dead peers are noticed.
+LONG_POLL_SECONDS = 20.0
+
+
+class Scheduler:
+    """Runs the rounds of an experiment, and knows its members.
+
+    Attributes:
+        n_bytes: bytes of models that envoys have downloaded in this round.
+    """
+
+    def __init__(self, run: Run, intake: Intake, is_online: Callable[[str], bool]) -> None:
+        self._run, self._folder, self._plan = run, run.folder, run.plan
+        self._state, self._rounds = run.state, run.rounds
+        self._intake, self._is_online = intake, is_online
+        self._opened = time.monotonic()
+        self.n_bytes = 0
+
+    @property
+    def is_held_up(self) -> bool:
+        """Tell whether the round cannot end before an envoy that is gone has come back."""
+        participants = self._rounds.participants
+        away = [envoy for envoy in participants if self._rounds.tasks_for(envoy) and not self._is_online(envoy)]
+        if self._plan.participation.deadline_seconds is None:
+            return bool(away)
+        return bool(away) and len(participants) - len(away) < self._rounds.quorum
+
+    @property
+    def seconds_open(self) -> float:
+        """Return for how many seconds the current round has been open."""
+        return time.monotonic() - self._opened
+
+    async def run(self, others_may_run: Callable[[], Any]) -> None:
+        """Run all rounds that are still to come.
+
+        `others_may_run` is called when the envoys are free, or held up by one that is gone, however that came about.
+        """
+        if self._run.ended:
+            return  # stopped before it began
+        try:
+            tensorboard = TensorBoard(self._folder.path / "tensorboard", self._rounds.round_number)
+            await self._run_rounds(tensorboard, others_may_run)
+        except EndedError:
+            pass  # it was stopped while it waited
+        except (RoundFailedError, NotFiniteError) as error:
+            self._run.fail(str(error))
+        except OSError as error:
+            self._run.fail(f"the director cannot read or write: {error}")
+        except Exception as error:
+            logger.exception("experiment '%s'", self._plan.name)
+            self._run.fail(f"fault in the director: {type(error).__name__}: {error}")
+        self._intake.forget()
+        others_may_run()
+
+    async def wait_for_tasks(self, envoy: str) -> tuple[list[Task], int]:
+        """Return the tasks of `envoy` and their round, as soon as there are some.
+
+        There are none when the experiment has ended, the envoy has departed, or a long poll is over. Raises LackError
+        while the round has to wait for something that the director lacks.
+        """
+
+        def tasks() -> list[Task]:
+            return self._rounds.tasks_for(envoy) if self._run.phase is Phase.OPEN else []
+
+        def is_over() -> bool:
+            return self._run.ended or envoy in self._state.departed or bool(tasks())
+
+        deadline = time.monotonic() + LONG_POLL_SECONDS
+        while not is_over() and (seconds := deadline - time.monotonic()) > 0:
+            if self._run.lacks.of_round:
+                raise LackError(f"experiment '{self._plan.name}' waits: {self._run.lacks.of_round}")
+            await self._run.wait_for_news_of_tasks(envoy, seconds)
+        return tasks(), self._rounds.round_number
+
+    def global_model(self, sizes: Iterator[int]) -> Generator[bytes, None, None]:
+        """Yield this round's global model, in chunks of these sizes, as `protocol.tensors.receive` takes them."""
+        header = self._folder.model_header.with_metadata({"round": self._rounds.round_number})
+        with self._folder.open_model(self._folder.model, header) as model:
+            half = self._plan.precision == "float16"
+            for chunk in model.pieces_with_floats_as("<f2", sizes) if half else model.pieces(sizes):
+                self.n_bytes += len(chunk)
+                yield chunk
+
+    def register(self, envoy: str, sizes: Sizes) -> None:
+        """Bound what a member's results weigh by its shard. A member that later says it has more is named for it."""
+        first = self._state.registered.setdefault(envoy, sizes)
+        for task_type, unit in self._plan.units.items():
+            before, now = first.get(task_type, {}).get(unit), sizes.get(task_type, {}).get(unit)
+            if before is not None and now is not None and now > before:
+                reason = f"registered {now} {unit} to {task_type} with, and {before} when it joined: it weighs those"
+                self._rounds.note(envoy, reason)
+                logger.warning("experiment '%s': envoy '%s' %s", self._plan.name, envoy, reason)
+
+    def join(self, envoy: str, sizes: Sizes) -> None:
+        """Make `envoy` a member from the next round on."""
+        self._run.envoys.add(envoy)
+        self._state.members = sorted({*self._state.members, envoy})
+        self.register(envoy, sizes)
+
+    def leave(self, envoy: str, reason: str) -> None:
+        """Go on without `envoy`, on which the experiment failed, or fail.
+
+        With a deadline the other members go on, as long as they can be a quorum.
+        """
+        if self._run.ended:
+            return
+        self._state.departed[envoy] = reason
+        self._state.members = [member for member in self._state.members if member != envoy]
+        first_line = reason.partition("\n")[0][:MAX_REASON_CHARACTERS]
+        self._rounds.note(envoy, _departure(reason))
+        if self._rounds.tasks_for(envoy):
+            self._rounds.refuse(envoy, first_line)
+        has_deadline = self._plan.participation.deadline_seconds is not None
+        if not has_deadline or not self._rounds.can_reach_quorum(self._state.members):
+            self._run.fail(f"envoy '{envoy}': {reason}")
+        else:
+            logger.warning("experiment '%s' continues without envoy '%s': %s", self._plan.name, envoy, reason)
+            self._run.save_soon()
+            self._run.answered.notify()
+            self._run.wake([envoy])
+
+    async def _run_rounds(self, tensorboard: TensorBoard, others_may_run: Callable[[], Any]) -> None:
+        name, members = self._plan.name, ", ".join(self._state.members)
+        logger.info("experiment '%s' runs from round %d on %s", name, self._rounds.round_number, members)
+        self._state.status = Status.IN_PROGRESS
+        while not self._run.ended and not self._rounds.finished:
+            await self._open_round()
+            if self.is_held_up:
+                others_may_run()
+            await self._wait_until_complete()
+            if not self._run.ended:
+                self._rounds.check_answers()
+                if self._rounds.trained:
+                    aggregations = self._rounds.progress.aggregations + 1
+                    await self._retry(lambda: asyncio.to_thread(self._aggregate, aggregations))  # noqa: B023
+            # It may have been stopped meanwhile. Then the round does not count.
+            if not self._run.ended:
+                record = await self._close_round()
+                await self._retry(lambda: tensorboard.add(record))  # noqa: B023
+        if not self._run.ended:
+            await self._retry(self._folder.save_state)
+            self._run.end(Status.FINISHED)
+
+    async def _retry(self, action: Callable[[], Any]) -> None:
+        await self._run.lacks.retry(action)
+
+    async def _open_round(self) -> None:
+        self._opened = time.monotonic()
+        members = set(self._state.members)
+        resumed = self._state.participants
+        away: set[str] = set()
+        gone: dict[str, str] = {}
+        if resumed is not None:
+            gone = {envoy: self._state.departed[envoy] for envoy in resumed if envoy in self._state.departed}
+            resumed = [envoy for envoy in resumed if envoy in members]
+        elif self._plan.participation.deadline_seconds is not None:
+            # Whoever is away now would only be waited for. Without a deadline they are, so that every run is the same.
+            online = {envoy for envoy in members if self._is_online(envoy)}
+            if self._rounds.can_reach_quorum(online):
+                members, away = online, members - online
+        self._rounds.open(members, resumed)
+        for envoy, reason in gone.items():
+            self._rounds.note(envoy, _departure(reason))
+        for envoy in sorted(away):
+            self._rounds.note(envoy, "was away when the round began, and was not asked")
+        self._state.participants = list(self._rounds.participants)
+        await self._retry(self._folder.save_state)
+        await self._retry(self._folder.delete_old_models)
+        if resumed is not None:
+            await self._retry(self._intake.recount)
+        self._intake.n_bytes = self.n_bytes = 0
+        self._run.open_round()
+
+    async def _wait_until_complete(self) -> None:
+        deadline = self._plan.participation.deadline_seconds
+        # A round without participants waits for nothing. Even so the event loop must get to other tasks.
+        await asyncio.sleep(0)
+        while not self._run.ended and not self._rounds.is_complete(self.seconds_open):
+            seconds = None if deadline is None else deadline - self.seconds_open
+            # After the deadline only news can complete the round: it is short of its quorum.
+            await self._run.answered.wait(seconds if seconds is None or seconds > 0 else None)
+        self._run.close_round()
+
+    async def _close_round(self) -> dict[str, Any]:
+        """Go on to the next model. The round counts as soon as the state is saved, with the next round or the end."""
+        record = self._rounds.record() | {
+            "seconds": round(self.seconds_open, 4),
+            "bytes_up": self._intake.n_bytes,
+            "bytes_down": self.n_bytes,
+        }
+        for name in self._rounds.better_scores():
+            await self._retry(lambda: self._folder.link_model(name))  # noqa: B023
+        await self._retry(lambda: self._folder.history.append(record))
+        self._state.progress = self._rounds.progress = self._rounds.next_progress()
+        self._state.participants = None
+        self._intake.discard()
+        self._run.lacks.forget()
+        await self._retry(lambda: self._folder.keep_round(record["round"]))
+        logger.info("experiment '%s' round %d: %s", self._plan.name, record["round"], record["metrics"])
+        return record
+
+    def _aggregate(self, aggregations: int) -> None:
+        """Make the model after this many aggregations."""
+        folder, before = self._folder, aggregations - 1
+        state = folder.optimizer_after(before)
+        fold(
+            folder.model,
+            self._intake.contributions(),
+            self._plan.aggregation,
+            before,
+            self._plan.untrained,
+            state if state.exists() else None,
+            folder.model_after(aggregations),
+            folder.optimizer_after(aggregations),
+            {"aggregations": aggregations},
+            outdated=folder.outdated_model(),
+        )
+
+
+def _departure(reason: str) -> str:
+    return "left the experiment: " + reason.partition("\n")[0][:MAX_REASON_CHARACTERS]

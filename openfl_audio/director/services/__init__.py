@@ -1,0 +1,1 @@
+"""The gRPC services that share the port of a director."""

@@ -1,0 +1,208 @@
+"""The service `openfl_audio.Rounds`: whole models, and what notebooks of this project ask."""
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import aclosing
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+
+from openfl_audio.director.authorization import Context, Gate, made_by, refuse
+from openfl_audio.director.director import SUBMISSION, Director
+from openfl_audio.director.flow_control import Downloads, Uploads
+from openfl_audio.director.intake import unless_small
+from openfl_audio.director.services.lookup import find_envoys_experiment, find_users_experiment
+from openfl_audio.director.shortage import telling_lack
+from openfl_audio.errors import (
+    BrokenUploadError,
+    EnvoyRefusedError,
+    LackError,
+    SubmissionError,
+    TensorFormatError,
+    UpdateRefusedError,
+    WireError,
+)
+from openfl_audio.protocol.tensors import Header
+from openfl_audio.protocol.wire import (
+    SERVICE,
+    AttendRequest,
+    ExperimentRequest,
+    HistoryRequest,
+    Kind,
+    ModelRequest,
+    StatusRequest,
+    UpdateEnvelope,
+    decode,
+    encode,
+    validate,
+)
+
+Item = TypeVar("Item")
+# One byte that zlib has packed becomes so many at most.
+MAX_COMPRESSION = 1032
+MAX_SUBMISSION_BYTES = 64 << 30
+# Of a history that goes with other news of an experiment. The whole of it may be gigabytes.
+MAX_LATEST_BYTES = 1 << 20
+
+
+class RoundsService:
+    """The service `openfl_audio.Rounds`: one call for a whole model. Messages: see `openfl_audio.protocol.wire`."""
+
+    def __init__(self, director: Director, gate: Gate) -> None:
+        self.director = director
+        self.gate = gate
+        self._uploads, self._downloads = Uploads(), Downloads()
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "Attend": grpc.unary_stream_rpc_method_handler(self.attend),
+                "GetModel": grpc.unary_stream_rpc_method_handler(self.get_model),
+                "SendUpdate": grpc.stream_stream_rpc_method_handler(self.send_update),
+                "Submit": grpc.stream_stream_rpc_method_handler(self.submit),
+                "GetHistory": grpc.unary_stream_rpc_method_handler(self.get_history),
+                "GetExperiment": grpc.unary_unary_rpc_method_handler(self.get_experiment),
+                "StopExperiment": grpc.unary_unary_rpc_method_handler(self.stop_experiment),
+                "GetStatus": grpc.unary_unary_rpc_method_handler(self.get_status),
+            },
+        )
+
+    # Calls of envoys
+
+    @made_by("envoy")
+    async def attend(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
+        """Stays open as long as the envoy is there; says what it has to do whenever that changes."""
+        message = await parse(context, request, AttendRequest)
+        name = await self.gate.envoy(context, message.envoy)
+        try:
+            async for order in self.director.attend(name, message.instance):
+                yield encode(order)
+        except EnvoyRefusedError as error:
+            await refuse(context, grpc.StatusCode.NOT_FOUND, str(error))
+
+    @made_by("envoy", "user")
+    async def get_model(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
+        """This round's global model for an envoy, or a kept one for a user."""
+        message = await parse(context, request, ModelRequest)
+        with self._downloads.piece_sizes() as sizes:
+            if message.envoy is not None:
+                name = await self.gate.envoy(context, message.envoy)
+                experiment = await find_envoys_experiment(self.director, context, message.experiment, name)
+                pieces, peer = experiment.scheduler.global_model(sizes), name
+            else:
+                experiment = await find_users_experiment(self.director, self.gate, context, message.experiment)
+                try:
+                    pieces = experiment.view.kept_model(message.which, sizes)
+                except WireError as error:
+                    await refuse(context, grpc.StatusCode.NOT_FOUND, str(error))
+                peer = f"user '{experiment.owner}'"
+            with experiment.transfers.open("download", peer), contextlib.closing(pieces):
+                async for piece in without_blocking(pieces):
+                    yield piece
+
+    @made_by("envoy")
+    async def send_update(self, request_iterator: AsyncIterator[bytes], context: Context) -> None:
+        """Tensors as `protocol.tensors.stream` gives them, with an UpdateMessage as metadata; answers {"counted"}."""
+        pieces = aiter(request_iterator)
+        try:
+            packed = await anext(pieces, b"")
+            # With tens of thousands of tensors it takes seconds.
+            header = await unless_small(MAX_COMPRESSION * len(packed), Header.unpack, packed)
+            sender = validate(header.metadata, UpdateEnvelope)
+            name = await self.gate.envoy(context, sender.envoy)
+            experiment = await find_envoys_experiment(self.director, context, sender.experiment, name)
+            experiment.intake.n_bytes += len(packed)
+            async with self._with_leave(pieces, context) as data:
+                counted = await experiment.intake.receive(sender, header, data)
+        except (WireError, TensorFormatError, UpdateRefusedError) as error:
+            await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except BrokenUploadError as error:
+            await refuse(context, grpc.StatusCode.ABORTED, str(error))
+        except LackError as error:
+            await refuse(context, grpc.StatusCode.UNAVAILABLE, f"experiment '{sender.experiment}' waits: {error}")
+        await context.write(encode({"counted": counted}))
+
+    def _with_leave(self, pieces: AsyncIterator[bytes], context: Context) -> aclosing[AsyncGenerator[bytes, None]]:
+        """`pieces`; the answers {"leave": [n, size]} say for how many more there is room: see `wire.send_pieces`."""
+
+        async def give_leave(pieces: int, size: int) -> None:
+            await context.write(encode({"leave": [pieces, size]}))
+
+        return aclosing(self._uploads.receive(pieces, give_leave))
+
+    # Calls of notebooks
+
+    @made_by("user")
+    async def submit(self, request_iterator: AsyncIterator[bytes], context: Context) -> None:
+        """An experiment, in pieces; answers {} when it is accepted."""
+        owner = await self.gate.user(context)
+        try:
+            with telling_lack(self.director.runs):
+                await self._take_submission(request_iterator, context, owner)
+        except SubmissionError as error:
+            await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except LackError as error:
+            sentence = f"the experiment cannot be taken in: {error}; submit it again later"
+            await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, sentence)
+        await context.write(encode({}))
+
+    async def _take_submission(self, request_iterator: AsyncIterator[bytes], context: Context, owner: str) -> None:
+        with tempfile.NamedTemporaryFile(dir=self.director.runs, prefix=SUBMISSION) as file:
+            async with self._with_leave(aiter(request_iterator), context) as pieces:
+                async for piece in pieces:
+                    file.write(piece)
+                    if file.tell() > MAX_SUBMISSION_BYTES:
+                        sentence = f"the experiment is larger than {MAX_SUBMISSION_BYTES} bytes"
+                        await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, sentence)
+            file.flush()
+            await self.director.submit(Path(file.name), owner)
+
+    @made_by("user")
+    async def get_history(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
+        """Messages of `Experiment.history`, then {"status", "error"}."""
+        message = await parse(context, request, HistoryRequest)
+        experiment = await find_users_experiment(self.director, self.gate, context, message.experiment)
+        async for line in experiment.view.history(message.first, message.follow):
+            yield line
+        yield encode({"status": experiment.state.status.value, "error": experiment.state.error})
+
+    @made_by("user")
+    async def get_experiment(self, request: bytes, context: Context) -> bytes:
+        """An experiment as it is now: `Experiment.summary`, and under "history" the last records of its rounds."""
+        message = await parse(context, request, ExperimentRequest)
+        experiment = await find_users_experiment(self.director, self.gate, context, message.experiment)
+        latest = await asyncio.to_thread(experiment.folder.history.latest, MAX_LATEST_BYTES)
+        return encode({**experiment.view.summary(), "history": latest})
+
+    @made_by("user")
+    async def stop_experiment(self, request: bytes, context: Context) -> bytes:
+        message = await parse(context, request, ExperimentRequest)
+        experiment = await find_users_experiment(self.director, self.gate, context, message.experiment)
+        experiment.stop()
+        self.director.assign()
+        return encode({})
+
+    @made_by("user")
+    async def get_status(self, request: bytes, context: Context) -> bytes:
+        """Envoys and experiments: see `Director.status`."""
+        await parse(context, request, StatusRequest)
+        return encode(self.director.status(await self.gate.user(context)))
+
+
+async def parse(context: Context, request: bytes, kind: type[Kind]) -> Kind:
+    """The request as a message; ends the call if it is none."""
+    try:
+        return decode(request, kind)
+    except WireError as error:
+        await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+
+
+async def without_blocking(items: Iterable[Item]) -> AsyncIterator[Item]:
+    """Items of a generator that reads files, between which other calls get their turn."""
+    for item in items:
+        yield item
+        await asyncio.sleep(0)

@@ -1,0 +1,66 @@
+"""The view of an experiment: what its notebook and the status of the director show of it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Generator, Iterator
+from typing import Any
+
+from openfl_audio.director.run import Run
+from openfl_audio.protocol.wire import encode
+
+
+class View:
+    """Shows an experiment, and changes nothing of it."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def summary(self) -> dict[str, Any]:
+        """Return the entry of this experiment in a list of all."""
+        run, rounds = self._run, self._run.rounds
+        waiting = [envoy for envoy in rounds.participants if rounds.tasks_for(envoy)]
+        last = run.folder.history.last or {}
+        return {
+            "name": run.plan.name,
+            "owner": run.owner,
+            "corpus": run.plan.corpus or "",
+            "status": run.state.status.value,
+            "round": rounds.round_number,
+            "rounds": run.plan.rounds,
+            "best": run.plan.best.model_dump(include={"metric", "direction"}),
+            "envoys": run.state.members,
+            "waiting_for": [] if run.ended else waiting,
+            "waits": run.lacks.first,
+            "seconds_per_round": last.get("seconds"),
+            "error": run.state.error,
+        }
+
+    async def history(self, first: int = 0, follow: bool = True) -> AsyncIterator[bytes]:
+        """Yield lines of JSON: a record a round from record `first` on and, if `follow`, those to come until the end.
+
+        Between them {"waits": what the director lacks} whenever that changes; empty when the experiment resumes.
+        """
+        run, seen, told = self._run, first, ""
+        while True:
+            if follow and run.lacks.first != told:
+                told = run.lacks.first
+                yield encode({"waits": told})
+            elif seen < len(run.folder.history):
+                yield await asyncio.to_thread(run.folder.history.line, seen)
+                seen += 1
+            elif run.ended or not follow:
+                return
+            else:
+                await run.news.wait()
+
+    def kept_model(self, which: str, sizes: Iterator[int]) -> Generator[bytes, None, None]:
+        """Return model 'initial', 'last', 'best' or another best one, in chunks of these sizes.
+
+        Raises WireError if there is none yet.
+        """
+        path = self._run.folder.named_model(which)
+
+        def chunks() -> Generator[bytes, None, None]:
+            with self._run.folder.open_model(path) as model:
+                yield from model.pieces(sizes)
+
+        return chunks()
