@@ -483,11 +483,12 @@ def test_old_models_and_moments_go_but_the_current_ones_and_those_before(folder)
 
 
 def test_an_ended_experiment_keeps_no_update_also_not_one_that_was_on_its_way(folder):
-    on_its_way = folder.take_update_file()
+    folder.take_update_file()
     folder.free_update_file(folder.take_update_file())
     folder.state.status = Status.FINISHED
     folder.delete_updates()
-    folder.free_update_file(on_its_way)
+    assert folder.updates() == []
+    folder.free_update_file(folder.take_update_file())
     assert folder.updates() == []
 
 
