@@ -37,19 +37,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` is 
 from benchmarks.arguments import whole_number
 from openfl_audio.experiments.local_federation import LocalFederation
 from openfl_audio.protocol.certificates import load_credentials, write_certificates
-from openfl_audio.protocol.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL, BestModel, ExperimentPlan, Task
-from openfl_audio.protocol.tensors import Tensors, receive, stream, write_tensors
-from openfl_audio.protocol.wire import (
-    CHANNEL_OPTIONS,
-    SERVICE,
+from openfl_audio.protocol.messages import (
     AttendRequest,
     HistoryRequest,
     ModelRequest,
     TaskResult,
     UpdateMessage,
-    channel_credentials,
     encode,
 )
+from openfl_audio.protocol.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL, BestModel, ExperimentPlan, Task
+from openfl_audio.protocol.tensors import Tensors, receive, stream, write_tensors
+from openfl_audio.protocol.wire import CHANNEL_OPTIONS, SERVICE, channel_credentials
 
 USER = "scientist"
 EXPERIMENT = "load"

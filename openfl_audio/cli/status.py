@@ -96,14 +96,8 @@ def fetch_status(address: str, certificates: Path | None, user: str | None) -> d
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     import grpc
 
-    from openfl_audio.protocol.wire import (
-        RoundsStub,
-        StatusRequest,
-        channel_credentials,
-        encode,
-        explain_unreachable,
-        open_channel,
-    )
+    from openfl_audio.protocol.messages import FederationStatus, StatusRequest, decode_answer, encode
+    from openfl_audio.protocol.wire import RoundsStub, channel_credentials, explain_unreachable, open_channel
 
     credentials = None
     if certificates is not None:
@@ -113,7 +107,8 @@ def fetch_status(address: str, certificates: Path | None, user: str | None) -> d
     line = channel_credentials(credentials) if credentials else None
     with open_channel(address, line, client_id=user or "anonymous") as channel:
         try:
-            return json.loads(RoundsStub(channel).get_status(encode(StatusRequest()), timeout=ANSWER_SECONDS))
+            answer = RoundsStub(channel).get_status(encode(StatusRequest()), timeout=ANSWER_SECONDS)
+            return decode_answer(answer, FederationStatus).model_dump()
         except grpc.RpcError as error:
             if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 raise StatusError(f"the director at {address} refused: {error.details()}") from None

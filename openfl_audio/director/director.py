@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from openfl.protocols import director_pb2
 
@@ -16,14 +15,15 @@ from openfl_audio.director.experiment import Experiment
 from openfl_audio.director.notification import Changes
 from openfl_audio.director.run_folder import UNFINISHED, RunFolder, Status, owner_of
 from openfl_audio.errors import EnvoyRefusedError, RunFolderError, SubmissionError
+from openfl_audio.protocol.messages import EnvoySummary, ExperimentSummary, FederationStatus, Order
 from openfl_audio.protocol.plan import EXPERIMENT_PLAN, ExperimentPlan
 from openfl_audio.protocol.rounds import Progress, Rounds
 from openfl_audio.protocol.shard_sizes import Sizes
 
 logger = logging.getLogger(__name__)
 
-# After a notebook has called, envoys keep a worker with its libraries loaded for this long: they take seconds to load.
-WARM_SECONDS = 900.0
+# After a notebook has called, envoys keep a spare worker for this long: its libraries take seconds to load.
+PRESTART_SECONDS = 900.0
 LOOK_SECONDS = 30.0
 SUBMISSION = ".submission-"
 
@@ -59,22 +59,9 @@ class UnusableExperiment:
     owner: str
     reason: str
 
-    def summary(self) -> dict[str, Any]:
-        """The same keys as `View.summary`."""
-        return {
-            "name": self.name,
-            "owner": self.owner,
-            "corpus": "",
-            "status": Status.FAILED.value,
-            "round": 0,
-            "rounds": 0,
-            "best": None,
-            "envoys": [],
-            "waiting_for": [],
-            "waits": "",
-            "seconds_per_round": None,
-            "error": self.reason,
-        }
+    def summary(self) -> ExperimentSummary:
+        """Return the entry of this experiment in a list of all."""
+        return ExperimentSummary(name=self.name, owner=self.owner, status=Status.FAILED.value, error=self.reason)
 
 
 class Director:
@@ -87,7 +74,7 @@ class Director:
         self.experiments: dict[str, Experiment] = {}
         self.federations: dict[str, Experiment] = {}  # by the id that calls of OpenFL name
         self.unusable: dict[str, UnusableExperiment] = {}
-        self._warm_until = 0.0
+        self._prestart_until = 0.0
         self._running: dict[str, asyncio.Task] = {}
 
     async def recover(self) -> None:
@@ -138,22 +125,22 @@ class Director:
         logger.info("envoy '%s' registered, with %s: %s", name, corpus or "a corpus without a name", peer)
         self.assign()
 
-    async def attend(self, name: str, instance: str) -> AsyncIterator[dict[str, Any]]:
-        """Yield what envoy `name` has to do, whenever that changes: {"experiment": name or "", "warm": bool}."""
+    async def attend(self, name: str, instance: str) -> AsyncIterator[Order]:
+        """Yield what envoy `name` has to do, whenever that changes."""
         entry = self.envoys.get(name)
         if entry is None or entry.instance != instance:
             raise EnvoyRefusedError(f"envoy '{name}' is not registered")
 
-        def order() -> dict[str, Any]:
+        def order() -> Order:
             experiment = entry.experiment
             name = experiment.plan.name if experiment and not experiment.ended else ""
-            return {"experiment": name, "warm": time.time() < self._warm_until}
+            return Order(experiment=name, prestart=time.time() < self._prestart_until)
 
         entry.attending, given = True, None
         try:
             while self.envoys.get(name) is entry:
                 if order() == given:
-                    # The end of the warm time is no event: look for it now and then.
+                    # That the time of spare workers is over is no event: look for it now and then.
                     await entry.changes.wait(LOOK_SECONDS)
                 else:
                     given = order()
@@ -173,9 +160,9 @@ class Director:
 
     def expect_experiments(self) -> None:
         """A notebook is here: let envoys load what a worker needs."""
-        was_warm = time.time() < self._warm_until
-        self._warm_until = time.time() + WARM_SECONDS
-        for entry in () if was_warm else self.envoys.values():
+        were_expected = time.time() < self._prestart_until
+        self._prestart_until = time.time() + PRESTART_SECONDS
+        for entry in () if were_expected else self.envoys.values():
             entry.changes.notify()
 
     async def submit(self, submission: Path, owner: str) -> None:
@@ -236,25 +223,21 @@ class Director:
             if name not in busy and self.is_online(name):
                 self._let_join(name, entry)
 
-    def status(self, user: str) -> dict[str, Any]:
-        """Envoys and experiments; of others' experiments not why they failed, which is their owners' code."""
+    def status(self, user: str) -> FederationStatus:
+        """Return envoys and experiments; of others' experiments not why they failed, which is their owners' code."""
         experiments = [experiment.view.summary() for experiment in self.experiments.values()]
         experiments += [experiment.summary() for experiment in self.unusable.values()]
-        for summary in experiments:
-            if summary["owner"] not in ("", user):
-                summary["error"] = ""
-        return {
-            "envoys": [
-                {
-                    "name": name,
-                    "corpus": entry.corpus,
-                    "online": self.is_online(name),
-                    "experiment": entry.experiment.plan.name if entry.experiment else "",
-                }
-                for name, entry in sorted(self.envoys.items())
-            ],
-            "experiments": experiments,
-        }
+        envoys = [
+            EnvoySummary(
+                name=name,
+                corpus=entry.corpus,
+                online=self.is_online(name),
+                experiment=entry.experiment.plan.name if entry.experiment else "",
+            )
+            for name, entry in sorted(self.envoys.items())
+        ]
+        shown = [each if each.owner in ("", user) else each.model_copy(update={"error": ""}) for each in experiments]
+        return FederationStatus(envoys=envoys, experiments=shown)
 
     def _add(self, folder: RunFolder) -> Experiment:
         experiment = Experiment(folder, self.is_online)

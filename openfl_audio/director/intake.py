@@ -21,8 +21,8 @@ from openfl_audio.errors import (
     UpdateRefusedError,
     WireError,
 )
+from openfl_audio.protocol.messages import TaskResult, UpdateEnvelope, UpdateMessage, describe_faults, validate
 from openfl_audio.protocol.tensors import Header, TensorFile, Tensors
-from openfl_audio.protocol.wire import TaskResult, UpdateEnvelope, UpdateMessage, describe_faults, validate
 
 logger = logging.getLogger(__name__)
 

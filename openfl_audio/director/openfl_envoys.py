@@ -10,8 +10,8 @@ from openfl.protocols.aggregator_pb2 import MessageHeader, TaskResults
 from openfl_audio.director.experiment import Experiment
 from openfl_audio.director.intake import PartialUpdate
 from openfl_audio.errors import UpdateRefusedError
+from openfl_audio.protocol.messages import TaskResult, UpdateEnvelope, UpdateMessage
 from openfl_audio.protocol.tensors import TensorFile, Tensors, describe, stream
-from openfl_audio.protocol.wire import TaskResult, UpdateEnvelope, UpdateMessage
 
 # The first field of TaskResults, which is a message.
 HEADER_FIELD = 0x0A

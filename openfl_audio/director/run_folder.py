@@ -42,11 +42,11 @@ from openfl_audio.errors import (
 )
 from openfl_audio.files import sync_folder, write_whole
 from openfl_audio.protocol.archive import check_archive, extract_file, open_archive
+from openfl_audio.protocol.messages import describe_faults
 from openfl_audio.protocol.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL, ExperimentPlan
 from openfl_audio.protocol.rounds import Progress
 from openfl_audio.protocol.shard_sizes import Sizes
 from openfl_audio.protocol.tensors import Header, TensorFile
-from openfl_audio.protocol.wire import describe_faults
 
 logger = logging.getLogger(__name__)
 

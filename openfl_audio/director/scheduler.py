@@ -12,6 +12,7 @@ from openfl_audio.director.run import Phase, Run
 from openfl_audio.director.run_folder import Status
 from openfl_audio.director.tensorboard import TensorBoard
 from openfl_audio.errors import EndedError, LackError, NotFiniteError, RoundFailedError
+from openfl_audio.protocol.messages import GlobalModel
 from openfl_audio.protocol.plan import Task
 from openfl_audio.protocol.shard_sizes import Sizes
 
@@ -93,7 +94,8 @@ class Scheduler:
 
     def global_model(self, sizes: Iterator[int]) -> Generator[bytes, None, None]:
         """Yield this round's global model, in chunks of these sizes, as `protocol.tensors.receive` takes them."""
-        header = self._folder.model_header.with_metadata({"round": self._rounds.round_number})
+        metadata = GlobalModel(round=self._rounds.round_number).model_dump()
+        header = self._folder.model_header.with_metadata(metadata)
         with self._folder.open_model(self._folder.model, header) as model:
             half = self._plan.precision == "float16"
             for chunk in model.pieces_with_floats_as("<f2", sizes) if half else model.pieces(sizes):

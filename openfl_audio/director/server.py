@@ -25,8 +25,9 @@ from openfl_audio.director.services.rounds import RoundsService
 from openfl_audio.errors import StartError
 from openfl_audio.process import prepare_process, share_one_heap
 from openfl_audio.protocol.certificates import Credentials, load_credentials
+from openfl_audio.protocol.messages import MAX_REQUEST_BYTES
 from openfl_audio.protocol.tensors import MAX_HEADER_BYTES
-from openfl_audio.protocol.wire import CHANNEL_OPTIONS, MAX_REQUEST_BYTES
+from openfl_audio.protocol.wire import CHANNEL_OPTIONS
 
 logger = logging.getLogger("director")
 

@@ -2,10 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Generator, Iterator
-from typing import Any
 
 from openfl_audio.director.run import Run
-from openfl_audio.protocol.wire import encode
+from openfl_audio.protocol.messages import BestMetric, ExperimentSummary, Waits, encode
 
 
 class View:
@@ -14,36 +13,36 @@ class View:
     def __init__(self, run: Run) -> None:
         self._run = run
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> ExperimentSummary:
         """Return the entry of this experiment in a list of all."""
         run, rounds = self._run, self._run.rounds
         waiting = [envoy for envoy in rounds.participants if rounds.tasks_for(envoy)]
         last = run.folder.history.last or {}
-        return {
-            "name": run.plan.name,
-            "owner": run.owner,
-            "corpus": run.plan.corpus or "",
-            "status": run.state.status.value,
-            "round": rounds.round_number,
-            "rounds": run.plan.rounds,
-            "best": run.plan.best.model_dump(include={"metric", "direction"}),
-            "envoys": run.state.members,
-            "waiting_for": [] if run.ended else waiting,
-            "waits": run.lacks.first,
-            "seconds_per_round": last.get("seconds"),
-            "error": run.state.error,
-        }
+        return ExperimentSummary(
+            name=run.plan.name,
+            owner=run.owner,
+            corpus=run.plan.corpus or "",
+            status=run.state.status.value,
+            round=rounds.round_number,
+            rounds=run.plan.rounds,
+            best=BestMetric(metric=run.plan.best.metric, direction=run.plan.best.direction),
+            envoys=run.state.members,
+            waiting_for=[] if run.ended else waiting,
+            waits=run.lacks.first,
+            seconds_per_round=last.get("seconds"),
+            error=run.state.error,
+        )
 
     async def history(self, first: int = 0, follow: bool = True) -> AsyncIterator[bytes]:
-        """Yield lines of JSON: a record a round from record `first` on and, if `follow`, those to come until the end.
+        """Yield messages as JSON: each round's RoundRecord, from record `first` on and, if `follow`, to the end.
 
-        Between them {"waits": what the director lacks} whenever that changes; empty when the experiment resumes.
+        Between them comes a Waits whenever what the director lacks for the experiment changes.
         """
         run, seen, told = self._run, first, ""
         while True:
             if follow and run.lacks.first != told:
                 told = run.lacks.first
-                yield encode({"waits": told})
+                yield encode(Waits(waits=told))
             elif seen < len(run.folder.history):
                 yield await asyncio.to_thread(run.folder.history.line, seen)
                 seen += 1

@@ -28,9 +28,10 @@ from openfl_audio.envoy.settings import EnvoySettings, connect
 from openfl_audio.errors import ArchiveError, ConnectionRefusedByDirectorError
 from openfl_audio.protocol.archive import unpack_archive
 from openfl_audio.protocol.certificates import load_credentials
+from openfl_audio.protocol.messages import AttendRequest, Order, decode_answer, encode
 from openfl_audio.protocol.plan import ARCHIVE, NAME
 from openfl_audio.protocol.shard_sizes import sizes_of
-from openfl_audio.protocol.wire import AttendRequest, RoundsStub, encode, explain_unreachable, wait_for_connection
+from openfl_audio.protocol.wire import RoundsStub, explain_unreachable, wait_for_connection
 
 logger = logging.getLogger("envoy")
 
@@ -110,15 +111,15 @@ class Envoy:
         """Do what the director says, as long as the connection holds. Raises grpc.RpcError when it breaks."""
         request = encode(AttendRequest(envoy=self.name, instance=self._instance))
         for answer in self._rounds.attend(request):
-            order = json.loads(answer)
-            self._turn_to(order["experiment"])
-            if not order["warm"]:
+            order = decode_answer(answer, Order)
+            self._switch_to(order.experiment)
+            if not order.prestart:
                 self._end_spare()
             elif self._running is None and self._spare is None:
                 self._spare = self._start_worker()
 
-    def _turn_to(self, experiment: str) -> None:
-        """Run `experiment`, or none if that is empty; a worker that is at it goes on undisturbed."""
+    def _switch_to(self, experiment: str) -> None:
+        """Run `experiment`, or none if it is "". A worker that runs it already is not restarted."""
         if self._running and self._running.experiment != experiment:
             self._running.stop(grace=GRACE_SECONDS)
             self._running = None

@@ -10,16 +10,9 @@ import numpy as np
 from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc
 
 from openfl_audio.errors import DirectorRefusedError
+from openfl_audio.protocol.messages import GlobalModel, ModelRequest, TaskResult, UpdateMessage, encode, validate
 from openfl_audio.protocol.tensors import Receiver, Tensors, stream
-from openfl_audio.protocol.wire import (
-    ModelRequest,
-    RoundsStub,
-    TaskResult,
-    UpdateMessage,
-    encode,
-    send_pieces,
-    wait_for_connection,
-)
+from openfl_audio.protocol.wire import RoundsStub, send_pieces, wait_for_connection
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +73,7 @@ class RoundsClient:
         """The global model, and the round that begins with it. The next call overwrites the arrays."""
         request = encode(ModelRequest(experiment=self.experiment, envoy=self.envoy))
         tensors, metadata = self._insist(lambda: self._receiver.receive(self._rounds.get_model(request)))
-        return tensors, metadata["round"]
+        return tensors, validate(metadata, GlobalModel).round
 
     def send_update(self, round_number: int, results: dict[str, TaskResult], tensors: Tensors) -> None:
         """Raises DirectorRefusedError for an update that the director does not count."""

@@ -163,7 +163,7 @@ def federate(clients: Clients, out: Path, progress: RunProgress) -> dict[str, to
         else:
             experiment.start(**arguments)
         for message in federation.dir_client.stream_history(EXPERIMENT):
-            if "round" in message:
+            if isinstance(message, dict):
                 progress.show_round(message)
         return kept_models(experiment, arguments)
 

@@ -1,6 +1,5 @@
 """A notebook's line to the director."""
 
-import json
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,17 +9,26 @@ import grpc
 from openfl.protocols import director_pb2_grpc
 from openfl.transport.grpc import director_client
 
-from openfl_audio.errors import DirectorError, ExperimentFailedError
+from openfl_audio.errors import DirectorError, ExperimentFailedError, WireError
 from openfl_audio.protocol.certificates import Credentials
-from openfl_audio.protocol.tensors import Tensors, receive
-from openfl_audio.protocol.wire import (
+from openfl_audio.protocol.messages import (
+    Ended,
+    ExperimentDetails,
     ExperimentRequest,
+    FederationStatus,
     HistoryRequest,
     ModelRequest,
-    RoundsStub,
+    RoundRecord,
     StatusRequest,
-    channel_credentials,
+    Waits,
+    decode_answer,
+    decode_history,
     encode,
+)
+from openfl_audio.protocol.tensors import Tensors, receive
+from openfl_audio.protocol.wire import (
+    RoundsStub,
+    channel_credentials,
     explain_unreachable,
     open_channel,
     send_pieces,
@@ -57,18 +65,21 @@ class DirectorClient(director_client.DirectorClient):
                 wait_for_connection(self.channel, RETRY_SECONDS)
                 raise DirectorError(explain_unreachable(self.address, error.details(), self._root)) from None
             raise DirectorError(f"the director at {self.address} refused: {error.details()}") from None
+        except WireError as error:
+            raise DirectorError(
+                f"the director at {self.address} answers otherwise than this version of openfl-audio expects: {error}"
+            ) from None
 
     def submit(self, submission: Iterable[bytes]) -> None:
         """Send an experiment's zip file, in pieces."""
         with self.translated_errors():
             send_pieces(self.rounds.submit, submission)
 
-    def stream_history(self, experiment_name: str) -> Iterator[dict[str, Any]]:
-        """One record a round until the experiment has ended, then its {"status"}. Raises ExperimentFailedError.
+    def stream_history(self, experiment_name: str) -> Iterator[dict[str, Any] | Waits | Ended]:
+        """Yield one record a round until the experiment has ended, then an Ended. Raises ExperimentFailedError.
 
-        Between them {"waits": what the director lacks}, and {"waits": ""} when the experiment goes on.
-
-        Waits for a director that goes away meanwhile, and says so.
+        Records are dictionaries with the fields of RoundRecord. Between them come Waits. Waits for a director that
+        goes away meanwhile, and says so.
         """
         received, waiting = 0, False
         with self.translated_errors():
@@ -76,11 +87,14 @@ class DirectorClient(director_client.DirectorClient):
                 try:
                     request = HistoryRequest(experiment=experiment_name, first=received)
                     for answer in self.rounds.get_history(encode(request)):
-                        message, waiting = json.loads(answer), False
-                        if message.get("error"):
-                            raise ExperimentFailedError(message["error"])
-                        received += "round" in message
-                        yield message
+                        message, waiting = decode_history(answer), False
+                        if isinstance(message, Ended) and message.error:
+                            raise ExperimentFailedError(message.error)
+                        if isinstance(message, RoundRecord):
+                            received += 1
+                            yield message.model_dump()
+                        else:
+                            yield message
                     return
                 except grpc.RpcError as error:
                     if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
@@ -91,27 +105,28 @@ class DirectorClient(director_client.DirectorClient):
                     wait_for_connection(self.channel, RETRY_SECONDS)
 
     def read_history(self, experiment_name: str) -> Iterator[dict[str, Any]]:
-        """The records of all rounds so far, one after the other: together they may be gigabytes."""
+        """Yield the records of all rounds so far, one after the other: together they may be gigabytes."""
         request = encode(HistoryRequest(experiment=experiment_name, follow=False))
         with self.translated_errors():
             for answer in self.rounds.get_history(request):
-                message = json.loads(answer)
-                if "round" in message:
-                    yield message
+                message = decode_history(answer)
+                if isinstance(message, RoundRecord):
+                    yield message.model_dump()
 
-    def get_experiment(self, experiment_name: str) -> dict[str, Any]:
-        """The experiment as it is: "status", "round", "envoys", "waits", "error", the last of "history" and more."""
+    def get_experiment(self, experiment_name: str) -> ExperimentDetails:
+        """Return the experiment as it is now."""
         with self.translated_errors():
-            return json.loads(self.rounds.get_experiment(encode(ExperimentRequest(experiment=experiment_name))))
+            answer = self.rounds.get_experiment(encode(ExperimentRequest(experiment=experiment_name)))
+            return decode_answer(answer, ExperimentDetails)
 
     def stop_experiment(self, experiment_name: str) -> None:
         with self.translated_errors():
             self.rounds.stop_experiment(encode(ExperimentRequest(experiment=experiment_name)))
 
-    def get_status(self) -> dict[str, Any]:
-        """{"envoys": [...], "experiments": [...]} of the whole federation."""
+    def get_status(self) -> FederationStatus:
+        """Return the envoys and the experiments of the whole federation."""
         with self.translated_errors():
-            return json.loads(self.rounds.get_status(encode(StatusRequest())))
+            return decode_answer(self.rounds.get_status(encode(StatusRequest())), FederationStatus)
 
     def get_model(self, experiment_name: str, which: str) -> Tensors:
         """Model 'initial', 'last', 'best' or 'best-METRIC' as the director keeps it."""

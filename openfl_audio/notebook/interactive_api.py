@@ -252,7 +252,9 @@ class FLExperiment(openfl_experiment.FLExperiment):
         """
         name, client = self.experiment_name, self.federation.dir_client
         try:
-            return show_progress(client.stream_history(name), client.get_experiment(name))
+            experiment = client.get_experiment(name)
+            best = experiment.best
+            return show_progress(client.stream_history(name), name, best.metric, best.direction, experiment.round)
         except KeyboardInterrupt:
             again = f"watch() shows it again, FLExperiment(federation).attach('{name}') takes it up in another notebook"
             print(f"\nexperiment '{name}' goes on: {again}, stop() ends it", flush=True)

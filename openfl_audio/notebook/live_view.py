@@ -7,10 +7,11 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import pandas as pd
 
+from openfl_audio.protocol.messages import Ended, Waits
 from openfl_audio.training.history import (
     NOTES,
     Record,
@@ -32,22 +33,24 @@ def without_envoys(record: Record) -> Record:
     return {key: value for key, value in record.items() if key != "envoys"}
 
 
-def show_progress(messages: Iterable[Record], experiment: dict[str, Any]) -> pd.DataFrame:
+def show_progress(
+    messages: Iterable[Record | Waits | Ended], name: str, metric: str, direction: str, past_rounds: int
+) -> pd.DataFrame:
     """Show messages of `DirectorClient.stream_history` as they come, and return the history as `to_frame` does.
 
-    `experiment` is what the director says of it beforehand: "name", "best" and "round".
+    `metric` chooses the best model of the experiment called `name`, in the direction "max" or "min". The first
+    `past_rounds` records are of rounds that are over, and come all at once.
     """
     records: list[Record] = []
-    views = _views(experiment)
+    views = _views(name, metric, direction, past_rounds)
     status = ""
     try:
         for message in messages:
-            if "status" in message:
-                status = message["status"]
+            if isinstance(message, Ended):
+                status = message.status
                 continue
-            if "waits" in message:
-                wait = message["waits"]
-                print(f"experiment '{experiment['name']}' {f'waits: {wait}' if wait else 'goes on'}", flush=True)
+            if isinstance(message, Waits):
+                print(f"experiment '{name}' {f'waits: {message.waits}' if message.waits else 'resumes'}", flush=True)
                 continue
             records.append(without_envoys(message))
             for view in views:
@@ -56,7 +59,7 @@ def show_progress(messages: Iterable[Record], experiment: dict[str, Any]) -> pd.
         for view in views:
             view.end(records)
     if status == "stopped":
-        print(f"experiment '{experiment['name']}' was stopped; rounds completed: {len(records)}", flush=True)
+        print(f"experiment '{name}' was stopped; rounds completed: {len(records)}", flush=True)
     return to_frame(records)
 
 
@@ -92,16 +95,16 @@ class Lines:
 class LiveDisplay:
     """One display in a notebook, with a curve and a table, that is replaced as rounds come."""
 
-    def __init__(self, experiment: dict[str, Any]) -> None:
+    def __init__(self, name: str, metric: str, direction: str, past_rounds: int) -> None:
         from IPython.display import display  # where there is a kernel there is IPython
 
-        self._experiment = experiment
+        self._name, self._metric, self._direction, self._past_rounds = name, metric, direction, past_rounds
         self._drawn = 0.0
         self._handle = display(self._content([]), raw=True, display_id=True)
 
     def show(self, records: Sequence[Record]) -> None:
         # Rounds of the past come all at once: one picture will do for them.
-        is_past = len(records) < self._experiment["round"]
+        is_past = len(records) < self._past_rounds
         if not is_past and time.monotonic() - self._drawn > SECONDS_BETWEEN_PICTURES:
             self.end(records)
 
@@ -110,8 +113,8 @@ class LiveDisplay:
         self._drawn = time.monotonic()
 
     def _content(self, records: Sequence[Record]) -> dict[str, str]:
-        name, best = self._experiment["name"], self._experiment["best"]
-        return {"text/html": to_html(records, name, **best), "text/plain": _text_frame(records).to_string(index=False)}
+        page = to_html(records, self._name, self._metric, self._direction)
+        return {"text/html": page, "text/plain": _text_frame(records).to_string(index=False)}
 
 
 def to_html(records: Sequence[Record], name: str, metric: str, direction: str) -> str:
@@ -149,14 +152,15 @@ def draw(records: Sequence[Record], name: str, metric: str, direction: str) -> b
     return file.getvalue()
 
 
-def _views(experiment: dict[str, Any]) -> list[View]:
-    """Lines in a terminal, a live display in Jupyter; both where a notebook is executed without anybody in front.
+def _views(name: str, metric: str, direction: str, past_rounds: int) -> list[View]:
+    """Return lines in a terminal and a live display in Jupyter; both where nobody sits in front of a notebook.
 
     Jupyter's server names the notebook to its kernels. papermill and nbclient do not, and pass printed lines on.
     """
     if not _is_kernel():
         return [Lines()]
-    return [LiveDisplay(experiment)] if "JPY_SESSION_NAME" in os.environ else [LiveDisplay(experiment), Lines()]
+    display = LiveDisplay(name, metric, direction, past_rounds)
+    return [display] if "JPY_SESSION_NAME" in os.environ else [display, Lines()]
 
 
 def _is_kernel() -> bool:

@@ -10,9 +10,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from openfl_audio.errors import RoundFailedError, TooFewUpdatesError, UnknownMetricError, UpdateRefusedError
+from openfl_audio.protocol.messages import TaskResult, UpdateMessage
 from openfl_audio.protocol.plan import ExperimentPlan, Task, is_better
 from openfl_audio.protocol.shard_sizes import Sizes
-from openfl_audio.protocol.wire import TaskResult, UpdateMessage
 
 Results = dict[str, TaskResult]
 # What is said of a task for which an envoy had no clips, or too few; whether the task trains.

@@ -6,7 +6,7 @@ from typing import Annotated
 from openfl.interface.interactive_api.shard_descriptor import ShardDescriptor
 from pydantic import Field, TypeAdapter
 
-from openfl_audio.protocol.wire import MAX_CLIPS
+from openfl_audio.protocol.messages import MAX_CLIPS
 
 logger = logging.getLogger(__name__)
 

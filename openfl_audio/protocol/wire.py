@@ -1,8 +1,8 @@
-"""What goes over the wire besides OpenFL's own messages.
+"""Connections to a director, and the client side of the service `openfl_audio.Rounds`.
 
-OpenFL fetches every tensor by a call of its own. Here a model crosses in one streaming call of the service
-`openfl_audio.Rounds`, which stands on the same port as OpenFL's `Director` and `Aggregator` services. Its messages are
-plain bytes: JSON for requests and answers, pieces of a safetensors file for tensors (see
+OpenFL fetches every tensor by a call of its own. Here a model crosses in one streaming call of this service, which
+shares the port of OpenFL's services `Director` and `Aggregator`. Its messages are plain bytes: JSON for requests and
+answers (see `openfl_audio.protocol.messages`), chunks of a safetensors file for tensors (see
 `openfl_audio.protocol.tensors`).
 """
 
@@ -13,14 +13,12 @@ import ssl
 import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Annotated, Any, TypeVar
+from typing import Any
 
 import grpc
 from openfl.protocols.interceptors import headers_adder
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from openfl_audio.address import join_address, proxy_of, route_to, split_address
-from openfl_audio.errors import WireError
 from openfl_audio.protocol.certificates import Credentials, is_for, names_of
 
 SERVICE = "openfl_audio.Rounds"
@@ -29,8 +27,6 @@ SERVICE = "openfl_audio.Rounds"
 MAX_MESSAGE_BYTES = 256 << 20
 # For a look at the certificate of a director that gRPC could not connect to.
 PROBE_SECONDS = 3.0
-# Requests are names and numbers.
-MAX_REQUEST_BYTES = 64 << 10
 # A dead peer is noticed by keep-alive; two directors on one port must not share it silently.
 CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -52,109 +48,6 @@ CHANNEL_OPTIONS = [
     ("grpc.compression_enabled_algorithms_bitset", 1),
     ("grpc.per_message_decompression", 0),
 ]
-
-
-# More than any corpus has; a mean's weights stay far from overflow.
-MAX_CLIPS = 10**9
-
-
-class Message(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class AttendRequest(Message):
-    """An envoy that is there, for as long as the call is open. `instance` tells it from a restarted one."""
-
-    envoy: str
-    instance: str
-
-
-class ModelRequest(Message):
-    """An envoy's request for this round's model, or a user's for a kept one."""
-
-    experiment: str
-    envoy: str | None = None
-    which: str = "last"
-
-
-class ExperimentRequest(Message):
-    """A user's request about an experiment."""
-
-    experiment: str
-
-
-class HistoryRequest(ExperimentRequest):
-    """A user's request for the records of rounds from record `first` on; `follow` waits for those to come."""
-
-    first: int = Field(default=0, ge=0)
-    follow: bool = True
-
-
-class StatusRequest(Message):
-    pass
-
-
-class TaskResult(Message):
-    """What one envoy says of one task: over how many clips, and the metrics' means over them.
-
-    `counts` has what a metric is a mean over, where that is something else than clips.
-    """
-
-    size: int = Field(ge=0, le=MAX_CLIPS)
-    metrics: dict[str, float] = Field(max_length=1000)
-    counts: dict[str, Annotated[int, Field(ge=0, le=MAX_CLIPS)]] = Field(default={}, max_length=1000)
-
-
-class UpdateEnvelope(Message):
-    """Whose update of which round it is: all that must be known to refuse it."""
-
-    experiment: str
-    envoy: str
-    round: int
-    results: Any
-
-    def __str__(self) -> str:
-        return f"update of envoy '{self.envoy}' for round {self.round}"
-
-
-class UpdateMessage(UpdateEnvelope):
-    """Metadata of one envoy's answer to one round."""
-
-    results: dict[str, TaskResult] = Field(max_length=100)
-
-
-Kind = TypeVar("Kind", bound=Message)
-
-
-def encode(message: dict[str, Any] | Message) -> bytes:
-    return message.model_dump_json().encode() if isinstance(message, Message) else json.dumps(message).encode()
-
-
-def decode(data: bytes, kind: type[Kind]) -> Kind:
-    """Raises WireError, naming the field, for bytes that are no `kind`."""
-    if len(data) > MAX_REQUEST_BYTES:
-        # A fault is described in hundreds of bytes, and a request could have one in every other byte.
-        raise WireError(f"not a {kind.__name__}: {len(data)} bytes are more than {MAX_REQUEST_BYTES}")
-    try:
-        return kind.model_validate_json(data)
-    except ValidationError as error:
-        raise WireError(f"not a {kind.__name__}: {describe_faults(error)}") from None
-
-
-def validate(content: Any, kind: type[Kind]) -> Kind:
-    """Return `content` as a message. Raises WireError, naming the field, for what is no `kind`."""
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        raise WireError(f"not a {kind.__name__}: {describe_faults(error)}") from None
-
-
-def describe_faults(error: ValidationError) -> str:
-    """One sentence for all faults; values are cut short, they may be anything."""
-    return "; ".join(
-        f"{'.'.join(map(str, fault['loc'])) or 'content'} is {fault['input']!r:.80}: {fault['msg']:.200}"
-        for fault in error.errors()[:3]
-    )
 
 
 def channel_credentials(own: Credentials) -> grpc.ChannelCredentials:

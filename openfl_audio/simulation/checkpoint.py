@@ -15,9 +15,9 @@ from openfl_audio.errors import TensorFormatError
 from openfl_audio.files import make_folder, replacing, write_json, write_json_lines
 from openfl_audio.notebook.experiment import Definition
 from openfl_audio.protocol.aggregate import Fold
+from openfl_audio.protocol.messages import describe_faults
 from openfl_audio.protocol.rounds import Progress
 from openfl_audio.protocol.tensors import TensorFile, Tensors, bytes_of, write_tensors
-from openfl_audio.protocol.wire import describe_faults
 
 logger = logging.getLogger(__name__)
 

@@ -23,10 +23,10 @@ from openfl_audio.node.local_state import ClientStates
 from openfl_audio.notebook.experiment import Definition, define
 from openfl_audio.notebook.live_view import show_progress
 from openfl_audio.protocol.aggregate import Fold
+from openfl_audio.protocol.messages import UpdateMessage
 from openfl_audio.protocol.plan import NAME, name_of_best
 from openfl_audio.protocol.rounds import Progress, Rounds
 from openfl_audio.protocol.tensors import Tensors, describe
-from openfl_audio.protocol.wire import UpdateMessage
 from openfl_audio.simulation.checkpoint import Checkpoint
 from openfl_audio.simulation.virtual_clients import Envoys, OpenShard, VirtualEnvoys, ray_envoys
 from openfl_audio.training.history import to_frame
@@ -101,9 +101,8 @@ class Simulation:
     def watch(self) -> pd.DataFrame:
         """Run the rounds that are left and show all, as `FLExperiment.watch` does. Returns the history."""
         plan, past = self.definition.plan, list(self.records)
-        best = plan.best.model_dump(include={"metric", "direction"})
-        described = {"name": plan.name, "best": best, "round": len(past)}
-        return show_progress((record for records in (past, self.run()) for record in records), described)
+        records = (record for records in (past, self.run()) for record in records)
+        return show_progress(records, plan.name, plan.best.metric, plan.best.direction, len(past))
 
     def run(self, on_client: Callable[[str], None] = lambda client: None) -> Iterator[dict[str, Any]]:
         """Run the rounds that are left, and yield each one's record. `on_client` is called when a client has answered.

@@ -20,10 +20,10 @@ from openfl_audio.errors import SimulationError
 from openfl_audio.node.local_state import ClientStates
 from openfl_audio.node.task_runner import TaskRunner, seed_generators
 from openfl_audio.notebook.experiment import Definition
+from openfl_audio.protocol.messages import TaskResult
 from openfl_audio.protocol.plan import Task
 from openfl_audio.protocol.shard_sizes import Sizes, sizes_of
 from openfl_audio.protocol.tensors import Tensors
-from openfl_audio.protocol.wire import TaskResult
 
 OpenShard = Callable[[str], ShardDescriptor]
 # Results by task, what travels of the model, and the sizes of the client's shard.

@@ -21,17 +21,10 @@ from safetensors.numpy import save
 
 from openfl_audio.experiments.local_federation import LocalFederation
 from openfl_audio.protocol.certificates import load_credentials, write_certificates
+from openfl_audio.protocol.messages import AttendRequest, ModelRequest, StatusRequest, encode
 from openfl_audio.protocol.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL
 from openfl_audio.protocol.tensors import Tensors, receive
-from openfl_audio.protocol.wire import (
-    AttendRequest,
-    ModelRequest,
-    RoundsStub,
-    StatusRequest,
-    encode,
-    open_channel,
-    send_pieces,
-)
+from openfl_audio.protocol.wire import RoundsStub, open_channel, send_pieces
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HERE = str(Path(__file__).parent)

@@ -268,7 +268,7 @@ def at_end(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_over(state: dict[str, Any]) -> bool:
-    return state["status"] not in ("pending", "in_progress")
+    return state.status not in ("pending", "in_progress")
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +297,7 @@ def outcome(running, connect) -> tuple[dict[str, list[Answer]], dict[str, Any]]:
             turn = wait_for(lambda wanted=number: next_turn(fake, federation_uuid, wanted), 30)
             send(turn)
             state = client.get_experiment(NAME)
-            if (state["round"], "c" in state["waiting_for"]) == (number, True):
+            if (state.round, "c" in state.waiting_for) == (number, True):
                 turn.send()
             turns.append(turn)
         wait_for(lambda: is_over(client.get_experiment(NAME)), 60)
@@ -331,11 +331,11 @@ def record_of(outcome, case: str) -> dict[str, Any]:
 
 def test_the_experiment_goes_on_to_its_end_with_the_mean_of_the_good_updates(outcome):
     _, experiment = outcome
-    assert (experiment["status"], experiment["error"]) == ("finished", "")
+    assert (experiment.status, experiment.error) == ("finished", "")
     # (1 * 1 + 3 * 3) / 4 a round, with or without an update that agrees with it.
-    slopes = [record["metrics"][VALIDATE]["slope"] for record in experiment["history"]]
+    slopes = [record["metrics"][VALIDATE]["slope"] for record in experiment.history]
     assert slopes == [2.5 * number for number in range(2 + len(CASES))]
-    assert all({"a", "b"} <= record["envoys"].keys() for record in experiment["history"])
+    assert all({"a", "b"} <= record["envoys"].keys() for record in experiment.history)
 
 
 @pytest.mark.parametrize("case", REFUSALS)

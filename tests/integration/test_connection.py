@@ -78,7 +78,7 @@ def run(federation, connect) -> Callable:
             rounds_to_train=2,
         )
         client = experiment.federation.dir_client
-        wait_for(lambda: client.get_experiment(name)["status"] not in ("pending", "in_progress"), 90)
+        wait_for(lambda: client.get_experiment(name).status not in ("pending", "in_progress"), 90)
         return client.get_experiment(name), client.get_model(name, "last")
 
     return run
@@ -116,10 +116,10 @@ def test_a_round_completes_after_a_connection_broke_in_the_middle_of_a_model(run
     proxy.arm(fault)
     experiment, model = run()
     assert proxy.broken.is_set(), "the connection broke"
-    assert (experiment["status"], experiment["error"]) == ("finished", "")
-    for record in experiment["history"]:
+    assert (experiment.status, experiment.error) == ("finished", "")
+    for record in experiment.history:
         assert list(record["envoys"]) == ["a", "b"]
         assert (record["refused"], record["missing"]) == ({}, [])
     # A stall is noticed after 15 s; gRPC by itself would take a minute.
-    assert max(record["seconds"] for record in experiment["history"]) < 55
+    assert max(record["seconds"] for record in experiment.history) < 55
     np.testing.assert_array_equal(model["weight"], undisturbed)

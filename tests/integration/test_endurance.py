@@ -54,7 +54,7 @@ def test_twelve_envoys_and_200_rounds_of_a_real_head_run_without_an_error_growth
     # The most of each half, as the allocator gives memory back at any time.
     early_mb, late_mb = max(megabytes[: ROUNDS // 2]), max(megabytes[ROUNDS // 2 :])
 
-    assert (len(records), end["status"]) == (ROUNDS, "finished")
+    assert (len(records), end.status) == (ROUNDS, "finished")
     assert all(list(record["envoys"]) == sorted(ENVOYS) and not record["refused"] for record in records)
     workloads.check(workloads.create_model("head"), experiment.last_model(), ROUNDS)
     grown = (late_mb - early_mb) / (ROUNDS // 2)

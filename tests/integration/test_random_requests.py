@@ -21,8 +21,8 @@ from openfl.protocols import aggregator_pb2, base_pb2, director_pb2, director_pb
 
 from openfl_audio.director.services.rounds import RoundsService
 from openfl_audio.experiments.local_federation import LocalFederation
+from openfl_audio.protocol.messages import AttendRequest, ExperimentRequest, ModelRequest, StatusRequest, encode
 from openfl_audio.protocol.tensors import stream
-from openfl_audio.protocol.wire import AttendRequest, ExperimentRequest, ModelRequest, StatusRequest, encode
 from tests.integration.conftest import (
     ENVOYS,
     READY_SECONDS,

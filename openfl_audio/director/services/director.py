@@ -10,10 +10,10 @@ from openfl_audio.director.authorization import Context, Gate, header_of, made_b
 from openfl_audio.director.director import Director
 from openfl_audio.director.services.lookup import find_envoys_experiment, find_users_experiment
 from openfl_audio.errors import EnvoyRefusedError
+from openfl_audio.protocol.messages import MAX_REQUEST_BYTES, describe_faults
 from openfl_audio.protocol.plan import NAME
 from openfl_audio.protocol.shard_sizes import SIZES
 from openfl_audio.protocol.tensors import PIECE_BYTES
-from openfl_audio.protocol.wire import MAX_REQUEST_BYTES, describe_faults
 
 MAX_REASON_CHARACTERS = 10_000
 

@@ -25,10 +25,10 @@ from openfl_audio.errors import (
     UpdateRefusedError,
     WireError,
 )
-from openfl_audio.protocol.tensors import Header
-from openfl_audio.protocol.wire import (
-    SERVICE,
+from openfl_audio.protocol.messages import (
+    Accepted,
     AttendRequest,
+    Ended,
     ExperimentRequest,
     HistoryRequest,
     Kind,
@@ -39,6 +39,8 @@ from openfl_audio.protocol.wire import (
     encode,
     validate,
 )
+from openfl_audio.protocol.tensors import Header
+from openfl_audio.protocol.wire import SERVICE
 
 Item = TypeVar("Item")
 # One byte that zlib has packed becomes so many at most.
@@ -75,7 +77,7 @@ class RoundsService:
 
     @made_by("envoy")
     async def attend(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
-        """Stays open as long as the envoy is there; says what it has to do whenever that changes."""
+        """Answer with an Order whenever what the envoy has to do changes, as long as the envoy is there."""
         message = await parse(context, request, AttendRequest)
         name = await self.gate.envoy(context, message.envoy)
         try:
@@ -163,32 +165,33 @@ class RoundsService:
 
     @made_by("user")
     async def get_history(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
-        """Messages of `Experiment.history`, then {"status", "error"}."""
+        """Answer with the messages of `View.history`, then with an Ended."""
         message = await parse(context, request, HistoryRequest)
         experiment = await find_users_experiment(self.director, self.gate, context, message.experiment)
         async for line in experiment.view.history(message.first, message.follow):
             yield line
-        yield encode({"status": experiment.state.status.value, "error": experiment.state.error})
+        yield encode(Ended(status=experiment.state.status.value, error=experiment.state.error))
 
     @made_by("user")
     async def get_experiment(self, request: bytes, context: Context) -> bytes:
-        """An experiment as it is now: `Experiment.summary`, and under "history" the last records of its rounds."""
+        """Answer with the ExperimentDetails of an experiment as it is now."""
         message = await parse(context, request, ExperimentRequest)
         experiment = await find_users_experiment(self.director, self.gate, context, message.experiment)
         latest = await asyncio.to_thread(experiment.folder.history.latest, MAX_LATEST_BYTES)
-        return encode({**experiment.view.summary(), "history": latest})
+        return encode(experiment.view.summary().model_dump() | {"history": latest})
 
     @made_by("user")
     async def stop_experiment(self, request: bytes, context: Context) -> bytes:
+        """End an experiment. Answers with Accepted."""
         message = await parse(context, request, ExperimentRequest)
         experiment = await find_users_experiment(self.director, self.gate, context, message.experiment)
         experiment.stop()
         self.director.assign()
-        return encode({})
+        return encode(Accepted())
 
     @made_by("user")
     async def get_status(self, request: bytes, context: Context) -> bytes:
-        """Envoys and experiments: see `Director.status`."""
+        """Answer with the FederationStatus."""
         await parse(context, request, StatusRequest)
         return encode(self.director.status(await self.gate.user(context)))
 

@@ -7,8 +7,8 @@ import pytest
 from openfl_audio.director.calls import MAX_CALLS_PER_CERTIFICATE, Endable, OpenCalls
 from openfl_audio.director.run_folder import Status
 from openfl_audio.errors import CallEndedError, TooManyCallsError
+from openfl_audio.protocol.messages import UpdateMessage
 from openfl_audio.protocol.tensors import Header, stream
-from openfl_audio.protocol.wire import UpdateMessage
 from tests.unit.director.toy_experiment import MODEL, TRAIN, make_experiment, play, results_of, serve, train, until
 
 LATER = 4e9

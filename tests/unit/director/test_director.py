@@ -22,10 +22,10 @@ from openfl_audio.director.run import Phase
 from openfl_audio.director.run_folder import RunFolder, Status
 from openfl_audio.director.services.aggregator import AggregatorService
 from openfl_audio.errors import EnvoyRefusedError, SubmissionError
+from openfl_audio.protocol.messages import Order, TaskResult, UpdateMessage
 from openfl_audio.protocol.participation import Participation
 from openfl_audio.protocol.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL, BestModel, ExperimentPlan, Task
 from openfl_audio.protocol.tensors import Header
-from openfl_audio.protocol.wire import TaskResult, UpdateMessage
 
 # Nothing has to be trained here: an update is its results.
 VALIDATE = Task(name="aggregated_model_validate", function_name="validate", task_type="validate")
@@ -88,9 +88,9 @@ async def answer(experiment: Experiment, envoy: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def attending(director: Director, name: str) -> AsyncIterator[Callable[[], dict[str, Any]]]:
+async def attending(director: Director, name: str) -> AsyncIterator[Callable[[], Order]]:
     """`name` is there within the block, and gone after it. Yields a function that gives the latest order."""
-    orders: list[dict[str, Any]] = []
+    orders: list[Order] = []
 
     async def listen() -> None:
         async with contextlib.aclosing(director.attend(name, "first")) as stream:
@@ -119,7 +119,7 @@ def status_of(director: Director, name: str) -> Status:
 
 
 def assigned(director: Director) -> dict[str, str]:
-    return {envoy["name"]: envoy["experiment"] for envoy in director.status("me")["envoys"]}
+    return {envoy.name: envoy.experiment for envoy in director.status("me").envoys}
 
 
 async def is_running(experiment: Experiment) -> None:
@@ -493,13 +493,13 @@ def test_an_envoy_hears_of_experiments_as_they_come_and_go(play):
     async def story(director: Director) -> None:
         await register(director, "a")
         async with attending(director, "a") as order:
-            assert order() == {"experiment": "", "warm": False}
+            assert order() == Order(experiment="", prestart=False)
             director.expect_experiments()
-            await until(lambda: order()["warm"])
+            await until(lambda: order().prestart)
             experiment = await submit(director, "one")
-            await until(lambda: order()["experiment"] == "one")
+            await until(lambda: order().experiment == "one")
             experiment.stop()
-            await until(lambda: order()["experiment"] == "")
+            await until(lambda: order().experiment == "")
 
     play(story)
 
@@ -512,7 +512,7 @@ def test_an_envoy_that_comes_back_in_mid_experiment_is_told_to_go_on(play):
         await lose(director, "a")
         await register(director, "a", "first")
         async with attending(director, "a") as order:
-            assert order()["experiment"] == "one"
+            assert order().experiment == "one"
 
     play(story)
 
@@ -559,10 +559,10 @@ def test_only_its_owner_reads_why_an_experiment_failed(play):
         mine = await submit(director, "mine", envoys=["a"], owner="me")
         await submit(director, "yours", envoys=["b"], owner="you")
         mine.fail("my secret path")
-        status = {user: director.status(user)["experiments"] for user in ("me", "you")}
-        assert [summary["name"] for summary in status["you"]] == ["mine", "yours"]
-        assert [summary["error"] for summary in status["me"]] == ["my secret path", ""]
-        assert [summary["error"] for summary in status["you"]] == ["", ""]
+        status = {user: director.status(user).experiments for user in ("me", "you")}
+        assert [summary.name for summary in status["you"]] == ["mine", "yours"]
+        assert [summary.error for summary in status["me"]] == ["my secret path", ""]
+        assert [summary.error for summary in status["you"]] == ["", ""]
 
     play(story)
 
@@ -654,11 +654,11 @@ def test_an_experiment_that_cannot_be_taken_up_is_shown_with_the_reason_and_its_
         plan.write_text(json.dumps(json.loads(plan.read_text()) | {"robust": True}))
         (director.runs / "broken/state.json").write_text("{")
         await director.recover()
-        shown = {each["name"]: each for each in director.status("me")["experiments"]}
-        assert {name: each["status"] for name, each in shown.items()} == {"newer": "failed", "broken": "failed"}
-        assert "newer/experiment.json cannot be used by this version: robust is True" in shown["newer"]["error"]
-        assert "broken/state.json cannot be used by this version" in shown["broken"]["error"]
-        others = {each["name"]: each["error"] for each in director.status("you")["experiments"]}
+        shown = {each.name: each for each in director.status("me").experiments}
+        assert {name: each.status for name, each in shown.items()} == {"newer": "failed", "broken": "failed"}
+        assert "newer/experiment.json cannot be used by this version: robust is True" in shown["newer"].error
+        assert "broken/state.json cannot be used by this version" in shown["broken"].error
+        others = {each.name: each.error for each in director.status("you").experiments}
         assert others["newer"] == "", "its owner can be told"
         assert others["broken"], "whose it is nobody knows"
         await register(director, "a")

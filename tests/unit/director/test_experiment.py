@@ -2,12 +2,12 @@ import asyncio
 import contextlib
 import json
 import time
-from typing import Any
 
 import numpy as np
 import pytest
 
 from openfl_audio.director.run_folder import RunFolder, Status
+from openfl_audio.protocol.messages import ExperimentSummary, RoundRecord, decode_history
 from openfl_audio.protocol.plan import Task
 from tests.unit.director.toy_experiment import (
     CLIPS,
@@ -70,6 +70,17 @@ def test_a_record_says_what_travelled_and_how_long_it_took(tmp_path):
     assert 0 <= first["seconds"] < SECONDS
 
 
+def test_a_record_on_disk_is_the_message_that_notebooks_get(tmp_path):
+    experiment = make_experiment(tmp_path, rounds=1, members="abc", participation={"deadline_seconds": 0.3})
+    play(experiment, serve(experiment, "a"), serve(experiment, "b"))
+    record = experiment.folder.history[0]
+    assert record["missing"] == ["c"]
+    message = decode_history(experiment.folder.history.line(0))
+    assert isinstance(message, RoundRecord)
+    assert message.model_dump() == record
+    assert type(message.envoys["a"]["train"]["size"]) is int
+
+
 def test_an_experiment_that_only_validates_leaves_the_model_alone(tmp_path):
     experiment = make_experiment(tmp_path, rounds=1, tasks=[VALIDATE])
     play(experiment, serve(experiment, "a"), serve(experiment, "b"))
@@ -101,7 +112,7 @@ def test_short_of_its_quorum_a_round_stays_open_after_the_deadline(tmp_path):
         await until(lambda: bool(experiment.rounds.results))
         await asyncio.sleep(0.3)
         assert experiment.rounds.round_number == 0
-        assert experiment.view.summary()["waiting_for"] == ["b"]
+        assert experiment.view.summary().waiting_for == ["b"]
         await serve(experiment, "b")
 
     play(experiment, serve(experiment, "a"), late())
@@ -154,7 +165,7 @@ def test_an_evaluator_makes_up_no_quorum_and_the_round_waits_for_a_trainer(tmp_p
 
     async def late() -> None:
         await until(lambda: experiment.scheduler.seconds_open > 0.2 and bool(experiment.rounds.results))
-        assert experiment.view.summary()["waiting_for"] == ["a"]
+        assert experiment.view.summary().waiting_for == ["a"]
         online.add("a")
         await serve(experiment, "a")
 
@@ -356,18 +367,18 @@ def test_a_disk_that_cannot_be_read_fails_the_experiment_and_says_so(tmp_path):
 def test_a_summary_says_who_is_waited_for(tmp_path):
     experiment = make_experiment(tmp_path, rounds=1, corpus="superb")
 
-    async def look() -> dict[str, Any]:
+    async def look() -> ExperimentSummary:
         await answer(experiment, "a")
         summary = experiment.view.summary()
         await asyncio.gather(serve(experiment, "a"), serve(experiment, "b"))
         return summary
 
     (during,) = play(experiment, look())
-    assert during == {
+    assert during.model_dump() == {
         "name": "toy", "owner": "me", "corpus": "superb", "status": "in_progress", "round": 0, "rounds": 1,
         "best": {"metric": "score", "direction": "max"}, "envoys": ["a", "b"],
         "waiting_for": ["b"], "waits": "", "seconds_per_round": None, "error": "",
     }  # fmt: skip
     after = experiment.view.summary()
-    assert (after["status"], after["waiting_for"], after["round"]) == ("finished", [], 2)
-    assert after["seconds_per_round"] == experiment.folder.history[-1]["seconds"]
+    assert (after.status, after.waiting_for, after.round) == ("finished", [], 2)
+    assert after.seconds_per_round == experiment.folder.history[-1]["seconds"]

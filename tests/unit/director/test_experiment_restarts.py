@@ -10,8 +10,8 @@ import pytest
 from openfl_audio.director.experiment import Experiment
 from openfl_audio.director.run import Phase
 from openfl_audio.director.run_folder import RunFolder, Status
+from openfl_audio.protocol.messages import UpdateMessage
 from openfl_audio.protocol.tensors import Header, TensorFile, stream, write_tensors
-from openfl_audio.protocol.wire import UpdateMessage
 from tests.unit.director.toy_experiment import (
     MODEL,
     answer,

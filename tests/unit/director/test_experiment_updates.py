@@ -8,8 +8,8 @@ import pytest
 from openfl_audio.director.notification import Changes
 from openfl_audio.director.run_folder import RunFolder, Status
 from openfl_audio.errors import TensorFormatError, UpdateRefusedError
+from openfl_audio.protocol.messages import TaskResult, UpdateMessage
 from openfl_audio.protocol.tensors import Header, TensorFile, Tensors, stream
-from openfl_audio.protocol.wire import TaskResult, UpdateMessage
 from tests.unit.director.toy_experiment import (
     MODEL,
     TRAIN,

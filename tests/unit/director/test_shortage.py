@@ -2,7 +2,6 @@
 
 import asyncio
 import errno
-import json
 import os
 import subprocess
 import threading
@@ -19,6 +18,7 @@ from openfl_audio.director.scheduler import Scheduler
 from openfl_audio.director.shortage import LACKS, describe_lack
 from openfl_audio.director.tensorboard import TensorBoard
 from openfl_audio.errors import LackError
+from openfl_audio.protocol.messages import HistoryMessage, decode_history
 from openfl_audio.protocol.tensors import Tensors
 from tests.unit.director.toy_experiment import (
     MODEL,
@@ -87,7 +87,7 @@ def test_whatever_cannot_be_written_for_a_while_is_written_later_and_counts_once
         missing.set()
         b = asyncio.create_task(persist(experiment, "b"))
         await until(lambda: bool(experiment.lacks.first))
-        said.append((experiment.state.status, experiment.view.summary()["waits"]))
+        said.append((experiment.state.status, experiment.view.summary().waits))
         await asyncio.sleep(0.05)
         missing.clear()
         await asyncio.gather(b, persist(experiment, "a"))
@@ -101,7 +101,7 @@ def test_whatever_cannot_be_written_for_a_while_is_written_later_and_counts_once
     assert RunFolder.load(experiment.folder.path).state == experiment.state
 
 
-def test_who_watches_hears_that_it_waits_and_that_it_goes_on(tmp_path, monkeypatch):
+def test_who_watches_hears_that_it_waits_and_that_it_resumes(tmp_path, monkeypatch):
     experiment = make_experiment(tmp_path, rounds=1)
     whole, attempts = Scheduler._aggregate, iter(range(3))
 
@@ -112,13 +112,12 @@ def test_who_watches_hears_that_it_waits_and_that_it_goes_on(tmp_path, monkeypat
 
     monkeypatch.setattr(Scheduler, "_aggregate", lacking)
 
-    async def watch() -> list[dict]:
-        return [json.loads(line) async for line in experiment.view.history()]
+    async def watch() -> list[HistoryMessage]:
+        return [decode_history(line) async for line in experiment.view.history()]
 
     *_, messages = play(experiment, persist(experiment, "a"), persist(experiment, "b"), watch())
-    assert [message.get("round", message.get("waits", "")[:25]) for message in messages] == [
-        "disk full on the director", "", 0, 1,
-    ]  # fmt: skip
+    waits = [message.waits[:25] for message in messages[:2]]
+    assert (waits, [message.round for message in messages[2:]]) == (["disk full on the director", ""], [0, 1])
 
 
 def test_an_experiment_that_was_stopped_on_a_full_disk_stays_so_after_a_restart(tmp_path, monkeypatch):

@@ -15,10 +15,10 @@ import safetensors.numpy
 
 from openfl_audio.director.experiment import Experiment
 from openfl_audio.director.run_folder import RunFolder
+from openfl_audio.protocol.messages import TaskResult, UpdateMessage
 from openfl_audio.protocol.participation import Participation
 from openfl_audio.protocol.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL, BestModel, ExperimentPlan, Task
 from openfl_audio.protocol.tensors import PIECE_BYTES, Header, TensorFile, Tensors, receive, stream
-from openfl_audio.protocol.wire import TaskResult, UpdateMessage
 
 VALIDATE = Task(name="aggregated_model_validate", function_name="validate", task_type="validate")
 TRAIN = Task(name="train", function_name="fit", task_type="train")

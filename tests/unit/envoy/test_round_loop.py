@@ -16,8 +16,8 @@ from openfl_audio.node.adapter import FrameworkAdapterPlugin
 from openfl_audio.node.local_state import ClientStates
 from openfl_audio.node.task_runner import TaskRunner
 from openfl_audio.notebook.interactive_api import ModelInterface
+from openfl_audio.protocol.messages import TaskResult
 from openfl_audio.protocol.tensors import Tensors
-from openfl_audio.protocol.wire import TaskResult
 
 VALIDATE = Task(name="aggregated_model_validate", function_name="score", task_type="validate")
 TRAIN = Task(name="train", function_name="fit", task_type="train")

@@ -11,10 +11,10 @@ from openfl.interface.interactive_api.experiment import TaskInterface
 
 from openfl_audio.node.model_interface import ModelInterface
 from openfl_audio.node.task_runner import TaskRunner
+from openfl_audio.protocol.messages import TaskResult
 from openfl_audio.protocol.metrics import MeanOver
 from openfl_audio.protocol.plan import Task
 from openfl_audio.protocol.tensors import Tensors
-from openfl_audio.protocol.wire import TaskResult
 from tests.unit import toy
 
 VALIDATE = Task(name="aggregated_model_validate", function_name="measure", task_type="validate")

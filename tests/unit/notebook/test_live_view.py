@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 
 from openfl_audio.notebook.live_view import MOST_ROWS_SHOWN, draw, show_progress, to_html
+from openfl_audio.protocol.messages import Ended, Waits
 from openfl_audio.training.history import columns_of, scores_by_round, to_frame
 
-EXPERIMENT = {"name": "toy", "best": {"metric": "accuracy", "direction": "max"}, "round": 0}
+EXPERIMENT = ("toy", "accuracy", "max", 0)
 
 
 def record(number: int, best: bool = False, train: dict | None = None, **validation: float) -> dict:
@@ -26,7 +27,7 @@ RECORDS = [
 
 
 def test_a_table_grows_by_a_line_a_round(capsys):
-    history = show_progress([*RECORDS, {"status": "finished", "error": ""}], EXPERIMENT)
+    history = show_progress([*RECORDS, Ended(status="finished", error="")], *EXPERIMENT)
     assert capsys.readouterr().out.splitlines() == [
         "     round    accuracy  train loss     seconds        sent",
         "         0       0.250       2.000       1.250     2.50 MB",
@@ -53,12 +54,12 @@ def test_a_line_is_there_before_the_next_round_ends(capsys):
             yield each
             assert capsys.readouterr().out.splitlines()[-1].split()[0] == str(each["round"])
 
-    show_progress(messages(), EXPERIMENT)
+    show_progress(messages(), *EXPERIMENT)
 
 
 def test_a_metric_that_comes_later_gets_a_column_and_the_names_are_printed_again(capsys):
     records = [record(0, train={"loss": 2.0}), record(1, train={"loss": 1.0}, accuracy=0.5, f1=0.25), record(2, f1=0.5)]
-    history = show_progress(records, EXPERIMENT)
+    history = show_progress(records, *EXPERIMENT)
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         ["round", "train", "loss", "seconds", "sent"],
         ["0", "2.000", "1.250", "2.50", "MB"],
@@ -71,22 +72,32 @@ def test_a_metric_that_comes_later_gets_a_column_and_the_names_are_printed_again
 
 
 def test_values_stand_below_a_long_name(capsys):
-    show_progress([record(0, word_error_rate=0.5)], EXPERIMENT)
+    show_progress([record(0, word_error_rate=0.5)], *EXPERIMENT)
     names, values = capsys.readouterr().out.splitlines()
     assert names.index("word_error_rate") + len("word_error_rate") == values.index("0.500") + len("0.500")
 
 
 @pytest.mark.parametrize(("status", "last"), [("finished", "         2"), ("stopped", "experiment 'toy' was stopped")])
 def test_the_last_line_says_that_an_experiment_was_stopped(capsys, status, last):
-    show_progress([*RECORDS, {"status": status, "error": ""}], EXPERIMENT)
+    show_progress([*RECORDS, Ended(status=status, error="")], *EXPERIMENT)
     assert capsys.readouterr().out.splitlines()[-1].startswith(last)
 
 
 def test_no_round_is_an_empty_history(capsys):
-    history = show_progress([{"status": "stopped", "error": ""}], EXPERIMENT)
+    history = show_progress([Ended(status="stopped", error="")], *EXPERIMENT)
     assert history.empty
     assert list(history) == ["round", "seconds", "sent"]
     assert capsys.readouterr().out == "experiment 'toy' was stopped; rounds completed: 0\n"
+
+
+def test_it_is_said_that_an_experiment_waits_and_resumes(capsys):
+    show_progress(
+        [Waits(waits="disk full on the director"), Waits(waits=""), Ended(status="finished", error="")], *EXPERIMENT
+    )
+    assert capsys.readouterr().out.splitlines() == [
+        "experiment 'toy' waits: disk full on the director",
+        "experiment 'toy' resumes",
+    ]
 
 
 SAID = {"a": ["no clips"], "b": ["<b>no answer</b>"], "c": ["no clips"]}
@@ -94,7 +105,7 @@ SAID = {"a": ["no clips"], "b": ["<b>no answer</b>"], "c": ["no clips"]}
 
 def test_what_did_not_count_is_said_below_its_round_and_in_the_frame(capsys):
     records = [record(0, accuracy=0.25), record(1, accuracy=0.5) | {"notes": SAID}, record(2, accuracy=0.5)]
-    history = show_progress(records, EXPERIMENT)
+    history = show_progress(records, *EXPERIMENT)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["round", "0", "1", "a,", "b:", "2"]
     assert lines[3].strip() == "a, c: no clips"
@@ -105,7 +116,7 @@ def test_what_did_not_count_is_said_below_its_round_and_in_the_frame(capsys):
 
 def test_many_who_have_the_same_to_say_are_counted(capsys):
     notes = {f"c{number}": ["no clips"] for number in range(500)}
-    show_progress([record(0, accuracy=0.25) | {"notes": notes}], EXPERIMENT)
+    show_progress([record(0, accuracy=0.25) | {"notes": notes}], *EXPERIMENT)
     assert capsys.readouterr().out.splitlines()[-1].strip() == "c0, c1, c2, c3, c4 and 495 more: no clips"
 
 

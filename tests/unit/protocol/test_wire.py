@@ -1,5 +1,3 @@
-import json
-import math
 import socket
 import threading
 import time
@@ -12,105 +10,11 @@ import grpc
 import pytest
 
 from openfl_audio.address import EXEMPTION_VARIABLES, PROXY_VARIABLES, join_address
-from openfl_audio.errors import WireError
 from openfl_audio.protocol.certificates import load_credentials, write_certificates
-from openfl_audio.protocol.wire import (
-    AttendRequest,
-    ExperimentRequest,
-    Message,
-    ModelRequest,
-    StatusRequest,
-    TaskResult,
-    UpdateMessage,
-    channel_credentials,
-    decode,
+from openfl_audio.protocol.messages import (
     encode,
-    explain_unreachable,
-    open_channel,
-    send_pieces,
 )
-
-UPDATE = UpdateMessage(
-    experiment="toy",
-    envoy="ä",
-    round=3,
-    results={"train": TaskResult(size=2, metrics={"loss": 0.1}), "none": TaskResult(size=0, metrics={})},
-)
-MESSAGES = [
-    UPDATE,
-    AttendRequest(envoy="a", instance="1"),
-    ModelRequest(experiment="toy", envoy="a"),
-    ModelRequest(experiment="toy", which="best"),
-    ExperimentRequest(experiment="toy"),
-    StatusRequest(),
-]
-
-
-@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
-def test_a_message_comes_back_as_it_was_also_as_plain_json(message):
-    assert decode(encode(message), type(message)) == message
-    assert decode(encode(message.model_dump()), type(message)) == message
-
-
-def test_a_model_request_of_a_user_asks_for_the_last_model():
-    request = decode(b'{"experiment": "toy"}', ModelRequest)
-    assert (request.envoy, request.which) == (None, "last")
-
-
-def test_a_metric_that_is_no_number_arrives_as_it_is_to_be_refused_by_name_later():
-    update = UPDATE.model_copy(update={"results": {"train": TaskResult(size=1, metrics={"loss": math.nan})}})
-    came = decode(encode(update.model_dump()), UpdateMessage)
-    assert math.isnan(came.results["train"].metrics["loss"])
-
-
-def changed(**changes: object) -> bytes:
-    return json.dumps(UPDATE.model_dump() | changes).encode()
-
-
-def with_result(**changes: object) -> bytes:
-    return changed(results={"train": {"size": 2, "metrics": {}} | changes})
-
-
-BAD_MESSAGES: dict[str, tuple[bytes, type[Message], str]] = {
-    "nothing": (b"", UpdateMessage, "not a UpdateMessage: content is"),
-    "other bytes": (b"\xff\x00", UpdateMessage, "content is"),
-    "no object": (b"[1]", UpdateMessage, r"content is \[1\]"),
-    "a field too many": (b'{"experiment": "toy", "user": "me"}', ExperimentRequest, "user is 'me': Extra inputs"),
-    "a field too few": (b"{}", ExperimentRequest, "experiment is {}: Field required"),
-    "a number as text": (changed(round="3"), UpdateMessage, "round is '3': Input should be a valid integer"),
-    "a number as name": (changed(envoy=3), UpdateMessage, "envoy is 3: Input should be a valid string"),
-    "a bool as round": (changed(round=True), UpdateMessage, "round is True"),
-    "a fraction as round": (changed(round=0.5), UpdateMessage, "round is 0.5"),
-    "a negative size": (with_result(size=-5), UpdateMessage, "results.train.size is -5: .*greater than or equal to 0"),
-    "a size beyond all corpora": (with_result(size=10**9 + 1), UpdateMessage, "results.train.size is 1000000001"),
-    "text as metric": (with_result(metrics={"loss": "1"}), UpdateMessage, "results.train.metrics.loss is '1'"),
-    "no metric at all": (with_result(metrics={"loss": None}), UpdateMessage, "metrics.loss is None"),
-    "too many metrics": (
-        with_result(metrics={str(index): 0.0 for index in range(1001)}),
-        UpdateMessage,
-        "results.train.metrics is .*at most 1000 items",
-    ),
-    "results that are a list": (changed(results=[]), UpdateMessage, r"results is \[\]"),
-}
-
-
-@pytest.mark.parametrize("fault", BAD_MESSAGES)
-def test_bytes_that_are_no_such_message_raise_and_the_field_is_named(fault):
-    data, kind, sentence = BAD_MESSAGES[fault]
-    with pytest.raises(WireError, match=sentence):
-        decode(data, kind)
-
-
-def test_a_refusal_stays_short_whatever_was_sent():
-    message = json.dumps({f"field {index}": "x" * 10_000 for index in range(100)}).encode()
-    with pytest.raises(WireError) as caught:
-        decode(message, ExperimentRequest)
-    assert len(str(caught.value)) < 1000
-
-
-def test_a_message_cannot_be_changed():
-    with pytest.raises(ValueError, match="frozen"):
-        UPDATE.round = 4
+from openfl_audio.protocol.wire import channel_credentials, explain_unreachable, open_channel, send_pieces
 
 
 class Call:

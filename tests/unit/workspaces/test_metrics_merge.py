@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from openfl_audio.protocol.messages import TaskResult, UpdateMessage
 from openfl_audio.protocol.metrics import MeanOver
 from openfl_audio.protocol.plan import VALIDATE, BestModel, ExperimentPlan, Task
 from openfl_audio.protocol.rounds import Progress, Rounds
-from openfl_audio.protocol.wire import TaskResult, UpdateMessage
 from tests.unit.workspaces.hubert.tones import CLUSTERS, Tones, tiny_hubert
 from tests.unit.workspaces.sound_events.made_clips import MadeClips
 from tests.unit.workspaces.speech_recognition.speech import Spoken, draw_texts, tiny_recognizer

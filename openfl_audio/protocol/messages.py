@@ -1,0 +1,274 @@
+"""The messages of the service `openfl_audio.Rounds`, as JSON: requests, updates' metadata, and answers.
+
+A request with a key that is not known is refused. Of an answer such keys are ignored: a newer director may say more.
+"""
+
+import json
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
+
+from openfl_audio.errors import WireError
+
+# Requests are names and numbers.
+MAX_REQUEST_BYTES = 64 << 10
+# More than any corpus has; a mean's weights stay far from overflow.
+MAX_CLIPS = 10**9
+
+
+class Message(BaseModel):
+    """Base of all messages that are sent to the director."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class AttendRequest(Message):
+    """An envoy is there, for as long as the call is open. `instance` tells it from a restarted one."""
+
+    envoy: str
+    instance: str
+
+
+class ModelRequest(Message):
+    """An envoy requests this round's model, or a user a kept one."""
+
+    experiment: str
+    envoy: str | None = None
+    which: str = "last"
+
+
+class ExperimentRequest(Message):
+    """A user requests something of an experiment."""
+
+    experiment: str
+
+
+class HistoryRequest(ExperimentRequest):
+    """A user requests the records of rounds from record `first` on; `follow` waits for those to come."""
+
+    first: int = Field(default=0, ge=0)
+    follow: bool = True
+
+
+class StatusRequest(Message):
+    """A user requests the state of the whole federation."""
+
+
+class TaskResult(Message):
+    """The result of one task on one envoy: over how many clips, and the metrics' means over them.
+
+    `counts` has what a metric is a mean over, where that is something else than clips.
+    """
+
+    size: int = Field(ge=0, le=MAX_CLIPS)
+    metrics: dict[str, float] = Field(max_length=1000)
+    counts: dict[str, Annotated[int, Field(ge=0, le=MAX_CLIPS)]] = Field(default={}, max_length=1000)
+
+
+class UpdateEnvelope(Message):
+    """The sender and the round of an update: all that must be known to refuse it."""
+
+    experiment: str
+    envoy: str
+    round: int
+    results: Any
+
+    def __str__(self) -> str:
+        return f"update of envoy '{self.envoy}' for round {self.round}"
+
+
+class UpdateMessage(UpdateEnvelope):
+    """Metadata of one envoy's answer to one round."""
+
+    results: dict[str, TaskResult] = Field(max_length=100)
+
+
+class Answer(BaseModel):
+    """Base of all messages that the director sends."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+
+class Order(Answer):
+    """The director tells an envoy what to do: which experiment to run, "" for none.
+
+    With `prestart` it also keeps a spare worker for the experiment that may come.
+    """
+
+    experiment: str
+    # On the wire it has the name that version 0.1.0 gave it.
+    prestart: bool = Field(validation_alias=AliasChoices("prestart", "warm"), serialization_alias="warm")
+
+
+class GlobalModel(Answer):
+    """Metadata of the model that an envoy gets: the round that begins with it."""
+
+    round: int
+
+
+class RoundRecord(Answer):
+    """The record of one round.
+
+    Attributes:
+        best: whether the model the round began with is the best one so far.
+        metrics: means over all clips, by task and name.
+        means_of_sites: the metrics, by task, whose means are not their values over all clips.
+        envoys: each envoy's metrics, and the `size` they are means over, by envoy, task and name.
+        refused: why an update did not count, by envoy.
+        missing: the participants that had not answered when the round closed.
+        notes: what else did not count, or not in full, by envoy.
+        seconds: how long the round was open.
+        bytes_up: bytes that all envoys together have sent.
+        bytes_down: bytes that all envoys together have received.
+    """
+
+    round: int
+    best: bool
+    metrics: dict[str, dict[str, float]]
+    means_of_sites: dict[str, list[str]] = {}  # version 0.1.0 has none
+    envoys: dict[str, dict[str, dict[str, int | float]]]
+    refused: dict[str, str]
+    missing: list[str]
+    notes: dict[str, list[str]] = {}  # version 0.1.0 has none
+    seconds: float
+    bytes_up: int
+    bytes_down: int
+
+
+class Waits(Answer):
+    """An experiment waits for what the director lacks, or resumes, when `waits` is ""."""
+
+    waits: str
+
+
+class Ended(Answer):
+    """An experiment's history is at its end for now; `error` says why an experiment failed."""
+
+    status: str
+    error: str
+
+
+class BestMetric(Answer):
+    """The metric that chooses the best model, and its direction, "max" or "min"."""
+
+    metric: str
+    direction: str
+
+
+class ExperimentSummary(Answer):
+    """The entry of one experiment in a list of all.
+
+    Attributes:
+        round: the current round, from 0.
+        rounds: how many rounds train.
+        envoys: the members.
+        waiting_for: participants of the round that have not answered yet.
+        waits: what the director lacks and the experiment waits for; "" if it does not wait.
+        seconds_per_round: how long the last round took.
+        error: why it failed, "" if it did not, or if it is another user's.
+    """
+
+    name: str
+    owner: str
+    corpus: str = ""
+    status: str
+    round: int = 0
+    rounds: int = 0
+    best: BestMetric | None = None
+    envoys: list[str] = []
+    waiting_for: list[str] = []
+    waits: str = ""
+    seconds_per_round: float | None = None
+    error: str
+
+
+class ExperimentDetails(ExperimentSummary):
+    """An experiment as its owner sees it, with the records of its last rounds."""
+
+    best: BestMetric
+    history: list[RoundRecord]
+
+
+class EnvoySummary(Answer):
+    """The entry of one envoy in a list of all; `experiment` is the one it works on, "" for none."""
+
+    name: str
+    corpus: str
+    online: bool
+    experiment: str
+
+
+class FederationStatus(Answer):
+    """The envoys and the experiments of a director."""
+
+    envoys: list[EnvoySummary]
+    experiments: list[ExperimentSummary]
+
+
+class Accepted(Answer):
+    """The director has done what was requested."""
+
+
+Kind = TypeVar("Kind", bound=BaseModel)
+HistoryMessage = RoundRecord | Waits | Ended
+
+
+def _tag(content: Any) -> str:
+    """Return the field that tells which message of a history it is."""
+    fields = content if isinstance(content, dict) else {}
+    return next((field for field in ("round", "waits", "status") if field in fields), "round")
+
+
+_HISTORY: TypeAdapter[HistoryMessage] = TypeAdapter(
+    Annotated[
+        Annotated[RoundRecord, Tag("round")] | Annotated[Waits, Tag("waits")] | Annotated[Ended, Tag("status")],
+        Discriminator(_tag),
+    ]
+)
+
+
+def encode(message: dict[str, Any] | BaseModel) -> bytes:
+    """Return a message as JSON."""
+    if isinstance(message, BaseModel):
+        return message.model_dump_json(by_alias=True).encode()
+    return json.dumps(message).encode()
+
+
+def decode(data: bytes, kind: type[Kind]) -> Kind:
+    """Return a request of this kind. Raises WireError, naming the field, for bytes that are none."""
+    if len(data) > MAX_REQUEST_BYTES:
+        # A fault is described in hundreds of bytes, and a request could have one in every other byte.
+        raise WireError(f"not a {kind.__name__}: {len(data)} bytes are more than {MAX_REQUEST_BYTES}")
+    return decode_answer(data, kind)
+
+
+def decode_answer(data: bytes, kind: type[Kind]) -> Kind:
+    """Return an answer of this kind, of any size. Raises WireError, naming the field, for bytes that are none."""
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        raise WireError(f"not a {kind.__name__}: {describe_faults(error)}") from None
+
+
+def decode_history(data: bytes) -> HistoryMessage:
+    """Return a message of an experiment's history. Raises WireError, naming the field, for bytes that are none."""
+    try:
+        return _HISTORY.validate_json(data)
+    except ValidationError as error:
+        raise WireError(f"not a message of a history: {describe_faults(error)}") from None
+
+
+def validate(content: Any, kind: type[Kind]) -> Kind:
+    """Return metadata as a message of this kind. Raises WireError, naming the field, if it is none."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise WireError(f"not a {kind.__name__}: {describe_faults(error)}") from None
+
+
+def describe_faults(error: ValidationError) -> str:
+    """Describe all faults in one sentence. Values are cut short, as they may be anything."""
+    return "; ".join(
+        f"{'.'.join(map(str, fault['loc'])) or 'content'} is {fault['input']!r:.80}: {fault['msg']:.200}"
+        for fault in error.errors()[:3]
+    )
