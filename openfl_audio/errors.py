@@ -13,6 +13,10 @@ class SettingsError(OpenFLAudioError, ValueError):
     """A settings file is missing, unreadable, or says something that cannot be right."""
 
 
+class FolderInUseError(OpenFLAudioError, ValueError):
+    """A folder belongs to something with other settings; the message names the first difference."""
+
+
 class CallEndedError(OpenFLAudioError, RuntimeError):
     """A call was ended from elsewhere. The message says why."""
 

@@ -31,7 +31,6 @@ from typing import TypeVar
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from openfl_audio.director.aggregate import check_finite
-from openfl_audio.director.history import History
 from openfl_audio.errors import (
     ArchiveError,
     RunFolderError,
@@ -40,7 +39,7 @@ from openfl_audio.errors import (
     UpdateRefusedError,
     WireError,
 )
-from openfl_audio.files import sync_folder, write_whole
+from openfl_audio.files import Journal, sync_folder, write_whole
 from openfl_audio.protocol.archive import check_archive, extract_file, open_archive
 from openfl_audio.protocol.messages import describe_faults
 from openfl_audio.protocol.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL, ExperimentPlan
@@ -101,7 +100,7 @@ class State(BaseModel):
 class RunFolder:
     def __init__(self, path: Path, plan: ExperimentPlan, state: State) -> None:
         self.path, self.plan, self.state = path, plan, state
-        self.history = History(path / "history.jsonl", state.progress.round_number)
+        self.history = Journal(path / "history.jsonl", state.progress.round_number)
         self._free_updates: set[Path] = set()
         self._readers: Counter[int] = Counter()
 
@@ -141,7 +140,7 @@ class RunFolder:
                 f"an experiment named '{self.plan.name}' exists already: choose another name"
             ) from None
         self.path = named
-        self.history = History(named / "history.jsonl")
+        self.history = Journal(named / "history.jsonl")
         sync_folder(named.parent)
 
     def discard(self) -> None:
@@ -306,7 +305,7 @@ class RunFolder:
     def save_state(self) -> None:
         """Bring the state to the disk for certain: only then may the files that the one before names be used again."""
         self.state.boot = boot_id()
-        write_whole(self.path / "state.json", self.state.model_dump_json(indent=2).encode())
+        write_whole(self.path / "state.json", self.state.model_dump_json(indent=2).encode(), durable=True)
 
 
 def owner_of(path: Path) -> str:

@@ -211,7 +211,7 @@ class Scheduler:
         }
         for name in self._rounds.better_scores():
             await self._retry(lambda: self._folder.link_model(name))  # noqa: B023
-        await self._retry(lambda: self._folder.history.append(record))
+        await self._retry(lambda: self._folder.history.append(record, durable=True))
         self._state.progress = self._rounds.progress = self._rounds.next_progress()
         self._state.participants = None
         self._intake.discard()

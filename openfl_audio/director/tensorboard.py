@@ -37,7 +37,7 @@ class TensorBoard:
             RecordWriter(records).write(each.SerializeToString())
         self._path.parent.mkdir(exist_ok=True)
         # It can be made again from the history: no reason to wait for the disk.
-        self._end = append_at(self._path, self._end, records.getvalue(), sync=False)
+        self._end = append_at(self._path, self._end, records.getvalue(), durable=False)
         self._unwritten = []
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from openfl_audio.errors import SettingsError
+from openfl_audio import files
+from openfl_audio.errors import FolderInUseError, SettingsError
 from openfl_audio.experiments.modes import EVALUATOR, Clients, choose_clients, federate, simulate
 from openfl_audio.experiments.progress import OnRound, RunProgress
-from openfl_audio.files import read_json_lines, write_json, write_json_lines, write_result
+from openfl_audio.files import read_json_lines, write_json_lines, write_result
 from openfl_audio.protocol.plan import TRAIN
 from openfl_audio.training.run_settings import RunSettings
 from openfl_audio.training.workload import Workload
@@ -104,20 +105,8 @@ def claim(out: Path, run: dict[str, Any]) -> None:
         path.unlink(missing_ok=True)
     elif not path.exists() and out.exists() and any(out.iterdir()):
         raise SettingsError(f"{out} is not empty, and no earlier run: choose another --out")
-    if not path.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(path, run)
-        return
-    before, now = _flat(json.loads(path.read_text())), _flat(json.loads(json.dumps(run)))
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            raise SettingsError(
-                f"{out} has a run with {key} {before.get(key)!r}, now it is {now.get(key)!r}: choose another --out"
-            )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        files.claim(path, run, "a run", "choose another --out")
+    except FolderInUseError as error:
+        raise SettingsError(str(error)) from None

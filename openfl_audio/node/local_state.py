@@ -50,7 +50,7 @@ class ClientStates:
         torch.save(state, data)
         path = self._path(client, round_number)
         make_folder(path.parent)
-        write_whole(path, data.getvalue())
+        write_whole(path, data.getvalue(), durable=True)
         # Later ones are of an attempt that did not count, or of another experiment.
         rounds = self._rounds(client)
         kept = sorted(number for number in rounds if number <= round_number)[-2:]

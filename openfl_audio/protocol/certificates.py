@@ -22,7 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from openfl_audio.address import check_host, ip_address
 from openfl_audio.errors import AddressError, CertificateError
-from openfl_audio.files import sync_folder
+from openfl_audio.files import replacing
 
 DIRECTOR = "director"
 ENVOY = "envoy"
@@ -406,16 +406,8 @@ def _write_pair(folder: Path, name: str, certificate: bytes, private_key: bytes)
 
 
 def _replace(path: Path, content: bytes, *, mode: int) -> None:
-    """Writes a temporary file, with its final mode from creation on, and puts it in the place of `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(descriptor)
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except BaseException:
+    """Write `content` to `path`, whole or not at all; the file has its mode from its creation on."""
+    with replacing(path, durable=True) as temporary:
         temporary.unlink(missing_ok=True)
-        raise
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(content)

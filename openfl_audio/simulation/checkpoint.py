@@ -1,9 +1,7 @@
 """What a simulation leaves on disk: its history, its models, and all that another process needs to go on with it."""
 
 import hashlib
-import json
 import logging
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from openfl_audio.errors import TensorFormatError
-from openfl_audio.files import make_folder, replacing, write_json, write_json_lines
+from openfl_audio.files import Journal, claim, make_folder, replacing
 from openfl_audio.notebook.experiment import Definition
 from openfl_audio.protocol.aggregate import Fold
 from openfl_audio.protocol.messages import describe_faults
@@ -45,12 +43,12 @@ class Checkpoint:
         self.progress = Progress()
         self.model, self.moments = definition.tensors, Tensors()
         self.best: dict[str, Tensors] = {}  # by the model's name
-        self.history: list[dict[str, Any]] = []
         make_folder(folder)
-        self._check_experiment(_describe(definition))
+        claim(folder / "experiment.json", _describe(definition), "an experiment", "give another folder")
         if self._path.exists():
             self._load()
-        self._cut_history()
+        self._journal = Journal(folder / "history.jsonl", self.progress.round_number)
+        self.history = list(self._journal)
         self._saved = time.monotonic()
 
     def keep_best(self, which: str, model: Tensors) -> None:
@@ -62,8 +60,7 @@ class Checkpoint:
     def close_round(self, record: dict[str, Any], fold: Fold, progress: Progress, at_once: bool) -> None:
         """Note the record; save the rest now and then, or `at_once`."""
         self.history.append(record)
-        with self._history_path.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(record) + "\n")
+        self._journal.append(record, durable=False)
         self.model, self.moments, self.progress = fold.model, fold.moments, progress
         if self.keep:
             _write(self.folder / f"round-{record['round']}.safetensors", self.model, {})
@@ -72,33 +69,15 @@ class Checkpoint:
             self.save()
 
     def save(self) -> None:
-        with self._history_path.open("a") as lines:
-            os.fsync(lines.fileno())
+        self._journal.make_durable()
         parts = {LAST: self.model, MOMENTS: self.moments, **self.best}
         tensors = {f"{part}.{name}": tensor for part, of_part in parts.items() for name, tensor in of_part.items()}
         _write(self._path, tensors, self.progress.model_dump())
         self._saved = time.monotonic()
 
     @property
-    def _history_path(self) -> Path:
-        return self.folder / "history.jsonl"
-
-    @property
     def _path(self) -> Path:
         return self.folder / "checkpoint.safetensors"
-
-    def _check_experiment(self, described: dict[str, Any]) -> None:
-        path = self.folder / "experiment.json"
-        if not path.exists():
-            write_json(path, described)
-            return
-        before = json.loads(path.read_text())
-        for key in described:
-            if described[key] != before.get(key):
-                raise ValueError(
-                    f"{self.folder} has an experiment with {key} {str(before.get(key))[:200]}, now it is "
-                    f"{str(described[key])[:200]}: give another folder"
-                )
 
     def _load(self) -> None:
         try:
@@ -116,13 +95,6 @@ class Checkpoint:
             parts.setdefault(part, {})[rest] = tensor
         self.model, self.moments, self.best = parts.pop(LAST), parts.pop(MOMENTS), parts
 
-    def _cut_history(self) -> None:
-        """To the rounds that count."""
-        path = self._history_path
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        self.history = [json.loads(line) for line in lines[: self.progress.round_number]]
-        write_json_lines(path, self.history)
-
 
 def _describe(definition: Definition) -> dict[str, Any]:
     digest = hashlib.sha256()
@@ -136,5 +108,5 @@ def _describe(definition: Definition) -> dict[str, Any]:
 
 
 def _write(path: Path, tensors: Tensors, metadata: dict[str, Any]) -> None:
-    with replacing(path) as temporary:
+    with replacing(path, durable=True) as temporary:
         write_tensors(temporary, tensors, metadata)

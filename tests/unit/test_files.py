@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -5,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from openfl_audio.files import make_folder, replacing, write_json, write_json_lines, write_result, write_whole
+from openfl_audio.errors import FolderInUseError
+from openfl_audio.files import claim, make_folder, replacing, write_json, write_json_lines, write_result, write_whole
 from openfl_audio.node.local_state import ClientStates
 
 
@@ -23,7 +25,7 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 WRITERS: dict[str, Callable[[Path], None]] = {
-    "bytes": lambda path: write_whole(path, b"new"),
+    "bytes": lambda path: write_whole(path, b"new", durable=True),
     "JSON": lambda path: write_json(path, {"a": 1}),
     "lines": lambda path: write_json_lines(path, [{"a": 1}]),
 }
@@ -41,13 +43,51 @@ def test_what_fails_in_the_middle_leaves_the_file_as_it_was(tmp_path):
     path.write_text("old")
 
     def write_half() -> None:
-        with replacing(path) as temporary:
+        with replacing(path, durable=False) as temporary:
             temporary.write_text("ne")
             raise OSError("no room")
 
     with pytest.raises(OSError, match="no room"):
         write_half()
     assert path.read_text() == "old"
+
+
+def test_after_an_error_nothing_of_the_new_file_is_left(tmp_path):
+    with contextlib.suppress(ZeroDivisionError), replacing(tmp_path / "file", durable=False) as temporary:
+        temporary.write_text("ne")
+        assert 1 // 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_need_not_be_durable_does_not_wait_for_the_disk(tmp_path, synced):
+    write_whole(tmp_path / "file", b"new", durable=False)
+    assert (synced, (tmp_path / "file").read_bytes()) == ([], b"new")
+
+
+SETTINGS = {"seed": 0, "optimizer": {"learning_rate": 0.1, "betas": (0.9, 0.99)}, "clients": None}
+OTHERS = {
+    "another value": (SETTINGS | {"seed": 1}, "a run with seed 0, now it is 1: choose another folder"),
+    "another value further down": (
+        SETTINGS | {"optimizer": {"learning_rate": 0.2, "betas": (0.9, 0.99)}},
+        "a run with optimizer.learning_rate 0.1, now it is 0.2: ",
+    ),
+    "a key too many": (SETTINGS | {"alone": 3}, "a run with alone None, now it is 3: "),
+    "a key too few": ({"seed": 0, "clients": None}, r"a run with optimizer.betas \[0.9, 0.99\], now it is None: "),
+}
+
+
+def test_a_folder_belongs_to_settings_once_they_claim_it(tmp_path):
+    for _ in range(2):
+        claim(tmp_path / "run.json", SETTINGS, "a run", "choose another folder")
+    assert json.loads((tmp_path / "run.json").read_text())["seed"] == 0
+
+
+@pytest.mark.parametrize("difference", OTHERS)
+def test_a_folder_that_belongs_to_other_settings_is_refused_with_the_first_difference(tmp_path, difference):
+    settings, sentence = OTHERS[difference]
+    claim(tmp_path / "run.json", SETTINGS, "a run", "choose another folder")
+    with pytest.raises(FolderInUseError, match=f"^{tmp_path} has {sentence}"):
+        claim(tmp_path / "run.json", settings, "a run", "choose another folder")
 
 
 def test_each_new_folder_is_on_the_disk_in_the_one_above(tmp_path, synced):

@@ -83,7 +83,7 @@ def close_round(folder: RunFolder) -> None:
     """The steps in which a round is made to count, as the director takes them."""
     round_number, aggregations = folder.state.progress.round_number, folder.state.progress.aggregations + 1
     write_model(folder, aggregations)
-    folder.history.append({"round": round_number})
+    folder.history.append({"round": round_number}, durable=True)
     folder.state.progress = Progress(round_number=round_number + 1, aggregations=aggregations)
     folder.save_state()
     folder.link_model("last")
@@ -259,7 +259,7 @@ def test_a_line_of_history_whose_round_does_not_count_is_done_again(folder):
     close_round(folder)
     # Killed between the line and the state.
     write_model(folder, 2)
-    folder.history.append({"round": 1, "lost": True})
+    folder.history.append({"round": 1, "lost": True}, durable=True)
     loaded = RunFolder.load(folder.path)
     assert list(loaded.history) == [{"round": 0}]
     assert weight(loaded.model) == 1
@@ -311,7 +311,7 @@ def test_the_state_of_the_round_before_finds_its_model_although_a_newer_one_is_t
 def test_after_a_crash_between_the_state_and_the_links_the_last_model_is_the_new_one(folder):
     close_round(folder)
     write_model(folder, 2)
-    folder.history.append({"round": 1})
+    folder.history.append({"round": 1}, durable=True)
     folder.state.progress = Progress(round_number=2, aggregations=2)
     folder.save_state()
     loaded = RunFolder.load(folder.path)

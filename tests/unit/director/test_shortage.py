@@ -12,12 +12,12 @@ import pytest
 
 from openfl_audio.director import intake, run, shortage, update_file
 from openfl_audio.director.experiment import Experiment
-from openfl_audio.director.history import History
 from openfl_audio.director.run_folder import RunFolder, Status
 from openfl_audio.director.scheduler import Scheduler
 from openfl_audio.director.shortage import LACKS, describe_lack
 from openfl_audio.director.tensorboard import TensorBoard
 from openfl_audio.errors import LackError
+from openfl_audio.files import Journal
 from openfl_audio.protocol.messages import HistoryMessage, decode_history
 from openfl_audio.protocol.tensors import Tensors
 from tests.unit.director.toy_experiment import (
@@ -34,7 +34,7 @@ from tests.unit.director.toy_experiment import (
 
 WRITES = {
     "the state": (RunFolder, "save_state"),
-    "the history": (History, "append"),
+    "the history": (Journal, "append"),
     "a link to the best model": (RunFolder, "link_model"),
     "the curves": (TensorBoard, "add"),
     "the next model": (Scheduler, "_aggregate"),
