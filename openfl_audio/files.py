@@ -143,6 +143,10 @@ class Journal:
         self._ends.append(append_at(self._path, self._ends[-1], line, durable=durable))
         self.last = record
 
+    def cut(self) -> None:
+        """Remove from the file what follows the records that count."""
+        append_at(self._path, self._ends[-1], b"", durable=False)
+
     def make_durable(self) -> None:
         """Bring all records to the disk, so that they are there after a power cut."""
         with self._path.open("ab") as file:

@@ -48,6 +48,7 @@ class Checkpoint:
         if self._path.exists():
             self._load()
         self._journal = Journal(folder / "history.jsonl", self.progress.round_number)
+        self._journal.cut()
         self.history = list(self._journal)
         self._saved = time.monotonic()
 
