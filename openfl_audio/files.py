@@ -64,13 +64,13 @@ def claim(path: Path, settings: Mapping[str, Any], what: str, advice: str) -> No
     """Note in the file `path` which settings its folder belongs to, or check that it belongs to these.
 
     Raises FolderInUseError, naming the first difference, if the folder has a `what` with other settings; `advice` says
-    what to do then. Settings are JSON, and keys of settings within settings are joined by dots.
+    what to do then. Settings are compared as JSON, in their order, and keys of nested settings are joined by dots.
     """
     if not path.exists():
         write_json(path, settings)
         return
     before, now = _flat(json.loads(path.read_text(encoding="utf-8"))), _flat(json.loads(json.dumps(settings)))
-    for key in sorted(before.keys() | now.keys()):
+    for key in now | before:
         if before.get(key) != now.get(key):
             raise FolderInUseError(
                 f"{path.parent} has {what} with {key} {_shown(before.get(key))}, now it is {_shown(now.get(key))}: "

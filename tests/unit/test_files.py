@@ -72,7 +72,8 @@ OTHERS = {
         "a run with optimizer.learning_rate 0.1, now it is 0.2: ",
     ),
     "a key too many": (SETTINGS | {"alone": 3}, "a run with alone None, now it is 3: "),
-    "a key too few": ({"seed": 0, "clients": None}, r"a run with optimizer.betas \[0.9, 0.99\], now it is None: "),
+    "several": ({"seed": 1} | SETTINGS | {"seed": 1, "clients": 3, "alone": 3}, "a run with seed 0, now it is 1: "),
+    "a key too few": ({"seed": 0, "clients": None}, r"a run with optimizer.learning_rate 0.1, now it is None: "),
 }
 
 

@@ -231,13 +231,13 @@ class LaterLine(toy.Line):
 
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "rounds": ({"rounds": 7}, "rounds 6, now it is 7"),
-    "optimizer": ({"opt_treatment": "RESET"}, "opt_treatment CONTINUE_LOCAL, now it is RESET"),
+    "optimizer": ({"opt_treatment": "RESET"}, "opt_treatment 'CONTINUE_LOCAL', now it is 'RESET'"),
     "local tensors": ({"local_tensors": []}, r"local_tensors \['line.bias'\], now it is \[\]"),
-    "participation": ({"participation": Participation(seed=1)}, "participation {.*, now it is {"),
+    "participation": ({"participation": Participation(seed=1)}, "participation.seed 0, now it is 1"),
     "tasks": ({"train": toy.fit_noisily}, r"tasks \[.*'fit'.*, now it is \[.*'fit_noisily'"),
-    "precision": ({"precision": "float16"}, "precision float32, now it is float16"),
+    "precision": ({"precision": "float16"}, "precision 'float32', now it is 'float16'"),
     "members": ({"envoys": ["a-4"]}, r"envoys \['a-4', 'b-2', 'c-7'\], now it is \['a-4'\]"),
-    "first model": ({"model": LaterLine}, "first_model [0-9a-f]{64}, now it is [0-9a-f]{64}"),
+    "first model": ({"model": LaterLine}, "first_model '[0-9a-f]{64}', now it is '[0-9a-f]{64}'"),
 }
 
 
