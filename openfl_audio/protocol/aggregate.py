@@ -1,4 +1,4 @@
-"""Folding updates into the next global model, in memory.
+"""Aggregation of updates into the next global model, in memory.
 
 The director does the same with files: `openfl_audio.director.aggregate`.
 """
@@ -23,10 +23,14 @@ from openfl_audio.protocol.tensors import Tensors
 
 
 class Fold:
-    """`model` and `moments` (of the server optimizer, by "SLOT.NAME") are those after `aggregations` rounds.
+    """The next global model, aggregated in memory.
 
     Updates are added up as they come, in the memory of two models whatever their number; rules other than the mean, and
     a bounded share of the weight, keep a copy of each. The result depends on their order, to the last bit.
+
+    Attributes:
+        model: the global model after `aggregations` rounds.
+        moments: the state of the server optimizer, by "SLOT.NAME".
     """
 
     def __init__(
@@ -48,13 +52,13 @@ class Fold:
         self._counters: Tensors = {}
         self._kept: list[tuple[Tensors, int]] = []
 
-    def add(self, update: Tensors, clips: int, refused: str) -> None:
+    def add(self, update: Tensors, clips: int, error_prefix: str) -> None:
         """Take in the update of one client that trained on `clips` clips. Its arrays may change afterwards.
 
-        Raises UpdateRefusedError, which begins with `refused`, if a tensor holds NaN or infinity, or is too large.
+        Raises UpdateRefusedError, which begins with `error_prefix`, if a tensor holds NaN or infinity, or is too large.
         """
         for name in self._floats:
-            check_tensor(name, update[name].reshape(-1), self.model[name].reshape(-1), refused)
+            check_tensor(name, update[name].reshape(-1), self.model[name].reshape(-1), error_prefix)
         for name in update.keys() - set(self._floats):
             # Integers are counters, such as a batch norm's number of batches.
             self._counters[name] = np.maximum(self._counters.get(name, update[name]), update[name])
@@ -67,7 +71,7 @@ class Fold:
             self._kept.append(({name: values.copy() for name, values in update.items()}, clips))
 
     def finish_round(self) -> None:
-        """Make what was added the next global model, in place."""
+        """Make the next global model, in place, from what was added."""
         for name in self._floats:
             tensor = self.model[name].reshape(-1)
             values = self._combined(name, tensor)
@@ -81,7 +85,7 @@ class Fold:
 
     @property
     def _adds_at_once(self) -> bool:
-        """Whether an update's weight is known before the others are."""
+        """Tell whether an update's weight is known before the others are."""
         return isinstance(self.aggregation.rule, Mean) and self.aggregation.max_share is None
 
     def _combined(self, name: str, current: np.ndarray) -> np.ndarray:
@@ -104,7 +108,7 @@ class Fold:
         return values
 
     def _clipped(self, update: Tensors) -> Tensors:
-        """`update` as near to the model as the aggregation wants it. What is not trained stays as it is."""
+        """Return `update` as near to the model as the aggregation wants it. What is not trained stays as it is."""
         if self.aggregation.clip_norm is None:
             return update
         current = {name: self.model[name].reshape(-1) for name in self._parameters}
@@ -112,23 +116,23 @@ class Fold:
         return update | {name: clipped(values, update[name], scale) for name, values in current.items()}
 
 
-def check_tensor(name: str, values: np.ndarray, current: np.ndarray, refused: str) -> None:
-    """Raises UpdateRefusedError, naming the tensor, if `values`, flat, hold NaN or infinity, or are too large to add.
+def check_tensor(name: str, values: np.ndarray, current: np.ndarray, error_prefix: str) -> None:
+    """Raise UpdateRefusedError, naming the tensor, unless `values`, flat, can be added to others.
 
-    `current` are those of the global model.
+    They cannot if they hold NaN or infinity, or are too large; `current` are those of the global model.
     """
     size = magnitude(values)
     if not math.isfinite(size):
-        raise UpdateRefusedError(f"{refused}: tensor '{name}' holds NaN or infinity")
+        raise UpdateRefusedError(f"{error_prefix}: tensor '{name}' holds NaN or infinity")
     if size > LARGEST_VALUE and is_too_large(values, current):
         raise TooLargeError(
-            f"{refused}: tensor '{name}' holds {np.abs(values).max():g}, more than {LARGEST_VALUE:g}: with it the next "
-            "global model might not be finite"
+            f"{error_prefix}: tensor '{name}' holds {np.abs(values).max():g}, more than {LARGEST_VALUE:g}: with it the "
+            "next global model might not be finite"
         )
 
 
 def _distance(current: Tensors, update: Tensors) -> float:
-    """Euclidean norm of update - current over all tensors together."""
+    """Return the Euclidean norm of update - current over all tensors together."""
     total = 0.0
     for name, values in current.items():
         change = update[name].astype(np.float64) - values

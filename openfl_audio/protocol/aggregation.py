@@ -41,16 +41,20 @@ class _Part(BaseModel):
 
 
 class _Rule(_Part):
-    """How updates become one: `combine` takes flat arrays of one length, a `weighted` rule also looks at weights."""
+    """Base of the rules by which updates become one.
+
+    `combine` takes flat arrays of one length. A `weighted` rule also looks at weights; `whole_tensors` says that a rule
+    needs all of a tensor at once.
+    """
 
     whole_tensors: ClassVar[bool] = False
 
     def check_number(self, updates: int) -> None:
-        """Raises ValueError if the rule cannot keep its promise with so few `updates`."""
+        """Raise ValueError if the rule cannot keep its promise with so few `updates`."""
 
 
 class RunningMean:
-    """The weighted mean of flat arrays of one length, from the sum of their differences to `origin`, as they come.
+    """Weighted mean of flat arrays of one length, from the sum of their differences to `origin`, as they come.
 
     The sum is in the type of `origin`, at least float32: with half the memory of float64 to go through it takes half
     the time. Its rounding errors are, of n arrays, at most n * 1e-7 of the mean size of the differences. Arrays that
@@ -59,14 +63,17 @@ class RunningMean:
     """
 
     def __init__(self, origin: np.ndarray) -> None:
-        """`origin` is not copied: it may change between the result of one mean and the first array of the next."""
+        """Begin a mean around `origin`.
+
+        `origin` is not copied: it may change between the result of one mean and the first array of the next.
+        """
         self._origin = origin
         dtype = np.result_type(origin, np.float32)
         self._total, self._first = np.empty(len(origin), dtype), np.empty(len(origin), dtype)
         self._weights: list[float] = []
 
     def add(self, update: np.ndarray, weight: float) -> None:
-        """`update` is read and not kept."""
+        """Add an array. `update` is read and not kept."""
         first = not self._weights
         if first:
             self._first[:] = update
@@ -83,7 +90,7 @@ class RunningMean:
                 total += difference
 
     def result(self) -> np.ndarray:
-        """This object's own memory: valid until the next `add`, which begins a new mean.
+        """Return the mean, in this object's own memory: it is valid until the next `add`, which begins a new mean.
 
         Raises ValueError if the weights do not add up to more than 0.
         """
@@ -98,16 +105,17 @@ class RunningMean:
 
 
 class Mean(_Rule):
-    """Weighted by clips, this is FedAvg: McMahan et al. 2017, arXiv 1602.05629, algorithm 1.
+    """Mean of the updates; weighted by clips, this is FedAvg: McMahan et al. 2017, arXiv 1602.05629, algorithm 1.
 
-    A mean does not resist a liar: one envoy moves it as far as it likes, and further with the clips that it claims.
+    A mean does not resist a dishonest envoy: it moves the mean as far as it likes, and further with the clips that it
+    claims.
     """
 
     rule: Literal["mean"] = "mean"
     weighted: bool = True
 
     def combine(self, updates: Iterable[np.ndarray], weights: Sequence[float], current: np.ndarray) -> np.ndarray:
-        """The mean of `updates`, flat and of one length, as summed by RunningMean. They are taken one at a time.
+        """Return the mean of `updates`, flat and of one length, as summed by RunningMean. They are taken one at a time.
 
         Raises ValueError if updates and weights differ in number, or the weights do not add up to more than 0.
         """
@@ -118,21 +126,22 @@ class Mean(_Rule):
 
 
 class Median(_Rule):
-    """The median of each coordinate; weights do not count: Yin et al. 2018, arXiv 1803.01498, definition 1."""
+    """Median of each coordinate; weights do not count: Yin et al. 2018, arXiv 1803.01498, definition 1."""
 
     rule: Literal["median"] = "median"
     weighted: ClassVar[bool] = False
 
     def combine(self, updates: Iterable[np.ndarray], weights: Sequence[float], current: np.ndarray) -> np.ndarray:
-        """The median of `updates`, flat and of one length, as float64 of that length; of an even number the mid-point.
+        """Return the median of `updates`, flat and of one length, as float64 of that length.
 
-        Raises ValueError if there are no updates.
+        Of an even number of values it is the mid-point of the two in the middle. Raises ValueError if there are no
+        updates.
         """
         return _median(np.stack(list(updates)))
 
 
 class TrimmedMean(_Rule):
-    """The mean of each coordinate without its extremes; weights do not count: Yin et al. 2018, definition 2.
+    """Mean of each coordinate without its extremes; weights do not count: Yin et al. 2018, definition 2.
 
     `share` of the values is cut off at each end, rounded down: of 10 updates, 0.1 and 0.19 drop the lowest and the
     highest value, 0.2 drops two of each. A round with so few updates that nothing would be cut off is refused.
@@ -143,7 +152,10 @@ class TrimmedMean(_Rule):
     share: float = Field(ge=0, lt=0.5)
 
     def check_number(self, updates: int) -> None:
-        """Raises ValueError if nothing would be cut off of so few `updates`: that is a mean, which resists nobody."""
+        """Raise ValueError if nothing would be cut off of so few `updates`.
+
+        That would be a mean, which does not resist a dishonest envoy.
+        """
         if self.share == 0:
             raise ValueError("trimmed_mean with share 0 cuts nothing off: give a share above 0, or the mean")
         if self._cut(updates) == 0:
@@ -158,7 +170,7 @@ class TrimmedMean(_Rule):
         return min(math.floor(round(self.share * updates, 9)), (updates - 1) // 2)
 
     def combine(self, updates: Iterable[np.ndarray], weights: Sequence[float], current: np.ndarray) -> np.ndarray:
-        """The trimmed mean of `updates`, flat and of one length, as float64 of that length.
+        """Return the trimmed mean of `updates`, flat and of one length, as float64 of that length.
 
         Raises ValueError if there are no updates.
         """
@@ -167,10 +179,10 @@ class TrimmedMean(_Rule):
 
 
 class GeometricMedian(_Rule):
-    """The point with the least sum of distances to the updates, for each tensor by itself.
+    """Point with the least sum of distances to the updates, for each tensor by itself.
 
-    It resists a liar as long as less than half of the weight is the liar's. With `weighted`, distances count by clips,
-    which are the envoys' own word.
+    It resists dishonest envoys as long as they have less than half of the weight. With `weighted`, distances count by
+    clips, which are the envoys' own word.
 
     Pillutla et al. 2019, arXiv 1912.13445, by Weiszfeld's algorithm until it converges. OpenFL's geometric median is
     another point: it ends after 4 iterations, and each of them reweights the weights of the one before, not the clips.
@@ -182,7 +194,7 @@ class GeometricMedian(_Rule):
     whole_tensors: ClassVar[bool] = True
 
     def combine(self, updates: Iterable[np.ndarray], weights: Sequence[float], current: np.ndarray) -> np.ndarray:
-        """The geometric median of `updates`, each a whole flat tensor of one length, as float64 of that length.
+        """Return the geometric median of `updates`, each a whole flat tensor, as float64 of the same length.
 
         Raises ValueError if updates and weights differ in number, or the weights do not add up to more than 0.
         """
@@ -197,25 +209,26 @@ Rule = Annotated[Mean | Median | TrimmedMean | GeometricMedian, Field(discrimina
 
 
 class _ServerOptimizer(_Part):
-    """Steps from the global model towards what the rule made of the updates.
+    """Base of server optimizers, which step from the global model towards what the rule made of the updates.
 
-    What is kept from round to round is named by `slots`: float32 arrays of the model's shapes.
+    Their state from round to round is named by `slots`: float32 arrays of the model's shapes.
     """
 
     slots: ClassVar[tuple[str, ...]]
     learning_rate: float = Field(default=0.01, gt=0)
 
     def initial_value(self, slot: str) -> float:
-        """What fills the arrays of `slot` before the first round."""
+        """Return the value that fills the arrays of `slot` before the first round."""
         raise NotImplementedError
 
     def step(
         self, current: np.ndarray, combined: np.ndarray, state: dict[str, np.ndarray], steps_before: int
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """From `current`, the global model, towards `combined`, what the rule made of the updates: flat, of one length.
+        """Step from `current`, the global model, towards `combined`, what the rule made of the updates.
 
-        `state` holds an array of that length for each slot, `steps_before` counts the rounds it has seen. Returns the
-        next values in float64 and the next state in float32; the arguments stay as they are.
+        Both are flat and of one length. `state` holds an array of that length for each slot, `steps_before` counts the
+        rounds it has seen. Returns the next values in float64 and the next state in float32; the arguments stay as they
+        are.
         """
         raise NotImplementedError
 
@@ -224,7 +237,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _AdaptiveOptimizer(_ServerOptimizer):
-    """An optimizer of Reddi et al. 2020, arXiv 2003.00295, algorithm 2. With d = combined - current:
+    """Base of the optimizers of Reddi et al. 2020, arXiv 2003.00295, algorithm 2. With d = combined - current:
 
         m = beta1 * m + (1 - beta1) * d
         v = what the optimizer makes of v and d^2
@@ -253,25 +266,27 @@ class _AdaptiveOptimizer(_ServerOptimizer):
 
 
 class FedAdam(_AdaptiveOptimizer):
-    """v = beta2 * v + (1 - beta2) * d^2."""
+    """FedAdam of Reddi et al.: v = beta2 * v + (1 - beta2) * d^2."""
 
     slots = ("first_moment", "second_moment")
     optimizer: Literal["adam"] = "adam"
     betas: tuple[Beta, Beta] = (0.9, 0.99)
 
     def next_moments(self, moments: dict[str, np.ndarray], change: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the next m and v."""
         first = _decayed(moments["first_moment"], change, self.betas[0])
         return {"first_moment": first, "second_moment": _decayed(moments["second_moment"], change**2, self.betas[1])}
 
 
 class FedYogi(_AdaptiveOptimizer):
-    """v = v - (1 - beta2) * d^2 * sign(v - d^2)."""
+    """FedYogi of Reddi et al.: v = v - (1 - beta2) * d^2 * sign(v - d^2)."""
 
     slots = ("first_moment", "second_moment")
     optimizer: Literal["yogi"] = "yogi"
     betas: tuple[Beta, Beta] = (0.9, 0.99)
 
     def next_moments(self, moments: dict[str, np.ndarray], change: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the next m and v."""
         first = _decayed(moments["first_moment"], change, self.betas[0])
         before, square = moments["second_moment"], change**2
         second = before - (1 - self.betas[1]) * square * np.sign(before - square)
@@ -279,17 +294,18 @@ class FedYogi(_AdaptiveOptimizer):
 
 
 class FedAdagrad(_AdaptiveOptimizer):
-    """v = v + d^2, and m = d: beta1 is 0, as in the paper's experiments."""
+    """FedAdagrad of Reddi et al.: v = v + d^2, and m = d, as beta1 is 0 in the paper's experiments."""
 
     slots = ("second_moment",)
     optimizer: Literal["adagrad"] = "adagrad"
 
     def next_moments(self, moments: dict[str, np.ndarray], change: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the next m and v."""
         return {"second_moment": moments["second_moment"] + change**2}
 
 
 class _OpenFLOptimizer(_ServerOptimizer):
-    """One of OpenFL's optimizers, with OpenFL's constants: for runs that are to be compared with OpenFL's.
+    """Base of OpenFL's optimizers, with OpenFL's constants: for runs that are to be compared with OpenFL's.
 
     Every slot starts at `initial_accumulator_value`.
     """
@@ -314,7 +330,7 @@ class _OpenFLOptimizer(_ServerOptimizer):
 
 
 class OpenFLAdam(_OpenFLOptimizer):
-    """Unlike FedAdam, corrects the bias of both moments."""
+    """OpenFL's Adam. Unlike FedAdam, it corrects the bias of both moments."""
 
     openfl_class = NumPyAdam
     slots = ("first_moment", "second_moment")
@@ -324,7 +340,7 @@ class OpenFLAdam(_OpenFLOptimizer):
 
 
 class OpenFLYogi(_OpenFLOptimizer):
-    """OpenFLAdam with another second moment: v = beta2 * v + (1 - beta2) * sign(d^2 - v) * d^2.
+    """OpenFL's Yogi: OpenFLAdam with another second moment, v = beta2 * v + (1 - beta2) * sign(d^2 - v) * d^2.
 
     It can fall below 0 where beta2 is below 0.5, so that is refused.
     """
@@ -337,7 +353,7 @@ class OpenFLYogi(_OpenFLOptimizer):
 
 
 class OpenFLAdagrad(_OpenFLOptimizer):
-    """FedAdagrad without a first moment, and with a v that starts at `initial_accumulator_value`."""
+    """OpenFL's Adagrad: no first moment, and a v that starts at `initial_accumulator_value`."""
 
     openfl_class = NumPyAdagrad
     slots = ("squared",)
@@ -352,12 +368,14 @@ ServerOptimizer = Annotated[
 
 
 class Aggregation(_Part):
-    """What happens to the updates of a round, in this order: clip each, combine them, step.
+    """Aggregation of a round's updates, in this order: clip each, combine them, step.
 
-    `clip_norm` bounds how far an update may be from the global model: McMahan et al. 2017, arXiv 1710.06963.
-    Without a server optimizer, what the rule combines is the next model. `max_share` bounds how much of the weight of a
-    round one update may have: a larger weight counts as much as makes it just that share. Where there are fewer than
-    1 / max_share updates, all weigh the same.
+    Attributes:
+        rule: combines the updates; without a server optimizer, the result is the next model.
+        clip_norm: bounds how far an update may be from the global model: McMahan et al. 2017, arXiv 1710.06963.
+        max_share: bounds how much of the weight of a round one update may have: a larger weight counts as much as makes
+            it just that share. Where there are fewer than 1 / max_share updates, all weigh the same.
+        server_optimizer: steps from the global model towards what the rule made of the updates.
     """
 
     rule: Rule = Mean()
@@ -366,7 +384,7 @@ class Aggregation(_Part):
     max_share: float | None = Field(default=None, gt=0, lt=1)
 
     def weights(self, clips: Sequence[int]) -> list[float]:
-        """What each update weighs that was trained on so many clips, once `max_share` has been applied."""
+        """Return the weight of each update by the clips it was trained on, once `max_share` has been applied."""
         if self.max_share is None or not self.rule.weighted:
             return list(clips)
         # From the largest on: the first `capped` of them weigh `limit`, which is max_share of the sum that results.
@@ -381,7 +399,7 @@ class Aggregation(_Part):
         return [float(largest_first[-1])] * len(clips)
 
     def clip_scales(self, norms: Sequence[float]) -> list[float]:
-        """By how much to shorten each update, 1.0 for not at all: min(1, clip_norm / norm).
+        """Return the factor by which each update is shortened, 1.0 for not at all: min(1, clip_norm / norm).
 
         A norm is the L2 norm of update - global model over all trained parameters together.
         """
@@ -391,7 +409,7 @@ class Aggregation(_Part):
 
 
 def clipped(current: np.ndarray, update: np.ndarray, scale: float) -> np.ndarray:
-    """current + scale * (update - current) in float64; at scale 1 `update` itself, to the bit and without a copy."""
+    """Return current + scale * (update - current) in float64; at scale 1 `update` itself, without a copy."""
     if scale == 1:
         return update
     moved = np.subtract(update, current, dtype=np.float64)
@@ -401,9 +419,9 @@ def clipped(current: np.ndarray, update: np.ndarray, scale: float) -> np.ndarray
 
 
 def magnitude(values: np.ndarray) -> float:
-    """The length of `values`, flat and floating, or where that overflows the largest of them; NaN or infinity with one.
+    """Return a number that no value of `values`, flat and floating, exceeds; NaN or infinity if one of them is.
 
-    No value is larger than that.
+    It is their length, or the largest of them where that overflows.
     """
     # The squares' sum is finite only if all values are, and takes one pass. It may also overflow: then look closer.
     with np.errstate(over="ignore", invalid="ignore"):
@@ -413,17 +431,23 @@ def magnitude(values: np.ndarray) -> float:
 
 
 def is_finite(values: np.ndarray) -> bool:
-    """Whether all of `values`, flat and floating, are numbers."""
+    """Tell whether all of `values`, flat and floating, are numbers."""
     return math.isfinite(magnitude(values))
 
 
 def is_too_large(values: np.ndarray, current: np.ndarray) -> bool:
-    """Whether `values` hold one beyond LARGEST_VALUE that is not the global model's own, as a constant may be."""
+    """Tell whether one of `values` is beyond LARGEST_VALUE.
+
+    A value that is the global model's own, as that of a constant may be, does not count.
+    """
     return bool(((np.abs(values) > LARGEST_VALUE) & (values != current.astype(values.dtype))).any())
 
 
 def narrowed(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """`values`, flat, of the next global model in its own type. Raises NotFiniteError if one of them does not fit."""
+    """Return `values`, flat, of the next global model in its own type.
+
+    Raises NotFiniteError if one of them does not fit.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         narrow = values.astype(dtype, copy=False)
     if narrow.dtype.kind == "f" and not is_finite(narrow):
@@ -435,7 +459,7 @@ def narrowed(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def are_finite(tensors: Tensors) -> bool:
-    """Whether all floating ones hold nothing but numbers, whatever their shapes."""
+    """Tell whether all floating tensors hold nothing but numbers, whatever their shapes."""
     return all(is_finite(tensor.reshape(-1)) for tensor in tensors.values() if tensor.dtype.kind == "f")
 
 
@@ -451,19 +475,19 @@ def _sum_of(weights: Sequence[float]) -> float:
 
 
 def _mean_of_the_middle(stack: np.ndarray, cut: int) -> np.ndarray:
-    """The mean of each column of `stack` (n, length) without its `cut` lowest and highest values. Sorts `stack`."""
+    """Return the mean of each column of `stack` (n, length) without `cut` values at each end. Sorts `stack`."""
     stack.sort(axis=0)
     rows = stack[cut : len(stack) - cut]
     return _weighted_sum(rows, np.ones(len(rows))) / len(rows)
 
 
 def _median(stack: np.ndarray) -> np.ndarray:
-    """The median of each column of `stack` (n, length). Sorts `stack`."""
+    """Return the median of each column of `stack` (n, length). Sorts `stack`."""
     return _mean_of_the_middle(stack, cut=(len(stack) - 1) // 2)
 
 
 def _weighted_sum(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The sum of `rows` (n, length), each by its weight, as float64 of that length."""
+    """Return the sum of `rows` (n, length), each times its weight, as float64 of that length."""
     # Not weights @ rows: how NumPy orders a sum depends on the shape, and so would the last bit.
     total = np.zeros(rows.shape[1])
     for row, weight in zip(rows, weights, strict=True):
@@ -472,9 +496,9 @@ def _weighted_sum(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _inner_products(stack: np.ndarray) -> np.ndarray:
-    """Of the rows of `stack` (n, length), seen from their coordinate median: (n, n).
+    """Return the inner products (n, n) of the rows of `stack` (n, length), seen from their coordinate median.
 
-    Seen from there, as it is near to most of them wherever a few are; from far away, rounding hides short distances.
+    The median is near to most of them wherever a few are; from far away, rounding hides short distances.
     """
     products = np.zeros((len(stack), len(stack)))
     for start in range(0, stack.shape[1], BLOCK):
@@ -485,10 +509,10 @@ def _inner_products(stack: np.ndarray) -> np.ndarray:
 
 
 def _geometric_median(products: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Coefficients (n,), with sum 1, of the geometric median of n points, from their inner products and weights.
+    """Return coefficients (n,), with sum 1, of the geometric median of n points.
 
-    Every iterate is a combination of the points, so distances to it follow from inner products: one pass over the data
-    does for all iterations.
+    They follow from the points' inner products and weights: every iterate is a combination of the points, so distances
+    to it follow from inner products, and one pass over the data does for all iterations.
     """
     squares = np.diag(products)
     apart = squares[:, None] + squares - 2 * products  # squared distances (n, n)
@@ -509,9 +533,9 @@ def _geometric_median(products: np.ndarray, shares: np.ndarray) -> np.ndarray:
 
 
 def _is_the_median(point: np.ndarray, apart: np.ndarray, products: np.ndarray, shares: np.ndarray) -> bool:
-    """Whether the others together pull less than what lies at `point` weighs: Vardi and Zhang 2000, PNAS 97(4).
+    """Tell whether `point` is the median: the others together pull less than it weighs.
 
-    A tie is no: two points of equal weight meet halfway.
+    Vardi and Zhang 2000, PNAS 97(4). A tie does not make it one: two points of equal weight meet halfway.
     """
     elsewhere = apart > 0
     pulls = np.where(elsewhere, shares, 0) / np.sqrt(np.where(elsewhere, apart, 1))

@@ -25,7 +25,10 @@ UNREADABLE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImple
 
 
 class _BoundedList(io.FileIO):
-    """A file whose list of zip entries is bounded before zipfile makes objects of it: it reads the list at once."""
+    """File whose list of zip entries is bounded before zipfile reads it.
+
+    zipfile reads the list at once, and makes an object of each entry.
+    """
 
     is_open = False
 
@@ -43,7 +46,7 @@ class _BoundedList(io.FileIO):
 
 @contextmanager
 def open_archive(archive: Path) -> Iterator[zipfile.ZipFile]:
-    """A zip archive to read. Raises ArchiveError if it is none, or has more than MAX_FILES files."""
+    """Open a zip archive to read. Raises ArchiveError if it is none, or has more than MAX_FILES files."""
     with _BoundedList(archive) as file:
         try:
             zipped = zipfile.ZipFile(file)
@@ -55,7 +58,10 @@ def open_archive(archive: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def check_archive(archive: Path) -> None:
-    """Raises ArchiveError, naming the entry, for one that leads out of its folder, is a link or unpacks to too much."""
+    """Raise ArchiveError, naming the entry, unless the archive can be unpacked safely.
+
+    It cannot if an entry leads out of its folder, is a link, or unpacks to too much.
+    """
     with open_archive(archive) as zipped:
         _check_entries(zipped.infolist())
 
@@ -75,7 +81,7 @@ def _check_entries(entries: list[zipfile.ZipInfo]) -> None:
 
 
 def unpack_archive(archive: Path, folder: Path) -> None:
-    """Unpack into `folder`. Raises ArchiveError, also for an entry that is larger than it says."""
+    """Unpack an archive into `folder`. Raises ArchiveError, also for an entry that is larger than it says."""
     check_archive(archive)
     try:
         with open_archive(archive) as zipped:
@@ -86,7 +92,7 @@ def unpack_archive(archive: Path, folder: Path) -> None:
 
 
 class _Made(io.RawIOBase):
-    """Gets what zipfile writes, and hands it on."""
+    """Sink for what zipfile writes, from which it is taken chunk by chunk."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
@@ -101,7 +107,10 @@ class _Made(io.RawIOBase):
 
 
 def stream_archive(entries: Iterable[tuple[str, Iterable[bytes]]]) -> Iterator[bytes]:
-    """An uncompressed zip archive, in pieces as they are made from those of its entries; nothing of it is kept."""
+    """Yield an uncompressed zip archive in chunks, as they are made from those of its entries.
+
+    Nothing of the archive is kept.
+    """
     made = _Made()
     with zipfile.ZipFile(made, "w") as zipped:
         for name, pieces in entries:
@@ -113,7 +122,7 @@ def stream_archive(entries: Iterable[tuple[str, Iterable[bytes]]]) -> Iterator[b
 
 
 def extract_file(zipped: zipfile.ZipFile, name: str, target: Path, limit: int) -> None:
-    """Copy one entry to `target`, down to the disk, never holding it in memory.
+    """Copy one entry to `target`, down to the disk, without holding all of it in memory.
 
     Raises ArchiveError if it is absent or too large.
     """

@@ -43,7 +43,7 @@ _HOW = "openfl-audio certificates make writes it, or --disable-tls runs without.
 
 @dataclass(frozen=True)
 class Credentials:
-    """What one side of a TLS connection needs, as PEM, and who it is."""
+    """Certificate, key and authority of one side of a TLS connection, as PEM, and its name."""
 
     root: bytes
     certificate: bytes
@@ -61,7 +61,7 @@ class Authority:
 
 
 def create_authority(*, days: int = AUTHORITY_DAYS, now: datetime | None = None) -> Authority:
-    """A new authority that can sign leaves and no further authority."""
+    """Make a new authority, which can sign leaves and no further authority."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "openfl-audio federation")])
     builder = (
@@ -82,7 +82,7 @@ def issue(
     days: int = LEAF_DAYS,
     now: datetime | None = None,
 ) -> tuple[bytes, bytes]:
-    """Signs a new key pair and returns (certificate, private key) as PEM.
+    """Sign a new key pair, and return (certificate, private key) as PEM.
 
     The role is the subject's organizational unit, so that the director can tell an envoy from a notebook. `hosts` are
     the names and addresses under which a director is reached; without any, the name itself is the alternative name.
@@ -128,11 +128,11 @@ def write_certificates(
     days: int = LEAF_DAYS,
     force: bool = False,
 ) -> list[Path]:
-    """Signs the director (unless `director_hosts` is None), envoys and notebook users; returns the files written.
+    """Sign the director (unless `director_hosts` is None), envoys and notebook users; return the files written.
 
     The authority in `folder` is made by the first call and used by every later one, which is how an envoy is added.
-    `force` replaces leaves and never the authority: that would cut off everybody who holds one of its certificates.
-    All arguments are checked before the first file is written.
+    `force` replaces leaves and never the authority: that would cut off everybody who holds one of its certificates. All
+    arguments are checked before the first file is written.
     """
     if days < 1:
         raise CertificateError(f"A certificate has to hold for at least one day, not {days}.")
@@ -165,7 +165,7 @@ def write_certificates(
 
 
 def load_authority(folder: Path) -> Authority:
-    """The authority in `folder`, with the key that signs."""
+    """Return the authority in `folder`, with the key that signs."""
     certificate_path, key_path = _pair_paths(folder, AUTHORITY)
     certificate = _certificate(_read(certificate_path), certificate_path)
     private_key = _private_key(_read(key_path), key_path)
@@ -177,7 +177,7 @@ def load_authority(folder: Path) -> Authority:
 
 
 def load_credentials(folder: Path | None, name: str) -> Credentials:
-    """Reads `ca.crt`, `NAME.crt` and `NAME.key` from `folder`, checked as `read_credentials` does.
+    """Read `ca.crt`, `NAME.crt` and `NAME.key` from `folder`, checked as `read_credentials` does.
 
     Raises CertificateError, also without a folder: only TLS needs one.
     """
@@ -191,7 +191,7 @@ def load_credentials(folder: Path | None, name: str) -> Credentials:
 
 
 def read_credentials(root_path: Path, certificate_path: Path, key_path: Path, name: str) -> Credentials:
-    """Reads three PEM files and checks all that a handshake would trip over, and that they are those of `name`."""
+    """Read three PEM files, and check that they are those of `name` and that a handshake would not fail on them."""
     root_pem, certificate_pem, key_pem = _read(root_path), _read(certificate_path), _read(key_path)
     root = _certificate(root_pem, root_path)
     certificate = _certificate(certificate_pem, certificate_path)
@@ -210,7 +210,7 @@ def read_credentials(root_path: Path, certificate_path: Path, key_path: Path, na
 
 
 def names_of(certificate: bytes) -> list[str]:
-    """The host names and addresses that a certificate (PEM or DER) is for, in its order."""
+    """Return the host names and addresses that a certificate (PEM or DER) is for, in its order."""
     load = x509.load_pem_x509_certificate if certificate.startswith(b"-----") else x509.load_der_x509_certificate
     try:
         extension = load(certificate).extensions.get_extension_for_class(x509.SubjectAlternativeName)
@@ -220,14 +220,14 @@ def names_of(certificate: bytes) -> list[str]:
 
 
 def is_for(names: Sequence[str], host: str) -> bool:
-    """Whether a certificate for `names` is one for `host`; a name may begin with a wildcard."""
+    """Tell whether a certificate for `names` is one for `host`; a name may begin with a wildcard."""
     host = check_host(host).partition("%")[0]
     return host in names or f"*.{host.partition('.')[2]}" in names
 
 
 @lru_cache(maxsize=4096)
 def owner_of(pem: bytes) -> tuple[str, float]:
-    """Whose certificate it is, as "role 'name'", and when it expires, in seconds of the clock.
+    """Return the owner of a certificate, as "role 'name'", and when it expires, in seconds of the clock.
 
     Raises CertificateError.
     """
@@ -238,7 +238,10 @@ def owner_of(pem: bytes) -> tuple[str, float]:
 
 @lru_cache(maxsize=4096)
 def role_of(pem: bytes) -> tuple[str, str]:
-    """(common name, role) of a peer's certificate, as gRPC hands it to the server; TLS has verified it by then."""
+    """Return (common name, role) of a peer's certificate, as gRPC hands it to the server.
+
+    TLS has verified it by then.
+    """
     try:
         subject = x509.load_pem_x509_certificate(pem).subject
     except ValueError as error:
@@ -257,7 +260,7 @@ def role_of(pem: bytes) -> tuple[str, str]:
 
 
 def _roles(with_director: bool, envoys: Sequence[str], users: Sequence[str]) -> dict[str, str]:
-    """Name to role, in the order of signing; every name usable as a file and used once."""
+    """Return roles by name, in the order of signing. Every name is usable as a file and used once."""
     roles: dict[str, str] = {DIRECTOR: DIRECTOR} if with_director else {}
     seen: set[str] = set()
     for name, role in [*((name, ENVOY) for name in envoys), *((name, USER) for name in users)]:

@@ -1,4 +1,4 @@
-"""Who is asked in a round, and when a round closes."""
+"""Participation: who takes part in a round, and when a round closes."""
 
 import math
 import random
@@ -8,11 +8,19 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Participation(BaseModel):
-    """Everybody trains in every round, and a round waits for everybody, unless something here says otherwise.
+    """The participants of a round, and the moment when the round closes.
 
-    `fraction` or `count` of the members, drawn anew for each round, train in it. Where there are `evaluators`, they
-    validate the global model and the others train: a validation in every round is of the same clips then.
-    After `deadline_seconds` a round closes without the rest, if `quorum` updates counted; evaluators may be fewer.
+    By default every member trains in every round, and a round waits for all of them.
+
+    Attributes:
+        fraction: the share of the members that train in a round, drawn anew for each.
+        count: the number of members that train in a round, in place of a fraction.
+        seed: the seed of the draws.
+        evaluators: members that validate the global model and do not train; the others then do not validate, so that
+            the validations of all rounds are on the same clips.
+        validate_every: validate in rounds 0, validate_every, ... and in the last one.
+        deadline_seconds: how long a round waits for its participants; without a deadline it waits for all of them.
+        quorum: how many updates must count when a round closes at its deadline. Evaluators may be fewer.
     """
 
     model_config = ConfigDict(
@@ -29,6 +37,7 @@ class Participation(BaseModel):
 
     @model_validator(mode="after")
     def check_that_choices_agree(self) -> "Participation":
+        """Raise ValueError if some of the choices contradict each other."""
         if self.fraction is not None and self.count is not None:
             raise ValueError(
                 f"fraction {self.fraction} and count {self.count} both say how many train: give one of them"
@@ -37,18 +46,18 @@ class Participation(BaseModel):
             raise ValueError(f"count {self.count} asks fewer than the quorum of {self.quorum}")
         if self.quorum > 1 and self.deadline_seconds is None:
             raise ValueError(
-                f"quorum {self.quorum} needs deadline_seconds: without a deadline a round waits for everybody it asked"
+                f"quorum {self.quorum} needs deadline_seconds: without a deadline a round waits for all participants"
             )
         return self
 
     def trainers(self, round_number: int, members: Iterable[str]) -> list[str]:
-        """The sorted names of those `members` that train in this round.
+        """Return the sorted names of those `members` that train in this round.
 
-        A function of seed, round and members alone, so that a director that starts again asks the same ones. A fraction
-        is rounded up: a tenth of 21 members is 3, of 20 it is 2, of 4 it is 1.
+        The result is a function of seed, round and members alone, so that a director that starts again asks the same
+        ones. A fraction is rounded up: a tenth of 21 members is 3, of 20 it is 2, of 4 it is 1.
         """
         evaluators = set(self.evaluators)
-        # A dict keeps the order it is given, and names that come almost sorted are sorted in no time; a set does not.
+        # A dict keeps the order of names, which mostly come sorted and then take no time to sort; a set does not.
         names = sorted(dict.fromkeys(name for name in members if name not in evaluators))
         how_many = self._how_many(len(names))
         if how_many == len(names):
@@ -56,13 +65,14 @@ class Participation(BaseModel):
         return sorted(random.Random(f"{self.seed}:{round_number}").sample(names, how_many))
 
     def validates(self, round_number: int, last_round: int) -> bool:
-        """Whether this round validates the model it begins with: rounds 0, validate_every, ... and always the last."""
+        """Tell whether a round validates the model it begins with."""
         return round_number % self.validate_every == 0 or round_number == last_round
 
     def is_complete(self, participants: int, answered: int, is_quorum: bool, seconds_open: float) -> bool:
-        """Whether a round closes now: all have answered, or the deadline has come and those that count are a quorum.
+        """Tell whether a round closes now.
 
-        Of the `participants`, `answered` have answered in one way or another.
+        It closes when all `participants` have `answered`, in one way or another, or when the deadline is over and the
+        answers that count are a quorum.
         """
         if answered >= participants:
             return True
@@ -72,6 +82,6 @@ class Participation(BaseModel):
         if self.count is not None:
             return min(self.count, members)
         if self.fraction is not None:
-            # Rounded first, as 0.07 * 100 is 7.000000000000001. The least fraction of anybody is one.
+            # Rounded first, as 0.07 * 100 is 7.000000000000001. The smallest fraction of members is one member.
             return min(max(math.ceil(round(self.fraction * members, 9)), 1), members)
         return members

@@ -1,4 +1,4 @@
-"""What a director must know of an experiment. It reads this; it never unpickles what a notebook sent."""
+"""The plan of an experiment: what the director must know. It reads this, and never unpickles what a notebook sent."""
 
 import math
 import re
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.participation import Participation
 
-# The name becomes a folder on director and envoys, so it can be nothing that leads out of one.
+# The name becomes a folder on director and envoys, so it must not lead out of one.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 # The names that OpenFL gives to the tasks of an experiment.
@@ -23,11 +23,13 @@ ARCHIVE, INITIAL_MODEL, EXPERIMENT_PLAN = "workspace.zip", "initial.safetensors"
 
 
 class Part(BaseModel):
+    """Base of the parts of a plan: frozen, and without unknown keys."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Task(Part):
-    """One task an envoy runs in a round, in the words of OpenFL's interactive API."""
+    """One task that an envoy runs in a round, in the words of OpenFL's interactive API."""
 
     name: str
     function_name: str
@@ -36,6 +38,7 @@ class Task(Part):
 
     @property
     def validates_global_model(self) -> bool:
+        """Tell whether the task validates the model that the round began with."""
         return self.task_type == "validate" and not self.apply_local
 
 
@@ -44,11 +47,11 @@ Direction = Literal["max", "min"]
 MetricName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
-# Bounds of metrics whose names say what they are, where an experiment declares none. A share may be given in per cent,
-# and is negative where chance is subtracted; no rate of errors is negative.
+# Bounds of well-known metrics where an experiment declares none. A share may be given in per cent, and is negative
+# where chance is subtracted; no rate of errors is negative.
 _SHARES = ("accuracy", "auc", "average_precision", "f1", "map", "precision", "pr_auc", "recall", "roc_auc")
 _RATES = ("cer", "error_rate", "wer")
-# No measurement comes near this, and a mean with something that does says nothing of the others.
+# No measurement comes near this, and a mean with a value that does says nothing of the others.
 LARGEST_METRIC = 1e15
 KNOWN_BOUNDS = {
     **dict.fromkeys(_SHARES, (-LARGEST_METRIC, 100.0)),
@@ -76,9 +79,13 @@ Unit = Annotated[str, Field(pattern=r"^[a-z_ ]{1,64}$")]
 
 
 class BestModel(Part):
-    """The best global model is chosen by this metric of the validation task; by each of `others` one more is kept.
+    """The metric of the validation task that chooses the best global model.
 
-    With `patience`, an experiment ends early when that many validations in a row were no better than the best.
+    Attributes:
+        metric: the name of the metric.
+        direction: "max" if higher values are better, "min" if lower ones are.
+        others: further metrics with their directions; by each of them one more best model is kept.
+        patience: an experiment ends early when that many validations in a row were no better than the best.
     """
 
     metric: str
@@ -88,13 +95,13 @@ class BestModel(Part):
 
     @property
     def models(self) -> dict[str, tuple[str, Direction]]:
-        """The metric that chooses a model, and its direction, by the model's name."""
+        """Return the metric that chooses a model, and its direction, by the model's name."""
         others = {name_of_best(metric): (metric, direction) for metric, direction in self.others.items()}
         return {"best": (self.metric, self.direction), **others}
 
 
 def name_of_best(metric: str | None) -> str:
-    """The name of the best model by `metric`; None is the one that chooses the best model.
+    """Return the name of the best model by `metric`, or by the one that chooses the best model if that is None.
 
     >>> name_of_best(None), name_of_best("recall")
     ('best', 'best-recall')
@@ -103,20 +110,32 @@ def name_of_best(metric: str | None) -> str:
 
 
 def is_better(score: float, than: float | None, direction: Direction) -> bool:
-    """Anything is better than None."""
+    """Tell whether `score` is better than another one. Any score is better than None."""
     return than is None or (score > than if direction == "max" else score < than)
 
 
 class ExperimentPlan(Part):
     """An experiment as the director sees it.
 
-    `envoys` None takes those of `corpus` that are online at submission, and those of it that come later.
-    `untrained` names tensors that are no parameters (buffers, optimizer states): a server optimizer leaves them to the
-    mean. `keep` is the number of most recent rounds whose models are kept besides best and last. `metric_bounds` are
-    the least and the largest value of a metric, by its name: what is reported outside of them does not count. `units`
-    are what sizes count, by type of task: a size is bounded by what the envoy's shard registered in that unit.
-    `mean_over` says what a validation metric is a mean over, where that is not what the size counts ("words"), or None
-    for a metric that is no mean: several envoys' values do not make the value over all clips.
+    Attributes:
+        name: the name of the experiment and of its folders.
+        federation_uuid: the id by which calls of OpenFL's `Aggregator` service name the experiment.
+        corpus: the corpus whose envoys take part.
+        envoys: the envoys that take part, or None for those of `corpus` that are online at submission or come later.
+        rounds: how many rounds train.
+        tasks: the tasks of a round, in their order.
+        participation: who takes part in a round, and when a round closes.
+        aggregation: how updates become the next model.
+        best: the metric that chooses the best model.
+        keep: of how many of the most recent rounds the models are kept, besides the best and the last one.
+        precision: the type in which weights are transmitted.
+        untrained: names of tensors that are no parameters (buffers, optimizer states): a server optimizer leaves them
+            to the mean.
+        metric_bounds: the least and the largest value of a metric, by its name: a report outside of them does not
+            count.
+        units: what sizes count, by type of task: a size is bounded by what the envoy's shard registered in that unit.
+        mean_over: what a validation metric is a mean over, where that is not what the size counts ("words"), or None
+            for a metric that is no mean: several envoys' values do not make the value over all clips.
     """
 
     name: str
@@ -138,6 +157,7 @@ class ExperimentPlan(Part):
     @field_validator("name")
     @classmethod
     def check_name(cls, name: str) -> str:
+        """Raise ValueError unless the name can be that of a folder."""
         if not NAME.fullmatch(name):
             raise ValueError(
                 f"experiment name {name[:80]!r}: use 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first"
@@ -147,6 +167,7 @@ class ExperimentPlan(Part):
     @field_validator("metric_bounds")
     @classmethod
     def check_bounds(cls, metric_bounds: dict[str, Bounds]) -> dict[str, Bounds]:
+        """Raise ValueError, naming the metric, unless its bounds are two numbers in order."""
         for name, (low, high) in metric_bounds.items():
             if not (math.isfinite(low) and math.isfinite(high) and low < high):
                 raise ValueError(
@@ -155,7 +176,7 @@ class ExperimentPlan(Part):
         return metric_bounds
 
     def bounds_of(self, metric: str) -> Bounds:
-        """The least and the largest value that a report of `metric` may have to count."""
+        """Return the least and the largest value that a report of `metric` may have to count."""
         return self.metric_bounds.get(metric) or KNOWN_BOUNDS.get(metric) or (-LARGEST_METRIC, LARGEST_METRIC)
 
     def unit_of(self, task: Task, metric: str) -> str | None:
@@ -189,9 +210,10 @@ class ExperimentPlan(Part):
                 )
 
     def tasks_for_round(self, round_number: int, trains: bool = True) -> list[Task]:
-        """Validation of the global model, then training; after the last round the final model is validated too.
+        """Return the tasks of a participant: validation of the global model, then training.
 
-        `trains` False: the tasks of an evaluator. Empty where there is nothing to do.
+        An evaluator (`trains` False) only validates. After the last round of training the final model is validated too.
+        Where there is nothing to do the list is empty.
         """
         tasks = self.tasks
         if round_number >= self.rounds or not trains:
@@ -203,5 +225,9 @@ class ExperimentPlan(Part):
 
     @property
     def last_round(self) -> int:
-        """One more than asked for where there is a validation: it says how good the last model is."""
+        """Return the number of the last round.
+
+        Where there is a validation, that is one more than the last round of training: it tells how good the last model
+        is.
+        """
         return self.rounds - (not any(task.validates_global_model for task in self.tasks))

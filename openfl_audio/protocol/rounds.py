@@ -1,6 +1,6 @@
-"""The rounds of one experiment: who has which task, what came back, and what that says of the model.
+"""Bookkeeping of an experiment's rounds: who has which task, what came back, and what that says of the model.
 
-Bookkeeping only: no sockets, no clock and no weights, so that whoever has answers can drive it.
+It has no sockets, no clock and no weights, so that a director and a simulation alike can drive it.
 """
 
 import math
@@ -15,7 +15,7 @@ from openfl_audio.protocol.plan import ExperimentPlan, Task, is_better
 from openfl_audio.protocol.shard_sizes import Sizes
 
 Results = dict[str, TaskResult]
-# What is said of a task for which an envoy had no clips, or too few; whether the task trains.
+# The note on a task for which an envoy had no clips, or too few, by whether the task trains.
 _NOTHING_DONE = {
     True: "task '{}' trained on no clips: its update does not count",
     False: "no clips for task '{}': its metrics are those of the others",
@@ -25,22 +25,33 @@ MAX_NOTES = 10
 
 
 class Progress(BaseModel):
-    """How far an experiment is. It is kept in the file of the global model that round `round_number` begins with."""
+    """Progress of an experiment, kept in the file of the global model that round `round_number` begins with.
 
-    # What another version knows besides is kept.
+    Attributes:
+        round_number: the next round, from 0.
+        best_scores: the best score so far by the name of the model that it chooses.
+        validations_since_best: how many validations in a row were no better than the best one.
+        aggregations: how many global models have been made from updates.
+        reported: metrics that choose a best model and have been reported so far, defined or not.
+    """
+
+    # Keys of another version are kept.
     model_config = ConfigDict(extra="allow", frozen=True)
 
     round_number: int = 0
     best_scores: dict[str, float] = {}
     validations_since_best: int = 0
     aggregations: int = 0
-    reported: list[str] = []  # metrics that choose a best model and were reported so far, defined or not
+    reported: list[str] = []
 
 
 class Rounds:
     """The rounds of one experiment.
 
     Attributes:
+        participants: the tasks of the current round by envoy.
+        results: the results that count in the current round, by envoy and task.
+        refused: why an answer does not count, by envoy.
         registered: sizes of the envoys' shards, by envoy. No answer weighs more than that, whatever its sender says.
     """
 
@@ -50,16 +61,20 @@ class Rounds:
         self.participants: dict[str, list[Task]] = {}
         self.registered: dict[str, Sizes] = {}
         self._noted: list[tuple[str, str]] = []
-        self._told = 0
+        self._recorded_notes = 0
         self._forget_answers()
 
     @property
     def round_number(self) -> int:
+        """Return the number of the current round, from 0."""
         return self.progress.round_number
 
     @property
     def finished(self) -> bool:
-        """No round is left (one more than asked for validates the last model), or patience is at its end."""
+        """Tell whether no round is left, or patience is at its end.
+
+        One more round than there are rounds of training validates the last model.
+        """
         patience = self.plan.best.patience
         if patience is not None and self.progress.validations_since_best >= patience:
             return True
@@ -67,12 +82,15 @@ class Rounds:
 
     @property
     def trains(self) -> bool:
-        """Whether the round is there to train, also where nobody could be asked who does."""
+        """Tell whether the round is there to train, also where no member that trains can be asked."""
         return _has_training(self.plan.tasks_for_round(self.round_number))
 
     @property
     def quorum(self) -> int:
-        """How many answers have to count. Evaluators among themselves may be fewer than a quorum of updates."""
+        """Return how many answers have to count.
+
+        Where only evaluators answer, there may be fewer of them than a quorum of updates.
+        """
         participation = self.plan.participation
         if self.trains or not participation.evaluators:
             return participation.quorum
@@ -80,14 +98,15 @@ class Rounds:
 
     @property
     def trained(self) -> dict[str, int]:
-        """Clips that each envoy trained on whose update counts: by its own word, and no more than it registered.
+        """Return the number of clips that each envoy trained on whose update counts.
 
-        An envoy that had too few clips for its task trained on none.
+        It is the envoy's own word, and no more than its shard has registered. An envoy that had too few clips for its
+        task trained on none, and is left out.
         """
         return dict(sorted(self._clips.items()))
 
     def bounded(self, envoy: str, task: Task, size: int) -> int:
-        """`size` of a result of `envoy`, or what its shard registered if that is less."""
+        """Return `size` of a result of `envoy`, or what its shard registered if that is less."""
         return self._bounded(envoy, task, size, self._unit(task))
 
     def _bounded(self, envoy: str, task: Task, count: int, unit: str) -> int:
@@ -102,46 +121,58 @@ class Rounds:
         return self._bounded(envoy, task, result.counts[metric], unit)
 
     def open(self, members: Collection[str], participants: Collection[str] | None = None) -> None:
-        """Ask those whose turn it is; after a restart, the same ones as before (`participants`)."""
+        """Open the round: draw its participants from `members`.
+
+        After a restart, `participants` names those that had been drawn before.
+        """
         self.participants = self._tasks_of(self._draw(members) if participants is None else participants)
         self._forget_answers()
         # What was noted after the last round's record belongs to this round.
-        self._noted = self._noted[self._told :]
-        self._told = 0
+        self._noted = self._noted[self._recorded_notes :]
+        self._recorded_notes = 0
 
     def contributors(self, members: Collection[str]) -> list[str]:
-        """Those of `members` that the round would ask for what its quorum is of: updates where it trains."""
+        """Return the members whose answers would count towards the quorum.
+
+        They are the trainers in a round that trains, otherwise the evaluators.
+        """
         tasks = self._tasks_of(self._draw(members))
         return [envoy for envoy in tasks if _has_training(tasks[envoy]) or not self.trains]
 
     def can_reach_quorum(self, members: Collection[str]) -> bool:
+        """Tell whether a round of `members` would have a quorum if all of them answered."""
         return len(self.contributors(members)) >= self.quorum
 
     def tasks_for(self, envoy: str) -> list[Task]:
-        """What `envoy` has still to do in this round; nothing when it has answered."""
+        """Return the tasks that `envoy` still has in this round: none when it has answered."""
         return [] if self._has_answered(envoy) else self.participants.get(envoy, [])
 
     def is_complete(self, seconds_open: float) -> bool:
+        """Tell whether the round, open for `seconds_open` seconds, can close."""
         is_quorum = self._counted() >= self.quorum
         return self.plan.participation.is_complete(len(self.participants), len(self._answered), is_quorum, seconds_open)
 
     def is_late_or_repeated(self, envoy: str, round_number: int) -> bool:
-        """An answer that is dropped without a word: its sender could not know that it is not wanted any more."""
+        """Tell whether an answer of `envoy` is late or a repetition.
+
+        Such an answer is dropped and not refused: its sender could not know that it is not wanted any more.
+        """
         return round_number < self.round_number or (round_number == self.round_number and self._has_answered(envoy))
 
     def check(self, update: UpdateMessage) -> None:
-        """Raises UpdateRefusedError for results that are not those of this round's tasks."""
+        """Raise UpdateRefusedError unless the results of an update are those of this round's tasks."""
         tasks = {task.name: task for task in self.tasks_for(update.envoy)}
-        refused = str(update)
+        error_prefix = str(update)
         if update.round != self.round_number or not tasks:
             wanted = sorted(tasks) or "nothing"
-            raise UpdateRefusedError(f"{refused}: round {self.round_number} asks for {wanted} from it")
+            raise UpdateRefusedError(f"{error_prefix}: round {self.round_number} asks for {wanted} from it")
         if update.results.keys() != tasks.keys():
             raise UpdateRefusedError(
-                f"{refused}: has results of {sorted(update.results)[:5]}, asked for {sorted(tasks)}"
+                f"{error_prefix}: has results of {sorted(update.results)[:5]}, asked for {sorted(tasks)}"
             )
 
     def count(self, update: UpdateMessage) -> None:
+        """Count an update that has been checked."""
         self.results[update.envoy] = update.results
         self._answered.add(update.envoy)
         for task in self.plan.tasks:
@@ -151,16 +182,19 @@ class Rounds:
                     self._clips[update.envoy] = clips
 
     def refuse(self, envoy: str, reason: str) -> None:
-        """`envoy` has answered, and its answer does not count."""
+        """Note that `envoy` has answered, and that its answer does not count."""
         self.refused[envoy] = reason
         self._answered.add(envoy)
 
     def note(self, envoy: str, reason: str) -> None:
-        """Remember what people should know of `envoy` in this round, besides what its answer says."""
+        """Note what people should know of `envoy` in this round, besides what its answer says."""
         self._noted.append((envoy, reason))
 
     def require_quorum(self) -> None:
-        """Raises TooFewUpdatesError, with the reasons, if too few answers count. All who were asked have answered."""
+        """Raise TooFewUpdatesError, with the reasons, if too few answers count.
+
+        All participants have answered, or the deadline is over.
+        """
         counted, quorum = self._counted(), self.quorum
         nothing_to_do = not self.participants and not self.trains
         if nothing_to_do or counted >= quorum:
@@ -170,19 +204,19 @@ class Rounds:
         reasons = [*self.refused.values(), *(f"envoy '{envoy}' trained on no clips" for envoy in idle)]
         raise TooFewUpdatesError(
             f"round {self.round_number}: {counted} updates counted of a quorum of {quorum}: "
-            + ("; ".join(reasons) or "nobody else was asked")
+            + ("; ".join(reasons) or "no other envoy was asked")
         )
 
     def check_answers(self) -> None:
-        """Raises RoundFailedError unless the answers are enough to close the round, and to choose the best model by."""
+        """Raise RoundFailedError unless the answers suffice to close the round, and to choose the best model by."""
         self.require_quorum()
         self.require_metrics()
         self.require_updates()
 
     def require_metrics(self) -> None:
-        """Raises UnknownMetricError if the best model is chosen by a metric that no validation so far has reported.
+        """Raise UnknownMetricError if no validation so far has reported a metric that chooses a best model.
 
-        A metric whose value is undefined is reported. A round in which nobody validated says nothing.
+        A metric whose value is undefined is reported. A round without validation says nothing.
         """
         reported = self._reported_names()
         unknown = sorted(self._wanted_metrics - reported - {*self.progress.reported})
@@ -193,12 +227,12 @@ class Rounds:
             )
 
     def check_members(self, members: Collection[str]) -> None:
-        """Raises ValueError if a round of all `members` could not do what the aggregation says."""
+        """Raise ValueError if a round of all `members` could not do what the aggregation says."""
         if self.trains:
             self.plan.aggregation.rule.check_number(len(self.contributors(members)))
 
     def require_updates(self) -> None:
-        """Raises RoundFailedError if the updates that count cannot be combined as the aggregation says."""
+        """Raise RoundFailedError if the updates that count cannot be combined as the aggregation says."""
         try:
             if self.trained:
                 self.plan.aggregation.rule.check_number(len(self.trained))
@@ -206,10 +240,11 @@ class Rounds:
             raise RoundFailedError("; ".join([f"round {self.round_number}: {error}", *self.refused.values()])) from None
 
     def record(self) -> dict[str, Any]:
-        """What to remember of the round: means of metrics over all clips, and what each envoy said.
+        """Return what is kept of the round: means of metrics over all clips, and what each envoy reported.
 
-        Validation metrics are those of the model the round began with; `best` says whether it is the best so far.
-        `means_of_sites` names the metrics, by task, whose means are not their values over all clips.
+        Validation metrics are those of the model that the round began with; `best` says whether that is the best so
+        far. `means_of_sites` names the metrics, by task, whose means are not their values over all clips. See
+        `messages.RoundRecord`, which has what the director adds as well.
         """
         tasks = {task.name: task for tasks in self.participants.values() for task in tasks}
         metrics = {task.name: self._mean_metrics(task) for task in self.plan.tasks if task.name in tasks}
@@ -217,7 +252,7 @@ class Rounds:
             name: [metric for metric in means if self.plan.is_mean_of_sites(tasks[name], metric)]
             for name, means in metrics.items()
         }
-        self._told = len(self._noted)
+        self._recorded_notes = len(self._noted)
         return {
             "round": self.round_number,
             "best": "best" in self.better_scores(),
@@ -236,7 +271,7 @@ class Rounds:
         }
 
     def notes(self) -> dict[str, list[str]]:
-        """What did not count, or not in full, by envoy: each with its reasons."""
+        """Return what did not count, or not in full, by envoy: each with its reasons."""
         notes: dict[str, list[str]] = {}
         for envoy, reason in self._notes():
             notes.setdefault(envoy, []).append(reason)
@@ -285,7 +320,7 @@ class Rounds:
         return [envoy for envoy in self.participants if not self._has_answered(envoy)]
 
     def _fault_of(self, task: Task, result: TaskResult, metric: str) -> str:
-        """Why a metric's value is left out of the mean, "" if it is not."""
+        """Return why a metric's value is left out of the mean, or "" if it is not."""
         value, unit = result.metrics[metric], self.plan.unit_of(task, metric)
         low, high = self.plan.bounds_of(metric)
         if not math.isfinite(value):
@@ -297,22 +332,24 @@ class Rounds:
         return ""
 
     def _defined(self, task: Task, result: TaskResult) -> dict[str, float]:
-        """The metrics that count."""
+        """Return the metrics that count."""
         return {name: value for name, value in result.metrics.items() if not self._fault_of(task, result, name)}
 
     def _reported_names(self) -> set[str]:
-        """Names of the global model's validation metrics, of envoys that had clips for it."""
+        """Return the names of the global model's validation metrics, of envoys that had clips for it."""
         return {name for result in self._validations() for name in result.metrics}
 
     def _validations(self) -> list[TaskResult]:
-        """Validations of the global model, of envoys that had clips for it."""
+        """Return validations of the global model, of envoys that had clips for it."""
         tasks = [task.name for task in self.plan.tasks if task.validates_global_model]
         results = [results[task] for results in self.results.values() for task in tasks if task in results]
         return [result for result in results if result.size > 0]
 
     def better_scores(self) -> dict[str, float]:
-        """The names ("best", ...) under which the model that the round began with is better than all before, with its
-        scores."""
+        """Return the scores in which the model that the round began with is better than all before it.
+
+        They are by the name of the model that they choose, such as "best".
+        """
         better = {}
         for name, (metric, direction) in self.plan.best.models.items():
             score = self._score(metric)
@@ -321,8 +358,8 @@ class Rounds:
         return better
 
     def next_progress(self) -> Progress:
-        """Progress after this round."""
-        # A validation by which nobody could measure the metric is one without a better model.
+        """Return the progress after this round."""
+        # A validation in which no envoy could measure the metric is one without a better model.
         better, reported = self.better_scores(), self._reported_names()
         validated = bool(self._validations())
         waited = 0 if "best" in better else self.progress.validations_since_best + validated
@@ -337,7 +374,7 @@ class Rounds:
         )
 
     def _draw(self, members: Collection[str]) -> set[str]:
-        """Those of `members` whose turn it is."""
+        """Return those of `members` that take part in this round."""
         participation = self.plan.participation
         return {
             *participation.trainers(self.round_number, members),
@@ -345,7 +382,7 @@ class Rounds:
         }
 
     def _tasks_of(self, envoys: Collection[str]) -> dict[str, list[Task]]:
-        """The round's tasks by envoy, of those that have any."""
+        """Return the round's tasks by envoy, of those that have any."""
         evaluators = set(self.plan.participation.evaluators)
         tasks = {
             envoy: self.plan.tasks_for_round(self.round_number, trains=envoy not in evaluators)
@@ -359,7 +396,7 @@ class Rounds:
     def _forget_answers(self) -> None:
         self.results: dict[str, Results] = {}
         self.refused: dict[str, str] = {}
-        # Kept with each answer: to look through all of them whenever one comes is a square of the number of envoys.
+        # Kept with each answer: looking through all answers at each one takes the square of the number of envoys.
         self._answered: set[str] = set()
         self._clips: dict[str, int] = {}
 
@@ -367,11 +404,11 @@ class Rounds:
         return envoy in self._answered
 
     def _mean_metrics(self, task: Task) -> dict[str, float]:
-        """Means over all clips: each envoy's mean weighs as much as it was taken over (see `_weight`).
+        """Return means over all clips: each envoy's mean weighs as much as it was taken over (see `_weight`).
 
         A metric that not every envoy reports is the mean over those that do, and so is one that some could not define.
         """
-        # In the order of names: a mean must not depend on who was first.
+        # In the order of names: a mean must not depend on which answer came first.
         results = [(envoy, result[task.name]) for envoy, result in sorted(self.results.items()) if task.name in result]
         values: dict[str, list[tuple[float, int]]] = {}
         for envoy, result in results:

@@ -1,4 +1,4 @@
-"""How much of what a node's shard holds: the bound of what its updates and its metrics may weigh."""
+"""Sizes of a node's shard, which bound what its updates and its metrics may weigh."""
 
 import logging
 from typing import Annotated
@@ -10,19 +10,20 @@ from openfl_audio.protocol.messages import MAX_CLIPS
 
 logger = logging.getLogger(__name__)
 
-SPLITS = {"train": "train", "validate": "validation"}  # by the type of task
+# The split that a task works on, by the type of the task.
+SPLITS = {"train": "train", "validate": "validation"}
 # What a split may count of each item besides, by the attribute that has the numbers, (items,).
 COUNTED = {"frames": "num_frames", "labels": "num_labels"}
-# By type of task and unit, such as {"train": {"clips": 118, "frames": 59000}}.
+# Numbers by type of task and unit, such as {"train": {"clips": 118, "frames": 59000}}.
 Sizes = dict[str, dict[str, Annotated[int, Field(ge=0, le=MAX_CLIPS)]]]
 SIZES = TypeAdapter(Sizes)
 
 
 def sizes_of(shard_descriptor: ShardDescriptor) -> Sizes:
-    """Items of the shard's splits by type of task: "clips", and "frames" or "labels" where a split has `num_frames` or
-    `num_labels`, (items,).
+    """Return the number of items of the shard's splits by type of task and unit.
 
-    A split that cannot be opened or counted has no size, and so no bound.
+    The units are "clips", and "frames" or "labels" where a split has `num_frames` or `num_labels`, shape (items,). A
+    split that cannot be opened or counted has no size, and so no bound.
     """
     sizes: Sizes = {}
     for task_type, split in SPLITS.items():
@@ -32,6 +33,6 @@ def sizes_of(shard_descriptor: ShardDescriptor) -> Sizes:
             for unit, attribute in COUNTED.items():
                 if hasattr(dataset, attribute):
                     sizes[task_type][unit] = int(getattr(dataset, attribute).sum())
-        except Exception as error:  # a site's own code; tasks will say what is wrong with it
+        except Exception as error:  # the site's own code may raise anything; tasks will say what is wrong
             logger.info("the split '%s' of the shard is not counted: %s: %s", split, type(error).__name__, error)
     return sizes

@@ -159,7 +159,7 @@ class Simulation:
                 tasks = [task for task in rounds.participants[client] if task.task_type == "train"]
                 clips = sum(rounds.bounded(client, task, results[task.name].size) for task in tasks)
                 if trained and clips:
-                    fold.add(_travelled(trained, plan.precision), clips, refused=str(update))
+                    fold.add(_travelled(trained, plan.precision), clips, error_prefix=str(update))
                 rounds.count(update)
             except UpdateRefusedError as error:
                 rounds.refuse(client, str(error))

@@ -106,7 +106,7 @@ def test_it_comes_back_from_json_as_it_was():
     ("content", "sentence"),
     [
         ({"fraction": 0.5, "count": 2}, "fraction 0.5 and count 2 both say how many train: give one of them"),
-        ({"quorum": 2}, "quorum 2 needs deadline_seconds: without a deadline a round waits for everybody"),
+        ({"quorum": 2}, "quorum 2 needs deadline_seconds: without a deadline a round waits for all participants"),
         ({"fraction": 0}, "fraction\n.*greater than 0"),
         ({"fraction": 1.1}, "fraction\n.*less than or equal to 1"),
         ({"count": 0}, "count\n.*equal to 1"),

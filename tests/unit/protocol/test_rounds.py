@@ -371,7 +371,9 @@ def test_an_evaluator_does_not_make_up_a_quorum_of_trained_updates():
 def test_a_round_that_is_there_to_train_does_not_count_when_an_evaluator_alone_was_asked():
     rounds = make_rounds(envoys="c", evaluators=["c"])
     answer(rounds, "c")
-    with pytest.raises(TooFewUpdatesError, match="round 0: 0 updates counted of a quorum of 1: nobody else was asked"):
+    with pytest.raises(
+        TooFewUpdatesError, match="round 0: 0 updates counted of a quorum of 1: no other envoy was asked"
+    ):
         rounds.require_quorum()
 
 
