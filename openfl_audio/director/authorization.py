@@ -1,4 +1,4 @@
-"""Who is calling, and how a call is refused."""
+"""Authorization: who is calling, and how a call is refused."""
 
 import logging
 from collections.abc import Callable
@@ -29,12 +29,12 @@ def made_by(*roles: str) -> Callable[[Method], Method]:
 
 
 def roles_of(method: Any) -> tuple[str, ...]:
-    """The roles that may make a call; none if it is not served."""
+    """Return the roles that may make a call; none if it is not served."""
     return getattr(method, "roles", ())
 
 
 def check_role(certificate: bytes, roles: tuple[str, ...]) -> None:
-    """Raises CertificateError unless it is a certificate (PEM) of one of these roles."""
+    """Raise CertificateError unless a certificate (PEM) is one of these roles."""
     name, role = role_of(certificate)
     if role not in roles:
         callers = " and ".join(CALLERS[role] for role in roles)
@@ -43,7 +43,7 @@ def check_role(certificate: bytes, roles: tuple[str, ...]) -> None:
 
 async def refuse(context: Context, code: grpc.StatusCode, sentence: str) -> NoReturn:
     """End a call with one sentence, to the caller and to the log."""
-    # It may quote what somebody sent: text that is none, line breaks, or more than the kilobytes that a header holds.
+    # It may quote what the caller sent: bytes that are no text, line breaks, or more than the kilobytes a header holds.
     sentence = " ".join(sentence[:2000].encode("utf-8", "replace").decode().splitlines())
     logger.warning("refused a call of %s: %s", context.peer(), sentence)
     await context.abort(code, sentence)
@@ -51,16 +51,16 @@ async def refuse(context: Context, code: grpc.StatusCode, sentence: str) -> NoRe
 
 
 class Gate:
-    """Tells who is calling, and refuses those who may not.
+    """Tells who is calling, and refuses callers without a right to call.
 
-    With TLS the certificate says so, without it everybody is who they say.
+    With TLS the certificate names the caller, without it the caller's own word does.
     """
 
     def __init__(self, tls: bool) -> None:
         self.tls = tls
 
     async def envoy(self, context: Context, claimed: str) -> str:
-        """The calling envoy's name; ends the call if the certificate is not that envoy's."""
+        """Return the calling envoy's name; end the call if the certificate is not that envoy's."""
         if self.tls:
             name = await self._name(context, "envoy")
             if name != claimed:
@@ -69,7 +69,7 @@ class Gate:
         return claimed
 
     async def user(self, context: Context) -> str:
-        """The calling user's name; ends the call if the certificate is not a user's."""
+        """Return the calling user's name; end the call if the certificate is not a user's."""
         if not self.tls:
             return header_of(context, "client_id") or "anonymous"
         return await self._name(context, "user")
@@ -85,6 +85,7 @@ class Gate:
 
 
 def header_of(context: Context, key: str) -> str:
+    """Return a header of the call, or ""."""
     for name, value in context.invocation_metadata() or ():
         if name == key:
             return str(value)

@@ -1,4 +1,4 @@
-"""The calls that are open: whose they are, how many, and how one is ended from elsewhere."""
+"""Open calls: whose they are, how many, and how one is ended from elsewhere."""
 
 import asyncio
 import time
@@ -16,13 +16,14 @@ TRANSFERS_OF_A_KIND = 2
 
 
 class Endable:
-    """A block of a task that another one may end: CallEndedError is raised in it."""
+    """A block of a task that another task may end: CallEndedError is raised in it."""
 
     def __init__(self) -> None:
         self._task = asyncio.current_task()
         self._reason: str | None = None
 
     def end(self, reason: str) -> None:
+        """End the block. A block that has been ended already keeps its first reason."""
         if self._reason is None and self._task is not None:
             self._reason = reason
             self._task.cancel()
@@ -72,7 +73,7 @@ class Transfers:
 
 
 class OpenCalls:
-    """Counts calls by certificate, and ends those whose certificate expires while they are open."""
+    """Counter of open calls by certificate, which ends those whose certificate expires."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -80,7 +81,7 @@ class OpenCalls:
 
     @contextmanager
     def open(self, owner: str, expires: float) -> Iterator[None]:
-        """One call of `owner`, until `expires` (seconds of the clock).
+        """Run a block that is one call of `owner`, until `expires` (seconds of the clock).
 
         Raises TooManyCallsError at once, and CallEndedError when the certificate has expired.
         """
@@ -102,7 +103,7 @@ class OpenCalls:
                 del self._counts[owner]
 
     async def watch(self) -> None:
-        """End calls whose time is over, for ever. The clock is looked at: it may be set, and machines sleep."""
+        """End calls whose certificate has expired, for ever. The clock is read: it may be set, and machines sleep."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             for call, (owner, expires) in list(self._open.items()):

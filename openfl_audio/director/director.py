@@ -1,4 +1,4 @@
-"""The director: which envoys there are, which experiments, and which experiment runs where."""
+"""The director: its envoys, its experiments, and which experiment runs where."""
 
 import asyncio
 import contextlib
@@ -30,9 +30,18 @@ SUBMISSION = ".submission-"
 
 @dataclass
 class EnvoyEntry:
-    """One registered envoy. `instance` tells a restarted envoy from a second one of the same name.
+    """One registered envoy.
 
-    An envoy of this project is `attending`: it has a call open for as long as it is there. OpenFL's own is `last_seen`.
+    Attributes:
+        shard_info: what the envoy says of its shard.
+        corpus: the corpus that it serves.
+        instance: tells a restarted envoy from a second one of the same name.
+        peer: where it called from.
+        sizes: the sizes of its shard.
+        last_seen: when an envoy of OpenFL last called, in seconds of the clock.
+        attending: whether an envoy of this project is there: it has a call open for as long as it is.
+        experiment: the experiment that it works on.
+        changes: notified when what it has to do changes.
     """
 
     shard_info: director_pb2.ShardInfo
@@ -46,6 +55,7 @@ class EnvoyEntry:
     changes: Changes = field(default_factory=Changes)
 
     def work_on(self, experiment: Experiment | None) -> None:
+        """Let the envoy work on `experiment`, or on none."""
         if experiment is not self.experiment:
             self.experiment = experiment
             self.changes.notify()
@@ -53,7 +63,7 @@ class EnvoyEntry:
 
 @dataclass(frozen=True)
 class UnusableExperiment:
-    """An experiment on disk that this director cannot take up, and who submitted it, where that can be told."""
+    """An experiment on disk that this director cannot resume, and its owner, where that is known."""
 
     name: str
     owner: str
@@ -65,20 +75,27 @@ class UnusableExperiment:
 
 
 class Director:
-    """State of the federation. All methods run in one event loop."""
+    """State of the federation. All methods run in one event loop.
+
+    Attributes:
+        envoys: registered envoys by name.
+        experiments: experiments by name.
+        federations: experiments by the id that calls of OpenFL name.
+        unusable: experiments that cannot be resumed, by name.
+    """
 
     def __init__(self, runs: Path, health_check_period: int) -> None:
         self.runs = runs
         self.health_check_period = health_check_period
         self.envoys: dict[str, EnvoyEntry] = {}
         self.experiments: dict[str, Experiment] = {}
-        self.federations: dict[str, Experiment] = {}  # by the id that calls of OpenFL name
+        self.federations: dict[str, Experiment] = {}
         self.unusable: dict[str, UnusableExperiment] = {}
         self._prestart_until = 0.0
         self._running: dict[str, asyncio.Task] = {}
 
     async def recover(self) -> None:
-        """Take up the experiments on disk where a director before this one left them."""
+        """Resume the experiments on disk where a director before this one left them."""
         folders = []
         for path in sorted(self.runs.iterdir()):
             if path.name.startswith((UNFINISHED, SUBMISSION)):
@@ -88,7 +105,7 @@ class Director:
                 try:
                     folders.append(RunFolder.load(path))
                 except RunFolderError as error:
-                    logger.error("experiment '%s' is left alone: %s", path.name, error)
+                    logger.error("experiment '%s' cannot be resumed: %s", path.name, error)
                     self.unusable[path.name] = UnusableExperiment(path.name, owner_of(path), str(error))
         for folder in sorted(folders, key=lambda folder: folder.state.submitted):
             experiment = self._add(folder)
@@ -96,6 +113,7 @@ class Director:
                 self._run(experiment)
 
     def is_online(self, name: str) -> bool:
+        """Tell whether an envoy is there."""
         entry = self.envoys.get(name)
         return entry is not None and (entry.attending or time.time() - entry.last_seen < 2 * self.health_check_period)
 
@@ -107,7 +125,10 @@ class Director:
         peer: str,
         sizes: Sizes | None = None,
     ) -> None:
-        """Take in an envoy and the sizes of its shard. Raises EnvoyRefusedError while another of its name is online."""
+        """Register an envoy with the sizes of its shard.
+
+        Raises EnvoyRefusedError while another one of its name is online.
+        """
         name = shard_info.node_info.name
         known = self.envoys.get(name)
         if known and known.instance != instance and self.is_online(name):
@@ -140,7 +161,7 @@ class Director:
         try:
             while self.envoys.get(name) is entry:
                 if order() == given:
-                    # That the time of spare workers is over is no event: look for it now and then.
+                    # That the time of spare workers is over is no event: check it now and then.
                     await entry.changes.wait(LOOK_SECONDS)
                 else:
                     given = order()
@@ -149,17 +170,17 @@ class Director:
             entry.attending, entry.last_seen = False, 0.0
             if self.envoys.get(name) is entry:
                 logger.warning("envoy '%s' is gone", name)
-                # Those that wait for it keep nobody from the others any more.
+                # An experiment that waits for it no longer reserves other envoys.
                 self.assign()
 
     def heard_from(self, name: str) -> None:
-        """Raises EnvoyRefusedError for an envoy that has to register (again)."""
+        """Note that an envoy has called. Raises EnvoyRefusedError for one that has to register (again)."""
         if name not in self.envoys:
             raise EnvoyRefusedError(f"envoy '{name}' is not registered")
         self.envoys[name].last_seen = time.time()
 
     def expect_experiments(self) -> None:
-        """A notebook is here: let envoys load what a worker needs."""
+        """Let envoys start spare workers, as a notebook is there."""
         were_expected = time.time() < self._prestart_until
         self._prestart_until = time.time() + PRESTART_SECONDS
         for entry in () if were_expected else self.envoys.values():
@@ -171,7 +192,7 @@ class Director:
         try:
             folder = await asyncio.shield(creating)
         except asyncio.CancelledError:
-            # Its thread goes on all the same, and reads the submission, which lasts only as long as this call.
+            # Its thread continues all the same, and reads the submission, which lasts only as long as this call.
             with contextlib.suppress(SubmissionError):
                 (await creating).discard()
             raise
@@ -186,7 +207,7 @@ class Director:
         self.assign()
 
     async def wait_experiment(self, envoy: str) -> Experiment:
-        """The experiment `envoy` has to work on, as soon as there is one. OpenFL's envoys ask so."""
+        """Return the experiment that `envoy` has to work on, as soon as there is one. OpenFL's envoys call it."""
         if envoy not in self.envoys:
             raise EnvoyRefusedError(f"envoy '{envoy}' is not registered")
 
@@ -197,11 +218,12 @@ class Director:
             await entry.changes.wait()
 
     def assign(self) -> None:
-        """Start pending experiments whose envoys are all here and free, in the order of submission.
+        """Start pending experiments whose envoys are all online and free, in the order of submission.
 
-        An experiment whose envoys are all here, some at work, keeps the others: a later one must not overtake it on
-        them. One that waits for an envoy that is gone keeps nobody, be it one of its own or one that an experiment of
-        its envoys waits for. Free envoys then join the running experiments that take whoever comes.
+        An experiment whose envoys are all online, some at work, reserves the others: a later one must not overtake it
+        on them. An experiment that waits for an envoy that is offline reserves none, whether the envoy is one of its
+        own or one that an experiment of its envoys waits for. Free envoys then join the running experiments that are
+        open to them.
         """
         busy = set()
         for name, entry in self.envoys.items():
@@ -251,8 +273,8 @@ class Director:
         self._running[name].add_done_callback(lambda _: self._running.pop(name))
 
     def _members(self, plan: ExperimentPlan) -> list[str]:
-        """The envoys of a new experiment. Raises SubmissionError."""
-        # What has its name as well is refused for the name.
+        """Return the envoys of a new experiment. Raises SubmissionError."""
+        # An experiment of the same name is refused for its name.
         other = self.federations.get(plan.federation_uuid)
         if other is not None and other.plan.name != plan.name:
             raise SubmissionError(f"federation_uuid '{plan.federation_uuid[:80]}' is that of another experiment")
@@ -261,9 +283,9 @@ class Director:
             absent = [name for name in plan.envoys if name not in online]
             if absent:
                 raise SubmissionError(f"envoys {absent} are not online (online: {list(online)})")
-            strangers = {name: online[name] for name in plan.envoys if plan.corpus not in (None, online[name])}
-            if strangers:
-                raise SubmissionError(f"the experiment is for the corpus '{plan.corpus}', but envoys serve {strangers}")
+            others = {name: online[name] for name in plan.envoys if plan.corpus not in (None, online[name])}
+            if others:
+                raise SubmissionError(f"the experiment is for the corpus '{plan.corpus}', but envoys serve {others}")
             members = plan.envoys
         else:
             members = [name for name, corpus in online.items() if plan.corpus in (None, corpus)]
@@ -279,8 +301,8 @@ class Director:
         rounds = Rounds(plan, Progress())
         if not rounds.can_reach_quorum(members):
             raise SubmissionError(
-                f"of the envoys {members} a round has {len(rounds.contributors(members))} to count on, fewer than its "
-                f"quorum of {rounds.quorum}: name more envoys, or fewer evaluators"
+                f"of the envoys {members}, {len(rounds.contributors(members))} can contribute to a round, fewer than "
+                f"its quorum of {rounds.quorum}: name more envoys, or fewer evaluators"
             )
         try:
             rounds.check_members(members)
@@ -290,7 +312,7 @@ class Director:
         return members
 
     def _is_held_up(self, envoy: str) -> bool:
-        """Tell whether it is at work on an experiment that waits for an envoy that is gone."""
+        """Tell whether an envoy is at work on an experiment that waits for an envoy that is gone."""
         experiment = self.envoys[envoy].experiment
         return experiment is not None and experiment.scheduler.is_held_up
 

@@ -10,7 +10,7 @@ from openfl_audio.director.view import View
 
 
 class Experiment(Run):
-    """A run with its parts.
+    """One experiment: a run with the parts that work on it.
 
     Attributes:
         intake: takes in what envoys send.

@@ -1,4 +1,4 @@
-"""What can be wrong with any call: who makes it and how many, bytes that are no message, calls not served here."""
+"""Errors of any call: a caller without the right, too many calls, bytes that are no message, calls not served here."""
 
 import asyncio
 import contextlib
@@ -23,31 +23,32 @@ from openfl_audio.errors import (
 )
 from openfl_audio.protocol.certificates import owner_of
 
-# A call that nobody goes on with, and one that is ended while its other end does not read, are dropped after this.
+# After so long a call without a first message is dropped, and one that was ended while its other end does not read.
 FIRST_MESSAGE_SECONDS = 60.0
 FAREWELL_SECONDS = 1.0
 
 
 class MalformedRequestError(ValueError):
-    """A message that is none."""
+    """A message that cannot be read."""
 
 
 MALFORMED = object()
 
 
 class GuardingInterceptor(aio.ServerInterceptor):
-    """Looks at the certificate of a call before a message of it is received, and ends with one sentence what
-    gRPC would write a traceback for.
+    """Checks the certificate of a call before its first message is received, and answers errors in one sentence.
 
-    To gRPC every call has streams of requests and answers here, on the wire there is no difference: of a call with one
-    request it would receive that, however large, before anybody may look at who makes it.
+    gRPC by itself would write a traceback for them. To gRPC every call has streams of requests and answers here; on the
+    wire there is no difference: of a call with one request it would receive that, however large, before the caller
+    could be checked.
     """
 
     def __init__(self, calls: OpenCalls, connections: Connections, runs: Path) -> None:
-        """`runs` is the folder on whose disk experiments are."""
+        """Guard the calls of a director whose experiments are on the disk of `runs`."""
         self._calls, self._connections, self._runs = calls, connections, runs
 
     async def intercept_service(self, continuation: Callable, details: grpc.HandlerCallDetails) -> Any:
+        """Return a handler that guards the one that gRPC has found."""
         handler = await continuation(details)
         if handler is None:
             return None  # gRPC itself says that there is no such call
@@ -81,7 +82,7 @@ class GuardingInterceptor(aio.ServerInterceptor):
         return grpc.stream_stream_rpc_method_handler(answer, deserialize, handler.response_serializer)
 
     def _admit(self, context: Context, roles: tuple[str, ...]) -> contextlib.AbstractContextManager[None]:
-        """The call is one for its certificate's role, and counts for it. Without TLS there is none."""
+        """Check the role of the certificate, and count the call for it. Without TLS there is none."""
         certificates = context.auth_context().get("x509_pem_cert")
         if not certificates:
             return contextlib.nullcontext()
@@ -102,7 +103,7 @@ async def _drop(context: Context, code: grpc.StatusCode, sentence: str) -> NoRet
 
 
 def _method(handler: grpc.RpcMethodHandler) -> Callable:
-    """The method of a service that answers calls."""
+    """Return the method of a service that answers calls."""
     return handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
 
 

@@ -1,4 +1,4 @@
-"""Envoys of OpenFL itself (`fx envoy`): they fetch each tensor by a call of its own, and send each task's results."""
+"""Envoys of upstream OpenFL (`fx envoy`): they fetch each tensor and send each task's results in a call of its own."""
 
 from collections.abc import AsyncIterator
 
@@ -18,7 +18,7 @@ HEADER_FIELD = 0x0A
 
 
 def named_tensor(experiment: Experiment, name: str, round_number: int, tags: list[str]) -> base_pb2.NamedTensor:
-    """One tensor of this round's global model, as OpenFL's pipeline without compression lays it out.
+    """Return one tensor of this round's global model, as OpenFL's pipeline without compression lays it out.
 
     Raises UpdateRefusedError for a tensor that the model does not have.
     """
@@ -26,7 +26,7 @@ def named_tensor(experiment: Experiment, name: str, round_number: int, tags: lis
         if name not in model.header.entries:
             raise UpdateRefusedError(f"the global model has no tensor '{name[:200]}'")
         values, shape = model.read(name).astype(np.float32), model.header.entries[name].shape
-    # What it takes the tag to mean: the bytes went through the pipeline.
+    # To OpenFL the tag means that the bytes went through the pipeline.
     tags = [tag for tag in tags if tag != "compressed"] + ["compressed"]
     tensor = base_pb2.NamedTensor(
         name=name, round_number=round_number, lossless=True, tags=tags, data_bytes=values.tobytes()
@@ -36,7 +36,7 @@ def named_tensor(experiment: Experiment, name: str, round_number: int, tags: lis
 
 
 def most_bytes_of_results(experiment: Experiment) -> int:
-    """Return the bytes that results of a task may have: the model in float32, as much again, and descriptions.
+    """Return how many bytes the results of a task may have: twice the model in float32, and descriptions.
 
     They are put together in memory.
     """
@@ -45,7 +45,7 @@ def most_bytes_of_results(experiment: Experiment) -> int:
 
 
 def header_of_results(piece: bytes) -> MessageHeader:
-    """The header that results begin with. Raises DecodeError."""
+    """Return the header that results begin with. Raises DecodeError."""
     # A message in a message: its field's number and type, its length in groups of seven bits, and itself.
     size = 0
     for index, byte in enumerate(piece[1:4]):
@@ -61,7 +61,7 @@ def header_of_results(piece: bytes) -> MessageHeader:
 async def receive_results(experiment: Experiment, envoy: str, message: TaskResults) -> None:
     """Take in the results of one task; with the last one that the round asks for they are an update.
 
-    Raises UpdateRefusedError. Results that came too late, or once more, are dropped.
+    Raises UpdateRefusedError. Late and repeated results are dropped.
     """
     sender = UpdateEnvelope(experiment=experiment.plan.name, envoy=envoy, round=message.round_number, results=None)
     if experiment.intake.is_dropped(sender):
@@ -77,18 +77,21 @@ async def receive_results(experiment: Experiment, envoy: str, message: TaskResul
         update = UpdateMessage(**sender.model_dump(exclude={"results"}), results=partial.results)
         header = describe(partial.tensors, update.model_dump())
         await experiment.intake.receive(update, header, _data(partial.tensors))
-        # Not before: what the director lacks something for comes once more, and only its last part.
+        # Not before: if the director lacks something, the envoy sends its last part once more, and only that.
         experiment.intake.partial_updates.pop(envoy, None)
 
 
 def _wanted(experiment: Experiment, sender: UpdateEnvelope, message: TaskResults) -> set[str]:
-    """Names of the tasks that the round asks for. Raises UpdateRefusedError if that of `message` is none of them."""
+    """Return the names of the tasks that the round asks for.
+
+    Raises UpdateRefusedError if the task of `message` is none of them.
+    """
     current = experiment.rounds.round_number
     wanted = {task.name for task in experiment.rounds.tasks_for(sender.envoy)}
     if sender.round != current or message.task_name not in wanted:
-        asked = sorted(wanted) or "nothing"
+        wanted_names = sorted(wanted) or "nothing"
         raise UpdateRefusedError(
-            f"{sender}: has results of '{message.task_name[:200]}', round {current} asks for {asked} from it"
+            f"{sender}: has results of '{message.task_name[:200]}', round {current} asks for {wanted_names} from it"
         )
     return wanted
 
@@ -113,12 +116,12 @@ async def _data(tensors: Tensors) -> AsyncIterator[bytes]:
         yield piece
 
 
-def _values(tensor: base_pb2.NamedTensor, refused: str) -> np.ndarray:
+def _values(tensor: base_pb2.NamedTensor, error_prefix: str) -> np.ndarray:
     shape = tuple(tensor.transformer_metadata[0].int_list) if tensor.transformer_metadata else ()
     try:
         values = np.frombuffer(tensor.data_bytes, np.float32).reshape(shape)
     except ValueError as error:
-        raise UpdateRefusedError(f"{refused}: tensor '{tensor.name[:200]}': {error}") from None
+        raise UpdateRefusedError(f"{error_prefix}: tensor '{tensor.name[:200]}': {error}") from None
     if values.size == 0 and "metric" in tensor.tags:
-        raise UpdateRefusedError(f"{refused}: metric '{tensor.name[:200]}' has no value")
+        raise UpdateRefusedError(f"{error_prefix}: metric '{tensor.name[:200]}' has no value")
     return values

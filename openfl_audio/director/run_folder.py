@@ -1,11 +1,11 @@
-"""What the director keeps of an experiment on disk: all that it needs to go on after it was killed at any moment.
+"""The folder of an experiment on the director: all that is needed to resume it after a kill at any moment.
 
     experiment.json      the plan
-    state.json           status, round, who takes part; replacing it is what makes a round count
+    state.json           status, round, participants; replacing it is what makes a round count
     workspace.zip        what the envoys get, until the experiment has ended
     history.jsonl        one record a round
     models/N.safetensors the global model after N aggregations, and `N.optimizer.safetensors` with a server optimizer
-    updates/             the current round's updates, one file each; the files are used again in the next round
+    updates/             the current round's updates, one file each; the files are reused in the next round
     initial, last, best, best-METRIC, round-R .safetensors   links to models, for people
     tensorboard/         the history once more
 
@@ -70,14 +70,15 @@ class State(BaseModel):
     """The state of an experiment, which changes.
 
     Attributes:
-        members: the envoys that may be asked in the next round.
+        members: the envoys that may take part in the next round.
         departed: the envoys that have left the experiment, with the reason.
         registered: the sizes of the shards when their envoys became members.
-        participants: the envoys that were asked in the open round, None between two rounds.
+        participants: the participants of the open round, None between two rounds.
         boot: names the time since the machine was started; see `boot_id`.
+        progress: how far the rounds are.
     """
 
-    # What another version of the director knows besides is kept.
+    # Keys of another version of the director are kept.
     model_config = ConfigDict(extra="allow")
 
     owner: str
@@ -94,10 +95,20 @@ class State(BaseModel):
 
     @property
     def ended(self) -> bool:
+        """Tell whether no round will be opened any more."""
         return self.status in (Status.FINISHED, Status.FAILED, Status.STOPPED)
 
 
 class RunFolder:
+    """The files of one experiment.
+
+    Attributes:
+        path: the folder.
+        plan: the plan of the experiment.
+        state: its state, which counts once `save_state` has written it.
+        history: the records of its rounds.
+    """
+
     def __init__(self, path: Path, plan: ExperimentPlan, state: State) -> None:
         self.path, self.plan, self.state = path, plan, state
         self.history = Journal(path / "history.jsonl", state.progress.round_number)
@@ -106,7 +117,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, runs: Path, submission: Path, owner: str) -> "RunFolder":
-        """An unfinished folder, which counts once it is accepted. Raises SubmissionError if it is no experiment."""
+        """Make a folder that counts once it is accepted. Raises SubmissionError if it is no experiment."""
         new = runs / f"{UNFINISHED}{uuid.uuid4().hex}"
         (new / "models").mkdir(parents=True)
         (new / "updates").mkdir()
@@ -149,7 +160,10 @@ class RunFolder:
 
     @classmethod
     def load(cls, path: Path) -> "RunFolder":
-        """An experiment as it was when the director stopped. Raises RunFolderError, naming the file and the fault."""
+        """Return an experiment as it was when the director stopped.
+
+        Raises RunFolderError, naming the file and the fault.
+        """
         plan = _read(path / EXPERIMENT_PLAN, ExperimentPlan)
         state = _read(path / "state.json", State)
         for part in (state, state.progress):
@@ -170,7 +184,7 @@ class RunFolder:
         for leftover in self.path.rglob(".*.partial"):
             leftover.unlink()
         if self.state.ended or self.state.boot != boot_id():
-            # What a killed process wrote is there. What was under way when the machine went down may be so in part.
+            # Writes of a killed process are on the disk. Those under way when the machine went down may be incomplete.
             for update in self.updates():
                 update.unlink()
         if self.state.ended:
@@ -198,28 +212,31 @@ class RunFolder:
             self._give_up(f"{self.path} cannot be written to: {error}")
 
     def _give_up(self, reason: str) -> None:
-        """Nobody can go on from here. It is not written down: somebody may put the file back."""
+        """Fail the experiment, which cannot be resumed. That is not written down, as the file may be put back."""
         logger.error("experiment '%s': %s", self.plan.name, reason)
         if not self.state.ended:
             self.state.status, self.state.error = Status.FAILED, reason
 
     @property
     def archive(self) -> Path:
+        """Return the file that the envoys download."""
         return self.path / ARCHIVE
 
     @property
     def model(self) -> Path:
-        """The file of the global model that the current round began with."""
+        """Return the file of the global model that the current round began with."""
         return self.model_after(self.state.progress.aggregations)
 
     def model_after(self, aggregations: int) -> Path:
+        """Return the file of the global model after this many aggregations."""
         return self.path / "models" / f"{aggregations}.safetensors"
 
     def optimizer_after(self, aggregations: int) -> Path:
+        """Return the file of the server optimizer's state after this many aggregations."""
         return self.path / "models" / f"{aggregations}.optimizer.safetensors"
 
     def named_model(self, which: str) -> Path:
-        """File of model 'initial', 'last' or one of the best. Raises WireError if there is none yet."""
+        """Return the file of model 'initial', 'last' or one of the best. Raises WireError if there is none yet."""
         path = self.model if which == "last" else self.path / f"{which}.safetensors"
         names = ("initial", "last", *self.plan.best.models)
         if which not in names:
@@ -230,7 +247,10 @@ class RunFolder:
 
     @contextmanager
     def open_model(self, path: Path, header: Header | None = None) -> Iterator[TensorFile]:
-        """A model that is read piece by piece, as slowly as its reader may be: until then nobody writes over it."""
+        """Open a model that is read chunk by chunk, as slowly as its reader may be.
+
+        Until it is closed, its file is not written over.
+        """
         with TensorFile(path, header) as model:
             self._readers[model.inode] += 1
             try:
@@ -239,7 +259,7 @@ class RunFolder:
                 self._readers[model.inode] -= 1
 
     def outdated_model(self) -> Path | None:
-        """The model before the current one, if nobody reads it under any of its names."""
+        """Return the model before the current one, if it is not being read under any of its names."""
         path = self.model_after(self.state.progress.aggregations - 1)
         return path if path.exists() and not self._readers[path.stat().st_ino] else None
 
@@ -258,7 +278,10 @@ class RunFolder:
             (self.path / f"round-{round_number - self.plan.keep}.safetensors").unlink(missing_ok=True)
 
     def delete_old_models(self) -> None:
-        """All but the current one and the one before: after a power cut, `state.json` may be that of a moment ago."""
+        """Remove all models but the current one and the one before.
+
+        After a power cut, `state.json` may be that of a moment ago.
+        """
         current = self.state.progress.aggregations
         kept = {path(n) for path in (self.model_after, self.optimizer_after) for n in (current, current - 1)}
         for path in (self.path / "models").iterdir():
@@ -276,7 +299,10 @@ class RunFolder:
         return sorted((self.path / "updates").glob("*"))
 
     def take_update_file(self) -> Path:
-        """A file for an update on its way: one that is free, as its memory and disk blocks are there, or a new one."""
+        """Return a file for an update that is about to arrive: a free one, or a new one.
+
+        A free file has memory and disk blocks already.
+        """
         if self._free_updates:
             return self._free_updates.pop()
         path = self.path / "updates" / f"{uuid.uuid4().hex}.safetensors"
@@ -303,7 +329,10 @@ class RunFolder:
         self.archive.unlink(missing_ok=True)
 
     def save_state(self) -> None:
-        """Bring the state to the disk for certain: only then may the files that the one before names be used again."""
+        """Bring the state to the disk for certain.
+
+        Only then may the files that the state before it names be used again.
+        """
         self.state.boot = boot_id()
         write_whole(self.path / "state.json", self.state.model_dump_json(indent=2).encode(), durable=True)
 
@@ -321,7 +350,7 @@ Part = TypeVar("Part", bound=BaseModel)
 
 
 def _read(path: Path, kind: type[Part]) -> Part:
-    """Raises RunFolderError."""
+    """Return the content of a file as a `kind`. Raises RunFolderError."""
     try:
         return kind.model_validate_json(path.read_bytes())
     except OSError as error:
@@ -331,7 +360,7 @@ def _read(path: Path, kind: type[Part]) -> Part:
 
 
 def boot_id() -> str:
-    """Names the time since the machine was started; empty where the system does not tell."""
+    """Return a name of the time since the machine was started, "" where the system does not tell."""
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text().strip() if path.exists() else ""
 

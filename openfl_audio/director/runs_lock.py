@@ -1,4 +1,4 @@
-"""One director for each folder of experiments."""
+"""The lock by which only one director works in a folder of experiments."""
 
 import fcntl
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from openfl_audio.files import make_folder
 
 @contextmanager
 def sole_director(runs: Path) -> Iterator[None]:
-    """No other director works in `runs` for as long as the block lasts. Raises OSError if one does already.
+    """Keep other directors out of `runs` for as long as the block lasts. Raises OSError if one works there already.
 
     Each would take the other's files for leftovers of a killed one. The lock goes with the process, however that ends.
     """

@@ -31,20 +31,21 @@ from openfl_audio.protocol.wire import CHANNEL_OPTIONS
 
 logger = logging.getLogger("director")
 
-# The largest message that anybody sends here is the header of a model; OpenFL's envoys send pieces of two megabytes.
+# The largest message that a client sends is the header of a model; OpenFL's envoys send chunks of two megabytes.
 MAX_RECEIVED_BYTES = MAX_HEADER_BYTES + MAX_REQUEST_BYTES
-# Somebody who connects and says too little is sent away. TLS takes a few round trips, on a busy machine some seconds.
+# A client that does not finish its handshake is disconnected. TLS takes a few round trips, on a busy machine seconds.
 HANDSHAKE_SECONDS = 10.0
-# The part of the files a process may open that connections may be, so that experiments can write what they must.
+# Connections may be this share of the files that a process may open, so that experiments can write theirs.
 CONNECTIONS_SHARE = 0.75
 
 
 def max_connections(max_files: int) -> int:
+    """Return how many connections a process may have that may open `max_files`."""
     return int(max_files * CONNECTIONS_SHARE)
 
 
 def server_options(max_files: int) -> list[tuple[str, int]]:
-    """Options of a server whose process may open `max_files`."""
+    """Return gRPC's options for a server whose process may open `max_files`."""
     return [
         *(option for option in CHANNEL_OPTIONS if option[0] != "grpc.max_receive_message_length"),
         ("grpc.max_receive_message_length", MAX_RECEIVED_BYTES),
@@ -65,6 +66,8 @@ class DirectorSettings(Settings):
 
 
 class DirectorFile(Settings):
+    """The content of a director's YAML file."""
+
     settings: DirectorSettings
 
 
@@ -74,7 +77,7 @@ async def serve(settings: DirectorSettings, credentials: Credentials | None, max
     calls, connections = OpenCalls(), Connections()
     guard = GuardingInterceptor(calls, connections, settings.runs)
     server = aio.server(options=server_options(max_files), interceptors=[guard])
-    # Both before the folder is touched: a director that was started by mistake must not go on with experiments.
+    # Both before the folder is touched: a director that was started by mistake must not resume experiments.
     address = bind(server, settings, credentials)
     with sole_director(settings.runs):
         director = Director(settings.runs, settings.envoy_health_check_period)
@@ -84,7 +87,7 @@ async def serve(settings: DirectorSettings, credentials: Credentials | None, max
         aggregator_pb2_grpc.add_AggregatorServicer_to_server(AggregatorService(director, gate), server)
         server.add_generic_rpc_handlers((RoundsService(director, gate).handler(),))
         await server.start()
-        how = "with TLS" if credentials else "without TLS: anybody may connect"
+        how = "with TLS" if credentials else "without TLS: any client may connect"
         logger.info("director listens on %s %s", address, how)
         watches = calls.watch(), connections.watch(), end_silent_lines(max_connections(max_files))
         watching = [asyncio.create_task(watch) for watch in watches]
@@ -96,7 +99,7 @@ async def serve(settings: DirectorSettings, credentials: Credentials | None, max
 
 
 def bind(server: aio.Server, settings: DirectorSettings, credentials: Credentials | None) -> str:
-    """The address that `server` has now. Raises OSError."""
+    """Let `server` listen, and return its address. Raises OSError."""
     address = join_address(settings.listen_host, settings.listen_port)
     try:
         if credentials is None:
@@ -109,7 +112,7 @@ def bind(server: aio.Server, settings: DirectorSettings, credentials: Credential
 
 
 def interruption() -> asyncio.Event:
-    """Is set by SIGINT or SIGTERM."""
+    """Return an event that SIGINT and SIGTERM set."""
     stopped = asyncio.Event()
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(signal_number, stopped.set)
@@ -117,6 +120,7 @@ def interruption() -> asyncio.Event:
 
 
 def server_credentials(credentials: Credentials) -> grpc.ServerCredentials:
+    """Return gRPC's credentials of a server that takes clients of the same authority only."""
     return grpc.ssl_server_credentials(
         [(credentials.private_key, credentials.certificate)],
         root_certificates=credentials.root,

@@ -15,7 +15,7 @@ from openfl_audio.files import append_at
 
 
 class TensorBoard:
-    """Writes into `folder`; after a restart, rounds from `first_round` on replace those that did not count.
+    """Writer of TensorBoard's files in `folder`; rounds from `first_round` on replace those that did not count.
 
     TensorBoard's own writer has a thread and an open file, and leaves half a record on a full disk.
     """

@@ -8,7 +8,7 @@ from openfl_audio.protocol.messages import BestMetric, ExperimentSummary, Waits,
 
 
 class View:
-    """Shows an experiment, and changes nothing of it."""
+    """Shows an experiment without changing it."""
 
     def __init__(self, run: Run) -> None:
         self._run = run

@@ -1,4 +1,4 @@
-"""What a simulation leaves on disk: its history, its models, and all that another process needs to go on with it."""
+"""The checkpoint of a simulation: its history, its models, and all that another process needs to resume it."""
 
 import hashlib
 import logging
@@ -19,30 +19,37 @@ from openfl_audio.protocol.tensors import TensorFile, Tensors, bytes_of, write_t
 
 logger = logging.getLogger(__name__)
 
-# What is lost at most when the process is killed. Saving takes longer than a quick round.
+# At most the rounds of so many seconds are lost when the process is killed. Saving takes longer than a quick round.
 SECONDS_BETWEEN_CHECKPOINTS = 10.0
 # Parts of a checkpoint; the others are the best models.
 LAST, MOMENTS = "last", "moments"
 
 
 class Checkpoint:
-    """A folder with
+    """A folder from which a simulation resumes.
 
-    experiment.json          the plan, and a hash of the first global model
-    history.jsonl            a record a round
-    checkpoint.safetensors   the last and the best models, the server optimizer's state, and how far the rounds are
-    round-N.safetensors      the global model that round N led to, of the last `keep` rounds
+        experiment.json          the plan, and a hash of the first global model
+        history.jsonl            a record a round
+        checkpoint.safetensors   the last and the best models, the server optimizer's state, and how far the rounds are
+        round-N.safetensors      the global model that round N led to, of the last `keep` rounds
 
     The checkpoint is what counts: rounds after it are run again, to the same result.
+
+    Attributes:
+        progress: how far the rounds are.
+        model: the last global model.
+        moments: the state of the server optimizer.
+        best: the best models by name.
+        history: the records of the rounds.
     """
 
     def __init__(self, folder: Path, definition: Definition) -> None:
-        """Begin, or go on with, the experiment. Raises ValueError if the folder is another one's."""
+        """Begin the experiment, or resume it. Raises FolderInUseError if the folder is another one's."""
         self.folder = folder
         self.keep = definition.plan.keep
         self.progress = Progress()
         self.model, self.moments = definition.tensors, Tensors()
-        self.best: dict[str, Tensors] = {}  # by the model's name
+        self.best: dict[str, Tensors] = {}
         make_folder(folder)
         claim(folder / "experiment.json", _describe(definition), "an experiment", "give another folder")
         if self._path.exists():
@@ -53,13 +60,14 @@ class Checkpoint:
         self._saved = time.monotonic()
 
     def keep_best(self, which: str, model: Tensors) -> None:
+        """Keep a copy of `model` as the best one under the name `which`."""
         best = self.best.setdefault(which, {})
         for name, tensor in model.items():
             # Into memory that is there: fresh memory takes longer than copying.
             np.copyto(best.setdefault(name, np.empty_like(tensor)), tensor)
 
     def close_round(self, record: dict[str, Any], fold: Fold, progress: Progress, at_once: bool) -> None:
-        """Note the record; save the rest now and then, or `at_once`."""
+        """Note the record of a round; save the rest now and then, or `at_once`."""
         self.history.append(record)
         self._journal.append(record, durable=False)
         self.model, self.moments, self.progress = fold.model, fold.moments, progress
@@ -70,6 +78,7 @@ class Checkpoint:
             self.save()
 
     def save(self) -> None:
+        """Bring the history, the models and the progress to the disk."""
         self._journal.make_durable()
         parts = {LAST: self.model, MOMENTS: self.moments, **self.best}
         tensors = {f"{part}.{name}": tensor for part, of_part in parts.items() for name, tensor in of_part.items()}

@@ -1,4 +1,4 @@
-"""Experiments without a network: the director's rounds, with virtual envoys in this process or on Ray.
+"""Experiments without a network: the director's rounds, with virtual clients in this process or on Ray.
 
     simulation = Simulation(clients, open_shard, "runs/simulated")
     simulation.start("whisper", model_provider=..., task_keeper=..., data_loader=..., rounds_to_train=100)
@@ -33,10 +33,10 @@ from openfl_audio.training.history import to_frame
 
 
 class Simulation:
-    """An experiment on virtual envoys. `start` takes the arguments of `FLExperiment.start`; the rest is named alike.
+    """An experiment on virtual clients. Arguments and methods have the names that they have in `FLExperiment`.
 
     The same seed gives the same weights as a federated run, whatever the number of workers, and after a kill: `start`
-    with the same arguments goes on from the last checkpoint in `folder`.
+    with the same arguments resumes from the last checkpoint in `folder`.
     """
 
     def __init__(
@@ -49,10 +49,11 @@ class Simulation:
         ray_address: str | None = None,
         gpus_per_client: float = 0.0,
     ) -> None:
-        """`open_shard(client)` gives a client's shard descriptor; it is called where and when that client's turn is.
+        """Prepare a simulation of `clients`, which is kept in `folder`.
 
-        With more than one of `workers`, clients run side by side in that many Ray actors: on this machine, or on the
-        cluster at `ray_address`. Each takes `gpus_per_client` of a GPU.
+        `open_shard(client)` returns a client's shard descriptor; it is called in the process and in the round in which
+        the client first takes part. With more than one of `workers`, clients run side by side in that many Ray actors:
+        on this machine, or on the cluster at `ray_address`. Each takes `gpus_per_client` of a GPU.
         """
         faulty = [client for client, times in Counter(clients).items() if times > 1 or not NAME.fullmatch(client)]
         if faulty or not clients:
@@ -66,12 +67,12 @@ class Simulation:
         self._definition: Definition | None = None
 
     def start(self, experiment_name: str, **arguments: Any) -> None:
-        """Prepare the experiment, or take it up where an earlier run in this folder ended; `watch` runs it.
+        """Prepare the experiment, or resume it where an earlier run in this folder ended; `watch` runs it.
 
-        Raises ValueError if the folder is that of another experiment.
+        Raises FolderInUseError if the folder is that of another experiment.
         """
         if arguments.get("envoys") is None:
-            # Spelled out, they are part of what the folder's experiment is.
+            # Spelled out, they are part of the claim on the folder.
             arguments["envoys"] = self.clients
         definition = define(experiment_name, **arguments | {"envoys": sorted(arguments["envoys"])})
         members = definition.plan.envoys or []
@@ -84,18 +85,19 @@ class Simulation:
 
     @property
     def definition(self) -> Definition:
+        """Return the experiment that was started. Raises SimulationError if there is none."""
         if self._definition is None:
             raise SimulationError("there is no experiment yet: call start()")
         return self._definition
 
     @property
     def history(self) -> pd.DataFrame:
-        """A row a round, of the rounds so far. Its columns: see `watch`."""
+        """Return the rounds so far, a row for each. Its columns: see `watch`."""
         return to_frame(self.records)
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """Of the rounds so far, as `history.jsonl` has them."""
+        """Return the records of the rounds so far, as `history.jsonl` has them."""
         return self._checkpoint.history if self.definition else []
 
     def watch(self) -> pd.DataFrame:
@@ -105,10 +107,10 @@ class Simulation:
         return show_progress(records, plan.name, plan.best.metric, plan.best.direction, len(past))
 
     def run(self, on_client: Callable[[str], None] = lambda client: None) -> Iterator[dict[str, Any]]:
-        """Run the rounds that are left, and yield each one's record. `on_client` is called when a client has answered.
+        """Run the rounds that are left, and yield the record of each. `on_client` is called when a client has answered.
 
-        Raises SimulationError, naming the client, if a task fails; RoundFailedError if nobody could train, or if
-        nobody reports the metric that chooses the best model.
+        Raises SimulationError, naming the client, if a task fails; RoundFailedError if no client could train, or if no
+        client reports the metric that chooses the best model.
         """
         definition, checkpoint = self.definition, self._checkpoint
         plan = definition.plan
@@ -138,7 +140,7 @@ class Simulation:
                     at_once = rounds.finished or self._keeps_state
                     checkpoint.close_round(record, fold, rounds.progress, at_once)
                 except BaseException:
-                    # What is in memory is half of the next round; what is on disk is whole.
+                    # The state in memory is half of the next round; the checkpoint on disk is whole.
                     self._checkpoint = Checkpoint(self.folder, definition)
                     raise
                 yield record
@@ -146,9 +148,12 @@ class Simulation:
     def _run_round(
         self, rounds: Rounds, fold: Fold, envoys: Envoys, on_client: Callable[[str], None]
     ) -> dict[str, int]:
-        """Add the clients' updates to `fold`, in the order of their names. Returns bytes that would have travelled."""
+        """Add the clients' updates to `fold`, in the order of their names.
+
+        Returns the bytes that would have been transmitted.
+        """
         plan, updates = rounds.plan, 0
-        model = _travelled(fold.model, plan.precision)
+        model = _as_transmitted(fold.model, plan.precision)
         n_bytes = len(describe(model, {}).pack()) + sum(tensor.nbytes for tensor in model.values())
         answers = envoys.run_round(list(rounds.participants.items()), rounds.round_number, model)
         for client, (results, trained, sizes) in zip(rounds.participants, answers, strict=True):
@@ -159,7 +164,7 @@ class Simulation:
                 tasks = [task for task in rounds.participants[client] if task.task_type == "train"]
                 clips = sum(rounds.bounded(client, task, results[task.name].size) for task in tasks)
                 if trained and clips:
-                    fold.add(_travelled(trained, plan.precision), clips, error_prefix=str(update))
+                    fold.add(_as_transmitted(trained, plan.precision), clips, error_prefix=str(update))
                 rounds.count(update)
             except UpdateRefusedError as error:
                 rounds.refuse(client, str(error))
@@ -169,15 +174,15 @@ class Simulation:
         return {"bytes_up": updates * n_bytes, "bytes_down": len(rounds.participants) * n_bytes}
 
     def initial_model(self) -> torch.nn.Module:
-        """A new model with the weights that the experiment began with."""
+        """Return a new model with the weights that the experiment began with."""
         return self.definition.model_provider.model_with(self.definition.tensors)
 
     def last_model(self) -> torch.nn.Module:
-        """A new model with the weights of the last round."""
+        """Return a new model with the weights of the last round."""
         return self.definition.model_provider.model_with(self._checkpoint.model)
 
     def best_model(self, metric: str | None = None) -> torch.nn.Module:
-        """A new model with the best weights so far, by another `metric` of `also_best` too.
+        """Return a new model with the best weights so far, by another `metric` of `also_best` too.
 
         Raises SimulationError if no round has validated any.
         """
@@ -188,7 +193,7 @@ class Simulation:
 
     @property
     def _keeps_state(self) -> bool:
-        """Whether something stays with the clients from round to round."""
+        """Tell whether something stays with the clients from round to round."""
         return self.definition.opt_treatment == "CONTINUE_LOCAL" or bool(self.definition.model_provider.local_tensors)
 
     def _start_envoys(self) -> AbstractContextManager[Envoys]:
@@ -204,8 +209,8 @@ class Simulation:
         return ray_envoys(*self._ray, replace(definition, tensors={}), self._open_shard, states)
 
 
-def _travelled(tensors: Tensors, precision: str) -> Tensors:
-    """What arrives of `tensors`."""
+def _as_transmitted(tensors: Tensors, precision: str) -> Tensors:
+    """Return `tensors` as they arrive, in the precision of the transmission."""
     if precision == "float32":
         return tensors
     return {name: tensor.astype("<f2") if tensor.dtype.kind == "f" else tensor for name, tensor in tensors.items()}

@@ -26,23 +26,23 @@ from openfl_audio.protocol.shard_sizes import Sizes, sizes_of
 from openfl_audio.protocol.tensors import Tensors
 
 OpenShard = Callable[[str], ShardDescriptor]
-# Results by task, what travels of the model, and the sizes of the client's shard.
+# Results by task, the trained tensors, and the sizes of the client's shard.
 Answer = tuple[dict[str, TaskResult], Tensors, Sizes]
-Asked = Sequence[tuple[str, list[Task]]]
-# Clients whose data stay open in a process for their next turn.
+Participants = Sequence[tuple[str, list[Task]]]
+# So many clients' data stay open in a process for their next round.
 OPEN_CLIENTS = 64
-# Answers that wait for a slower client before them, so that no worker waits. Each is a model in memory.
+# So many answers may wait for a slower client before them, so that no worker waits. Each is a model in memory.
 ANSWERS_PER_WORKER = 4
-# A cluster may take so long to answer; Ray itself goes on trying for minutes, and its attempt cannot be ended.
+# A cluster may take so long to answer. Ray itself keeps trying for minutes, and its attempt cannot be ended.
 CLUSTER_SECONDS = 25.0
 CONNECT = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False)"
 
 
 class Envoys(Protocol):
-    """What a round needs of the clients, wherever they run."""
+    """The clients of a round, wherever they run."""
 
-    def run_round(self, asked: Asked, round_number: int, model: Tensors) -> Iterator[Answer]:
-        """Answers in the order of `asked`. The tensors of one are valid until the next is asked for."""
+    def run_round(self, participants: Participants, round_number: int, model: Tensors) -> Iterator[Answer]:
+        """Yield answers in the order of `participants`. The tensors of one are valid until the next is asked for."""
 
 
 def _failure(client: str, round_number: int, error: Exception) -> SimulationError:
@@ -66,11 +66,12 @@ class VirtualEnvoys:
         self._runner.set_task_provider(definition.task_keeper)
         self._runner.states = states
 
-    def run_round(self, asked: Asked, round_number: int, model: Tensors) -> Iterator[Answer]:
-        return (self.run(client, tasks, round_number, model) for client, tasks in asked)
+    def run_round(self, participants: Participants, round_number: int, model: Tensors) -> Iterator[Answer]:
+        """Yield answers in the order of `participants`; see `Envoys`."""
+        return (self.run(client, tasks, round_number, model) for client, tasks in participants)
 
     def run(self, client: str, tasks: list[Task], round_number: int, model: Tensors) -> Answer:
-        """Raises SimulationError, naming the client, if a task or opening its shard fails."""
+        """Return the answer of one client. Raises SimulationError, naming it, if a task or opening its shard fails."""
         try:
             data, sizes = self._data_of(client)
             self._runner.set_data_loader(data)
@@ -100,16 +101,17 @@ class RayEnvoys:
     def __init__(self, actors: list[Any]) -> None:
         self._actors = actors
 
-    def run_round(self, asked: Asked, round_number: int, model: Tensors) -> Iterator[Answer]:
-        """Answers as of `Envoys`. What was at a worker that is lost is run again by the others, with the same bits.
+    def run_round(self, participants: Participants, round_number: int, model: Tensors) -> Iterator[Answer]:
+        """Yield answers as `Envoys` does.
 
-        Raises SimulationError, naming the client, if a task fails or no worker is left.
+        Clients of a worker that is lost are run again by the others, with the same bits. Raises SimulationError, naming
+        the client, if a task fails or no worker is left.
         """
         import ray
 
         shared = ray.put(model)
         idle, running = list(self._actors), dict[Any, Any]()
-        waiting, answers = deque(asked), deque[tuple[str, list[Task], Any, Any]]()
+        waiting, answers = deque(participants), deque[tuple[str, list[Task], Any, Any]]()
         while waiting or answers:
             while waiting and idle and len(answers) < ANSWERS_PER_WORKER * len(self._actors):
                 client, tasks = waiting.popleft()
@@ -147,7 +149,7 @@ class RayEnvoys:
 
 @contextmanager
 def ray_envoys(workers: int, address: str | None, gpus_per_client: float, *arguments: Any) -> Iterator[RayEnvoys]:
-    """`workers` actors with `VirtualEnvoys` of the `arguments`; the rest is as for `start_ray`."""
+    """Start `workers` actors with `VirtualEnvoys` of the `arguments`; the other parameters are those of `start_ray`."""
     with start_ray(workers, address) as ray:
         actor = ray.remote(num_cpus=1, num_gpus=gpus_per_client)(VirtualEnvoys)
         yield RayEnvoys([actor.remote(*arguments) for _ in range(workers)])
@@ -155,7 +157,7 @@ def ray_envoys(workers: int, address: str | None, gpus_per_client: float, *argum
 
 @contextmanager
 def start_ray(workers: int, address: str | None) -> Iterator[ModuleType]:
-    """Ray with `workers` processes on this machine, or on the cluster at `address`.
+    """Run Ray with `workers` processes on this machine, or on the cluster at `address`, within a block.
 
     A cluster's token is what RAY_AUTH_TOKEN, the file at RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token holds.
 
@@ -236,7 +238,7 @@ def _set_mode(mode: str) -> None:
     if os.environ.get("RAY_AUTH_MODE", "disabled") == mode:
         return
     os.environ["RAY_AUTH_MODE"] = mode
-    # Else a process that has loaded Ray before, for a search or another run, would go on in its old mode.
+    # Otherwise a process that has loaded Ray before, for a search or another run, would stay in its old mode.
     from ray._raylet import Config  # type: ignore[attr-defined]
 
     Config.initialize("")

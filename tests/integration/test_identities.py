@@ -343,5 +343,5 @@ def test_an_envoy_with_tls_cannot_join_a_director_without_it(tmp_path, certifica
         assert sentence.endswith("with TLS on like this envoy?")
         assert state_of(plain) == before
         log = plain.log("director").read_text()
-        assert "without TLS: anybody may connect" in log
+        assert "without TLS: any client may connect" in log
         assert "Traceback" not in log

@@ -25,6 +25,7 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServicer):
 
     @made_by("envoy")
     async def GetTasks(self, request: aggregator_pb2.GetTasksRequest, context: Context):  # noqa: N802
+        """Answer with the envoy's tasks of the open round, when there are some."""
         experiment, name = await self._find(context, request.header)
         try:
             tasks, round_number = await experiment.scheduler.wait_for_tasks(name)
@@ -37,10 +38,9 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServicer):
             quit=experiment.ended or name in experiment.state.departed,
         )
 
-    # The rest is for OpenFL's own envoys.
-
     @made_by("envoy")
     async def GetAggregatedTensor(self, request: aggregator_pb2.GetAggregatedTensorRequest, context: Context):  # noqa: N802
+        """Answer with one tensor of the global model. Only OpenFL's own envoys call it."""
         experiment, _ = await self._find(context, request.header)
         try:
             tensor = named_tensor(experiment, request.tensor_name, request.round_number, list(request.tags))
@@ -53,6 +53,7 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServicer):
 
     @made_by("envoy")
     async def SendLocalTaskResults(self, request_iterator, context: Context):  # noqa: N802
+        """Take in the results of one task. Only OpenFL's own envoys call it."""
         pieces = aiter(request_iterator)
         first = await anext(pieces, base_pb2.DataStream())
         try:
@@ -89,7 +90,7 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServicer):
         return buffer
 
     async def _find(self, context: Context, header: aggregator_pb2.MessageHeader) -> tuple[Experiment, str]:
-        """The experiment of a call and the envoy that makes it; ends the call if there is none."""
+        """Return the experiment of a call and the envoy that makes it; end the call if there is none."""
         name = await self.gate.envoy(context, header.sender)
         experiment = self.director.federations.get(header.federation_uuid)
         if experiment is not None and name in experiment.envoys:

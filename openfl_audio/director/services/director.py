@@ -29,6 +29,7 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
 
     @made_by("envoy")
     async def UpdateShardInfo(self, request: director_pb2.UpdateShardInfoRequest, context: Context):  # noqa: N802
+        """Register an envoy."""
         name = await self.gate.envoy(context, request.shard_info.node_info.name)
         if not NAME.fullmatch(name):
             sentence = (
@@ -54,6 +55,7 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
 
     @made_by("envoy")
     async def UpdateEnvoyStatus(self, request: director_pb2.UpdateEnvoyStatusRequest, context: Context):  # noqa: N802
+        """Note that an envoy of OpenFL is there."""
         name = await self.gate.envoy(context, request.name)
         try:
             self.director.heard_from(name)
@@ -65,6 +67,7 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
 
     @made_by("envoy")
     async def WaitExperiment(self, request: director_pb2.WaitExperimentRequest, context: Context):  # noqa: N802
+        """Answer with the name of the envoy's experiment, when there is one."""
         name = await self.gate.envoy(context, request.collaborator_name)
         try:
             experiment = await self.director.wait_experiment(name)
@@ -74,6 +77,7 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
 
     @made_by("envoy")
     async def GetExperimentData(self, request: director_pb2.GetExperimentDataRequest, context: Context):  # noqa: N802
+        """Answer with the archive of an experiment, in chunks."""
         name = await self.gate.envoy(context, request.collaborator_name)
         experiment = await find_envoys_experiment(self.director, context, request.experiment_name, name)
         if experiment.ended:
@@ -84,6 +88,7 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
 
     @made_by("envoy")
     async def SetExperimentFailed(self, request: director_pb2.SetExperimentFailedRequest, context: Context):  # noqa: N802
+        """Let the experiment do without an envoy on which it failed, or fail."""
         name = await self.gate.envoy(context, request.collaborator_name)
         experiment = await find_envoys_experiment(self.director, context, request.experiment_name, name)
         reason = request.error_description[-MAX_REASON_CHARACTERS:] or "failed without a reason"
@@ -95,11 +100,13 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
 
     @made_by("user")
     async def GetExperimentStatus(self, request: director_pb2.GetExperimentStatusRequest, context: Context):  # noqa: N802
+        """Answer with the status of an experiment."""
         experiment = await find_users_experiment(self.director, self.gate, context, request.experiment_name)
         return director_pb2.GetExperimentStatusResponse(experiment_status=experiment.state.status.value)
 
     @made_by("user")
     async def GetMetricStream(self, request: director_pb2.GetMetricStreamRequest, context: Context):  # noqa: N802
+        """Answer with all metrics of an experiment, round by round until its end."""
         experiment = await find_users_experiment(self.director, self.gate, context, request.experiment_name)
         async for line in experiment.view.history():
             record = json.loads(line)
@@ -118,6 +125,7 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
 
     @made_by("user")
     async def GetDatasetInfo(self, request: director_pb2.GetDatasetInfoRequest, context: Context):  # noqa: N802
+        """Answer with the shapes of the envoys' samples and targets."""
         await self.gate.user(context)
         self.director.expect_experiments()
         response = director_pb2.GetDatasetInfoResponse()
@@ -128,6 +136,7 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
 
     @made_by("user")
     async def GetEnvoys(self, request: director_pb2.GetEnvoysRequest, context: Context):  # noqa: N802
+        """Answer with the registered envoys."""
         await self.gate.user(context)
         response = director_pb2.GetEnvoysResponse()
         for name, entry in sorted(self.director.envoys.items()):

@@ -178,7 +178,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "evaluators and nobody who trains": (
         {"envoys": ["a"], "tasks": [VALIDATE, TRAIN], "participation": Participation(evaluators=["a"])},
-        r"of the envoys \['a'\] a round has 0 to count on, fewer than its quorum of 1: name more envoys, or fewer eval",
+        r"of the envoys \['a'\], 0 can contribute to a round, fewer than its quorum of 1: name more envoys, or fewer eval",
     ),
     "several that validate what only one can": (
         {"corpus": "superb", "best": BestModel(metric="f1", direction="max")},
@@ -186,7 +186,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "fewer envoys than a quorum": (
         {"corpus": "superb", "participation": Participation(deadline_seconds=9, quorum=3)},
-        r"of the envoys \['a', 'b'\] a round has 2 to count on, fewer than its quorum of 3",
+        r"of the envoys \['a', 'b'\], 2 can contribute to a round, fewer than its quorum of 3",
     ),
 }
 
