@@ -178,7 +178,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "evaluators and nobody who trains": (
         {"envoys": ["a"], "tasks": [VALIDATE, TRAIN], "participation": Participation(evaluators=["a"])},
-        r"of the envoys \['a'\], 0 can contribute to a round, fewer than its quorum of 1: name more envoys, or fewer eval",
+        r"of the envoys \['a'\], 0 can contribute to a round, fewer than its quorum of 1",
     ),
     "several that validate what only one can": (
         {"corpus": "superb", "best": BestModel(metric="f1", direction="max")},
