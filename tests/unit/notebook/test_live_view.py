@@ -40,7 +40,7 @@ def test_a_table_grows_by_a_line_a_round(capsys):
 def test_a_mean_of_sites_is_called_one(capsys):
     rounds = [record(0, train={"f1": 0.5}, f1=0.25, loss=1.0), record(1, f1=0.75)]
     rounds[0]["means_of_sites"] = {"aggregated_model_validate": ["f1"]}
-    history = show_progress(rounds, EXPERIMENT)
+    history = show_progress(rounds, *EXPERIMENT)
     assert "f1 (mean of sites)" in capsys.readouterr().out.splitlines()[0]
     assert columns_of(history, "f1") == ["f1", "f1 (mean of sites)"]
     assert columns_of(history, "accuracy") == []
