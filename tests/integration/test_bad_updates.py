@@ -326,16 +326,16 @@ def next_turn(fake: FakeEnvoy, federation_uuid: str, number: int) -> Turn | None
 
 
 def record_of(outcome, case: str) -> dict[str, Any]:
-    return outcome[1]["history"][1 + list(CASES).index(case)]
+    return outcome[1].history[1 + list(CASES).index(case)].model_dump()
 
 
 def test_the_experiment_goes_on_to_its_end_with_the_mean_of_the_good_updates(outcome):
     _, experiment = outcome
     assert (experiment.status, experiment.error) == ("finished", "")
     # (1 * 1 + 3 * 3) / 4 a round, with or without an update that agrees with it.
-    slopes = [record["metrics"][VALIDATE]["slope"] for record in experiment.history]
+    slopes = [record.metrics[VALIDATE]["slope"] for record in experiment.history]
     assert slopes == [2.5 * number for number in range(2 + len(CASES))]
-    assert all({"a", "b"} <= record["envoys"].keys() for record in experiment.history)
+    assert all({"a", "b"} <= record.envoys.keys() for record in experiment.history)
 
 
 @pytest.mark.parametrize("case", REFUSALS)
@@ -395,6 +395,6 @@ def test_an_update_that_would_make_the_model_infinite_is_left_out_by_name(outcom
 
 
 def test_means_of_metrics_stay_finite(outcome):
-    for record in outcome[1]["history"]:
-        for metrics in record["metrics"].values():
-            assert all(math.isfinite(value) for value in metrics.values()), record["metrics"]
+    for record in outcome[1].history:
+        for metrics in record.metrics.values():
+            assert all(math.isfinite(value) for value in metrics.values()), record.metrics

@@ -118,8 +118,8 @@ def test_a_round_completes_after_a_connection_broke_in_the_middle_of_a_model(run
     assert proxy.broken.is_set(), "the connection broke"
     assert (experiment.status, experiment.error) == ("finished", "")
     for record in experiment.history:
-        assert list(record["envoys"]) == ["a", "b"]
-        assert (record["refused"], record["missing"]) == ({}, [])
+        assert list(record.envoys) == ["a", "b"]
+        assert (record.refused, record.missing) == ({}, [])
     # A stall is noticed after 15 s; gRPC by itself would take a minute.
-    assert max(record["seconds"] for record in experiment.history) < 55
+    assert max(record.seconds for record in experiment.history) < 55
     np.testing.assert_array_equal(model["weight"], undisturbed)
