@@ -26,6 +26,7 @@ class Settings(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def resolve_path(cls, value: object, info: ValidationInfo) -> object:
+        """Return a path as an absolute one, relative to the folder of the settings file."""
         field = cls.model_fields[str(info.field_name)]
         if field.annotation in (Path, Path | None) and isinstance(value, str):
             return ((info.context or {})["folder"] / Path(value).expanduser()).resolve()

@@ -6,7 +6,7 @@ class OpenFLAudioError(Exception):
 
 
 class AddressError(OpenFLAudioError, ValueError):
-    """A host or port that nobody can be reached at."""
+    """A host or a port is none that can be reached."""
 
 
 class SettingsError(OpenFLAudioError, ValueError):
@@ -22,7 +22,7 @@ class CallEndedError(OpenFLAudioError, RuntimeError):
 
 
 class MessageTooLargeError(OpenFLAudioError, ValueError):
-    """A message that is not whole yet, and larger than any that is taken."""
+    """A message that is not whole yet is larger than any that is taken."""
 
 
 class TooManyCallsError(OpenFLAudioError, RuntimeError):
@@ -30,19 +30,19 @@ class TooManyCallsError(OpenFLAudioError, RuntimeError):
 
 
 class EnvoyRefusedError(OpenFLAudioError, ValueError):
-    """An envoy that may not register, or one nobody knows."""
+    """An envoy may not register, or is not known."""
 
 
 class BrokenUploadError(OpenFLAudioError, RuntimeError):
-    """An update that did not arrive whole."""
+    """An update did not arrive whole."""
 
 
 class SubmissionError(OpenFLAudioError, ValueError):
-    """A submission of a notebook that is not an experiment."""
+    """A submission of a notebook is no experiment."""
 
 
 class RunFolderError(OpenFLAudioError, RuntimeError):
-    """A folder that holds no experiment that could go on."""
+    """A folder holds no experiment that can be resumed."""
 
 
 class LackError(OpenFLAudioError, RuntimeError):
@@ -66,11 +66,11 @@ class StartError(OpenFLAudioError, RuntimeError):
 
 
 class SearchError(OpenFLAudioError, RuntimeError):
-    """A search that cannot be run, or trials that failed; the message names the first."""
+    """A search cannot be run, or trials failed; the message names the first."""
 
 
 class WeightsError(OpenFLAudioError, ValueError):
-    """Weights that a model cannot start from; the message names file and tensor."""
+    """A model cannot start from weights; the message names file and tensor."""
 
 
 class PretrainedWeightsError(SettingsError):
@@ -90,31 +90,31 @@ class ExperimentFailedError(OpenFLAudioError, RuntimeError):
 
 
 class NotFiniteError(OpenFLAudioError, ValueError):
-    """An aggregate of updates that does not fit into the model's types."""
+    """An aggregate of updates does not fit into the model's types."""
 
 
 class ArchiveError(OpenFLAudioError, ValueError):
-    """An archive that must not be unpacked."""
+    """An archive must not be unpacked."""
 
 
 class CertificateError(OpenFLAudioError, ValueError):
-    """A certificate, a key or a name that cannot be used; the message is one sentence for the terminal."""
+    """A certificate, a key or a name cannot be used; the message is one sentence for the terminal."""
 
 
 class UpdateRefusedError(OpenFLAudioError, ValueError):
-    """An update that must not count. The message names the envoy and what is wrong."""
+    """An update must not count. The message names the envoy and what is wrong."""
 
 
 class TooLargeError(UpdateRefusedError):
-    """An update of finite numbers that the others must be spared. It is left out; its sender need not do anything."""
+    """An update of finite numbers is too large to add to others. It is left out; its sender need not do anything."""
 
 
 class RoundFailedError(OpenFLAudioError, RuntimeError):
-    """A round after which the experiment cannot go on. The message says why, and what would be right."""
+    """The experiment cannot go on after a round. The message says why, and what would be right."""
 
 
 class TooFewUpdatesError(RoundFailedError):
-    """A round to which fewer contributed than its quorum."""
+    """Fewer updates of a round count than its quorum."""
 
 
 class UnknownMetricError(RoundFailedError):
@@ -122,15 +122,15 @@ class UnknownMetricError(RoundFailedError):
 
 
 class TensorFormatError(OpenFLAudioError, ValueError):
-    """Bytes that are not safetensors, or a tensor that safetensors cannot hold."""
+    """Bytes are not safetensors, or safetensors cannot hold a tensor."""
 
 
 class WireError(OpenFLAudioError, ValueError):
-    """A message that is not what its call takes."""
+    """A message is not what its call takes."""
 
 
 class SimulationError(OpenFLAudioError, RuntimeError):
-    """A simulation that cannot go on; the message says why."""
+    """A simulation cannot go on; the message says why."""
 
 
 class DemoCorpusError(OpenFLAudioError):

@@ -39,13 +39,13 @@ logger = logging.getLogger("envoy")
 REPORTED_CHARACTERS = 6000
 # A worker is killed when it takes longer than its keeper allows.
 STOP_SECONDS = 2 * WORKER_STOP_SECONDS
-# A worker between two tasks hears of the end as soon as the envoy; one in the middle of a task does not.
+# A worker between two tasks hears of the end as soon as the envoy does; one in the middle of a task does not.
 GRACE_SECONDS = 2.0
 # Between two looks at how much memory a worker holds.
 WATCH_SECONDS = 0.2
 # Looking takes at most a twentieth of the time, also where it takes long.
 WATCH_PAUSES = 19
-# Pieces of models, a megabyte each, come from and go back to the worker's heap. By glibc's defaults it would give each
+# Chunks of models, up to a megabyte each, come from and go back to the heap. By glibc's defaults it would give each
 # back to the system and ask for it again, which costs more time than filling it.
 REUSED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
 MAX_ARCHIVE_BYTES = 1 << 30
@@ -108,7 +108,7 @@ class Envoy:
                 self._running.stop(grace=0)
 
     def _attend(self) -> None:
-        """Do what the director says, as long as the connection holds. Raises grpc.RpcError when it breaks."""
+        """Do what the director orders, as long as the connection holds. Raises grpc.RpcError when it breaks."""
         request = encode(AttendRequest(envoy=self.name, instance=self._instance))
         for answer in self._rounds.attend(request):
             order = decode_answer(answer, Order)
@@ -142,7 +142,7 @@ class Envoy:
         logger.info("envoy '%s' is registered at %s: %s", self.name, self._address, info.shard_description)
 
     def call(self, call: Callable[[], Answer], deadline: float = float("inf")) -> Answer:
-        """The answer to `call`, repeated while the director is out of reach or stumbles."""
+        """Return the answer to `call`, repeated while the director is out of reach or has an internal error."""
         while True:
             try:
                 return call()
@@ -159,7 +159,7 @@ class Envoy:
                 wait_to_repeat(self._channel)
 
     def download(self, experiment: str) -> Path:
-        """The folder into which the experiment's archive was unpacked. Raises ArchiveError."""
+        """Download the experiment's archive, and return the folder it was unpacked into. Raises ArchiveError."""
         if not NAME.fullmatch(experiment):
             raise ArchiveError(f"the director sent the experiment name {experiment[:80]!r}")
         folder = self._folder / experiment
@@ -173,12 +173,12 @@ class Envoy:
         return workspace
 
     def forget(self, experiment: str) -> None:
-        """Remove what was downloaded for an experiment; its log and what its clients keep stay."""
+        """Remove what was downloaded for an experiment; its log and its clients' state stay."""
         if NAME.fullmatch(experiment):
             remove_download(self._folder / experiment)
 
     def _tidy_up(self) -> None:
-        """Remove what an envoy that was killed had downloaded, and keep the rest from others on this machine."""
+        """Remove what an envoy that was killed had downloaded, and keep the rest from other users of the machine."""
         if self._folder.exists():
             self._folder.chmod(0o700)
             for folder in filter(Path.is_dir, self._folder.iterdir()):
@@ -196,6 +196,7 @@ class Envoy:
                     raise ArchiveError(f"the experiment's archive is larger than {MAX_ARCHIVE_BYTES} bytes")
 
     def report_failure(self, experiment: str, reason: str) -> None:
+        """Tell the director that an experiment failed here, and why."""
         logger.error("experiment '%s' failed here: %s", experiment, reason)
         request = director_pb2.SetExperimentFailedRequest(
             experiment_name=experiment, collaborator_name=self.name, error_code=1, error_description=reason
@@ -203,7 +204,7 @@ class Envoy:
         self.call(lambda: self._stub.SetExperimentFailed(request))
 
     def _start_worker(self) -> subprocess.Popen:
-        """A worker that loads its libraries and then waits to be told what to do, with its keeper."""
+        """Start a worker, with its keeper: it loads its libraries, and then waits for a job."""
         keeper = [sys.executable, "-m", "openfl_audio.envoy.keeper"]
         command = [*keeper, sys.executable, "-m", "openfl_audio.envoy.worker", "-n", self.name, "-c", str(self.config)]
         command += [word for change in self._changes for word in ("--set", change)]
@@ -230,7 +231,7 @@ class RunningExperiment:
         self._thread.start()
 
     def stop(self, grace: float) -> None:
-        """The experiment has ended: its worker has `grace` seconds to hear of that and to end by itself."""
+        """End the experiment: its worker has `grace` seconds to hear of that and to end by itself."""
         self._stopping = True
         try:
             self._worker.wait(grace)
@@ -280,7 +281,7 @@ class RunningExperiment:
         return f"the experiment's process ended ({excess or ended})\n{end_of(log, written)}"
 
     def _wait(self) -> str:
-        """Until the worker has ended. Kills one that holds too much memory, and says so."""
+        """Wait until the worker has ended. Returns "", or why it was killed: it held too much memory."""
         limit = self._envoy.settings.memory_limit_gb * 1e9
         pause = WATCH_SECONDS
         while True:
@@ -311,7 +312,7 @@ def end_of(log: Path, start: int) -> str:
 
 
 def memory_of(pid: int, limit: float = 0.0) -> int:
-    """Bytes of memory that a process and those below it hold, of which shared pages count once.
+    """Return the bytes of memory that a process and those below it hold, of which shared pages count once.
 
     Sharing is looked into (it takes milliseconds a gigabyte) only where the sum of all resident sizes exceeds `limit`.
     """
@@ -334,7 +335,7 @@ def _bytes_of(process: psutil.Process, kind: str) -> int:
 
 
 def tree_of(pid: int) -> list[psutil.Process]:
-    """A process and all below it; none if it has ended."""
+    """Return a process and all below it; none if it has ended."""
     try:
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
@@ -343,7 +344,7 @@ def tree_of(pid: int) -> list[psutil.Process]:
 
 
 def kill_below(pid: int) -> None:
-    """Kill all processes below `pid`; it hears of that."""
+    """Kill all processes below `pid`, which hears of that."""
     for process in tree_of(pid)[1:]:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
@@ -364,11 +365,12 @@ def end_worker(worker: subprocess.Popen) -> None:
 
 
 def stdin_of(worker: subprocess.Popen) -> int:
+    """Return the file descriptor by which the worker gets its job."""
     if worker.stdin is None:
         raise ValueError("the worker was started without a pipe")
     return worker.stdin.fileno()
 
 
 def corpus_of(shard_descriptor: ShardDescriptor) -> str:
-    """The corpus it says it serves, or the name of its class."""
+    """Return the corpus that a shard descriptor says it serves, or the name of its class."""
     return getattr(shard_descriptor, "corpus", type(shard_descriptor).__name__)

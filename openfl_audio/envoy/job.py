@@ -4,7 +4,7 @@ from pydantic import BaseModel
 
 
 class Job(BaseModel):
-    """One experiment: its name, the folder it was unpacked into, and the file that gets the worker's output."""
+    """One experiment for a worker: its name, the folder it was unpacked into, and the file for the worker's output."""
 
     experiment: str
     workspace: str

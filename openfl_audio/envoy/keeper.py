@@ -22,6 +22,7 @@ LOOK_SECONDS = 0.02
 
 
 def main() -> int:
+    """Keep the worker that the command line names, and return its exit code."""
     adopt_orphans()
     wake, signalled = os.pipe()
     os.set_blocking(signalled, False)
@@ -49,7 +50,7 @@ def adopt_orphans() -> None:
 
 
 def wait_for_end(worker: subprocess.Popen, wake: int) -> None:
-    """Wait until the worker has ended, or the envoy, which holds the other end of standard input, or until SIGTERM.
+    """Wait for the end of the worker or of the envoy, which holds the other end of standard input, or for SIGTERM.
 
     `wake` is a pipe that gets the number of each signal, as a byte.
     """
@@ -79,7 +80,7 @@ def end(worker: subprocess.Popen) -> int:
 
 
 def reap_orphans(worker: subprocess.Popen) -> bool:
-    """Forget orphans that have ended; whether there are others that have not, or the worker runs."""
+    """Reap orphans that have ended, and tell whether others have not, or the worker runs."""
     while True:
         try:
             # Looks without reaping, as the worker's exit code is for `worker`.

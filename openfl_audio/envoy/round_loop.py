@@ -13,12 +13,13 @@ logger = logging.getLogger(__name__)
 
 
 class RoundCollaborator(Collaborator):
-    """Runs tasks through a `node.task_runner.TaskRunner`; `client` is an `envoy.rounds_client.RoundsClient`.
+    """OpenFL's collaborator, run by a `node.task_runner.TaskRunner` and an `envoy.rounds_client.RoundsClient`.
 
-    What stays here from round to round is up to the `states` of the task runner.
+    The state that stays here from round to round is up to the `states` of the task runner.
     """
 
     def run(self) -> None:
+        """Take part in rounds until the experiment ends."""
         while True:
             tasks, round_number, _, time_to_quit = self.get_tasks()
             if time_to_quit:
@@ -27,6 +28,7 @@ class RoundCollaborator(Collaborator):
                 self.run_round(tasks, round_number)
 
     def run_round(self, tasks: Sequence[Task], round_number: int) -> None:
+        """Run the tasks of one round, and send the update."""
         global_model, model_round = self.client.get_model()
         if model_round != round_number:
             return  # the round ended meanwhile; ask what there is to do now

@@ -1,4 +1,4 @@
-"""The worker's line to its experiment on the director."""
+"""Connection of a worker to its experiment on the director."""
 
 import logging
 import time
@@ -17,7 +17,7 @@ from openfl_audio.protocol.wire import RoundsStub, send_pieces, wait_for_connect
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
-# The director has answered, and will not answer otherwise. Everything else is a connection that broke somewhere.
+# Codes of answers that would be the same again. Every other code stands for a connection that broke somewhere.
 REFUSALS = {
     grpc.StatusCode.ALREADY_EXISTS,
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -30,15 +30,18 @@ Answer = TypeVar("Answer")
 
 
 def wait_to_repeat(channel: grpc.Channel) -> None:
-    """After a call that failed, and was not refused."""
+    """Wait before a call that failed, and was not refused, is repeated."""
     began = time.monotonic()
     wait_for_connection(channel, RETRY_SECONDS)
-    # Where the director is there after all, it lacks something: room on its disk, say. Haste would not help it.
+    # A director that can be reached lacks something, such as room on its disk: back off before retrying.
     time.sleep(max(0.0, began + RETRY_SECONDS - time.monotonic()))
 
 
 class RoundsClient:
-    """Calls are repeated while the director is out of reach: it counts an update once however often it arrives."""
+    """Client of one experiment on the director, for a worker.
+
+    Calls are retried while the director is out of reach: it counts an update once however often it arrives.
+    """
 
     def __init__(
         self,
@@ -61,32 +64,32 @@ class RoundsClient:
         )
 
     def get_tasks(self, collaborator_name: str) -> tuple[Sequence[aggregator_pb2.Task], int, int, bool]:
-        """Tasks, round number, seconds to sleep (OpenFL's; never any here), and whether the experiment has ended.
+        """Wait for tasks, for the length of a long poll at most.
 
-        Waits on the director until there are tasks, or for the length of a long poll.
+        Returns tasks, round number, seconds to sleep (OpenFL's; always 0 here), and whether the experiment has ended.
         """
         request = aggregator_pb2.GetTasksRequest(header=self._header)
-        answer = self._insist(lambda: self._aggregator.GetTasks(request))
+        answer = self._retry(lambda: self._aggregator.GetTasks(request))
         return answer.tasks, answer.round_number, answer.sleep_time, answer.quit
 
     def get_model(self) -> tuple[Tensors, int]:
-        """The global model, and the round that begins with it. The next call overwrites the arrays."""
+        """Return the global model, and the round that begins with it. The next call overwrites the arrays."""
         request = encode(ModelRequest(experiment=self.experiment, envoy=self.envoy))
-        tensors, metadata = self._insist(lambda: self._receiver.receive(self._rounds.get_model(request)))
+        tensors, metadata = self._retry(lambda: self._receiver.receive(self._rounds.get_model(request)))
         return tensors, validate(metadata, GlobalModel).round
 
     def send_update(self, round_number: int, results: dict[str, TaskResult], tensors: Tensors) -> None:
-        """Raises DirectorRefusedError for an update that the director does not count."""
+        """Send the update of a round. Raises DirectorRefusedError for one that the director does not count."""
         update = UpdateMessage(experiment=self.experiment, envoy=self.envoy, round=round_number, results=results)
         sent = {name: self._as_sent(tensor) for name, tensor in tensors.items()}
-        self._insist(lambda: send_pieces(self._rounds.send_update, stream(sent, update.model_dump())))
+        self._retry(lambda: send_pieces(self._rounds.send_update, stream(sent, update.model_dump())))
 
     def _as_sent(self, tensor: np.ndarray) -> np.ndarray:
         half = self.precision == np.float16 and np.issubdtype(tensor.dtype, np.floating)
         with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinite, and the director says so
             return tensor.astype(np.float16) if half else tensor
 
-    def _insist(self, call: Callable[[], Answer]) -> Answer:
+    def _retry(self, call: Callable[[], Answer]) -> Answer:
         while True:
             try:
                 return call()

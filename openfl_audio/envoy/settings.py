@@ -27,23 +27,27 @@ class EnvoySettings(Settings):
 
     director_host: Host
     director_port: int = Field(default=DEFAULT_PORT, ge=1, le=65_535)
-    # Seconds to try at the start before giving up. Later, an envoy waits for its director for ever.
+    # Seconds to try at the start before giving up. Later, an envoy waits for its director without a limit.
     connect_timeout: float = 60.0
     # Only TLS needs them.
     certificates: Path | None = None
     work_dir: Path
     # A worker that holds more is ended, before the system ends something else.
     memory_limit_gb: float = Field(default_factory=lambda: 0.8 * psutil.virtual_memory().total / 1e9, gt=0)
-    # A task that takes longer is taken for hung, and its worker ended. Without a value there is no limit.
+    # A task that takes longer counts as hung, and its worker is ended. Without a value there is no limit.
     task_timeout_seconds: float | None = Field(default=None, gt=0)
 
 
 class ShardDescriptorSettings(Settings):
+    """The `shard_descriptor` of an envoy's YAML file: what to make, and with which parameters."""
+
     template: str
     params: dict[str, Any] = Field(default_factory=dict)
 
 
 class EnvoyFile(Settings):
+    """The content of an envoy's YAML file."""
+
     params: EnvoySettings
     shard_descriptor: ShardDescriptorSettings
 
@@ -79,7 +83,10 @@ def _load(template: str) -> Callable[..., ShardDescriptor]:
 
 
 def connect(settings: EnvoySettings, name: str, tls: bool, **headers: str) -> grpc.Channel:
-    """A channel to the director. Raises CertificateError if envoy `name` has no certificate that is good for TLS."""
+    """Open a channel to the director.
+
+    Raises CertificateError if envoy `name` has no certificate that is good for TLS.
+    """
     credentials = None
     if tls:
         credentials = channel_credentials(load_credentials(settings.certificates, name))

@@ -29,16 +29,17 @@ from openfl_audio.protocol.plan import ENVIRONMENT_FILE, PLAN_FILE
 
 
 def run_experiment(name: str, settings: EnvoyFile, config: Path, tls: bool, job: Job) -> None:
+    """Take part in the experiment of `job` until it ends."""
     channel = connect(settings.params, name, tls)
     shard_descriptor = build_shard_descriptor(settings.shard_descriptor, config.parent)
 
-    # From here on the experiment's own code is in reach, before anything of that name that is installed.
+    # From here on the experiment's own code is imported first, before installed packages of the same name.
     os.chdir(job.workspace)
     sys.path.insert(0, job.workspace)
     check_environment(json.loads(Path(ENVIRONMENT_FILE).read_text()), f"envoy '{name}'")
 
     plan = Plan.parse(Path(PLAN_FILE))
-    # A stock envoy reads OpenFL's own classes in the plan; ours know how to fetch a model in one call.
+    # An envoy of upstream OpenFL reads its own classes in the plan; ours fetch a model in one call.
     plan.config["collaborator"]["template"] = "openfl_audio.envoy.round_loop.RoundCollaborator"
     extras = plan.config["experiment"]["settings"]
     plan.runner_ = TaskRunner()
@@ -63,6 +64,7 @@ def load_optimizers() -> None:
 
 
 def main() -> int:
+    """Wait for a job, run it, and return the exit code."""
     parser = argparse.ArgumentParser(prog="openfl_audio.envoy.worker")
     parser.add_argument("-n", "--name", required=True)
     parser.add_argument("-c", "--config", required=True, type=Path)

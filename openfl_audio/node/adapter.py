@@ -1,4 +1,4 @@
-"""OpenFL framework adapter for PyTorch that sends what is trained, and nothing else."""
+"""OpenFL framework adapter for PyTorch that transmits trained tensors, and nothing else."""
 
 import logging
 from collections import defaultdict
@@ -40,22 +40,23 @@ NARROW_FLOATS = (
 
 
 class FrameworkAdapterPlugin(FrameworkAdapterPluginInterface):
-    """Parameters that require a gradient, and buffers, go over the wire; frozen parameters stay on the node.
+    """Adapter that transmits parameters that require a gradient, and buffers; frozen parameters stay on the node.
 
-    One memory under several names (tied weights, views) goes once, under one of them. A complex tensor goes as a real
-    one with a last dimension of 2, a float that NumPy does not know as float32. Extra state of modules does not travel.
+    One memory under several names (tied weights, views) is transmitted once, under one of them. A complex tensor
+    becomes a real one with a last dimension of 2, a float that NumPy does not know becomes float32. Extra state of
+    modules is not transmitted.
     """
 
     @staticmethod
     def get_tensor_dict(
         model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None
     ) -> dict[str, np.ndarray]:
-        """Trained tensors of `model` by name. On the CPU the arrays are the model's own memory: send or copy them
-        before it changes.
+        """Return the trained tensors of `model` by name.
 
-        With `optimizer`, its state too, as "optimizer.KEY.PARAMETER" (a state that does not exist yet is zero).
+        On the CPU the arrays are the model's own memory: send or copy them before it changes. With `optimizer`, its
+        state is included, as "optimizer.KEY.PARAMETER" (a state that does not exist yet is zero).
         """
-        tensors = {name: to_array(name, tensor) for name, tensor in travelling(model).items()}
+        tensors = {name: to_array(name, tensor) for name, tensor in transmitted(model).items()}
         if optimizer is not None:
             tensors |= {name: to_array(name, state[key]) for name, state, key in _states(model, optimizer)}
         return tensors
@@ -71,8 +72,8 @@ class FrameworkAdapterPlugin(FrameworkAdapterPluginInterface):
 
         Raises ValueError, naming the tensors, when names or shapes are not those of the model.
         """
-        move(model, device)  # first, so that an optimizer's state is made where the parameters are
-        own = travelling(model)
+        move(model, device)  # first, so that an optimizer makes its state on the same device
+        own = transmitted(model)
         states = {} if optimizer is None else {name: (s, key) for name, s, key in _states(model, optimizer)}
         missing, extra = (own | states).keys() - tensor_dict.keys(), tensor_dict.keys() - (own | states).keys()
         if missing or extra:
@@ -96,8 +97,8 @@ def remember_weights(optimizer: torch.optim.Optimizer) -> None:
         group["w_old"] = [parameter.detach().clone() for parameter in group["params"]]
 
 
-def travelling(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Trained parameters and buffers of `model` by name, each memory once. They are the model's own memory."""
+def transmitted(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return trained parameters and buffers of `model` by name, each memory once. They are the model's own memory."""
     tensors = _named_tensors(model)
     holders = _holders(tensors)
     names = [name for name in tensors if holders.get(name) == name]
@@ -107,7 +108,7 @@ def travelling(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def all_names(model: torch.nn.Module) -> dict[str, list[str]]:
-    """Every name of each tensor that travels, by the one under which it does."""
+    """Return every name of each transmitted tensor, by the one under which it is transmitted."""
     names = defaultdict(list)
     for name, holder in _holders(_named_tensors(model)).items():
         names[holder].append(name)
@@ -115,7 +116,10 @@ def all_names(model: torch.nn.Module) -> dict[str, list[str]]:
 
 
 def move(model: torch.nn.Module, device: str) -> None:
-    """Move `model` to `device`, where what was one memory is one again: torch moves shared buffers and views apart."""
+    """Move `model` to `device`, and keep tensors together that share memory.
+
+    torch by itself moves shared buffers and views apart.
+    """
     tensors = _named_tensors(model)
     wanted = torch.empty(0, device=device).device  # "cuda" is "cuda:0"
     if all(tensor.device == wanted for tensor in tensors.values()):
@@ -136,14 +140,14 @@ def move(model: torch.nn.Module, device: str) -> None:
 
 
 def _place_in(whole: torch.Tensor, part: torch.Tensor) -> tuple[torch.Size, tuple[int, ...], int] | None:
-    """Shape, strides and first element of `part` in `whole`; None if it is all of it."""
+    """Return shape, strides and first element of `part` in `whole`, or None if it is all of it."""
     offset = (part.data_ptr() - whole.data_ptr()) // whole.element_size()
     place = part.shape, part.stride(), offset
     return None if place == (whole.shape, whole.stride(), 0) else place
 
 
 def _named_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters, also frozen ones, and persistent buffers, under each of their names; not extra state."""
+    """Return parameters, also frozen ones, and persistent buffers, under each of their names; not extra state."""
     return {
         name: value
         for name, value in model.state_dict(keep_vars=True).items()
@@ -152,10 +156,10 @@ def _named_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _holders(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
-    """For each name the one under which its memory travels; without frozen parameters of which nothing is trained.
+    """Return for each name the one under which its memory is transmitted.
 
-    A tensor is held by the first of those that include all of its memory: of trained ones, then of buffers, the
-    largest. So a trained tensor is never held by one that is not.
+    Frozen parameters of which nothing is trained are left out. A tensor is held by the first of those that include all
+    of its memory: of trained ones, then of buffers, the largest. So a trained tensor is never held by one that is not.
     """
     by_storage = defaultdict[int, list[str]](list)
     for name, tensor in tensors.items():
@@ -175,7 +179,7 @@ def _holders(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
 
 
 def _storage(tensor: torch.Tensor) -> int:
-    """A number that tensors have in common where they may share memory."""
+    """Return a number that tensors have in common where they may share memory."""
     if type(tensor) not in (torch.Tensor, Parameter) or tensor.layout is not torch.strided:
         return id(tensor)  # sparse, or of a class that keeps its values elsewhere
     return tensor.untyped_storage().data_ptr() or id(tensor)  # 0 where it is empty, or on the meta device
@@ -196,13 +200,13 @@ def _includes(whole: torch.Tensor, part: torch.Tensor) -> bool:
 
 
 def _span(tensor: torch.Tensor) -> range:
-    """Addresses of the bytes from the first to the last one of `tensor`."""
+    """Return the addresses of the bytes from the first to the last one of `tensor`."""
     last = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return range(tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size())
 
 
 def _states(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, dict, str]]:
-    """Names, and where their values are, of the optimizer's state."""
+    """Yield the names of the optimizer's state, and where their values are."""
     _create_missing_state(optimizer)
     names = {parameter: name for name, parameter in model.named_parameters()}
     for parameter in _parameters(optimizer):
@@ -213,13 +217,16 @@ def _states(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Iterato
 
 
 def _create_missing_state(optimizer: torch.optim.Optimizer) -> None:
-    """Optimizers make their state at a parameter's first step, from zeros: let them, in a step that changes nothing."""
+    """Let an optimizer make the state that it has not made yet, in a step that changes nothing.
+
+    Optimizers make their state at a parameter's first step, from zeros.
+    """
     without = [parameter for parameter in _parameters(optimizer) if not optimizer.state.get(parameter)]
     if not without:
         return
     if not isinstance(optimizer, START_AT_ZERO):
         raise ValueError(
-            f"the state of {type(optimizer).__name__} does not start at zero, so it cannot travel: use another "
+            f"the state of {type(optimizer).__name__} does not start at zero, so it cannot be transmitted: use another "
             f"optimizer ({', '.join(each.__name__ for each in START_AT_ZERO)}) or another opt_treatment"
         )
     gradients = {parameter: parameter.grad for parameter in _parameters(optimizer)}
@@ -247,7 +254,7 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
 
 
 def to_array(name: str, value: torch.Tensor | float) -> np.ndarray:
-    """`value` as it travels; on the CPU its own memory where that is possible.
+    """Return `value` as it is transmitted; on the CPU its own memory where that is possible.
 
     Raises ValueError, with `name`, for a type that has no such form (sparse, quantised, packed).
     """
@@ -261,7 +268,7 @@ def to_array(name: str, value: torch.Tensor | float) -> np.ndarray:
         return value.numpy(force=True)
     except (TypeError, RuntimeError) as error:
         kind = value.dtype if value.layout is torch.strided else value.layout
-        raise ValueError(f"tensor '{name}' is {kind}, which cannot travel: {error}") from None
+        raise ValueError(f"tensor '{name}' is {kind}, which cannot be transmitted: {error}") from None
 
 
 def _copy_into(name: str, tensor: torch.Tensor, value: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""An experiment is pickled Python: it runs only where Python and the libraries it stands on are the same."""
+"""Compatibility of versions: an experiment is pickled Python, and runs only with the same Python and libraries."""
 
 import platform
 from importlib.metadata import version
@@ -12,13 +12,13 @@ class EnvironmentMismatchError(RuntimeError):
 
 
 def describe_environment() -> dict[str, str]:
-    """Versions by name, as far as they must agree: "3.11" for Python, the release for libraries."""
+    """Return versions by name, as far as they must agree: "3.11" for Python, the release for libraries."""
     python = ".".join(platform.python_version_tuple()[:2])
     return {"python": python} | {library: version(library).split("+")[0] for library in LIBRARIES}
 
 
 def check_environment(wanted: dict[str, str], where: str) -> None:
-    """Raises EnvironmentMismatchError, naming every version that differs from `wanted`. Nothing is ever installed."""
+    """Raise EnvironmentMismatchError, naming every version that differs from `wanted`. Nothing is ever installed."""
     wanted = {"openfl-audio": "0.1.0"} | wanted  # experiments of the first version do not say theirs
     here = describe_environment()
     wrong = [

@@ -1,4 +1,4 @@
-"""What stays with a client from round to round, on the disk of its node or of a simulation."""
+"""State that stays with a client from round to round, on the disk of its node or of a simulation."""
 
 import io
 from collections.abc import Sequence
@@ -22,12 +22,16 @@ class ClientStates:
     """
 
     def __init__(self, folder: Path, local_tensors: Sequence[str], keeps_optimizer: bool, experiment: str = "") -> None:
-        """`experiment` tells apart those that use the same folder one after the other: each finds its own states."""
+        """Use `folder` for tensors that match one of the patterns `local_tensors`.
+
+        `experiment` tells apart experiments that use the same folder one after the other: each finds its own states.
+        """
         self._folder, self._patterns, self._experiment = folder, local_tensors, experiment
         self.keeps_optimizer = keeps_optimizer
         make_folder(folder)
 
     def is_local(self, tensor: str) -> bool:
+        """Tell whether a tensor stays with its client."""
         return any(fnmatchcase(tensor, pattern) for pattern in self._patterns)
 
     def load(self, client: str, round_number: int) -> tuple[Tensors, dict[str, Any] | None]:
@@ -40,7 +44,7 @@ class ClientStates:
         return {}, None
 
     def save(self, client: str, round_number: int, local: Tensors, optimizer: dict[str, Any] | None) -> None:
-        """Keep what the round has led to, whole or not at all, also where the power is cut."""
+        """Keep what the round has led to, whole or not at all, also after a power cut."""
         state = {
             "experiment": self._experiment,
             "local": {name: torch.from_numpy(tensor) for name, tensor in local.items()},
@@ -51,7 +55,7 @@ class ClientStates:
         path = self._path(client, round_number)
         make_folder(path.parent)
         write_whole(path, data.getvalue(), durable=True)
-        # Later ones are of an attempt that did not count, or of another experiment.
+        # Later rounds are those of an attempt that did not count, or of another experiment.
         rounds = self._rounds(client)
         kept = sorted(number for number in rounds if number <= round_number)[-2:]
         for number in set(rounds).difference(kept):

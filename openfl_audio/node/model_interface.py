@@ -15,7 +15,7 @@ from openfl_audio.protocol.tensors import Tensors
 
 
 class ModelInterface(openfl_experiment.ModelInterface):
-    """A model and its optimizer, as recipes: they are built on every node, and only named tensors travel.
+    """A model and its optimizer, as recipes: they are built on every node, and only named tensors are transmitted.
 
     OpenFL pickles the model object, which models with parametrized (weight-normed) layers refuse.
     """
@@ -27,7 +27,7 @@ class ModelInterface(openfl_experiment.ModelInterface):
         framework_plugin: str = "openfl_audio.node.adapter.FrameworkAdapterPlugin",
         local_tensors: Sequence[str] = (),
     ) -> None:
-        """`model()` builds the model, `optimizer(parameters)` an optimizer: functools.partial makes both.
+        """Take the recipes `model()` and `optimizer(parameters)`: functools.partial makes both.
 
         Tensors whose names match one of the patterns in `local_tensors` ("*.norm.*", "head.*") never leave a node: each
         keeps its own, from round to round.
@@ -46,28 +46,28 @@ class ModelInterface(openfl_experiment.ModelInterface):
     def start_from(self, weights: str | Path) -> None:
         """Let experiments begin with the weights in a safetensors file, or in a folder that `save_pretrained` wrote.
 
-        They are read where the experiment is started, and nowhere else. Frozen weights do not travel, so they stay as
-        the recipe builds them.
+        They are read where the experiment is started, and nowhere else. Frozen weights are not transmitted, so they
+        stay as the recipe builds them.
         """
         self._weights = Path(weights)
 
     def provide_model(self) -> torch.nn.Module:
-        """The model of this process, built at the first call."""
+        """Return the model of this process, built at the first call."""
         if self._built is None:
             self._built = self.model()
         return self._built
 
     def provide_optimizer(self) -> torch.optim.Optimizer:
-        """A new optimizer over the model's trained parameters."""
+        """Return a new optimizer over the model's trained parameters."""
         parameters = [parameter for parameter in self.provide_model().parameters() if parameter.requires_grad]
         optimizer = self.optimizer(parameters)
         if hasattr(optimizer, "set_old_weights"):
-            # OpenFL's FedProx takes no step before it knows where it started.
+            # OpenFL's FedProx takes no step before it knows its first weights.
             remember_weights(optimizer)
         return optimizer
 
     def initial_tensors(self, with_optimizer: bool) -> Tensors:
-        """Return what travels of the model as it is built, and with `with_optimizer` of its optimizer.
+        """Return the transmitted tensors of the model as it is built, and with `with_optimizer` of its optimizer.
 
         Raises ValueError, naming the pattern, if one of `local_tensors` matches nothing, or only some of the names of
         one memory; WeightsError, naming the tensor, if what `start_from` names does not fit.
@@ -99,7 +99,7 @@ class ModelInterface(openfl_experiment.ModelInterface):
         return matched
 
     def model_with(self, tensors: Tensors) -> torch.nn.Module:
-        """A new model with these weights. What stays on the nodes is in it as it is at the start."""
+        """Return a new model with these weights. Tensors that stay on the nodes are as the recipe builds them."""
         model = self.model()
         adapter = Plan.build(self.framework_plugin, {})
         own = adapter.get_tensor_dict(model)

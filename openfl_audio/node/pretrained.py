@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from openfl_audio.errors import PretrainedWeightsError, WeightsError
-from openfl_audio.node.adapter import all_names, to_array, travelling
+from openfl_audio.node.adapter import all_names, to_array, transmitted
 from openfl_audio.protocol.tensors import Tensors
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -33,22 +33,23 @@ def explain_missing_weights(pretrained: str | Path | None) -> Iterator[None]:
 
 
 def read_weights(source: Path, model: torch.nn.Module) -> Tensors:
-    """Return what travels of `model` from `source`: a safetensors file, or a folder that `save_pretrained` wrote.
+    """Return the tensors of `model` to transmit, read from a safetensors file or a folder of `save_pretrained`.
 
     Shards are read by their index, a tied weight under any of its names, and other floats are converted to the model's.
-    What a model of Transformers does not find under its own names (in older folders, or in a `pytorch_model.bin`), its
-    `from_pretrained` may. Raises WeightsError if a tensor is not there or has another shape or type.
+    Where `source` lacks a tensor of a model of Transformers under its own names (an older folder, or a
+    `pytorch_model.bin`), it is read by the model's `from_pretrained`. Raises WeightsError if a tensor is not there or
+    has another shape or type.
     """
     names = all_names(model)
     wanted = {name for others in names.values() for name in others}
     try:
         found = _read_files(source, wanted)
-        return {name: _fitting(source, name, own, names[name], found) for name, own in travelling(model).items()}
+        return {name: _fitting(source, name, own, names[name], found) for name, own in transmitted(model).items()}
     except WeightsError:
         others = _read_by_transformers(source, model)
         if others is None:
             raise
-    return {name: _fitting(source, name, own, names[name], others) for name, own in travelling(model).items()}
+    return {name: _fitting(source, name, own, names[name], others) for name, own in transmitted(model).items()}
 
 
 def _read_files(source: Path, wanted: Collection[str]) -> dict[str, torch.Tensor]:
@@ -79,7 +80,10 @@ def _weight_files(source: Path) -> list[Path]:
 
 
 def _read_by_transformers(source: Path, model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
-    """What `from_pretrained` finds; None if `model` is none of Transformers, or it cannot read `source` either."""
+    """Return what `from_pretrained` finds.
+
+    The result is None if `model` is none of Transformers, or it cannot read `source` either.
+    """
     transformers = sys.modules.get("transformers")
     if transformers is None or not isinstance(model, transformers.PreTrainedModel) or not source.is_dir():
         return None
@@ -96,7 +100,7 @@ def _read_by_transformers(source: Path, model: torch.nn.Module) -> dict[str, tor
 def _fitting(
     source: Path, name: str, own: torch.Tensor, names: list[str], found: dict[str, torch.Tensor]
 ) -> np.ndarray:
-    """The tensor of `found` under one of `names`, in the type of `own`."""
+    """Return the tensor of `found` under one of `names`, in the type of `own`."""
     own = torch.view_as_real(own) if own.is_complex() else own
     value = next((found[each] for each in names if each in found), None)
     if value is not None and value.is_complex():

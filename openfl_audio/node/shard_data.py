@@ -1,4 +1,4 @@
-"""What gives an experiment's tasks the data of the node's shard."""
+"""Data interface that gives an experiment's tasks the data of the node's shard."""
 
 from typing import Any, ClassVar
 
@@ -7,7 +7,7 @@ from openfl.interface.interactive_api.shard_descriptor import ShardDataset, Shar
 
 
 class ShardData(DataInterface):
-    """A DataInterface that makes the loaders of a shard's train and validation datasets, when it gets the shard.
+    """A DataInterface that makes the loaders of a shard's train and validation datasets when it is given the shard.
 
     Sizes are those of the loaders: a client's update weighs as much as its train size, its metrics as the validation's.
 
@@ -23,13 +23,16 @@ class ShardData(DataInterface):
         super().__init__()
 
     def make_train(self, dataset: ShardDataset) -> Any:
+        """Return the loader of a training split."""
         raise NotImplementedError
 
     def make_validation(self, dataset: ShardDataset) -> Any:
+        """Return the loader of a validation split; by default as that of a training split."""
         return self.make_train(dataset)
 
     @property
     def shard_descriptor(self) -> ShardDescriptor:
+        """Return the shard. Setting it makes the loaders."""
         return self._shard_descriptor
 
     @shard_descriptor.setter
@@ -39,13 +42,17 @@ class ShardData(DataInterface):
         self._validation = self.make_validation(shard_descriptor.get_dataset("validation"))
 
     def get_train_loader(self, **kwargs: Any) -> Any:
+        """Return the loader that training tasks get."""
         return self._train
 
     def get_valid_loader(self, **kwargs: Any) -> Any:
+        """Return the loader that validation tasks get."""
         return self._validation
 
     def get_train_data_size(self) -> int:
+        """Return the number of items that the client trains on."""
         return len(self._train)
 
     def get_valid_data_size(self) -> int:
+        """Return the number of items that the client validates on."""
         return len(self._validation)

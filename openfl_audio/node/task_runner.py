@@ -28,14 +28,14 @@ logger = logging.getLogger(__name__)
 
 
 class TaskRunner(CoreTaskRunner):
-    """Runs tasks on the tensors it is given. OpenFL's keys for its tensor database have no part in that.
+    """Runs tasks on the tensors it is given; it does not use OpenFL's keys for its tensor database.
 
     Before each task Python's, NumPy's and torch's global generators are seeded with a function of `seed`, round, client
     and task, so that a result depends neither on the process it comes from nor on what that did before. A task that
     takes longer than `task_timeout_seconds` ends the process with a traceback.
 
-    With `states`, what stays with a client (local tensors, the optimizer under CONTINUE_LOCAL) is read from the disk
-    before each round and written after it: another process goes on with the same bits.
+    With `states`, the state of a client (local tensors, the optimizer under CONTINUE_LOCAL) is read from the disk
+    before each round and written after it: another process continues with the same bits.
     """
 
     seed: int = 0
@@ -45,7 +45,7 @@ class TaskRunner(CoreTaskRunner):
     def run_tasks(
         self, tasks: Sequence[Task], round_number: int, client: str, model: Tensors, device: str
     ) -> tuple[dict[str, TaskResult], Tensors]:
-        """Results by task, and what the training made of `model` and is to travel: empty if there was none.
+        """Return results by task, and the tensors that the training made of `model`: none if there was none.
 
         A client without clips for a task (`get_train_data_size` or `get_valid_data_size` is 0) has no say in it.
         """
@@ -61,7 +61,7 @@ class TaskRunner(CoreTaskRunner):
                 self.optimizer.load_state_dict(optimizer)
         results, trained = self._run_in_turn(tasks, round_number, client, model | initial | local, device)
         optimizer = self.optimizer.state_dict() if self.states.keeps_optimizer else None
-        # After NaN no later round of this client would bring a number again.
+        # After NaN no later round of this client would give a number again.
         if trained and are_finite(trained) and _is_finite(optimizer):
             kept = {name: tensor for name, tensor in trained.items() if name in initial}
             self.states.save(client, round_number, kept, optimizer)
@@ -69,8 +69,8 @@ class TaskRunner(CoreTaskRunner):
 
     @cached_property
     def _initial_local(self) -> Tensors:
-        """Local tensors that no client has changed yet: those of the fresh model."""
-        own = self.get_tensor_dict(with_opt_vars=self.optimizer_travels)
+        """Return local tensors that no client has changed yet: those of the fresh model."""
+        own = self.get_tensor_dict(with_opt_vars=self.transmits_optimizer)
         return {name: own[name].copy() for name in own if self.states and self.states.is_local(name)}
 
     def _run_in_turn(
@@ -103,7 +103,10 @@ class TaskRunner(CoreTaskRunner):
         return TaskResult(size=size, metrics=metrics, counts=counts), produced
 
     def _data_size(self, method: str) -> int:
-        """What `method` of the data interface returns. Raises ValueError, naming it, if that is no number of clips."""
+        """Return what `method` of the data interface returns.
+
+        Raises ValueError, naming the method, if that is no number of clips.
+        """
         returned = getattr(self.data_loader, method)()
         try:
             size = -1 if isinstance(returned, bool) else operator.index(returned)  # NumPy's and torch's integers too
@@ -128,17 +131,18 @@ class TaskRunner(CoreTaskRunner):
             faulthandler.cancel_dump_traceback_later()
 
     def set_model_provider(self, model_provider: Any) -> None:
-        """A recipe may draw weights that never travel."""
+        """Build the model. Generators are seeded first: a recipe may draw weights that are never transmitted."""
         seed_generators(f"{self.seed}:model")
         super().set_model_provider(model_provider)
         self._recipe = RecipeState(self.model)
 
     @property
-    def optimizer_travels(self) -> bool:
+    def transmits_optimizer(self) -> bool:
+        """Tell whether the optimizer's state is transmitted."""
         return self.opt_treatment == "CONTINUE_GLOBAL"
 
     def initialize_tensorkeys_for_functions(self, with_opt_vars: bool = False) -> None:
-        """OpenFL copies the whole model here, for the names."""
+        """Do nothing: OpenFL copies the whole model here, for the names."""
 
     def rebuild_model(self, input_tensor_dict: Tensors, validation: bool = False, device: str = "cpu") -> None:
         """Write the tensors into the model, and treat the optimizer as the experiment says."""
@@ -146,26 +150,27 @@ class TaskRunner(CoreTaskRunner):
         if self.opt_treatment != "CONTINUE_LOCAL":
             state = self.optimizer.state
             self.reset_opt_vars()
-            if self.optimizer_travels:
-                # As memory for what has travelled; a learning rate that the task before has changed does not travel.
+            if self.transmits_optimizer:
+                # As memory for what was transmitted; a learning rate that the task before has changed is not.
                 self.optimizer.state.update(state)
-        self.set_tensor_dict(input_tensor_dict, with_opt_vars=self.optimizer_travels, device=device)
+        self.set_tensor_dict(input_tensor_dict, with_opt_vars=self.transmits_optimizer, device=device)
         if hasattr(self.optimizer, "set_old_weights"):
-            # FedProx (OpenFL's optimizers) pulls towards the weights that the round began with.
+            # OpenFL's FedProx optimizers pull towards the weights that the round began with.
             remember_weights(self.optimizer)
 
     def _prepare_tensorkeys_for_agggregation(
         self, metric_dict: dict[str, Any], validation_flag: str | bool, col_name: str, round_num: int
     ) -> tuple[Any, Tensors]:
-        """What a task gives: what it returned, and the tensors it leaves behind if it trains."""
-        tensors = {} if validation_flag else self.get_tensor_dict(with_opt_vars=self.optimizer_travels)
+        """Return what a task returned, and the tensors it leaves behind if it trains."""
+        tensors = {} if validation_flag else self.get_tensor_dict(with_opt_vars=self.transmits_optimizer)
         return metric_dict, tensors
 
 
 class RecipeState:
-    """What does not travel of a model, but a task may change: modes, gradients, extra state, non-persistent buffers.
+    """State of a model that is not transmitted, but may be changed by a task.
 
-    Each task begins with it as the recipe built it, whatever the task before, maybe another client's, has left behind.
+    Such are modes, gradients, extra state and non-persistent buffers. Each task begins with them as the recipe built
+    them, whatever the task before, maybe another client's, has left behind.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -184,6 +189,7 @@ class RecipeState:
         ]
 
     def restore(self, device: str) -> None:
+        """Put the state back into the model."""
         for parameter in self._parameters:
             parameter.grad = None
         for module, training in self._modes:
@@ -204,7 +210,7 @@ def _same(tensor: torch.Tensor | None, other: torch.Tensor | None) -> bool:
 
 
 def _metrics(returned: Any, task: Task) -> dict[str, float]:
-    """The metrics that a task returned. Raises ValueError, naming the task and the metric, if they are none."""
+    """Return the metrics that a task returned. Raises ValueError, naming the task and the metric, if they are none."""
     called = f"task '{task.name}' ({task.function_name})"
     if not isinstance(returned, Mapping):
         raise ValueError(
@@ -218,9 +224,9 @@ def _metrics(returned: Any, task: Task) -> dict[str, float]:
 
 
 def _number(value: Any, said: str) -> float:
-    """Numbers of Python, NumPy and torch, and arrays and tensors that hold one.
+    """Return a number of Python, NumPy or torch, or an array or tensor that holds one, as a float.
 
-    None is NaN: what a task could not take, as an area under a curve with one class, is undefined.
+    None becomes NaN: a metric that a task could not measure, as an area under a curve with one class, is undefined.
     """
     if value is None:
         return math.nan
@@ -239,14 +245,15 @@ def _is_finite(optimizer: dict[str, Any] | None) -> bool:
 
 
 def seed_generators(name: str) -> None:
+    """Seed Python's, NumPy's and torch's global generators with a function of `name`."""
     seed = zlib.crc32(name.encode())
     random.seed(seed)
     np.random.seed(seed)
-    # Not torch.manual_seed: without a GPU it takes a millisecond to note from where it was called.
+    # Not torch.manual_seed: without a GPU it takes a millisecond to record its caller.
     torch.default_generator.manual_seed(seed)
     if _has_gpu():
         torch.cuda.manual_seed_all(seed)
 
 
-# Asked once: it takes as long as all of the above together.
+# Called once: it takes as long as all of the above together.
 _has_gpu = cache(torch.cuda.is_available)

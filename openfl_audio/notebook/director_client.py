@@ -1,4 +1,4 @@
-"""A notebook's line to the director."""
+"""Connection of a notebook to the director."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -44,7 +44,7 @@ class DirectorClient(director_client.DirectorClient):
     """OpenFL's client of the director, over one channel that stays open, plus the service for whole models."""
 
     def __init__(self, client_id: str, address: str, credentials: Credentials | None) -> None:
-        """`address` is "HOST:PORT"; without credentials TLS is off."""
+        """Open a channel to the director at `address`, "HOST:PORT"; without credentials TLS is off."""
         channel = open_channel(address, channel_credentials(credentials) if credentials else None, client_id=client_id)
         self.address = address
         self._root = credentials.root if credentials else None
@@ -54,14 +54,16 @@ class DirectorClient(director_client.DirectorClient):
 
     @contextmanager
     def translated_errors(self) -> Iterator[None]:
-        """Raise gRPC's errors as DirectorError, in one sentence; one that says that the director is away comes a moment
-        later, in which the channel may connect anew."""
+        """Raise gRPC's errors in the block as DirectorError, in one sentence.
+
+        The error of a director that is away comes a moment later, in which the channel may reconnect.
+        """
         try:
             yield
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
-                # Between calls a channel makes no progress with its connection: now, or whoever asks again in a while
-                # finds it as it is here.
+                # Between calls a channel makes no progress with its connection: without this wait the next call would
+                # find it as it is now.
                 wait_for_connection(self.channel, RETRY_SECONDS)
                 raise DirectorError(explain_unreachable(self.address, error.details(), self._root)) from None
             raise DirectorError(f"the director at {self.address} refused: {error.details()}") from None
@@ -71,15 +73,15 @@ class DirectorClient(director_client.DirectorClient):
             ) from None
 
     def submit(self, submission: Iterable[bytes]) -> None:
-        """Send an experiment's zip file, in pieces."""
+        """Send an experiment's zip file, in chunks."""
         with self.translated_errors():
             send_pieces(self.rounds.submit, submission)
 
     def stream_history(self, experiment_name: str) -> Iterator[dict[str, Any] | Waits | Ended]:
         """Yield one record a round until the experiment has ended, then an Ended. Raises ExperimentFailedError.
 
-        Records are dictionaries with the fields of RoundRecord. Between them come Waits. Waits for a director that
-        goes away meanwhile, and says so.
+        Records are dictionaries with the fields of RoundRecord. Between them come Waits. A director that goes away
+        meanwhile is waited for, and a log message says so.
         """
         received, waiting = 0, False
         with self.translated_errors():
@@ -120,6 +122,7 @@ class DirectorClient(director_client.DirectorClient):
             return decode_answer(answer, ExperimentDetails)
 
     def stop_experiment(self, experiment_name: str) -> None:
+        """End an experiment."""
         with self.translated_errors():
             self.rounds.stop_experiment(encode(ExperimentRequest(experiment=experiment_name)))
 
@@ -129,7 +132,7 @@ class DirectorClient(director_client.DirectorClient):
             return decode_answer(self.rounds.get_status(encode(StatusRequest())), FederationStatus)
 
     def get_model(self, experiment_name: str, which: str) -> Tensors:
-        """Model 'initial', 'last', 'best' or 'best-METRIC' as the director keeps it."""
+        """Return model 'initial', 'last', 'best' or 'best-METRIC' as the director keeps it."""
         request = encode(ModelRequest(experiment=experiment_name, which=which))
         with self.translated_errors():
             tensors, _ = receive(self.rounds.get_model(request))

@@ -1,4 +1,4 @@
-"""What an experiment is, whatever mode it runs in: model, optimizer, tasks, data, and the plan of its rounds."""
+"""Definition of an experiment in any mode: model, optimizer, tasks, data, and the plan of its rounds."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ def define(
     metric_bounds: Mapping[str, tuple[float, float]] | None = None,
     mean_over: Mapping[str, str | None] | None = None,
 ) -> Definition:
-    """For the arguments see `interactive_api.FLExperiment.start`. Raises ValueError if they do not fit."""
+    """Make the definition of an experiment. Raises ValueError if the arguments of `FLExperiment.start` do not fit."""
     if opt_treatment not in OPT_TREATMENTS:
         raise ValueError(f"opt_treatment {opt_treatment!r} is not supported: use one of {OPT_TREATMENTS}")
     if opt_treatment == "CONTINUE_GLOBAL" and precision == "float16":
@@ -79,7 +79,10 @@ def define(
 
 
 def _tasks(task_keeper: TaskInterface) -> list[Task]:
-    """The global model is validated before it is trained: its metrics then choose the best one."""
+    """Return the registered tasks in the order in which they run.
+
+    The global model is validated before it is trained: its metrics then choose the best one.
+    """
     registered = task_keeper.get_registered_tasks()
     if not registered:
         raise ValueError("no task is registered: decorate a function with task_keeper.register_fl_task(...)")

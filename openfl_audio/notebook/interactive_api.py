@@ -64,7 +64,7 @@ logger = logging.getLogger(__name__)
 
 
 class Federation(openfl_federation.Federation):
-    """A notebook's connection to the director. Arguments as in OpenFL."""
+    """A notebook's connection to the director, with arguments as in OpenFL."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Federation(openfl_federation.Federation):
 
         Raises DirectorError if it cannot be reached or refuses, CertificateError for a bad certificate.
         """
-        # With brackets around an IPv6 address, as OpenFL's own envoys put the port behind it.
+        # With brackets around an IPv6 address, as OpenFL's own envoys append the port to it.
         self.director_node_fqdn = bracket(check_host(director_node_fqdn or "localhost"))
         self.director_port = director_port or DEFAULT_PORT
         self.tls = tls
@@ -95,13 +95,13 @@ class Federation(openfl_federation.Federation):
             self.sample_shape, self.target_shape = self.dir_client.get_dataset_info()
 
     def get_shard_registry(self) -> dict[str, dict[str, Any]]:
-        """Envoys by name, with their shard's description and whether they are online."""
+        """Return envoys by name, with their shard's description and whether they are online."""
         with self.dir_client.translated_errors():
             return super().get_shard_registry()
 
 
 class FLExperiment(openfl_experiment.FLExperiment):
-    """An experiment on the federation. Arguments and methods as in OpenFL, and those that say otherwise."""
+    """An experiment on the federation. Arguments and methods are OpenFL's unless their descriptions say otherwise."""
 
     def __init__(
         self,
@@ -110,12 +110,12 @@ class FLExperiment(openfl_experiment.FLExperiment):
         workspace: ModuleType | Sequence[ModuleType] | None = None,
         workspace_files: Iterable[str] = (),
     ) -> None:
-        """`workspace` is the imported package of the tasks, the model and the data interface: it travels along.
+        """Prepare an experiment whose tasks, model and data interface are in the imported package `workspace`.
 
-        If it builds on others, a list of packages travels. Of a package's folder the modules and settings travel
-        (.py, .yaml, .json, .toml, .cfg, .ini), nothing hidden, and of the first one what matches one of the glob
-        patterns `workspace_files`, relative to the folder ("vocabulary.txt", "tables/*.csv").
-        `start` says what is left out.
+        If it builds on others, give a list of packages: all are sent to the envoys. Of a package's folder the modules
+        and settings are sent (.py, .yaml, .json, .toml, .cfg, .ini), nothing hidden, and of the first one what matches
+        one of the glob patterns `workspace_files`, relative to the folder ("vocabulary.txt", "tables/*.csv"). `start`
+        says what is left out.
         """
         super().__init__(federation, experiment_name)
         self.packages = [] if workspace is None else [workspace] if isinstance(workspace, ModuleType) else [*workspace]
@@ -222,8 +222,8 @@ class FLExperiment(openfl_experiment.FLExperiment):
     def attach(self, experiment_name: str, model_provider: ModelInterface | None = None) -> "FLExperiment":
         """Take up an experiment that was started elsewhere or earlier: `watch`, `history` and the rest are about it.
 
-        `model_provider` is the one it was started with: fetching models needs it.
-        Raises DirectorError if this user has no experiment of that name.
+        `model_provider` is the one it was started with: fetching models needs it. Raises DirectorError if this user has
+        no experiment of that name.
         """
         self.federation.dir_client.get_experiment(experiment_name)
         self.experiment_name = experiment_name
@@ -234,7 +234,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
 
     @property
     def history(self) -> pd.DataFrame:
-        """A row a round, of the rounds so far. Its columns: see `watch`."""
+        """Return the rounds so far, a row for each. Its columns: see `watch`."""
         records = self.federation.dir_client.read_history(self.experiment_name)
         return to_frame([without_envoys(record) for record in records])
 
@@ -243,12 +243,14 @@ class FLExperiment(openfl_experiment.FLExperiment):
         self.federation.dir_client.stop_experiment(self.experiment_name)
 
     def watch(self) -> pd.DataFrame:
-        """Show how the experiment goes, from its first round until it has ended: a growing table, and in Jupyter also
-        a curve of the metric that chooses the best model. Returns the history, a row a round.
+        """Show how the experiment goes, from its first round until it has ended, and return its history, a row a round.
+
+        It is shown as a growing table, and in Jupyter also as a curve of the metric that chooses the best model.
 
         Round r's validation is that of the model after r rounds, on the envoys' validation clips; `sent` is what all
-        envoys together sent to the director; `left out` says, where there is something, what did not count: who, why.
-        Raises ExperimentFailedError with an envoy's traceback. An interrupt leaves the experiment running.
+        envoys together sent to the director; `left out` says, where there is something, what did not count, of which
+        envoys and why. Raises ExperimentFailedError with an envoy's traceback. An interrupt leaves the experiment
+        running.
         """
         name, client = self.experiment_name, self.federation.dir_client
         try:
@@ -257,7 +259,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
             return show_progress(client.stream_history(name), name, best.metric, best.direction, experiment.round)
         except KeyboardInterrupt:
             again = f"watch() shows it again, FLExperiment(federation).attach('{name}') takes it up in another notebook"
-            print(f"\nexperiment '{name}' goes on: {again}, stop() ends it", flush=True)
+            print(f"\nexperiment '{name}' continues: {again}, stop() ends it", flush=True)
             raise
 
     def _initialize_plan(self) -> None:
@@ -266,7 +268,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
         self.plan.name = Path(PLAN_FILE).name
 
     def _prepare_plan(self, *args: Any, extras: dict[str, Any], **kwargs: Any) -> None:
-        """OpenFL's plan; `extras` is what our worker has to know besides."""
+        """Prepare OpenFL's plan; `extras` is what our worker has to know besides."""
         files = {f"{kind}_interface_file": f"{kind}_obj.pkl" for kind in ("model", "tasks", "dataloader")}
         super()._prepare_plan(*args, **kwargs, **files)
         # OpenFL cuts the address off at its first colon.
@@ -277,7 +279,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
         self.plan.resolve()
 
     def _pack_workspace(self, *interfaces: Any) -> bytes:
-        """The archive for the envoys: plan, versions, pickled interfaces, and the workspace's package."""
+        """Return the archive for the envoys: plan, versions, pickled interfaces, and the workspace's package."""
         buffer = io.BytesIO()
         with (
             tempfile.TemporaryDirectory() as staging,
@@ -294,12 +296,12 @@ class FLExperiment(openfl_experiment.FLExperiment):
             Plan.dump(plan_file, self.plan.config)
             archive.write(plan_file, PLAN_FILE)
             archive.writestr(ENVIRONMENT_FILE, json.dumps(describe_environment()))
-            for name, path in self._travelling_files().items():
+            for name, path in self._files_to_send().items():
                 archive.write(path, name)
         return buffer.getvalue()
 
-    def _travelling_files(self) -> dict[str, Path]:
-        """Return the files that travel, by their names in the archive. Packages may lie in one folder."""
+    def _files_to_send(self) -> dict[str, Path]:
+        """Return the files to send by their names in the archive. Packages may lie in one folder."""
         files: dict[str, Path] = {}
         for number, package in enumerate(self.packages):
             also = self.workspace_files if number == 0 else ()
@@ -307,15 +309,15 @@ class FLExperiment(openfl_experiment.FLExperiment):
         return files
 
     def best_model(self, metric: str | None = None) -> torch.nn.Module:
-        """A new model with the best weights so far, by another `metric` of `also_best` too."""
+        """Return a new model with the best weights so far, by another `metric` of `also_best` too."""
         return self._model(name_of_best(metric))
 
     def last_model(self) -> torch.nn.Module:
-        """A new model with the weights of the last round."""
+        """Return a new model with the weights of the last round."""
         return self._model("last")
 
     def initial_model(self) -> torch.nn.Module:
-        """A new model with the weights that the experiment began with."""
+        """Return a new model with the weights that the experiment began with."""
         return self._model("initial")
 
     # OpenFL's names.
@@ -330,9 +332,9 @@ class FLExperiment(openfl_experiment.FLExperiment):
 
 
 def _package_files(package: ModuleType, also: Iterable[str] = ()) -> list[tuple[Path, str]]:
-    """Files of an imported package that travel and the `__init__.py` of those it lies in, with names in the archive.
+    """Return files of an imported package to send, and the `__init__.py` of packages around it, with archive names.
 
-    Says what of the package's folder is left out. `also` are patterns for `workspace.select_files`.
+    Logs what of the package's folder is left out. `also` are patterns for `workspace.select_files`.
     """
     if not package.__file__ or Path(package.__file__).name != "__init__.py":
         raise ValueError(
@@ -343,7 +345,7 @@ def _package_files(package: ModuleType, also: Iterable[str] = ()) -> list[tuple[
     root = folder.parents[len(parents)]
     sent, left_out = select_files(folder, also)
     size = sum(path.stat().st_size for path in sent)
-    logger.info("package '%s' travels to every envoy: %d files, %.1f kB", package.__name__, len(sent), size / 1e3)
+    logger.info("package '%s' is sent to every envoy: %d files, %.1f kB", package.__name__, len(sent), size / 1e3)
     if left_out:
         logger.info(
             "left out of package '%s' (name in workspace_files what the tasks need): %s",

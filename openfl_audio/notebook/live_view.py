@@ -29,7 +29,10 @@ MOST_ROWS_SHOWN = 20
 
 
 def without_envoys(record: Record) -> Record:
-    """A record without what each envoy said: that is not shown, and with hundreds of envoys fills the memory."""
+    """Return a record without each envoy's metrics.
+
+    They are not shown, and with hundreds of envoys fill the memory.
+    """
     return {key: value for key, value in record.items() if key != "envoys"}
 
 
@@ -66,18 +69,21 @@ def show_progress(
 class View(Protocol):
     """Shows the records of the rounds so far; `end` comes last, in any case."""
 
-    def show(self, records: Sequence[Record]) -> None: ...
+    def show(self, records: Sequence[Record]) -> None:
+        """Show the records of the rounds so far."""
 
-    def end(self, records: Sequence[Record]) -> None: ...
+    def end(self, records: Sequence[Record]) -> None:
+        """Show the records for the last time."""
 
 
 class Lines:
-    """A printed line a round, below names of columns that are printed again when there are more of them."""
+    """Printed lines, one a round, below names of columns that are printed again when there are more of them."""
 
     def __init__(self) -> None:
         self._columns: list[str] = []
 
     def show(self, records: Sequence[Record]) -> None:
+        """Print the last record."""
         row = table_row(records[-1])
         row.pop(NOTES, None)  # too long for a column
         if not row.keys() <= set(self._columns):
@@ -89,11 +95,11 @@ class Lines:
             print(f"{'':>10}  {sentence}", flush=True)
 
     def end(self, records: Sequence[Record]) -> None:
-        pass
+        """Do nothing: all records have been printed."""
 
 
 class LiveDisplay:
-    """One display in a notebook, with a curve and a table, that is replaced as rounds come."""
+    """A display in a notebook, with a curve and a table, that is replaced as rounds come."""
 
     def __init__(self, name: str, metric: str, direction: str, past_rounds: int) -> None:
         from IPython.display import display  # where there is a kernel there is IPython
@@ -103,12 +109,14 @@ class LiveDisplay:
         self._handle = display(self._content([]), raw=True, display_id=True)
 
     def show(self, records: Sequence[Record]) -> None:
+        """Replace the display, unless it was replaced a moment ago."""
         # Rounds of the past come all at once: one picture will do for them.
         is_past = len(records) < self._past_rounds
         if not is_past and time.monotonic() - self._drawn > SECONDS_BETWEEN_PICTURES:
             self.end(records)
 
     def end(self, records: Sequence[Record]) -> None:
+        """Replace the display."""
         self._handle.update(self._content(records), raw=True)
         self._drawn = time.monotonic()
 
@@ -118,7 +126,7 @@ class LiveDisplay:
 
 
 def to_html(records: Sequence[Record], name: str, metric: str, direction: str) -> str:
-    """The curve of `metric`, which chooses the best model ("max" or "min", says `direction`), above a table."""
+    """Return the curve of `metric`, which chooses the best model ("max" or "min", says `direction`), above a table."""
     if scores_by_round(records, metric):
         encoded = base64.b64encode(draw(records, name, metric, direction)).decode()
         curve = f'<img alt="{html.escape(metric)} by round" src="data:image/png;base64,{encoded}">'
@@ -131,7 +139,7 @@ def to_html(records: Sequence[Record], name: str, metric: str, direction: str) -
 
 
 def draw(records: Sequence[Record], name: str, metric: str, direction: str) -> bytes:
-    """A PNG of `metric` by round, of the rounds that validated, with the best one marked."""
+    """Return a PNG of `metric` by round, of the rounds that validated, with the best one marked."""
     # Slow to load, and of no use in a terminal. No pyplot: its figures are the notebook's own affair.
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -169,7 +177,7 @@ def _is_kernel() -> bool:
 
 
 def _text_frame(records: Sequence[Record]) -> pd.DataFrame:
-    """The history as people read it."""
+    """Return the history as people read it."""
     rows = [table_row(record) for record in records]
     columns = [name for name in table_columns(records) if name != NOTES]  # below the table
     return pd.DataFrame([[_show(name, row.get(name)) for name in columns] for row in rows], columns=columns)

@@ -1,7 +1,7 @@
-"""Which files of an experiment's package travel to the envoys: modules and settings, and what is asked for by name.
+"""Selection of the files of an experiment's package that envoys get: modules, settings, and files named on request.
 
-A package's folder is often a checkout or somebody's working folder, with credentials, caches and recordings in it.
-Therefore the rule says what travels, not what stays.
+A package's folder is often a checkout or a working folder, with credentials, caches and recordings in it. Therefore
+the rule says what is sent, not what stays.
 """
 
 import os
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath
 
 SENT_SUFFIXES = frozenset({".py", ".pyi", ".yaml", ".yml", ".json", ".toml", ".cfg", ".ini"})
-# Python and Jupyter make these again; nobody misses them.
+# Python and Jupyter make these again.
 CACHES = frozenset({"__pycache__", ".ipynb_checkpoints"})
 MODULE_SUFFIXES = frozenset({".py", ".pyi"})
 # A setting has kilobytes: what is larger is data, such as a table of transcripts.
@@ -26,12 +26,12 @@ NAMED_LEFT_OUT = 10
 
 
 def select_files(folder: Path, also: Iterable[str] = ()) -> tuple[list[Path], list[str]]:
-    """Return the files that travel, in order, and the names of what is left out; a folder's name ends with a slash.
+    """Return the files to send, in order, and the names of what is left out; a folder's name ends with a slash.
 
-    Files of SENT_SUFFIXES travel, unless they or a folder above them are hidden, the folder is another program's, or
-    they are settings that are large or credentials. So do files that match a glob pattern of `also`, relative to
-    `folder`. Links are followed: a file that is linked to arrives as a file.
-    Raises ValueError for a pattern that no file matches, and for a name that is not UTF-8.
+    Files of SENT_SUFFIXES are sent, unless they or a folder above them are hidden, the folder is another program's, or
+    they are settings that are large or credentials. So are files that match a glob pattern of `also`, relative to
+    `folder`. Links are followed: a file that is linked to arrives as a file. Raises ValueError for a pattern that no
+    file matches, and for a name that is not UTF-8.
     """
     asked_for = {path for pattern in also for path in _matches(folder, pattern)}
     sent, left_out = set(asked_for), []

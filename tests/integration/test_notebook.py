@@ -131,7 +131,7 @@ def killed(running, certificates, tmp_path_factory) -> Iterator[tuple[str, Path,
 
 def test_an_interrupt_says_how_to_go_on_and_watch_shows_all_rounds_again(killed):
     _, printed, _ = killed
-    assert printed.read_text().count("experiment 'killed' goes on: watch() shows it again") == 1
+    assert printed.read_text().count("experiment 'killed' continues: watch() shows it again") == 1
     assert rounds_in(printed.read_text()) == [0, 1, 0, 1]
 
 

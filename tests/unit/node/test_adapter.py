@@ -305,7 +305,7 @@ def test_a_complex_parameter_is_written_with_its_optimizer_state():
 def test_a_buffer_that_cannot_travel_is_named(values):
     network = torch.nn.Linear(1, 1)
     network.register_buffer("odd", values)
-    with pytest.raises(ValueError, match=r"tensor 'odd' is torch\..*, which cannot travel"):
+    with pytest.raises(ValueError, match=r"tensor 'odd' is torch\..*, which cannot be transmitted"):
         Adapter.get_tensor_dict(network)
 
 

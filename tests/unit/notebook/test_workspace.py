@@ -111,7 +111,7 @@ def test_packages_that_build_on_each_other_travel_together(tmp_path, monkeypatch
 def test_start_says_what_travels_and_what_is_left_out(package, caplog):
     with caplog.at_level(logging.INFO, "openfl_audio.notebook.interactive_api"):
         pack(package)
-    assert "package 'packed_experiment' travels to every envoy: 4 files, 0.0 kB" in caplog.text
+    assert "package 'packed_experiment' is sent to every envoy: 4 files, 0.0 kB" in caplog.text
     left_out = "left out of package 'packed_experiment' (name in workspace_files what the tasks need): ._tasks.py, .aws"
     assert left_out in caplog.text
 
