@@ -43,8 +43,16 @@ LEAST_BYTES = 24
 
 @dataclass
 class Connection:
-    """One connection: bytes it had brought at the last look, how many of those since are accounted for, how many gRPC
-    holds, and who waits for a message of it."""
+    """One connection of a client.
+
+    Attributes:
+        owner: the certificate or, without TLS, the machine that it belongs to.
+        brought: bytes that it had brought at the last look.
+        accounted: bytes since then that calls have received.
+        held: bytes that gRPC holds.
+        looked: the time of the last look.
+        waiting: blocks that wait for a message of it.
+    """
 
     owner: str
     brought: int = 0
@@ -55,7 +63,7 @@ class Connection:
 
     @contextmanager
     def message(self) -> Iterator[None]:
-        """A block that waits for a message. Raises MessageTooLargeError when too much comes of one."""
+        """Run a block that waits for a message. Raises MessageTooLargeError when too much comes of one."""
         try:
             with Endable() as block:
                 self.waiting.add(block)
@@ -67,11 +75,11 @@ class Connection:
             raise MessageTooLargeError(str(error)) from None
 
     def account(self, n_bytes: int) -> None:
-        """A call has got a message of `n_bytes`."""
+        """Note that a call has received a message of `n_bytes`."""
         self.accounted += FRAMES_SHARE * n_bytes + HEADER_BYTES
 
     def look(self, brought: int) -> None:
-        """`brought` bytes have come so far."""
+        """Note that `brought` bytes have come so far."""
         now = time.monotonic()
         other = OTHER_BYTES_PER_SECOND * (now - self.looked)
         self.held = max(0.0, self.held + brought - self.brought - self.accounted - other)
@@ -79,13 +87,13 @@ class Connection:
 
 
 class Connections:
-    """The connections that calls came by."""
+    """The connections by which calls came."""
 
     def __init__(self) -> None:
         self._connections: dict[str, Connection] = {}
 
     def of(self, peer: str, owner: str) -> Connection:
-        """The connection from `peer`, as gRPC writes addresses, of a certificate or, without TLS, of a machine."""
+        """Return the connection from `peer`, as gRPC writes addresses, of an owner: a certificate or a machine."""
         return self._connections.setdefault(peer, Connection(owner))
 
     async def watch(self) -> None:
@@ -100,7 +108,11 @@ class Connections:
             least = min(least, now)
 
     def look(self, brought: dict[tuple[str, int], int]) -> None:
-        """`brought` is how many bytes have come so far, by address and port of the peer. Those not in it are gone."""
+        """End calls of owners whose connections hold too much.
+
+        `brought` is how many bytes have come so far, by address and port of the peer. Connections that are not in it
+        are gone.
+        """
         held: defaultdict[str, list[Connection]] = defaultdict(list)
         for peer, connection in list(self._connections.items()):
             address = split_peer(peer)
@@ -118,6 +130,7 @@ class Connections:
 
 
 def bytes_resident() -> int:
+    """Return how many bytes of memory this process holds."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
@@ -129,7 +142,7 @@ def bytes_brought() -> dict[tuple[str, int], int]:
 async def end_silent_lines(max_lines: int) -> None:
     """While more than half of `max_lines` are open, end those that have not even brought a greeting, for ever.
 
-    Whoever means to say something begins with it at once. A handshake that has begun has longer.
+    A client that means to say something begins with it at once. A handshake that has begun has longer.
     """
     while sys.platform == "linux":
         await asyncio.sleep(1.0)
@@ -140,8 +153,10 @@ async def end_silent_lines(max_lines: int) -> None:
 
 
 def lines() -> Iterator[tuple[socket.socket, tuple[str, int], int, float]]:
-    """Connections of this process: a socket, address and port of the peer, the bytes that have come, and for how many
-    seconds none has."""
+    """Yield connections of this process: a socket, its peer, bytes that have come, and seconds since the last of them.
+
+    A peer is an address and a port.
+    """
     for entry in Path("/proc/self/fd").iterdir():
         # What has been closed meanwhile, and what is no connection.
         with contextlib.suppress(OSError):
@@ -157,12 +172,15 @@ def lines() -> Iterator[tuple[socket.socket, tuple[str, int], int, float]]:
 
 
 def split_peer(peer: str) -> tuple[str, int] | None:
-    """Address and port of "ipv4:10.0.0.1:4711" or "ipv6:%5B::1%5D:4711". None of one that is gone already: it is ""."""
+    """Return address and port of "ipv4:10.0.0.1:4711" or "ipv6:%5B::1%5D:4711".
+
+    Of a peer that is gone already, gRPC gives "", and the result is None.
+    """
     address, _, port = unquote(peer.partition(":")[2]).rpartition(":")
     return (plain(address.strip("[]")), int(port)) if port else None
 
 
 def plain(address: str) -> str:
-    """An IPv4 address is the same one in an IPv6 socket."""
+    """Return an address as text; an IPv4 address in an IPv6 socket is the same as by itself."""
     found = ipaddress.ip_address(address)
     return str(getattr(found, "ipv4_mapped", None) or found)

@@ -158,6 +158,7 @@ def layout(parts: Parts) -> dict[str, tuple[str, int]]:
 
 
 def describe_layout(parts: Parts) -> str:
+    """Describe in words what has to be the same in all items of a split."""
     return ", ".join(f"{name} {kind} with {axes} axes" for name, (kind, axes) in layout(parts).items())
 
 

@@ -237,7 +237,9 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _AdaptiveOptimizer(_ServerOptimizer):
-    """Base of the optimizers of Reddi et al. 2020, arXiv 2003.00295, algorithm 2. With d = combined - current:
+    """Base of the optimizers of Reddi et al. 2020, arXiv 2003.00295, algorithm 2.
+
+    With d = combined - current:
 
         m = beta1 * m + (1 - beta1) * d
         v = what the optimizer makes of v and d^2

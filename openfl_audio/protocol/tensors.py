@@ -42,7 +42,13 @@ NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor lies: `start` is its first byte after the header."""
+    """The place of one tensor in a file.
+
+    Attributes:
+        dtype: the type of its values.
+        shape: its shape.
+        start: its first byte after the header.
+    """
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -50,14 +56,17 @@ class Entry:
 
     @cached_property
     def count(self) -> int:
+        """Return the number of values."""
         return math.prod(self.shape)  # not np.prod, which overflows silently
 
     @cached_property
     def n_bytes(self) -> int:
+        """Return the number of bytes."""
         return self.count * self.dtype.itemsize
 
     @property
     def is_float(self) -> bool:
+        """Tell whether the values are floating."""
         return self.dtype.kind == "f"
 
     def __str__(self) -> str:
@@ -66,14 +75,22 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file holds: `entries` by name, in the order of their bytes, and JSON `metadata`."""
+    """The content of a file.
+
+    Attributes:
+        entries: the tensors by name, in the order of their bytes.
+        metadata: anything that JSON can hold.
+    """
 
     entries: dict[str, Entry]
     metadata: dict[str, Any]
 
     @classmethod
     def lay_out(cls, shapes: Mapping[str, tuple[np.dtype, tuple[int, ...]]], metadata: dict[str, Any]) -> "Header":
-        """Wide types first, so that every tensor starts at a multiple of its item size."""
+        """Return a header of tensors with these types and shapes.
+
+        Wide types come first, so that every tensor starts at a multiple of its item size.
+        """
         entries, start = {}, 0
         for name in sorted(shapes, key=lambda name: (-shapes[name][0].itemsize, name)):
             entries[name] = Entry(*shapes[name], start)
@@ -82,18 +99,23 @@ class Header:
 
     @property
     def data_bytes(self) -> int:
+        """Return the number of bytes after the header."""
         return sum(entry.n_bytes for entry in self.entries.values())
 
     def with_metadata(self, metadata: dict[str, Any]) -> "Header":
+        """Return a header of the same tensors with other metadata."""
         return Header(self.entries, metadata)
 
     def with_floats_as(self, dtype: str) -> "Header":
-        """The same tensors, floating ones as `dtype`."""
+        """Return a header of the same tensors, floating ones as `dtype`."""
         shapes = {name: (np.dtype(dtype) if e.is_float else e.dtype, e.shape) for name, e in self.entries.items()}
         return Header.lay_out(shapes, self.metadata)
 
     def encode(self) -> bytes:
-        """Raises TensorFormatError, naming the tensor, for a type that safetensors does not know."""
+        """Return the header as it stands in a file.
+
+        Raises TensorFormatError, naming the tensor, for a type that safetensors does not know.
+        """
         content: dict[str, Any] = {"__metadata__": {METADATA_KEY: json.dumps(self.metadata)}}
         for name, entry in self.entries.items():
             if entry.dtype not in NAMES:
@@ -106,12 +128,15 @@ class Header:
         return len(text).to_bytes(8, "little") + text
 
     def pack(self) -> bytes:
-        """The header as it travels: compressed, as in a model of many small tensors it is a tenth of all bytes."""
+        """Return the header as it is transmitted: compressed.
+
+        In a model of many small tensors it would be a tenth of all bytes.
+        """
         return zlib.compress(self.encode())
 
     @classmethod
     def unpack(cls, data: bytes) -> "Header":
-        """Inverse of `pack`. Raises TensorFormatError."""
+        """Return a header from what `pack` has made. Raises TensorFormatError."""
         decompressor = zlib.decompressobj()
         try:
             encoded = decompressor.decompress(data, MAX_HEADER_BYTES)
@@ -123,7 +148,10 @@ class Header:
 
     @classmethod
     def decode(cls, data: bytes) -> "Header":
-        """Inverse of `encode`. Raises TensorFormatError for anything else, also for gaps between tensors."""
+        """Return a header from what `encode` has made.
+
+        Raises TensorFormatError for anything else, also for gaps between tensors.
+        """
         size = int.from_bytes(data[:8], "little")
         if len(data) < 8 or size != len(data) - 8:
             raise TensorFormatError(f"not a safetensors header: {len(data)} bytes, which say they are {size}")
@@ -159,11 +187,12 @@ def _decode_entry(described: dict[str, Any]) -> Entry:
 
 
 def bytes_of(array: np.ndarray) -> memoryview:
-    """The memory of `array`; a copy of it only where that is in another order."""
+    """Return the memory of `array`, or a copy of it where it is in another order."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def describe(tensors: Tensors, metadata: dict[str, Any]) -> Header:
+    """Return the header of a file with these tensors."""
     return Header.lay_out({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}, metadata)
 
 
@@ -229,6 +258,7 @@ def receive(pieces: Iterable[bytes]) -> tuple[Tensors, dict[str, Any]]:
 
 
 def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, Any]) -> None:
+    """Write a safetensors file. It is not whole before the call returns."""
     header = describe(tensors, metadata)
     with path.open("wb") as file:
         file.write(header.encode())
@@ -236,10 +266,12 @@ def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, Any]) -> Non
 
 
 class TensorFile:
-    """An open safetensors file, read by offset and never mapped; safe to read from several threads."""
+    """An open safetensors file, read by offset and never mapped. Several threads may read it at a time."""
 
     def __init__(self, path: Path, header: Header | None = None) -> None:
-        """`header` is the file's own, where that is known: with hundreds of tensors, decoding takes milliseconds.
+        """Open the file at `path`.
+
+        `header` is the file's own, where that is known: with hundreds of tensors, decoding takes milliseconds.
 
         Raises OSError, and TensorFormatError for a file that is not safetensors or is cut short.
         """
@@ -260,7 +292,7 @@ class TensorFile:
 
     @property
     def inode(self) -> int:
-        """The file itself, whatever names it has."""
+        """Return the number of the file itself, whatever names it has."""
         return os.fstat(self._file.fileno()).st_ino
 
     def __enter__(self) -> "TensorFile":
@@ -270,7 +302,10 @@ class TensorFile:
         self._file.close()
 
     def read(self, name: str, first: int = 0, last: int | None = None) -> np.ndarray:
-        """Items `first` up to `last` of a tensor, flat; they may reach into the tensors of the same type behind it."""
+        """Return items `first` up to `last` of a tensor, flat.
+
+        They may reach into the tensors of the same type behind it.
+        """
         entry = self.header.entries[name]
         values = np.empty((entry.count if last is None else last) - first, entry.dtype)
         offset = self._data_start + entry.start + first * entry.dtype.itemsize
@@ -283,6 +318,7 @@ class TensorFile:
         return values
 
     def load(self) -> Tensors:
+        """Return all tensors by name."""
         return {name: self.read(name).reshape(entry.shape) for name, entry in self.header.entries.items()}
 
     def pieces(self, sizes: Iterable[int] = repeat(PIECE_BYTES)) -> Iterator[bytes]:

@@ -51,13 +51,14 @@ CHANNEL_OPTIONS = [
 
 
 def channel_credentials(own: Credentials) -> grpc.ChannelCredentials:
+    """Return gRPC's credentials of a client."""
     return grpc.ssl_channel_credentials(own.root, own.private_key, own.certificate)
 
 
 def open_channel(address: str, credentials: grpc.ChannelCredentials | None, **headers: str) -> grpc.Channel:
-    """A channel to `address`, with TLS if there are credentials; `headers` go along with every call.
+    """Open a channel to `address`, with TLS if there are credentials; `headers` are sent with every call.
 
-    This machine is never reached through a proxy, which would look for the director on its own.
+    This machine is never reached through a proxy, which would look for the director on its own machine.
     """
     host, port = split_address(address)
     options = CHANNEL_OPTIONS if proxy_of(host) else [*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0)]
@@ -69,7 +70,7 @@ def open_channel(address: str, credentials: grpc.ChannelCredentials | None, **he
 
 
 def explain_unreachable(address: str, details: str | None, root: bytes | None, who: str = "notebook") -> str:
-    """One sentence for a director that cannot be reached, which names what is in the way as far as that can be known.
+    """Explain in one sentence why a director cannot be reached, as far as that can be known.
 
     `details` are gRPC's. `root` is the authority's certificate (PEM), None without TLS. `who` does not reach it.
     """
@@ -87,7 +88,7 @@ def explain_unreachable(address: str, details: str | None, root: bytes | None, w
 
 
 def _names_presented(host: str, port: int, root: bytes) -> list[str]:
-    """The names in the certificate that a director shows, or none if it does not come to that."""
+    """Return the names in the certificate that a director shows, or none if none is shown."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.set_alpn_protocols(["h2"])
@@ -106,7 +107,7 @@ def _names_presented(host: str, port: int, root: bytes) -> list[str]:
 def wait_for_connection(channel: grpc.Channel, seconds: float) -> None:
     """Wait until `channel` is connected, `seconds` at most, and a moment in any case.
 
-    A pause that only sleeps would not do: between calls a channel makes no progress with its connection.
+    Sleeping alone would not do: between calls a channel makes no progress with its connection.
     """
     time.sleep(min(0.1, seconds))
     ready = grpc.channel_ready_future(channel)

@@ -51,7 +51,7 @@ MAX_LATEST_BYTES = 1 << 20
 
 
 class RoundsService:
-    """The service `openfl_audio.Rounds`: one call for a whole model. Messages: see `openfl_audio.protocol.wire`."""
+    """The service `openfl_audio.Rounds`, with the messages of `openfl_audio.protocol.messages`."""
 
     def __init__(self, director: Director, gate: Gate) -> None:
         self.director = director
@@ -59,6 +59,7 @@ class RoundsService:
         self._uploads, self._downloads = Uploads(), Downloads()
 
     def handler(self) -> grpc.GenericRpcHandler:
+        """Return gRPC's handler of the calls."""
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
@@ -88,7 +89,7 @@ class RoundsService:
 
     @made_by("envoy", "user")
     async def get_model(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
-        """This round's global model for an envoy, or a kept one for a user."""
+        """Answer with this round's global model for an envoy, or a kept one for a user, in chunks."""
         message = await parse(context, request, ModelRequest)
         with self._downloads.piece_sizes() as sizes:
             if message.envoy is not None:
@@ -197,7 +198,7 @@ class RoundsService:
 
 
 async def parse(context: Context, request: bytes, kind: type[Kind]) -> Kind:
-    """The request as a message; ends the call if it is none."""
+    """Return the request as a message; end the call if it is none."""
     try:
         return decode(request, kind)
     except WireError as error:
@@ -205,7 +206,7 @@ async def parse(context: Context, request: bytes, kind: type[Kind]) -> Kind:
 
 
 async def without_blocking(items: Iterable[Item]) -> AsyncIterator[Item]:
-    """Items of a generator that reads files, between which other calls get their turn."""
+    """Yield items of a generator that reads files, and let other calls run between them."""
     for item in items:
         yield item
         await asyncio.sleep(0)
