@@ -14,7 +14,7 @@ from openfl_audio.errors import AddressError
 DEFAULT_PORT = 50051
 # In this order gRPC looks for its proxy; it knows no ALL_PROXY and no capital letters.
 PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
-# Whoever exempts a host in capitals means it, although gRPC does not read them.
+# A host that is exempted in capitals is meant to be, although gRPC does not read them.
 EXEMPTION_VARIABLES = ("no_grpc_proxy", "no_proxy", "NO_PROXY")
 LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
 _NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*")

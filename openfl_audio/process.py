@@ -16,7 +16,7 @@ def prepare_process() -> int:
     """
     os.umask(0o077)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # Some systems have an unlimited hard limit that nobody can reach.
+    # Some systems have an unlimited hard limit that cannot be reached.
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -44,7 +44,7 @@ class Transfers:
     """The open transfers of an experiment: one of each kind by each peer, and one more beside it.
 
     The connection of the first one may have broken unnoticed. A third one ends the first: a peer that never ends its
-    transfers would hold files that nobody else needs.
+    transfers would hold files that are not needed any more.
     """
 
     def __init__(self) -> None:

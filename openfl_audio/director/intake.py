@@ -62,7 +62,7 @@ class Intake:
         Returns whether the update counts. It does not, and is dropped, when it is late, a repetition, or left out
         because its values are too large to add.
 
-        Raises UpdateRefusedError for an update that must not count; then the round goes on without this envoy. An
+        Raises UpdateRefusedError for an update that must not count; then the round continues without this envoy. An
         update that breaks off (BrokenUploadError), or for which the director lacks something (LackError), may be sent
         again.
         """

@@ -32,7 +32,7 @@ class Run:
         folder: the experiment's files, its state on disk among them.
         rounds: the bookkeeping of the current round.
         envoys: all envoys that may make calls about the experiment: its members, and those that have departed, which
-            are told so.
+            hear so.
         lacks: what the director lacks at the moment, and the experiment waits for.
         transfers: open transfers of the experiment's models and updates.
         answered: notified when an envoy has answered, or will not answer in this round.

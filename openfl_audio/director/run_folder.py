@@ -325,7 +325,7 @@ class RunFolder:
             path.unlink(missing_ok=True)
 
     def delete_archive(self) -> None:
-        """Remove what the envoys download, which nobody needs once the experiment has ended."""
+        """Remove what the envoys download, which is not needed once the experiment has ended."""
         self.archive.unlink(missing_ok=True)
 
     def save_state(self) -> None:

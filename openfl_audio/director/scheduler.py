@@ -1,4 +1,4 @@
-"""The scheduler of an experiment: which round it is, whose turn it is, how long a round stays open, what follows it."""
+"""The scheduler of an experiment: rounds, their participants, how long they stay open, and what follows them."""
 
 import asyncio
 import logging
@@ -118,7 +118,7 @@ class Scheduler:
         self._state.members = sorted({*self._state.members, envoy})
         self.register(envoy, sizes)
 
-    def leave(self, envoy: str, reason: str) -> None:
+    def depart(self, envoy: str, reason: str) -> None:
         """Go on without `envoy`, on which the experiment failed, or fail.
 
         With a deadline the other members go on, as long as they can be a quorum.
@@ -175,7 +175,7 @@ class Scheduler:
             gone = {envoy: self._state.departed[envoy] for envoy in resumed if envoy in self._state.departed}
             resumed = [envoy for envoy in resumed if envoy in members]
         elif self._plan.participation.deadline_seconds is not None:
-            # Whoever is away now would only be waited for. Without a deadline they are, so that every run is the same.
+            # Members that are offline would only be waited for. Without a deadline they are: every run is the same.
             online = {envoy for envoy in members if self._is_online(envoy)}
             if self._rounds.can_reach_quorum(online):
                 members, away = online, members - online

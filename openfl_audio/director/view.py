@@ -38,11 +38,11 @@ class View:
 
         Between them comes a Waits whenever what the director lacks for the experiment changes.
         """
-        run, seen, told = self._run, first, ""
+        run, seen, sent_waits = self._run, first, ""
         while True:
-            if follow and run.lacks.first != told:
-                told = run.lacks.first
-                yield encode(Waits(waits=told))
+            if follow and run.lacks.first != sent_waits:
+                sent_waits = run.lacks.first
+                yield encode(Waits(waits=sent_waits))
             elif seen < len(run.folder.history):
                 yield await asyncio.to_thread(run.folder.history.line, seen)
                 seen += 1

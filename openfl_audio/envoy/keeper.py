@@ -2,7 +2,7 @@
 
 A task may start processes that make themselves sessions of their own, and outlive their parents. On Linux these become
 children of this process, which is a "subreaper" (prctl(2)). It ends them all when the worker has ended, when the envoy
-has, or when it is told to (SIGTERM), and then ends as the worker did. Elsewhere it ends what still hangs below it.
+has, or at a SIGTERM, and then ends as the worker did. Elsewhere it ends what still hangs below it.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ import sys
 import time
 
 PR_SET_CHILD_SUBREAPER = 36
-# How long a worker may take to end when it is told to, before it is killed.
+# A worker that is asked to end may take so long before it is killed.
 STOP_SECONDS = 10.0
 # Between two looks for processes that were killed and are not gone yet.
 LOOK_SECONDS = 0.02

@@ -3,7 +3,7 @@
     from openfl_audio import DataInterface, Federation, FLExperiment, ModelInterface, TaskInterface
 
 What differs from OpenFL 1.7.1: a model and its optimizer are given as recipes and built where they are used, only what
-is trained travels, no notebook code runs on the director, and nothing is left behind in the notebook's folder.
+is trained is transmitted, no notebook code runs on the director, and nothing is left behind in the notebook's folder.
 """
 
 import io
@@ -165,7 +165,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
         `MeanOver(value, count)` for a metric with a unit of its own. None is a metric that is no mean, as "f1",
         "pr_auc" and their like are by default: it can choose a model only where a single envoy validates, and `watch`
         calls it a "mean of sites" elsewhere.
-        With `precision` "float16" half as many bytes travel; the director's sums and models stay as they are.
+        With `precision` "float16" half as many bytes are transmitted; the director's sums and models stay as they are.
         Raises DirectorError if the director refuses.
         """
         if task_assigner is not None or delta_updates or pip_install_options:

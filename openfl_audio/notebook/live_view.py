@@ -161,7 +161,7 @@ def draw(records: Sequence[Record], name: str, metric: str, direction: str) -> b
 
 
 def _views(name: str, metric: str, direction: str, past_rounds: int) -> list[View]:
-    """Return lines in a terminal and a live display in Jupyter; both where nobody sits in front of a notebook.
+    """Return lines in a terminal and a live display in Jupyter; both where a notebook is executed without a browser.
 
     Jupyter's server names the notebook to its kernels. papermill and nbclient do not, and pass printed lines on.
     """

@@ -22,7 +22,7 @@ from openfl_audio.protocol.aggregation import (
 from openfl_audio.protocol.tensors import Tensors
 
 
-class Fold:
+class Aggregator:
     """The next global model, aggregated in memory.
 
     Updates are added up as they come, in the memory of two models whatever their number; rules other than the mean, and

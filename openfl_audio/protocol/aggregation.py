@@ -161,8 +161,9 @@ class TrimmedMean(_Rule):
         if self._cut(updates) == 0:
             least = max(3, math.ceil(round(1 / self.share, 6)))
             raise ValueError(
-                f"trimmed_mean with share {self.share} cuts nothing off {updates} updates, and so resists nobody: it "
-                f"takes {least} updates" + (f", or a share of at least 1/{updates}" if updates > 2 else "")
+                f"trimmed_mean with share {self.share} cuts nothing off {updates} updates, and so resists no "
+                f"dishonest envoy: it takes {least} updates"
+                + (f", or a share of at least 1/{updates}" if updates > 2 else "")
             )
 
     def _cut(self, updates: int) -> int:

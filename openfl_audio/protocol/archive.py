@@ -1,4 +1,4 @@
-"""The zip archives that an experiment travels in: checked before anything is unpacked."""
+"""The zip archives in which an experiment is transmitted: checked before anything is unpacked."""
 
 import errno
 import io

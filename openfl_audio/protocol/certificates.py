@@ -371,7 +371,7 @@ def _certificate(pem: bytes, path: Path) -> x509.Certificate:
 def _private_key(pem: bytes, path: Path) -> PrivateKeyTypes:
     try:
         return serialization.load_pem_private_key(pem, password=None)
-    # TypeError: the key is encrypted, and nobody is there to type a passphrase when a service starts.
+    # TypeError: the key is encrypted, and a service that starts has no one to ask for a passphrase.
     except (ValueError, TypeError) as error:
         raise CertificateError(f"{path} is not a PEM private key without a passphrase.") from error
 

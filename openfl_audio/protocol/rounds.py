@@ -82,7 +82,7 @@ class Rounds:
 
     @property
     def trains(self) -> bool:
-        """Tell whether the round is there to train, also where no member that trains can be asked."""
+        """Tell whether the round is there to train, also where no member that trains is available."""
         return _has_training(self.plan.tasks_for_round(self.round_number))
 
     @property

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from openfl_audio.errors import TensorFormatError
 from openfl_audio.files import Journal, claim, make_folder, replacing
 from openfl_audio.notebook.experiment import Definition
-from openfl_audio.protocol.aggregate import Fold
+from openfl_audio.protocol.aggregate import Aggregator
 from openfl_audio.protocol.messages import describe_faults
 from openfl_audio.protocol.rounds import Progress
 from openfl_audio.protocol.tensors import TensorFile, Tensors, bytes_of, write_tensors
@@ -66,11 +66,11 @@ class Checkpoint:
             # Into memory that is there: fresh memory takes longer than copying.
             np.copyto(best.setdefault(name, np.empty_like(tensor)), tensor)
 
-    def close_round(self, record: dict[str, Any], fold: Fold, progress: Progress, at_once: bool) -> None:
+    def close_round(self, record: dict[str, Any], aggregator: Aggregator, progress: Progress, at_once: bool) -> None:
         """Note the record of a round; save the rest now and then, or `at_once`."""
         self.history.append(record)
         self._journal.append(record, durable=False)
-        self.model, self.moments, self.progress = fold.model, fold.moments, progress
+        self.model, self.moments, self.progress = aggregator.model, aggregator.moments, progress
         if self.keep:
             _write(self.folder / f"round-{record['round']}.safetensors", self.model, {})
             (self.folder / f"round-{record['round'] - self.keep}.safetensors").unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from openfl_audio.errors import SimulationError, UpdateRefusedError
 from openfl_audio.node.local_state import ClientStates
 from openfl_audio.notebook.experiment import Definition, define
 from openfl_audio.notebook.live_view import show_progress
-from openfl_audio.protocol.aggregate import Fold
+from openfl_audio.protocol.aggregate import Aggregator
 from openfl_audio.protocol.messages import UpdateMessage
 from openfl_audio.protocol.plan import NAME, name_of_best
 from openfl_audio.protocol.rounds import Progress, Rounds
@@ -117,7 +117,7 @@ class Simulation:
         rounds = Rounds(plan, checkpoint.progress)
         if rounds.finished:
             return
-        fold = Fold(
+        aggregator = Aggregator(
             checkpoint.model,
             plan.aggregation,
             plan.untrained,
@@ -128,17 +128,17 @@ class Simulation:
             while not rounds.finished:
                 began = time.monotonic()
                 rounds.open(self._members)
-                n_bytes = self._run_round(rounds, fold, envoys, on_client)
+                n_bytes = self._run_round(rounds, aggregator, envoys, on_client)
                 record = rounds.record() | n_bytes
                 try:
                     for which in rounds.better_scores():
-                        checkpoint.keep_best(which, fold.model)
+                        checkpoint.keep_best(which, aggregator.model)
                     if rounds.trained:
-                        fold.finish_round()
+                        aggregator.finish_round()
                     rounds.progress = rounds.next_progress()
                     record["seconds"] = round(time.monotonic() - began, 4)
                     at_once = rounds.finished or self._keeps_state
-                    checkpoint.close_round(record, fold, rounds.progress, at_once)
+                    checkpoint.close_round(record, aggregator, rounds.progress, at_once)
                 except BaseException:
                     # The state in memory is half of the next round; the checkpoint on disk is whole.
                     self._checkpoint = Checkpoint(self.folder, definition)
@@ -146,14 +146,14 @@ class Simulation:
                 yield record
 
     def _run_round(
-        self, rounds: Rounds, fold: Fold, envoys: Envoys, on_client: Callable[[str], None]
+        self, rounds: Rounds, aggregator: Aggregator, envoys: Envoys, on_client: Callable[[str], None]
     ) -> dict[str, int]:
-        """Add the clients' updates to `fold`, in the order of their names.
+        """Add the clients' updates to `aggregator`, in the order of their names.
 
         Returns the bytes that would have been transmitted.
         """
         plan, updates = rounds.plan, 0
-        model = _as_transmitted(fold.model, plan.precision)
+        model = _as_transmitted(aggregator.model, plan.precision)
         n_bytes = len(describe(model, {}).pack()) + sum(tensor.nbytes for tensor in model.values())
         answers = envoys.run_round(list(rounds.participants.items()), rounds.round_number, model)
         for client, (results, trained, sizes) in zip(rounds.participants, answers, strict=True):
@@ -164,7 +164,7 @@ class Simulation:
                 tasks = [task for task in rounds.participants[client] if task.task_type == "train"]
                 clips = sum(rounds.bounded(client, task, results[task.name].size) for task in tasks)
                 if trained and clips:
-                    fold.add(_as_transmitted(trained, plan.precision), clips, error_prefix=str(update))
+                    aggregator.add(_as_transmitted(trained, plan.precision), clips, error_prefix=str(update))
                 rounds.count(update)
             except UpdateRefusedError as error:
                 rounds.refuse(client, str(error))

@@ -92,7 +92,7 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
         name = await self.gate.envoy(context, request.collaborator_name)
         experiment = await find_envoys_experiment(self.director, context, request.experiment_name, name)
         reason = request.error_description[-MAX_REASON_CHARACTERS:] or "failed without a reason"
-        experiment.scheduler.leave(name, reason)
+        experiment.scheduler.depart(name, reason)
         self.director.assign()
         return director_pb2.SetExperimentFailedResponse()
 

@@ -480,7 +480,7 @@ def test_an_envoy_that_an_experiment_failed_on_does_not_join_it_again(play):
         await register(director, "abc")
         experiment = await submit(director, "one", participation=Participation(deadline_seconds=1000))
         await is_running(experiment)
-        experiment.scheduler.leave("c", "out of memory")
+        experiment.scheduler.depart("c", "out of memory")
         director.assign()
         await register(director, "c", "first")
         assert assigned(director) == {"a": "one", "b": "one", "c": ""}

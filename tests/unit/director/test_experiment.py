@@ -251,7 +251,7 @@ def test_without_a_deadline_the_experiment_fails_with_the_envoy_that_leaves(tmp_
 
     async def leave() -> None:
         await experiment.scheduler.wait_for_tasks("b")
-        experiment.scheduler.leave("b", "Traceback\nValueError: no such file")
+        experiment.scheduler.depart("b", "Traceback\nValueError: no such file")
 
     play(experiment, serve(experiment, "a"), leave())
     assert experiment.state.status is Status.FAILED
@@ -266,7 +266,7 @@ def test_with_a_deadline_the_others_go_on_at_once_and_for_good(tmp_path, reason)
 
     async def leave() -> None:
         await experiment.scheduler.wait_for_tasks("b")
-        experiment.scheduler.leave("b", reason)
+        experiment.scheduler.depart("b", reason)
 
     play(experiment, serve(experiment, "a"), leave(), serve(experiment, "c"))
     assert experiment.state.status is Status.FINISHED
@@ -283,7 +283,7 @@ def test_below_the_quorum_nobody_goes_on(tmp_path):
 
     async def leave() -> None:
         await experiment.scheduler.wait_for_tasks("b")
-        experiment.scheduler.leave("b", "out of memory")
+        experiment.scheduler.depart("b", "out of memory")
 
     play(experiment, serve(experiment, "a"), leave())
     assert experiment.state.status is Status.FAILED
@@ -296,7 +296,7 @@ def test_when_no_trainer_is_left_an_evaluator_does_not_go_on(tmp_path):
 
     async def leave() -> None:
         await experiment.scheduler.wait_for_tasks("a")
-        experiment.scheduler.leave("a", "out of memory")
+        experiment.scheduler.depart("a", "out of memory")
 
     play(experiment, serve(experiment, "b"), leave())
     assert (experiment.state.status, experiment.state.error) == (Status.FAILED, "envoy 'a': out of memory")

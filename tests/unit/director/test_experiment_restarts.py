@@ -99,7 +99,7 @@ def test_after_a_restart_an_envoy_that_left_is_not_asked_again(tmp_path):
     async def until_killed() -> None:
         async with running(experiment):
             await answer_first(experiment, round_number=0)
-            experiment.scheduler.leave("b", "out of memory")
+            experiment.scheduler.depart("b", "out of memory")
 
     asyncio.run(until_killed())
     again = Experiment(RunFolder.load(experiment.folder.path), lambda _: True)

@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openfl_audio.director.aggregate import Contribution, check_finite, fold
+from openfl_audio.director.aggregate import Contribution, aggregator, check_finite
 from openfl_audio.errors import NotFiniteError, TooLargeError, UpdateRefusedError
-from openfl_audio.protocol.aggregate import Fold
+from openfl_audio.protocol.aggregate import Aggregator
 from openfl_audio.protocol.aggregation import (
     Aggregation,
     FedAdagrad,
@@ -56,7 +56,7 @@ def as_float16(tensors: Tensors) -> Tensors:
 def folded_from_files(
     folder: Path, model: Tensors, rounds: Sequence[list[Tensors]], aggregation: Aggregation
 ) -> tuple[Tensors, Tensors]:
-    """Model and moments after `rounds`, by the director's fold."""
+    """Model and moments after `rounds`, by the director's aggregator."""
     current, state = folder / "model", None
     write_tensors(current, model, {})
     for number, updates in enumerate(rounds):
@@ -66,7 +66,7 @@ def folded_from_files(
             write_tensors(path, update, {})
             contributions.append(Contribution(path, CLIPS[index]))
         target, target_state = folder / f"{number}", folder / f"{number}-state"
-        fold(current, contributions, aggregation, number, UNTRAINED, state, target, target_state, {})
+        aggregator(current, contributions, aggregation, number, UNTRAINED, state, target, target_state, {})
         current, state = target, target_state if aggregation.server_optimizer else None
     return load(current), load(state) if state else {}
 
@@ -76,8 +76,8 @@ def load(path: Path) -> Tensors:
         return file.load()
 
 
-def folded(model: Tensors, rounds: Sequence[list[Tensors]], aggregation: Aggregation) -> Fold:
-    result = Fold(model, aggregation, UNTRAINED)
+def folded(model: Tensors, rounds: Sequence[list[Tensors]], aggregation: Aggregation) -> Aggregator:
+    result = Aggregator(model, aggregation, UNTRAINED)
     for updates in rounds:
         for update, clips in zip(updates, CLIPS, strict=False):
             result.add(update, clips, "refused")
@@ -157,7 +157,7 @@ def test_clipped_updates_are_those_of_the_director(tmp_path, rule, convert):
 
 def test_an_integer_counter_takes_the_maximum_and_is_forgotten_with_the_round():
     model = {"weight": np.zeros(2, np.float32), "steps": np.array(0)}
-    result = Fold(model, Aggregation())
+    result = Aggregator(model, Aggregation())
     for highest, steps in ((9, (2, 9, 4)), (3, (3, 1))):
         for step in steps:
             result.add({"weight": np.ones(2, np.float32), "steps": np.array(step)}, 1, "refused")
@@ -170,7 +170,7 @@ def test_an_integer_counter_takes_the_maximum_and_is_forgotten_with_the_round():
 def test_arrays_may_change_once_they_are_added(name):
     model, updates = make_tensors(0), updates_of(0)
     expected = folded(model, [updates], AGGREGATIONS[name])
-    found = Fold(model, AGGREGATIONS[name], UNTRAINED)
+    found = Aggregator(model, AGGREGATIONS[name], UNTRAINED)
     for update, clips in zip(updates_of(0), CLIPS, strict=True):
         found.add(update, clips, "refused")
         for tensor in update.values():
@@ -223,7 +223,7 @@ def test_an_update_that_is_not_finite_is_refused_and_leaves_no_trace(name, tenso
     bad[tensor].reshape(-1)[position] = fault
     bad |= {"steps": np.array(10**6), "seen": np.ones(4, bool), "counts": np.full((2, 3), 10**6)}
     for place in (0, 2, len(updates)):
-        found = Fold(model, AGGREGATIONS[name], UNTRAINED)
+        found = Aggregator(model, AGGREGATIONS[name], UNTRAINED)
         for index in range(len(updates) + 1):
             if index == place:
                 with pytest.raises(
@@ -239,7 +239,7 @@ def test_an_update_that_is_not_finite_is_refused_and_leaves_no_trace(name, tenso
 @pytest.mark.parametrize("value", [3.4e38, -3.4e38, 1.1e15])
 def test_a_value_that_could_make_the_model_infinite_is_refused_by_name_and_leaves_no_trace(tmp_path, value):
     model = {"weight": np.zeros(3, np.float32)}
-    result = Fold(model, Aggregation())
+    result = Aggregator(model, Aggregation())
     update = {"weight": np.array([1, value, 1], np.float32)}
     with pytest.raises(TooLargeError, match=r"^the update of x: tensor 'weight' holds .*, more than 1e\+15"):
         result.add(update, 10**9, "the update of x")
@@ -254,7 +254,7 @@ def test_a_value_that_could_make_the_model_infinite_is_refused_by_name_and_leave
 
 def test_a_huge_constant_of_the_model_is_no_fault_of_the_update(tmp_path):
     model = {"mask": np.array([np.finfo(np.float32).min, 0], np.float32)}
-    result = Fold(model, Aggregation())
+    result = Aggregator(model, Aggregation())
     result.add({"mask": model["mask"] + np.array([0, 1], np.float32)}, 3, "refused")
     result.finish_round()
     np.testing.assert_array_equal(result.model["mask"], [np.finfo(np.float32).min, 1])
@@ -276,7 +276,7 @@ def test_a_step_that_leaves_the_models_type_is_an_error_and_no_model(tmp_path, d
 def test_huge_values_are_no_infinities():
     model = {"weight": np.zeros(3, np.float32)}
     update = {"weight": np.array([9e14, -9e14, 1], np.float32)}
-    result = Fold(model, Aggregation())
+    result = Aggregator(model, Aggregation())
     for _ in range(2):
         result.add(update, 10**8, "refused")
     result.finish_round()
@@ -298,7 +298,7 @@ def test_it_goes_on_from_moments_and_the_number_of_rounds_before(tmp_path):
     first = folded(model, rounds[:2], aggregation)
     # As they come back from a file.
     moments = {name: moment.copy() for name, moment in first.moments.items()}
-    second = Fold(first.model, aggregation, UNTRAINED, moments, first.aggregations)
+    second = Aggregator(first.model, aggregation, UNTRAINED, moments, first.aggregations)
     for updates in rounds[2:]:
         for update, clips in zip(updates, CLIPS, strict=True):
             second.add(update, clips, "refused")
