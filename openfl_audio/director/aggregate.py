@@ -94,7 +94,7 @@ class Contribution:
     header: Header | None = None
 
 
-def fold(
+def aggregate_files(
     current: Path,
     contributions: Sequence[Contribution],
     aggregation: Aggregation,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
-from openfl_audio.director.aggregate import fold
+from openfl_audio.director.aggregate import aggregate_files
 from openfl_audio.director.intake import MAX_REASON_CHARACTERS, Intake
 from openfl_audio.director.run import Phase, Run
 from openfl_audio.director.run_folder import Status
@@ -224,7 +224,7 @@ class Scheduler:
         """Make the model after this many aggregations."""
         folder, before = self._folder, aggregations - 1
         state = folder.optimizer_after(before)
-        fold(
+        aggregate_files(
             folder.model,
             self._intake.contributions(),
             self._plan.aggregation,

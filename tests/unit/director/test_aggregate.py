@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import openfl_audio.director.aggregate
-from openfl_audio.director.aggregate import Contribution, check_finite, check_layout, fold
+from openfl_audio.director.aggregate import Contribution, aggregate_files, check_finite, check_layout
 from openfl_audio.errors import UpdateRefusedError
 from openfl_audio.protocol.aggregation import Aggregation, FedAdam, GeometricMedian, Mean, Median
 from openfl_audio.protocol.tensors import TensorFile, Tensors, describe, write_tensors
@@ -39,7 +39,7 @@ def load(path: Path) -> Tensors:
         return file.load()
 
 
-def fold_once(
+def aggregate_once(
     folder: Path,
     model: Tensors,
     updates: list[Tensors],
@@ -48,7 +48,9 @@ def fold_once(
 ) -> Tensors:
     current, contributions = write_all(folder, model, updates)
     target = folder / "target"
-    fold(current, contributions, aggregation or Aggregation(), 0, untrained, None, target, folder / "state", {"n": 1})
+    aggregate_files(
+        current, contributions, aggregation or Aggregation(), 0, untrained, None, target, folder / "state", {"n": 1}
+    )
     return load(target)
 
 
@@ -57,7 +59,7 @@ def float_names(tensors: Tensors) -> list[str]:
 
 
 def weighted_mean(model: Tensors, updates: list[Tensors], name: str) -> np.ndarray:
-    """The model and its mean change, summed in float32 in the order of the updates, as the fold promises."""
+    """The model and its mean change, summed in float32 in the order of the updates, as the aggregation promises."""
     changes = [update[name].astype(np.float32) - model[name] for update in updates]
     total = sum(np.float32(clips) * change for clips, change in zip(CLIPS, changes, strict=True))
     return model[name] + total / np.float32(sum(CLIPS))
@@ -82,7 +84,7 @@ def test_the_next_model_adds_the_mean_change_weighted_by_clips_to_the_bit(
     tmp_path, monkeypatch, model, updates, slice_items
 ):
     monkeypatch.setattr(openfl_audio.director.aggregate, "SLICE_ITEMS", slice_items)
-    result = fold_once(tmp_path, model, updates)
+    result = aggregate_once(tmp_path, model, updates)
     for name in float_names(model):
         assert result[name].dtype == np.float32
         assert result[name].shape == SHAPES[name]
@@ -98,13 +100,13 @@ def test_the_file_does_not_depend_on_slices_nor_threads(tmp_path, monkeypatch, m
         monkeypatch.setattr(openfl_audio.director.aggregate, "SLICE_ITEMS", slice_items)
         monkeypatch.setattr(openfl_audio.director.aggregate, "THREADS", threads)
         aggregation = Aggregation(clip_norm=1.0, server_optimizer=FedAdam())
-        fold_once(tmp_path, model, updates, aggregation)
+        aggregate_once(tmp_path, model, updates, aggregation)
         files.append([(tmp_path / name).read_bytes() for name in ("target", "state")])
     assert all(file == files[0] for file in files)
 
 
 def test_the_file_has_the_layout_of_the_model_and_the_metadata(tmp_path, model, updates):
-    fold_once(tmp_path, model, updates)
+    aggregate_once(tmp_path, model, updates)
     with TensorFile(tmp_path / "model") as before, TensorFile(tmp_path / "target") as after:
         assert after.header.entries == before.header.entries
         assert after.header.metadata == {"n": 1}
@@ -112,7 +114,7 @@ def test_the_file_has_the_layout_of_the_model_and_the_metadata(tmp_path, model, 
 
 
 def test_counters_take_the_maximum_however_many_clips_they_come_from(tmp_path, model, updates):
-    result = fold_once(tmp_path, model, updates)
+    result = aggregate_once(tmp_path, model, updates)
     assert result["steps"] == max(update["steps"] for update in updates)
     assert result["steps"].dtype == np.int64
     np.testing.assert_array_equal(result["seen"], np.any([update["seen"] for update in updates], axis=0))
@@ -121,7 +123,7 @@ def test_counters_take_the_maximum_however_many_clips_they_come_from(tmp_path, m
 @pytest.mark.parametrize("slice_items", [2, 1 << 18])
 def test_the_median_is_numpys_and_does_not_look_at_clips(tmp_path, monkeypatch, model, updates, slice_items):
     monkeypatch.setattr(openfl_audio.director.aggregate, "SLICE_ITEMS", slice_items)
-    result = fold_once(tmp_path, model, updates, Aggregation(rule=Median()))
+    result = aggregate_once(tmp_path, model, updates, Aggregation(rule=Median()))
     for name in float_names(model):
         expected = np.median(np.array([update[name] for update in updates], float), axis=0)
         np.testing.assert_array_equal(result[name], expected.astype(np.float32))
@@ -133,7 +135,7 @@ def test_a_rule_that_needs_whole_tensors_gets_them(tmp_path, monkeypatch):
     current, contributions = write_all(tmp_path, {"a": corners[0]}, [{"a": corner} for corner in corners])
     contributions = [Contribution(contribution.path, 1) for contribution in contributions]
     aggregation = Aggregation(rule=GeometricMedian())
-    fold(current, contributions, aggregation, 0, [], None, tmp_path / "target", tmp_path / "state", {})
+    aggregate_files(current, contributions, aggregation, 0, [], None, tmp_path / "target", tmp_path / "state", {})
     # The point from which every two corners are seen under 120 degrees; coordinate by coordinate it would be (0, 0).
     np.testing.assert_allclose(load(tmp_path / "target")["a"], [0, 3**-0.5], atol=1e-5)
 
@@ -142,7 +144,7 @@ def test_clipping_shortens_the_parameters_changes_and_only_theirs(tmp_path, mode
     parameters = [name for name in float_names(model) if name != "running_mean"]
     norms = [distance(model, update, parameters) for update in updates]
     limit = sorted(norms)[1] * 0.9  # one update stays as it is
-    result = fold_once(tmp_path, model, updates, Aggregation(clip_norm=limit), untrained=("running_mean",))
+    result = aggregate_once(tmp_path, model, updates, Aggregation(clip_norm=limit), untrained=("running_mean",))
     scales = [min(1.0, limit / norm) for norm in norms]
     assert sorted(scale < 1 for scale in scales) == [False, True, True]
     for name in parameters:
@@ -172,7 +174,7 @@ def test_fedadam_takes_three_steps_through_its_state_files(tmp_path, monkeypatch
         current, contributions = write_all(tmp_path, model, updates)
         target, target_state = tmp_path / f"{step}", tmp_path / f"{step}.state"
         aggregation = Aggregation(server_optimizer=optimizer)
-        fold(current, contributions, aggregation, step, ["running_mean"], state, target, target_state, {})
+        aggregate_files(current, contributions, aggregation, step, ["running_mean"], state, target, target_state, {})
         model, state = load(target), target_state
         for name in names:
             first[name] = beta1 * first[name] + (1 - beta1) * changes[name]
@@ -188,20 +190,20 @@ def test_fedadam_takes_three_steps_through_its_state_files(tmp_path, monkeypatch
 
 def test_updates_in_float16_are_summed_wide_and_the_model_stays_float32(tmp_path, model):
     updates = [make_tensors(seed, "float16") for seed in (1, 2, 3)]
-    result = fold_once(tmp_path, model, updates)
+    result = aggregate_once(tmp_path, model, updates)
     for name in float_names(model):
         assert result[name].dtype == np.float32
         np.testing.assert_array_equal(result[name], weighted_mean(model, updates, name))
 
 
 def test_an_unweighted_mean_does_not_look_at_clips(tmp_path, model, updates):
-    result = fold_once(tmp_path, model, updates, Aggregation(rule=Mean(weighted=False)))
+    result = aggregate_once(tmp_path, model, updates, Aggregation(rule=Mean(weighted=False)))
     expected = np.mean([update["weight"].astype(float) for update in updates], axis=0)
     np.testing.assert_allclose(result["weight"], expected, rtol=1e-6, atol=1e-5)
 
 
 def test_one_update_alone_is_the_next_model_to_the_bit(tmp_path, model, updates):
-    result = fold_once(tmp_path, model, updates[:1])
+    result = aggregate_once(tmp_path, model, updates[:1])
     for name, tensor in updates[0].items():
         np.testing.assert_array_equal(result[name], tensor)
 
@@ -274,7 +276,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path, monkeypatch, rule):
     try:
         for contribution in contributions:
             check_finite(contribution.path, "the update")
-        fold(current, contributions, aggregation, 0, [], None, tmp_path / "target", tmp_path / "state", {})
+        aggregate_files(current, contributions, aggregation, 0, [], None, tmp_path / "target", tmp_path / "state", {})
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

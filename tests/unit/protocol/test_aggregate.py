@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openfl_audio.director.aggregate import Contribution, aggregator, check_finite
+from openfl_audio.director.aggregate import Contribution, aggregate_files, check_finite
 from openfl_audio.errors import NotFiniteError, TooLargeError, UpdateRefusedError
 from openfl_audio.protocol.aggregate import Aggregator
 from openfl_audio.protocol.aggregation import (
@@ -56,7 +56,7 @@ def as_float16(tensors: Tensors) -> Tensors:
 def folded_from_files(
     folder: Path, model: Tensors, rounds: Sequence[list[Tensors]], aggregation: Aggregation
 ) -> tuple[Tensors, Tensors]:
-    """Model and moments after `rounds`, by the director's aggregator."""
+    """Model and moments after `rounds`, by the director's aggregation of files."""
     current, state = folder / "model", None
     write_tensors(current, model, {})
     for number, updates in enumerate(rounds):
@@ -66,7 +66,7 @@ def folded_from_files(
             write_tensors(path, update, {})
             contributions.append(Contribution(path, CLIPS[index]))
         target, target_state = folder / f"{number}", folder / f"{number}-state"
-        aggregator(current, contributions, aggregation, number, UNTRAINED, state, target, target_state, {})
+        aggregate_files(current, contributions, aggregation, number, UNTRAINED, state, target, target_state, {})
         current, state = target, target_state if aggregation.server_optimizer else None
     return load(current), load(state) if state else {}
 
