@@ -39,10 +39,12 @@ from openfl_audio.experiments.local_federation import LocalFederation
 from openfl_audio.protocol.certificates import load_credentials, write_certificates
 from openfl_audio.protocol.messages import (
     AttendRequest,
+    Credit,
     HistoryRequest,
     ModelRequest,
     TaskResult,
     UpdateMessage,
+    decode_answer,
     encode,
 )
 from openfl_audio.protocol.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL, BestModel, ExperimentPlan, Task
@@ -124,16 +126,16 @@ class Line:
         return self._channel.unary_stream(f"/{SERVICE}/{call}")(request, metadata=self._headers)
 
     async def _send(self, call: str, at_once: bytes, data: bytes) -> None:
-        """As `protocol.wire.send_pieces`: one piece at once, and the others as the director gives leave."""
+        """Send chunks as `protocol.wire.send_chunks` does: one at once, the others as credit is granted."""
         sending = self._channel.stream_stream(f"/{SERVICE}/{call}")(metadata=self._headers)
         if at_once:
             await sending.write(at_once)
         while data and (answer := await sending.read()) is not aio.EOF:
-            count, size = json.loads(answer)["leave"]
-            for _ in range(count):
-                piece, data = data[:size], data[size:]
-                if piece:
-                    await sending.write(piece)
+            credit = decode_answer(answer, Credit)
+            for _ in range(credit.chunks):
+                chunk, data = data[: credit.chunk_bytes], data[credit.chunk_bytes :]
+                if chunk:
+                    await sending.write(chunk)
         await sending.done_writing()
         while await sending.read() is not aio.EOF:
             continue

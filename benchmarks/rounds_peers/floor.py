@@ -18,7 +18,7 @@ from pathlib import Path
 import grpc
 
 from benchmarks.rounds_peers.measure import BenchmarkError
-from openfl_audio.protocol.tensors import PIECE_BYTES
+from openfl_audio.protocol.tensors import CHUNK_BYTES
 from openfl_audio.protocol.wire import CHANNEL_OPTIONS
 
 GO, DONE = b"go", b"done"
@@ -68,13 +68,13 @@ def _round(fetching: list[Connection]) -> float:
 
 
 def sizes_of_pieces(size: int) -> Iterator[int]:
-    for start in range(0, size, PIECE_BYTES):
-        yield min(PIECE_BYTES, size - start)
+    for start in range(0, size, CHUNK_BYTES):
+        yield min(CHUNK_BYTES, size - start)
 
 
 def read_pieces(path: Path) -> Iterator[bytes]:
     with path.open("rb", buffering=0) as file:
-        while piece := file.read(PIECE_BYTES):
+        while piece := file.read(CHUNK_BYTES):
             yield piece
 
 
@@ -148,9 +148,9 @@ def take_part_over_sockets(line: Connection, path: Path, port: int, size: int) -
 
 
 def received(connection: socket.socket, size: int) -> Iterator[memoryview]:
-    buffer = memoryview(bytearray(PIECE_BYTES))
+    buffer = memoryview(bytearray(CHUNK_BYTES))
     while size:
-        count = connection.recv_into(buffer, min(size, PIECE_BYTES))
+        count = connection.recv_into(buffer, min(size, CHUNK_BYTES))
         if not count:
             raise ConnectionError(f"{size} bytes are missing")
         size -= count

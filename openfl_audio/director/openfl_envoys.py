@@ -44,16 +44,16 @@ def most_bytes_of_results(experiment: Experiment) -> int:
     return (1 << 20) + sum(2 * 4 * entry.count + 4096 for entry in entries)
 
 
-def header_of_results(piece: bytes) -> MessageHeader:
+def header_of_results(chunk: bytes) -> MessageHeader:
     """Return the header that results begin with. Raises DecodeError."""
     # A message in a message: its field's number and type, its length in groups of seven bits, and itself.
     size = 0
-    for index, byte in enumerate(piece[1:4]):
+    for index, byte in enumerate(chunk[1:4]):
         size |= (byte & 0x7F) << 7 * index
         if byte < 0x80:
             start = index + 2
-            if piece[0] == HEADER_FIELD and len(piece) >= start + size:
-                return MessageHeader.FromString(piece[start : start + size])
+            if chunk[0] == HEADER_FIELD and len(chunk) >= start + size:
+                return MessageHeader.FromString(chunk[start : start + size])
             break
     raise DecodeError("they do not begin with a header")
 
@@ -111,9 +111,9 @@ def _add(experiment: Experiment, partial: PartialUpdate, sender: UpdateEnvelope,
 
 
 async def _data(tensors: Tensors) -> AsyncIterator[bytes]:
-    _, *pieces = stream(tensors, {})
-    for piece in pieces:
-        yield piece
+    _, *chunks = stream(tensors, {})
+    for chunk in chunks:
+        yield chunk
 
 
 def _values(tensor: base_pb2.NamedTensor, error_prefix: str) -> np.ndarray:

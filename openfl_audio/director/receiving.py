@@ -1,8 +1,8 @@
-"""What comes on connections before gRPC hands it on: an end to calls that bring too much, and to silent connections.
+"""Bytes that gRPC holds before a call gets them: an end to calls that bring too much, and to silent connections.
 
 gRPC keeps a message until all of it is there, and only then compares its size with `grpc.max_receive_message_length`
-(gRPC issue 43012): whoever sends gigabytes fills the memory first. How many bytes a connection has brought Linux knows
-(tcp_info, tcp(7)); what no call has got of them, gRPC holds.
+(gRPC issue 43012): a client that sends gigabytes fills the memory first. Linux knows how many bytes a connection has
+brought (tcp_info, tcp(7)); gRPC holds those of them that no call has received.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ LOOK_AFTER_BYTES = 16 << 20
 # Beside its content, a message has frames of HTTP/2 and TLS, and the headers of its call.
 FRAMES_SHARE = 1.02
 HEADER_BYTES = 2048
-# What else a peer sends: pings, and leave to send it more of a model.
+# Other bytes of a peer: pings, and the flow control of HTTP/2 for what it receives.
 OTHER_BYTES_PER_SECOND = 256 << 10
 # Where tcp_info has tcpi_last_data_recv and tcpi_bytes_received.
 LAST_DATA_OFFSET, BYTES_RECEIVED_OFFSET = 52, 128

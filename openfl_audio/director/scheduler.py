@@ -98,7 +98,7 @@ class Scheduler:
         header = self._folder.model_header.with_metadata(metadata)
         with self._folder.open_model(self._folder.model, header) as model:
             half = self._plan.precision == "float16"
-            for chunk in model.pieces_with_floats_as("<f2", sizes) if half else model.pieces(sizes):
+            for chunk in model.chunks_with_floats_as("<f2", sizes) if half else model.chunks(sizes):
                 self.n_bytes += len(chunk)
                 yield chunk
 

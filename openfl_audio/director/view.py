@@ -60,6 +60,6 @@ class View:
 
         def chunks() -> Generator[bytes, None, None]:
             with self._run.folder.open_model(path) as model:
-                yield from model.pieces(sizes)
+                yield from model.chunks(sizes)
 
         return chunks()

@@ -190,8 +190,8 @@ class Envoy:
 
     def _save(self, archive: Path, request: director_pb2.GetExperimentDataRequest) -> None:
         with archive.open("wb") as file:
-            for piece in self._stub.GetExperimentData(request):
-                file.write(piece.npbytes)
+            for chunk in self._stub.GetExperimentData(request):
+                file.write(chunk.npbytes)
                 if file.tell() > MAX_ARCHIVE_BYTES:
                     raise ArchiveError(f"the experiment's archive is larger than {MAX_ARCHIVE_BYTES} bytes")
 

@@ -12,7 +12,7 @@ from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc
 from openfl_audio.errors import DirectorRefusedError
 from openfl_audio.protocol.messages import GlobalModel, ModelRequest, TaskResult, UpdateMessage, encode, validate
 from openfl_audio.protocol.tensors import Receiver, Tensors, stream
-from openfl_audio.protocol.wire import RoundsStub, send_pieces, wait_for_connection
+from openfl_audio.protocol.wire import RoundsStub, send_chunks, wait_for_connection
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class RoundsClient:
         """Send the update of a round. Raises DirectorRefusedError for one that the director does not count."""
         update = UpdateMessage(experiment=self.experiment, envoy=self.envoy, round=round_number, results=results)
         sent = {name: self._as_sent(tensor) for name, tensor in tensors.items()}
-        self._retry(lambda: send_pieces(self._rounds.send_update, stream(sent, update.model_dump())))
+        self._retry(lambda: send_chunks(self._rounds.send_update, stream(sent, update.model_dump())))
 
     def _as_sent(self, tensor: np.ndarray) -> np.ndarray:
         half = self.precision == np.float16 and np.issubdtype(tensor.dtype, np.floating)

@@ -31,7 +31,7 @@ from openfl_audio.protocol.wire import (
     channel_credentials,
     explain_unreachable,
     open_channel,
-    send_pieces,
+    send_chunks,
     wait_for_connection,
 )
 
@@ -75,7 +75,7 @@ class DirectorClient(director_client.DirectorClient):
     def submit(self, submission: Iterable[bytes]) -> None:
         """Send an experiment's zip file, in chunks."""
         with self.translated_errors():
-            send_pieces(self.rounds.submit, submission)
+            send_chunks(self.rounds.submit, submission)
 
     def stream_history(self, experiment_name: str) -> Iterator[dict[str, Any] | Waits | Ended]:
         """Yield one record a round until the experiment has ended, then an Ended. Raises ExperimentFailedError.

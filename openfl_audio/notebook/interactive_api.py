@@ -45,7 +45,7 @@ from openfl_audio.protocol.plan import (
     Direction,
     name_of_best,
 )
-from openfl_audio.protocol.tensors import file_pieces
+from openfl_audio.protocol.tensors import file_chunks
 from openfl_audio.training.history import to_frame
 
 __all__ = [
@@ -213,7 +213,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
         entries: list[tuple[str, Iterable[bytes]]] = [
             (EXPERIMENT_PLAN, [plan.model_dump_json().encode()]),
             (ARCHIVE, [self._pack_workspace(*interfaces)]),
-            (INITIAL_MODEL, file_pieces(definition.tensors, {})),
+            (INITIAL_MODEL, file_chunks(definition.tensors, {})),
         ]
         self.federation.dir_client.submit(stream_archive(entries))
         self.experiment_submitted = True

@@ -113,10 +113,10 @@ def stream_archive(entries: Iterable[tuple[str, Iterable[bytes]]]) -> Iterator[b
     """
     made = _Made()
     with zipfile.ZipFile(made, "w") as zipped:
-        for name, pieces in entries:
+        for name, chunks in entries:
             with zipped.open(name, "w", force_zip64=True) as entry:
-                for piece in pieces:
-                    entry.write(piece)
+                for chunk in chunks:
+                    entry.write(chunk)
                     yield made.take()
     yield made.take()
 

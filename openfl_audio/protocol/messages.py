@@ -205,24 +205,48 @@ class FederationStatus(Answer):
     experiments: list[ExperimentSummary]
 
 
+class Credit(Answer):
+    """The director grants an upload credit for so many more chunks, of so many bytes at most."""
+
+    chunks: int
+    chunk_bytes: int
+
+
+class Counted(Answer):
+    """The director has received an update; `counted` says whether it counts."""
+
+    counted: bool
+
+
 class Accepted(Answer):
     """The director has done what was requested."""
 
 
 Kind = TypeVar("Kind", bound=BaseModel)
 HistoryMessage = RoundRecord | Waits | Ended
+UploadMessage = Credit | Counted | Accepted
 
 
-def _tag(content: Any) -> str:
-    """Return the field that tells which message of a history it is."""
-    fields = content if isinstance(content, dict) else {}
-    return next((field for field in ("round", "waits", "status") if field in fields), "round")
+def _told_by(*fields: str) -> Discriminator:
+    """Tell messages apart by the first of these fields that they have; by the last one those that have none."""
+
+    def tag(content: Any) -> str:
+        present = content if isinstance(content, dict) else {}
+        return next((field for field in fields if field in present), fields[-1])
+
+    return Discriminator(tag)
 
 
 _HISTORY: TypeAdapter[HistoryMessage] = TypeAdapter(
     Annotated[
-        Annotated[RoundRecord, Tag("round")] | Annotated[Waits, Tag("waits")] | Annotated[Ended, Tag("status")],
-        Discriminator(_tag),
+        Annotated[Waits, Tag("waits")] | Annotated[Ended, Tag("status")] | Annotated[RoundRecord, Tag("round")],
+        _told_by("waits", "status", "round"),
+    ]
+)
+_UPLOAD: TypeAdapter[UploadMessage] = TypeAdapter(
+    Annotated[
+        Annotated[Credit, Tag("chunks")] | Annotated[Counted, Tag("counted")] | Annotated[Accepted, Tag("accepted")],
+        _told_by("chunks", "counted", "accepted"),
     ]
 )
 
@@ -256,6 +280,14 @@ def decode_history(data: bytes) -> HistoryMessage:
         return _HISTORY.validate_json(data)
     except ValidationError as error:
         raise WireError(f"not a message of a history: {describe_faults(error)}") from None
+
+
+def decode_upload(data: bytes) -> UploadMessage:
+    """Return an answer to an upload. Raises WireError, naming the field, for bytes that are none."""
+    try:
+        return _UPLOAD.validate_json(data)
+    except ValidationError as error:
+        raise WireError(f"not an answer to an upload: {describe_faults(error)}") from None
 
 
 def validate(content: Any, kind: type[Kind]) -> Kind:

@@ -1,4 +1,4 @@
-"""Models and updates as safetensors, written and read piece by piece.
+"""Models and updates as safetensors, written and read chunk by chunk.
 
 The safetensors library reads and writes whole files, or maps them into memory, where every page read counts as the
 process's own. A director must not hold the models that pass through it, so the format (eight bytes of header length,
@@ -22,9 +22,9 @@ from openfl_audio.errors import TensorFormatError
 
 Tensors = dict[str, np.ndarray]
 
-# Each piece costs as much as copying some hundred kilobytes. Where many transfers share a director, it wants smaller
-# ones: it has several pieces of each in memory.
-PIECE_BYTES = 1 << 20
+# Each chunk costs as much as copying some hundred kilobytes. Where many transfers share a director, they use smaller
+# ones: it has several chunks of each in memory.
+CHUNK_BYTES = 1 << 20
 # Some tens of thousands of tensors.
 MAX_HEADER_BYTES = 8 << 20
 # As many as every NumPy can hold.
@@ -120,7 +120,8 @@ class Header:
         for name, entry in self.entries.items():
             if entry.dtype not in NAMES:
                 known = ", ".join(map(str, NAMES))
-                raise TensorFormatError(f"tensor '{name}' is {entry.dtype}, which cannot travel: use one of {known}")
+                sentence = f"tensor '{name}' is {entry.dtype}, which cannot be transmitted: use one of {known}"
+                raise TensorFormatError(sentence)
             offsets = [entry.start, entry.start + entry.n_bytes]
             content[name] = {"dtype": NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": offsets}
         text = json.dumps(content, separators=(",", ":")).encode()
@@ -197,29 +198,29 @@ def describe(tensors: Tensors, metadata: dict[str, Any]) -> Header:
 
 
 def stream(tensors: Tensors, metadata: dict[str, Any]) -> Iterator[bytes]:
-    """A model as it travels: the packed header in one piece, then the tensors in pieces of PIECE_BYTES."""
+    """Yield a model as it is transmitted: the packed header in one chunk, then the tensors in chunks of CHUNK_BYTES."""
     header = describe(tensors, metadata)
     yield header.pack()
-    yield from _data_pieces(tensors, header)
+    yield from _data_chunks(tensors, header)
 
 
-def file_pieces(tensors: Tensors, metadata: dict[str, Any]) -> Iterator[bytes]:
-    """The bytes of a safetensors file: its header, then the tensors in pieces of PIECE_BYTES."""
+def file_chunks(tensors: Tensors, metadata: dict[str, Any]) -> Iterator[bytes]:
+    """Yield the bytes of a safetensors file: its header, then the tensors in chunks of CHUNK_BYTES."""
     header = describe(tensors, metadata)
     yield header.encode()
-    yield from _data_pieces(tensors, header)
+    yield from _data_chunks(tensors, header)
 
 
-def _data_pieces(tensors: Tensors, header: Header) -> Iterator[bytes]:
+def _data_chunks(tensors: Tensors, header: Header) -> Iterator[bytes]:
     parts, size = [], 0
     for name in header.entries:
         view = bytes_of(tensors[name])
         while len(view):
-            taken = view[: PIECE_BYTES - size]
+            taken = view[: CHUNK_BYTES - size]
             parts.append(taken)
             size += len(taken)
             view = view[len(taken) :]
-            if size == PIECE_BYTES:
+            if size == CHUNK_BYTES:
                 yield b"".join(parts)
                 parts, size = [], 0
     if parts:
@@ -227,34 +228,35 @@ def _data_pieces(tensors: Tensors, header: Header) -> Iterator[bytes]:
 
 
 class Receiver:
-    """Inverse of `stream`. All tensors lie in one buffer, which the next model of the same size overwrites.
+    """Receiver of models that `stream` has sent.
 
-    Fresh memory for hundreds of megabytes costs as much time as filling it.
+    All tensors lie in one buffer, which the next model of the same size overwrites: fresh memory for hundreds of
+    megabytes costs as much time as filling it.
     """
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def receive(self, pieces: Iterable[bytes]) -> tuple[Tensors, dict[str, Any]]:
-        """Tensors and metadata. Raises TensorFormatError."""
-        pieces = iter(pieces)
-        header = Header.unpack(next(pieces, b""))
+    def receive(self, chunks: Iterable[bytes]) -> tuple[Tensors, dict[str, Any]]:
+        """Return tensors and metadata. Raises TensorFormatError."""
+        chunks = iter(chunks)
+        header = Header.unpack(next(chunks, b""))
         if len(self._buffer) != header.data_bytes:
             self._buffer = bytearray(header.data_bytes)
         buffer, filled = self._buffer, 0
-        for piece in pieces:
-            if filled + len(piece) > len(buffer):
+        for chunk in chunks:
+            if filled + len(chunk) > len(buffer):
                 raise TensorFormatError(f"more than the {len(buffer)} bytes that the header tells of")
-            buffer[filled : filled + len(piece)] = piece
-            filled += len(piece)
+            buffer[filled : filled + len(chunk)] = chunk
+            filled += len(chunk)
         if filled < len(buffer):
             raise TensorFormatError(f"{filled} bytes of {len(buffer)}")
         return {n: np.ndarray(e.shape, e.dtype, buffer, e.start) for n, e in header.entries.items()}, header.metadata
 
 
-def receive(pieces: Iterable[bytes]) -> tuple[Tensors, dict[str, Any]]:
-    """Inverse of `stream`, with memory of its own. Raises TensorFormatError."""
-    return Receiver().receive(pieces)
+def receive(chunks: Iterable[bytes]) -> tuple[Tensors, dict[str, Any]]:
+    """Return tensors and metadata of a model that `stream` has sent, in new memory. Raises TensorFormatError."""
+    return Receiver().receive(chunks)
 
 
 def write_tensors(path: Path, tensors: Tensors, metadata: dict[str, Any]) -> None:
@@ -321,17 +323,17 @@ class TensorFile:
         """Return all tensors by name."""
         return {name: self.read(name).reshape(entry.shape) for name, entry in self.header.entries.items()}
 
-    def pieces(self, sizes: Iterable[int] = repeat(PIECE_BYTES)) -> Iterator[bytes]:
-        """The file as `stream` gives it."""
+    def chunks(self, sizes: Iterable[int] = repeat(CHUNK_BYTES)) -> Iterator[bytes]:
+        """Yield the file as `stream` does, in chunks of these sizes."""
         yield self.header.pack()
         sizes, start, end = iter(sizes), self._data_start, self._data_start + self.header.data_bytes
         while start < end:
-            piece = os.pread(self._file.fileno(), min(next(sizes), end - start), start)
-            start += len(piece)
-            yield piece
+            chunk = os.pread(self._file.fileno(), min(next(sizes), end - start), start)
+            start += len(chunk)
+            yield chunk
 
-    def pieces_with_floats_as(self, dtype: str, sizes: Iterable[int] = repeat(PIECE_BYTES)) -> Iterator[bytes]:
-        """The file as `stream` gives it, floating tensors converted on the way; no piece spans two tensors."""
+    def chunks_with_floats_as(self, dtype: str, sizes: Iterable[int] = repeat(CHUNK_BYTES)) -> Iterator[bytes]:
+        """Yield the file as `stream` does, floating tensors converted on the way; no chunk spans two tensors."""
         header, sizes = self.header.with_floats_as(dtype), iter(sizes)
         yield header.pack()
         for name, entry in header.entries.items():

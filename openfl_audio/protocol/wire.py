@@ -6,26 +6,26 @@ answers (see `openfl_audio.protocol.messages`), chunks of a safetensors file for
 `openfl_audio.protocol.tensors`).
 """
 
-import json
 import queue
 import socket
 import ssl
 import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any
 
 import grpc
 from openfl.protocols.interceptors import headers_adder
 
 from openfl_audio.address import join_address, proxy_of, route_to, split_address
+from openfl_audio.errors import WireError
 from openfl_audio.protocol.certificates import Credentials, is_for, names_of
+from openfl_audio.protocol.messages import Accepted, Counted, Credit, decode_upload
 
 SERVICE = "openfl_audio.Rounds"
 
-# Our pieces are small. OpenFL's own envoys get a tensor in one message.
+# Chunks are small. OpenFL's own envoys get a tensor in one message.
 MAX_MESSAGE_BYTES = 256 << 20
-# For a look at the certificate of a director that gRPC could not connect to.
+# Timeout of a look at the certificate of a director that gRPC could not connect to.
 PROBE_SECONDS = 3.0
 # A dead peer is noticed by keep-alive; two directors on one port must not share it silently.
 CHANNEL_OPTIONS = [
@@ -40,7 +40,7 @@ CHANNEL_OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-    # Whoever waits for a director looks for it every second or two, not after ever longer pauses.
+    # A client that waits for a director tries every second or two, not after ever longer pauses.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.so_reuseport", 0),
@@ -117,35 +117,37 @@ def wait_for_connection(channel: grpc.Channel, seconds: float) -> None:
         ready.cancel()
 
 
-def send_pieces(call: grpc.StreamStreamMultiCallable, pieces: Iterable[bytes]) -> dict[str, Any]:
-    """Send pieces under the director's flow control, and return its last answer. Raises grpc.RpcError.
+def send_chunks(call: grpc.StreamStreamMultiCallable, chunks: Iterable[bytes]) -> Counted | Accepted:
+    """Stream chunks under the director's flow control, and return its last answer. Raises grpc.RpcError.
 
-    The first piece goes at once and as it is. For the others each answer {"leave": [n, size]} allows n messages of
-    `size` bytes: larger pieces are cut.
+    The first chunk is sent at once and as it is, the others as the director grants credit: each Credit allows some more
+    messages of a size, and larger chunks are cut.
     """
-    leave: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    credit: queue.SimpleQueue[int | None] = queue.SimpleQueue()
 
-    def with_leave() -> Iterator[bytes]:
-        left = iter(pieces)
-        yield from islice(left, 1)
-        for piece in left:
-            while piece:
-                size = leave.get()
-                yield piece[:size]
-                piece = piece[size:] if size else b""
+    def with_credit() -> Iterator[bytes]:
+        remaining = iter(chunks)
+        yield from islice(remaining, 1)
+        for chunk in remaining:
+            while chunk:
+                size = credit.get()
+                yield chunk[:size]
+                chunk = chunk[size:] if size else b""
 
-    answers, message = call(with_leave()), {}
+    answers, last = call(with_credit()), None
     try:
         for answer in answers:
-            message = json.loads(answer)
-            count, size = message.get("leave", (0, 0))
-            for _ in range(count):
-                leave.put(size)
-        return message
+            last = decode_upload(answer)
+            if isinstance(last, Credit):
+                for _ in range(last.chunks):
+                    credit.put(last.chunk_bytes)
+        if last is None or isinstance(last, Credit):
+            raise WireError("the director ended an upload without an answer")
+        return last
     finally:
-        # gRPC's thread may wait for leave; with the call it ends.
+        # gRPC's thread may wait for credit; with the call it ends.
         answers.cancel()
-        leave.put(None)
+        credit.put(None)
 
 
 class RoundsStub:

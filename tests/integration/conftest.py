@@ -24,7 +24,7 @@ from openfl_audio.protocol.certificates import load_credentials, write_certifica
 from openfl_audio.protocol.messages import AttendRequest, ModelRequest, StatusRequest, encode
 from openfl_audio.protocol.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL
 from openfl_audio.protocol.tensors import Tensors, receive
-from openfl_audio.protocol.wire import RoundsStub, open_channel, send_pieces
+from openfl_audio.protocol.wire import RoundsStub, open_channel, send_chunks
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HERE = str(Path(__file__).parent)
@@ -146,7 +146,7 @@ def submission_of(plan: Any, workspace: bytes | None = None, model: bytes | None
 def submit(channel: grpc.Channel, submission: bytes, piece_bytes: int = 1 << 20) -> None:
     """Past all checks of a notebook. Raises grpc.RpcError."""
     pieces = (submission[at : at + piece_bytes] for at in range(0, len(submission), piece_bytes))
-    send_pieces(partial(RoundsStub(channel).submit, timeout=60), pieces)
+    send_chunks(partial(RoundsStub(channel).submit, timeout=60), pieces)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import pytest
 from openfl.protocols import aggregator_pb2, base_pb2
 
 from openfl_audio.protocol.plan import TRAIN, VALIDATE
-from openfl_audio.protocol.tensors import PIECE_BYTES, Tensors, stream
+from openfl_audio.protocol.tensors import CHUNK_BYTES, Tensors, stream
 from tests.integration.conftest import FakeEnvoy, wait_for
 
 pytestmark = pytest.mark.integration
@@ -120,7 +120,7 @@ def give_up_often(turn: Turn) -> None:
 
 
 def send_more_than_the_header_says(turn: Turn) -> None:
-    turn.send_pieces(iter([*stream(turn.tensors, turn.metadata), b"\0" * PIECE_BYTES]))
+    turn.send_pieces(iter([*stream(turn.tensors, turn.metadata), b"\0" * CHUNK_BYTES]))
 
 
 def send_less_than_the_header_says(turn: Turn) -> None:

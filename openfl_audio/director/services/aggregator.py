@@ -54,8 +54,8 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServicer):
     @made_by("envoy")
     async def SendLocalTaskResults(self, request_iterator, context: Context):  # noqa: N802
         """Take in the results of one task. Only OpenFL's own envoys call it."""
-        pieces = aiter(request_iterator)
-        first = await anext(pieces, base_pb2.DataStream())
+        chunks = aiter(request_iterator)
+        first = await anext(chunks, base_pb2.DataStream())
         try:
             header = header_of_results(first.npbytes)
         except DecodeError as error:
@@ -63,7 +63,7 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServicer):
         experiment, name = await self._find(context, header)
         try:
             with experiment.transfers.open("results", name):
-                buffer = await self._put_together(first.npbytes, pieces, most_bytes_of_results(experiment), context)
+                buffer = await self._put_together(first.npbytes, chunks, most_bytes_of_results(experiment), context)
         except CallEndedError as error:
             await refuse(context, grpc.StatusCode.ABORTED, str(error))
         try:
@@ -80,10 +80,10 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServicer):
         return aggregator_pb2.SendLocalTaskResultsResponse(header=_answer(results.header))
 
     @staticmethod
-    async def _put_together(first: bytes, pieces: AsyncIterator, most_bytes: int, context: Context) -> bytearray:
+    async def _put_together(first: bytes, chunks: AsyncIterator, most_bytes: int, context: Context) -> bytearray:
         buffer = bytearray(first)
-        async for piece in pieces:
-            buffer += piece.npbytes
+        async for chunk in chunks:
+            buffer += chunk.npbytes
             if len(buffer) > most_bytes:
                 sentence = f"the results are larger than {most_bytes} bytes, which the model could need"
                 await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, sentence)

@@ -13,7 +13,7 @@ from openfl_audio.errors import EnvoyRefusedError
 from openfl_audio.protocol.messages import MAX_REQUEST_BYTES, describe_faults
 from openfl_audio.protocol.plan import NAME
 from openfl_audio.protocol.shard_sizes import SIZES
-from openfl_audio.protocol.tensors import PIECE_BYTES
+from openfl_audio.protocol.tensors import CHUNK_BYTES
 
 MAX_REASON_CHARACTERS = 10_000
 
@@ -83,8 +83,8 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
         if experiment.ended:
             await refuse(context, grpc.StatusCode.NOT_FOUND, f"experiment '{experiment.plan.name}' has ended")
         with experiment.folder.archive.open("rb") as archive:
-            while piece := archive.read(PIECE_BYTES):
-                yield director_pb2.ExperimentData(size=len(piece), npbytes=piece)
+            while chunk := archive.read(CHUNK_BYTES):
+                yield director_pb2.ExperimentData(size=len(chunk), npbytes=chunk)
 
     @made_by("envoy")
     async def SetExperimentFailed(self, request: director_pb2.SetExperimentFailedRequest, context: Context):  # noqa: N802

@@ -28,6 +28,8 @@ from openfl_audio.errors import (
 from openfl_audio.protocol.messages import (
     Accepted,
     AttendRequest,
+    Counted,
+    Credit,
     Ended,
     ExperimentRequest,
     HistoryRequest,
@@ -91,35 +93,35 @@ class RoundsService:
     async def get_model(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
         """Answer with this round's global model for an envoy, or a kept one for a user, in chunks."""
         message = await parse(context, request, ModelRequest)
-        with self._downloads.piece_sizes() as sizes:
+        with self._downloads.chunk_sizes() as sizes:
             if message.envoy is not None:
                 name = await self.gate.envoy(context, message.envoy)
                 experiment = await find_envoys_experiment(self.director, context, message.experiment, name)
-                pieces, peer = experiment.scheduler.global_model(sizes), name
+                chunks, peer = experiment.scheduler.global_model(sizes), name
             else:
                 experiment = await find_users_experiment(self.director, self.gate, context, message.experiment)
                 try:
-                    pieces = experiment.view.kept_model(message.which, sizes)
+                    chunks = experiment.view.kept_model(message.which, sizes)
                 except WireError as error:
                     await refuse(context, grpc.StatusCode.NOT_FOUND, str(error))
                 peer = f"user '{experiment.owner}'"
-            with experiment.transfers.open("download", peer), contextlib.closing(pieces):
-                async for piece in without_blocking(pieces):
-                    yield piece
+            with experiment.transfers.open("download", peer), contextlib.closing(chunks):
+                async for chunk in without_blocking(chunks):
+                    yield chunk
 
     @made_by("envoy")
     async def send_update(self, request_iterator: AsyncIterator[bytes], context: Context) -> None:
-        """Tensors as `protocol.tensors.stream` gives them, with an UpdateMessage as metadata; answers {"counted"}."""
-        pieces = aiter(request_iterator)
+        """Take in an update, as `tensors.stream` sends it with an UpdateMessage as metadata. Answers with Counted."""
+        chunks = aiter(request_iterator)
         try:
-            packed = await anext(pieces, b"")
+            packed = await anext(chunks, b"")
             # With tens of thousands of tensors it takes seconds.
             header = await unless_small(MAX_COMPRESSION * len(packed), Header.unpack, packed)
             sender = validate(header.metadata, UpdateEnvelope)
             name = await self.gate.envoy(context, sender.envoy)
             experiment = await find_envoys_experiment(self.director, context, sender.experiment, name)
             experiment.intake.n_bytes += len(packed)
-            async with self._with_leave(pieces, context) as data:
+            async with self._with_credit(chunks, context) as data:
                 counted = await experiment.intake.receive(sender, header, data)
         except (WireError, TensorFormatError, UpdateRefusedError) as error:
             await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
@@ -127,21 +129,21 @@ class RoundsService:
             await refuse(context, grpc.StatusCode.ABORTED, str(error))
         except LackError as error:
             await refuse(context, grpc.StatusCode.UNAVAILABLE, f"experiment '{sender.experiment}' waits: {error}")
-        await context.write(encode({"counted": counted}))
+        await context.write(encode(Counted(counted=counted)))
 
-    def _with_leave(self, pieces: AsyncIterator[bytes], context: Context) -> aclosing[AsyncGenerator[bytes, None]]:
-        """`pieces`; the answers {"leave": [n, size]} say for how many more there is room: see `wire.send_pieces`."""
+    def _with_credit(self, chunks: AsyncIterator[bytes], context: Context) -> aclosing[AsyncGenerator[bytes, None]]:
+        """Return `chunks`, and answer with a Credit whenever there is room for more: see `wire.send_chunks`."""
 
-        async def give_leave(pieces: int, size: int) -> None:
-            await context.write(encode({"leave": [pieces, size]}))
+        async def grant(chunks: int, size: int) -> None:
+            await context.write(encode(Credit(chunks=chunks, chunk_bytes=size)))
 
-        return aclosing(self._uploads.receive(pieces, give_leave))
+        return aclosing(self._uploads.receive(chunks, grant))
 
     # Calls of notebooks
 
     @made_by("user")
     async def submit(self, request_iterator: AsyncIterator[bytes], context: Context) -> None:
-        """An experiment, in pieces; answers {} when it is accepted."""
+        """Take in an experiment, in chunks. Answers with Accepted."""
         owner = await self.gate.user(context)
         try:
             with telling_lack(self.director.runs):
@@ -151,13 +153,13 @@ class RoundsService:
         except LackError as error:
             sentence = f"the experiment cannot be taken in: {error}; submit it again later"
             await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, sentence)
-        await context.write(encode({}))
+        await context.write(encode(Accepted()))
 
     async def _take_submission(self, request_iterator: AsyncIterator[bytes], context: Context, owner: str) -> None:
         with tempfile.NamedTemporaryFile(dir=self.director.runs, prefix=SUBMISSION) as file:
-            async with self._with_leave(aiter(request_iterator), context) as pieces:
-                async for piece in pieces:
-                    file.write(piece)
+            async with self._with_credit(aiter(request_iterator), context) as chunks:
+                async for chunk in chunks:
+                    file.write(chunk)
                     if file.tell() > MAX_SUBMISSION_BYTES:
                         sentence = f"the experiment is larger than {MAX_SUBMISSION_BYTES} bytes"
                         await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, sentence)

@@ -6,8 +6,8 @@ from contextlib import aclosing
 
 import pytest
 
-from openfl_audio.director.flow_control import BYTES_ON_THE_WAY, LEAST_PIECE_BYTES, Downloads, Uploads, piece_bytes
-from openfl_audio.protocol.tensors import PIECE_BYTES
+from openfl_audio.director.flow_control import BYTES_IN_FLIGHT, LEAST_CHUNK_BYTES, Downloads, Uploads, chunk_bytes
+from openfl_audio.protocol.tensors import CHUNK_BYTES
 
 
 class Sender:
@@ -24,7 +24,7 @@ class Sender:
     def bytes_on_the_way(self) -> int:
         return sum(self.on_the_way)
 
-    async def give_leave(self, pieces: int, size: int) -> None:
+    async def grant(self, pieces: int, size: int) -> None:
         assert pieces > 0
         sent = min(pieces, self.left)
         self.on_the_way += [size] * sent
@@ -47,7 +47,7 @@ class Sender:
 async def receive(uploads: Uploads, sender: Sender, watched: list[Sender], most: list[int]) -> int:
     """How many pieces came; `most` gets how many bytes of all `watched` were on their way."""
     received = 0
-    async with aclosing(uploads.receive(sender.arrivals(), sender.give_leave)) as pieces:
+    async with aclosing(uploads.receive(sender.arrivals(), sender.grant)) as pieces:
         async for _ in pieces:
             received += 1
             most.append(sum(each.bytes_on_the_way for each in watched))
@@ -59,9 +59,9 @@ def test_one_alone_has_leave_for_all_there_is_and_gets_more_before_it_runs_out()
     async def run():
         uploads, sender, most = Uploads(), Sender(50), []
         assert await receive(uploads, sender, [sender], most) == 50
-        assert sender.most == BYTES_ON_THE_WAY
-        assert min(most[:40]) >= BYTES_ON_THE_WAY // 2 - PIECE_BYTES
-        assert uploads.free == BYTES_ON_THE_WAY
+        assert sender.most == BYTES_IN_FLIGHT
+        assert min(most[:40]) >= BYTES_IN_FLIGHT // 2 - CHUNK_BYTES
+        assert uploads.free == BYTES_IN_FLIGHT
 
     asyncio.run(run())
 
@@ -74,8 +74,8 @@ def test_many_at_once_have_no_more_on_their_way_than_one(senders):
         received = await asyncio.gather(*(receive(uploads, each, all_senders, most) for each in all_senders))
         assert received == [30] * senders
         # Each always has leave for one, so that none waits for another; those that came first had larger ones.
-        assert max(most) <= 3 * BYTES_ON_THE_WAY
-        assert uploads.free == BYTES_ON_THE_WAY
+        assert max(most) <= 3 * BYTES_IN_FLIGHT
+        assert uploads.free == BYTES_IN_FLIGHT
 
     asyncio.run(run())
 
@@ -91,7 +91,7 @@ def test_nobody_waits_for_one_that_stalls_with_all_the_leave_there_is():
         assert stalled.on_the_way
         stalled.go_on()
         assert await asyncio.wait_for(first, 10) == 30
-        assert uploads.free == BYTES_ON_THE_WAY
+        assert uploads.free == BYTES_IN_FLIGHT
 
     asyncio.run(run())
 
@@ -99,11 +99,11 @@ def test_nobody_waits_for_one_that_stalls_with_all_the_leave_there_is():
 def test_an_upload_that_breaks_off_gives_back_what_did_not_come():
     async def run():
         uploads, broken, other = Uploads(), Sender(30), Sender(30)
-        async with aclosing(uploads.receive(broken.arrivals(), broken.give_leave)) as pieces:
+        async with aclosing(uploads.receive(broken.arrivals(), broken.grant)) as pieces:
             await anext(pieces)
-        assert uploads.free == BYTES_ON_THE_WAY
+        assert uploads.free == BYTES_IN_FLIGHT
         await receive(uploads, other, [other], [])
-        assert other.most == BYTES_ON_THE_WAY
+        assert other.most == BYTES_IN_FLIGHT
 
     asyncio.run(run())
 
@@ -120,21 +120,21 @@ def test_pieces_that_come_without_leave_are_taken_and_counted_for_nobody_else():
         uploads = Uploads()
         async with aclosing(uploads.receive(impatient(), ignored)) as pieces:
             assert len([piece async for piece in pieces]) == 100
-        assert uploads.free == BYTES_ON_THE_WAY
+        assert uploads.free == BYTES_IN_FLIGHT
 
     asyncio.run(run())
 
 
 def test_the_more_transfers_there_are_the_smaller_their_pieces():
-    assert [piece_bytes(n) for n in (1, 2, 4, 8, 500)] == [
-        PIECE_BYTES, PIECE_BYTES, PIECE_BYTES // 2, PIECE_BYTES // 4, LEAST_PIECE_BYTES,
+    assert [chunk_bytes(n) for n in (1, 2, 4, 8, 500)] == [
+        CHUNK_BYTES, CHUNK_BYTES, CHUNK_BYTES // 2, CHUNK_BYTES // 4, LEAST_CHUNK_BYTES,
     ]  # fmt: skip
 
 
 def test_pieces_of_a_download_get_smaller_while_there_are_others():
     downloads = Downloads()
-    with downloads.piece_sizes() as sizes:
-        assert next(sizes) == PIECE_BYTES
-        with downloads.piece_sizes(), downloads.piece_sizes(), downloads.piece_sizes():
-            assert next(sizes) == PIECE_BYTES // 2
-        assert next(sizes) == PIECE_BYTES
+    with downloads.chunk_sizes() as sizes:
+        assert next(sizes) == CHUNK_BYTES
+        with downloads.chunk_sizes(), downloads.chunk_sizes(), downloads.chunk_sizes():
+            assert next(sizes) == CHUNK_BYTES // 2
+        assert next(sizes) == CHUNK_BYTES

@@ -18,7 +18,7 @@ from openfl_audio.director.run_folder import RunFolder
 from openfl_audio.protocol.messages import TaskResult, UpdateMessage
 from openfl_audio.protocol.participation import Participation
 from openfl_audio.protocol.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL, BestModel, ExperimentPlan, Task
-from openfl_audio.protocol.tensors import PIECE_BYTES, Header, TensorFile, Tensors, receive, stream
+from openfl_audio.protocol.tensors import CHUNK_BYTES, Header, TensorFile, Tensors, receive, stream
 
 VALIDATE = Task(name="aggregated_model_validate", function_name="validate", task_type="validate")
 TRAIN = Task(name="train", function_name="fit", task_type="train")
@@ -67,7 +67,7 @@ def load(path: Path) -> Tensors:
 
 def global_model(experiment: Experiment) -> tuple[Tensors, dict[str, Any]]:
     """What an envoy gets: the model and its metadata."""
-    return receive(experiment.scheduler.global_model(repeat(PIECE_BYTES)))
+    return receive(experiment.scheduler.global_model(repeat(CHUNK_BYTES)))
 
 
 def train(envoy: str, round_number: int, model: Tensors) -> Tensors:

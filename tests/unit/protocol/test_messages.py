@@ -6,7 +6,10 @@ from pydantic import BaseModel
 
 from openfl_audio.errors import WireError
 from openfl_audio.protocol.messages import (
+    Accepted,
     AttendRequest,
+    Counted,
+    Credit,
     Ended,
     ExperimentDetails,
     ExperimentRequest,
@@ -23,6 +26,7 @@ from openfl_audio.protocol.messages import (
     decode,
     decode_answer,
     decode_history,
+    decode_upload,
     encode,
     validate,
 )
@@ -146,6 +150,12 @@ def test_a_message_of_a_history_is_told_by_its_fields(message):
     assert (type(came), came) == (type(message), message)
 
 
+@pytest.mark.parametrize("message", [Credit(chunks=3, chunk_bytes=10), Counted(counted=False), Accepted()])
+def test_an_answer_to_an_upload_is_told_by_its_fields(message):
+    came = decode_upload(encode(message))
+    assert (type(came), came) == (type(message), message)
+
+
 def test_an_order_has_the_names_of_the_first_version_on_the_wire():
     assert json.loads(encode(Order(experiment="toy", prestart=False))) == {"experiment": "toy", "warm": False}
 
@@ -153,6 +163,8 @@ def test_an_order_has_the_names_of_the_first_version_on_the_wire():
 def test_an_answer_that_is_none_raises_and_the_field_is_named():
     with pytest.raises(WireError, match="not a Order: experiment is 3: Input should be a valid string"):
         decode_answer(b'{"experiment": 3, "warm": true}', Order)
+    with pytest.raises(WireError, match="not an answer to an upload: chunks.chunk_bytes is .*: Field required"):
+        decode_upload(b'{"chunks": 1}')
     with pytest.raises(WireError, match="not a message of a history: waits.waits is 3: Input should be a valid string"):
         decode_history(b'{"waits": 3}')
 

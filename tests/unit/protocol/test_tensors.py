@@ -11,14 +11,14 @@ import safetensors.numpy
 
 from openfl_audio.errors import TensorFormatError
 from openfl_audio.protocol.tensors import (
+    CHUNK_BYTES,
     DTYPES,
     MAX_HEADER_BYTES,
-    PIECE_BYTES,
     Header,
     TensorFile,
     Tensors,
     describe,
-    file_pieces,
+    file_chunks,
     receive,
     stream,
     write_tensors,
@@ -72,7 +72,7 @@ def test_no_bytes_at_all_are_fine_too(tmp_path, tensors):
     with TensorFile(tmp_path / "file") as file:
         assert_same(file.load(), tensors)
         assert file.header.metadata == {"a": 1}
-        assert_same(receive(file.pieces())[0], tensors)
+        assert_same(receive(file.chunks())[0], tensors)
 
 
 def test_a_file_of_ours_is_one_of_the_safetensors_library(tmp_path):
@@ -105,14 +105,14 @@ def test_slices_of_a_tensor_are_read_flat(tmp_path):
 
 
 def test_after_a_packed_header_pieces_are_of_one_size_and_their_sum_is_the_file(tmp_path):
-    tensors = {"a": np.arange(PIECE_BYTES // 2, dtype=np.float32), "b": np.arange(5, dtype=np.float16)}
+    tensors = {"a": np.arange(CHUNK_BYTES // 2, dtype=np.float32), "b": np.arange(5, dtype=np.float16)}
     write_tensors(tmp_path / "file", tensors, METADATA)
     with TensorFile(tmp_path / "file") as file:
-        for pieces in (list(stream(tensors, METADATA)), list(file.pieces())):
-            assert [len(piece) for piece in pieces[1:]] == [PIECE_BYTES, PIECE_BYTES, 10]
+        for pieces in (list(stream(tensors, METADATA)), list(file.chunks())):
+            assert [len(piece) for piece in pieces[1:]] == [CHUNK_BYTES, CHUNK_BYTES, 10]
             assert Header.unpack(pieces[0]) == file.header
             assert b"".join([file.header.encode(), *pieces[1:]]) == (tmp_path / "file").read_bytes()
-    assert b"".join(file_pieces(tensors, METADATA)) == (tmp_path / "file").read_bytes()
+    assert b"".join(file_chunks(tensors, METADATA)) == (tmp_path / "file").read_bytes()
 
 
 def test_pieces_of_a_file_are_as_large_as_each_is_wanted(tmp_path):
@@ -121,10 +121,10 @@ def test_pieces_of_a_file_are_as_large_as_each_is_wanted(tmp_path):
     data = (tmp_path / "file").read_bytes()[-26:]
     with TensorFile(tmp_path / "file") as file:
         for sizes, expected in ((repeat(9), [9, 9, 8]), (iter([1, 22, 50]), [1, 22, 3])):
-            _, *whole = file.pieces(sizes)
+            _, *whole = file.chunks(sizes)
             assert [len(piece) for piece in whole] == expected
             assert b"".join(whole) == data
-        _, *halves = file.pieces_with_floats_as("<f2", repeat(5))
+        _, *halves = file.chunks_with_floats_as("<f2", repeat(5))
         assert [len(piece) for piece in halves] == [4, 4, 2, 4, 2]
 
 
@@ -158,7 +158,7 @@ def test_a_packed_header_that_is_none_raises_and_is_never_unpacked_beyond_the_li
 
 def test_floats_are_converted_on_the_way_and_nothing_else(tmp_path):
     tensors = {
-        "wide": np.linspace(-7, 7, PIECE_BYTES // 2 + 5),  # more than one piece of float16
+        "wide": np.linspace(-7, 7, CHUNK_BYTES // 2 + 5),  # more than one piece of float16
         "float": np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32),
         "half": np.ones(3, np.float16),
         "steps": np.array(2**40),
@@ -169,14 +169,14 @@ def test_floats_are_converted_on_the_way_and_nothing_else(tmp_path):
     write_tensors(tmp_path / "file", tensors, METADATA)
     expected = {name: t.astype(np.float16) if t.dtype.kind == "f" else t for name, t in tensors.items()}
     with TensorFile(tmp_path / "file") as file:
-        came, metadata = receive(file.pieces_with_floats_as("<f2"))
+        came, metadata = receive(file.chunks_with_floats_as("<f2"))
     assert_same(came, expected)
     assert metadata == METADATA
 
 
 @pytest.mark.parametrize("dtype", ["complex64", ">f4", "U3", "object"])
 def test_a_type_that_cannot_travel_is_refused_by_name(dtype):
-    with pytest.raises(TensorFormatError, match=r"tensor 'odd' is .*, which cannot travel: use one of float64, "):
+    with pytest.raises(TensorFormatError, match=r"tensor 'odd' is .*, which cannot be transmitted: use one of float64"):
         list(stream({"good": np.zeros(2), "odd": np.zeros(2, dtype)}, {}))
 
 
@@ -327,15 +327,15 @@ def test_sending_and_reading_hold_pieces_and_receiving_holds_the_tensors_once(tm
         finally:
             tracemalloc.stop()
 
-    assert peak_of(stream(tensors, {})) < 3 * PIECE_BYTES
+    assert peak_of(stream(tensors, {})) < 3 * CHUNK_BYTES
     with TensorFile(tmp_path / "file") as file:
-        assert peak_of(file.pieces()) < 3 * PIECE_BYTES
+        assert peak_of(file.chunks()) < 3 * CHUNK_BYTES
         # A piece of float16 is read as float32 of twice that size.
-        assert peak_of(file.pieces_with_floats_as("<f2")) < 6 * PIECE_BYTES
+        assert peak_of(file.chunks_with_floats_as("<f2")) < 6 * CHUNK_BYTES
         tracemalloc.start()
         try:
-            receive(file.pieces())
+            receive(file.chunks())
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
-    assert peak < size + 3 * PIECE_BYTES
+    assert peak < size + 3 * CHUNK_BYTES

@@ -10,11 +10,10 @@ import grpc
 import pytest
 
 from openfl_audio.address import EXEMPTION_VARIABLES, PROXY_VARIABLES, join_address
+from openfl_audio.errors import WireError
 from openfl_audio.protocol.certificates import load_credentials, write_certificates
-from openfl_audio.protocol.messages import (
-    encode,
-)
-from openfl_audio.protocol.wire import channel_credentials, explain_unreachable, open_channel, send_pieces
+from openfl_audio.protocol.messages import Counted, Credit, encode
+from openfl_audio.protocol.wire import channel_credentials, explain_unreachable, open_channel, send_chunks
 
 
 class Call:
@@ -22,7 +21,7 @@ class Call:
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self.sent: list[bytes] = []
-        self.sent_with_leave: list[int] = []
+        self.sent_with_credit: list[int] = []
         self._thread = threading.Thread(target=self._take, args=(pieces,), daemon=True)
         self._thread.start()
 
@@ -31,21 +30,21 @@ class Call:
             self.sent.append(piece)
 
     def __iter__(self) -> Iterator[bytes]:
-        for leave, expected in (([3, 10], 1), ([2, 7], 4)):
+        for credit, expected in ((Credit(chunks=3, chunk_bytes=10), 1), (Credit(chunks=2, chunk_bytes=7), 4)):
             deadline = time.monotonic() + 10
             while len(self.sent) < expected and time.monotonic() < deadline:
                 time.sleep(0.001)
             time.sleep(0.05)  # for a piece too many, should one be sent
-            self.sent_with_leave.append(len(self.sent))
-            yield encode({"leave": leave})
+            self.sent_with_credit.append(len(self.sent))
+            yield encode(credit)
         self._thread.join(10)
-        yield encode({"counted": True})
+        yield encode(Counted(counted=True))
 
     def cancel(self) -> None:
         pass
 
 
-def test_pieces_go_as_leave_is_given_and_the_last_answer_is_returned():
+def test_chunks_go_as_credit_is_granted_and_the_last_answer_is_returned():
     calls = []
 
     def call(pieces: Iterator[bytes]) -> Call:
@@ -53,20 +52,29 @@ def test_pieces_go_as_leave_is_given_and_the_last_answer_is_returned():
         return calls[0]
 
     pieces = [b"the first, as it is", b"0123456789abcdef", b"x" * 10, b"0123456789abcd"]
-    assert send_pieces(call, pieces) == {"counted": True}
+    assert send_chunks(call, pieces) == Counted(counted=True)
     assert list(map(len, calls[0].sent)) == [len(pieces[0]), 10, 6, 10, 7, 7]
     assert b"".join(calls[0].sent) == b"".join(pieces)
-    assert calls[0].sent_with_leave == [1, 4]
+    assert calls[0].sent_with_credit == [1, 4]
 
 
-def test_nobody_waits_for_leave_after_the_call_has_ended():
+def test_an_upload_that_ends_without_an_answer_is_told(monkeypatch):
+    class Silent(Call):
+        def __iter__(self) -> Iterator[bytes]:
+            yield encode(Credit(chunks=1, chunk_bytes=10))
+
+    with pytest.raises(WireError, match="ended an upload without an answer"):
+        send_chunks(Silent, [b"x"])
+
+
+def test_nobody_waits_for_credit_after_the_call_has_ended():
     class Broken(Call):
         def __iter__(self) -> Iterator[bytes]:
             raise ConnectionError("gone")
 
     calls = []
     with pytest.raises(ConnectionError):
-        send_pieces(lambda pieces: calls.append(Broken(pieces)) or calls[0], (b"x" for _ in range(2)))
+        send_chunks(lambda pieces: calls.append(Broken(pieces)) or calls[0], (b"x" for _ in range(2)))
     calls[0]._thread.join(10)
     assert not calls[0]._thread.is_alive()
 
