@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from openfl_audio.director.notification import Changes
+from openfl_audio.director.run import Phase
 from openfl_audio.director.run_folder import RunFolder, Status
 from openfl_audio.errors import TensorFormatError, UpdateRefusedError
-from openfl_audio.protocol.messages import TaskResult, UpdateMessage
+from openfl_audio.protocol.messages import TaskResult, UpdateEnvelope, UpdateMessage
 from openfl_audio.protocol.tensors import Header, TensorFile, Tensors, stream
 from tests.unit.director.toy_experiment import (
     MODEL,
@@ -240,3 +241,25 @@ def test_an_answer_wakes_none_of_those_that_wait_for_their_next_task(tmp_path, m
         await waiting
 
     play(experiment, story())
+
+
+def test_updates_of_the_round_are_welcome_while_it_is_open_and_dropped_before_and_after(tmp_path):
+    async def story() -> None:
+        experiment = make_experiment(tmp_path)
+        update = UpdateEnvelope(experiment="toy", envoy="a", round=0, results={})
+        phases = []
+
+        def note() -> None:
+            phases.append((experiment.phase, experiment.intake.is_dropped(update)))
+
+        experiment.rounds.open("ab")
+        note()
+        experiment.open_round()
+        note()
+        experiment.close_round()
+        note()
+        experiment.stop()
+        note()
+        assert phases == [(Phase.CLOSED, True), (Phase.OPEN, False), (Phase.CLOSED, True), (Phase.ENDED, True)]
+
+    asyncio.run(story())
