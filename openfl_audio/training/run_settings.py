@@ -30,6 +30,7 @@ class OptimizerSettings(Group):
     @field_validator("momentum")
     @classmethod
     def check_momentum(cls, momentum: float, info: ValidationInfo) -> float:
+        """Raise ValueError for momentum that the optimizer does not have."""
         if momentum and info.data.get("name") != "sgd":
             raise ValueError("only sgd has one")
         return momentum
@@ -72,6 +73,7 @@ class RunSettings(Group):
     @field_validator("clients", mode="before")
     @classmethod
     def check_clients(cls, clients: Any) -> Any:
+        """Raise ValueError unless clients are a number, or "natural"."""
         if clients == "natural" or (isinstance(clients, int) and clients >= 1):
             return clients
         raise ValueError("it should be a number from 1 on, or natural")
@@ -79,6 +81,7 @@ class RunSettings(Group):
     @field_validator("init")
     @classmethod
     def check_init(cls, init: Path | None) -> Path | None:
+        """Raise ValueError unless the run to start from has a model."""
         if init is not None and not (init / "model" / "model.safetensors").exists():
             raise ValueError("it has no model/model.safetensors")
         return init

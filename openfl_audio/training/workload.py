@@ -117,11 +117,12 @@ class Workload(ABC, Generic[Config]):
 
     @property
     def packages(self) -> list[ModuleType]:
-        """The packages that travel to the envoys: the workload's own, and those that it builds on."""
+        """Return the packages that are sent to the envoys: the workload's own, and those that it builds on."""
         return [self.package, *map(import_module, self.builds_on)]
 
     @property
     def name(self) -> str:
+        """Return the name of the workload's package."""
         return self.package.__name__.rpartition(".")[2]
 
     def start_arguments(self, config: Config) -> dict[str, Any]:
