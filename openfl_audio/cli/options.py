@@ -49,6 +49,10 @@ def option(
     """Return a field that is an option --NAME; without a default it is required.
 
     Args:
+        description: its help.
+        default: its value where it is not given.
+        short: a second name, such as -c.
+        metavar: what its value is called in the help.
         nargs: values of a list after each --NAME: one or more, any number, or one.
         limits: those of pydantic, such as `ge`.
     """
