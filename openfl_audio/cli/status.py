@@ -89,8 +89,9 @@ class Experiments(_Status):
 
 
 def fetch_status(address: str, certificates: Path | None, user: str | None) -> dict[str, Any]:
-    """Return what the director tells `user`; `certificates` None turns TLS off. Raises StatusError, AddressError or
-    CertificateError.
+    """Return what the director tells `user`; `certificates` None turns TLS off.
+
+    Raises StatusError, AddressError or CertificateError.
     """
     # Before its import; what it reports is in the one sentence below.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
