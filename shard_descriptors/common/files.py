@@ -48,7 +48,7 @@ def printable(name: str) -> str:
     r"""Return a file name as text that can be sent: bytes that are no UTF-8 as escapes.
 
     >>> printable("caf\udce9")
-    'caf\\\\xe9'
+    'caf\\xe9'
     """
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 

@@ -38,8 +38,8 @@ def count_frames(num_samples: Any) -> Any:
     Kernels (10, 3, 3, 3, 3, 2, 2) with strides (5, 2, 2, 2, 2, 2, 2) see 400 samples every 320 (Hsu et al., "HuBERT",
     2021, arXiv 2106.07447, section II): floor((samples - 400) / 320) + 1, and none of less than 400.
 
-    >>> [count_frames(samples) for samples in (399, 400, 719, 720, 16_000)]
-    [0, 1, 1, 2, 49]
+    >>> count_frames(np.array([399, 400, 719, 720, 16_000]))
+    array([ 0,  1,  1,  2, 49])
     """
     return np.maximum((num_samples - FRAME_SAMPLES) // HOP_LENGTH + 1, 0)
 
