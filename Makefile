@@ -6,7 +6,7 @@ WORKLOAD ?= wav2vec2
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all check bench clean moved
+.PHONY: help install demo test test-fast test-all check bench clean moved
 
 help: ## list the targets
 	@echo "usage: make TARGET"
@@ -28,10 +28,14 @@ demo: install ## federate keyword spotting, or WORKLOAD=whisper, fsd50k, librifs
 # Many tests wait for processes: one file a core at a time, in the order of the folders, as the long ones are in the middle.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-test: install ## run the tests
+test-fast: install ## run the tests that start no process and train nothing for long, and the examples in docstrings
+	@$(PYTEST) -m "not (integration or process or training or slow)" --doctest-modules --cov --cov-report= \
+		tests/unit openfl_audio shard_descriptors workspaces
+
+test: install ## run the tests, save the slow ones
 	@$(PYTEST) -m "not slow"
 
-test-all: install ## run the tests, those of a Ray cluster as well
+test-all: install ## run all tests, those that take minutes as well
 	@$(PYTEST)
 
 check: install ## lint, format, types, notebooks: only looks, changes nothing

@@ -6,9 +6,12 @@ an experiment can have a worker ready.
 
 import argparse
 import faulthandler
+import importlib
+import importlib.util
 import json
 import logging
 import os
+import select
 import sys
 import traceback
 from pathlib import Path
@@ -58,9 +61,12 @@ def run_experiment(name: str, settings: EnvoyFile, config: Path, tls: bool, job:
     collaborator.run()
 
 
-def load_optimizers() -> None:
-    """Make an optimizer for nothing: the first of a process loads torch's compiler, which takes more than a second."""
+def load_libraries(job_comes: bool) -> None:
+    """Load what nearly every experiment needs; without one at hand there is time for what only most of them need."""
+    # The first optimizer of a process loads torch's compiler, which takes more than a second.
     torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    if not job_comes and importlib.util.find_spec("transformers"):
+        importlib.import_module("transformers.modeling_utils")
 
 
 def main() -> int:
@@ -71,8 +77,9 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--disable-tls", action="store_true")
     arguments = parser.parse_args()
-    load_optimizers()
-    line = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0).readline()
+    jobs = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0)
+    load_libraries(job_comes=bool(select.select([jobs], [], [], 0)[0]))
+    line = jobs.readline()
     if not line:
         return 0  # the envoy has ended, or has no experiment after all
     job = Job.model_validate_json(line)

@@ -7,6 +7,8 @@ import pytest
 
 import openfl_audio
 
+pytestmark = pytest.mark.process
+
 HEAVY = {"torch", "sklearn", "transformers", "pandas"}
 
 

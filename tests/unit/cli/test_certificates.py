@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from openfl_audio.protocol.certificates import load_credentials
+
+pytestmark = pytest.mark.process
 
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

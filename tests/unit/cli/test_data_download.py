@@ -14,6 +14,8 @@ from openfl_audio.cli.main import main
 from shard_descriptors import download
 from shard_descriptors.download import CORPORA, Archive
 
+pytestmark = pytest.mark.process
+
 
 class Handler(SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:

@@ -5,6 +5,8 @@ import pytest
 from openfl_audio.cli.main import main
 from tests.unit.shard_descriptors.fsd50k_corpus import make_corpus
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def corpus(tmp_path):

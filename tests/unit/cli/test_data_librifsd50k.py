@@ -10,6 +10,8 @@ from openfl_audio.cli.main import main
 from shard_descriptors.librifsd50k import LibriFsd50kShardDescriptor
 from tests.unit.shard_descriptors.librifsd50k_corpora import make_corpora, make_wham
 
+pytestmark = pytest.mark.process
+
 PREPARE = ["data", "prepare", "librifsd50k"]
 FEDWHAM = ["data", "prepare", "fedwham"]
 

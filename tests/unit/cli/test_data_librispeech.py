@@ -10,6 +10,8 @@ from openfl_audio.cli.main import main
 from shard_descriptors.librispeech import LibriSpeechShardDescriptor
 from tests.unit.shard_descriptors.librispeech_corpus import make_corpus
 
+pytestmark = pytest.mark.process
+
 TARGETS = ["data", "prepare", "hubert-targets"]
 
 

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 LAYOUTS = ("speech-commands", "librispeech", "fsd50k")
 
 

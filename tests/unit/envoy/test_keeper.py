@@ -16,6 +16,8 @@ import pytest
 
 from openfl_audio.envoy.envoy import end_worker, kill_below, memory_of
 
+pytestmark = pytest.mark.process
+
 DEADLINE_SECONDS = 60
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux hands orphans to another process")
 

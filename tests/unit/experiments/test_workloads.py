@@ -11,6 +11,8 @@ from openfl_audio.errors import SettingsError
 from openfl_audio.experiments.workloads import find_workload, workload_names
 from openfl_audio.training.workload import Workload, register_tasks
 
+pytestmark = pytest.mark.process
+
 SHARD = '''
 """Points of a line, from points.csv: a column x and a column y."""
 

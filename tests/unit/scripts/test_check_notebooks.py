@@ -5,6 +5,8 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from scripts.check_notebooks import MAX_CODE_CELLS, main
 
+pytestmark = pytest.mark.process
+
 
 @pytest.mark.parametrize(
     ("cells", "fault"),

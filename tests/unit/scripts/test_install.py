@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 REPOSITORY = Path(__file__).resolve().parents[3]
 # In place of the environment's Python: notes what pip is to install, and prints as pip does; this one does all else.
 PYTHON = """#!/bin/sh

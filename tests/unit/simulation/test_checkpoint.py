@@ -15,6 +15,8 @@ from openfl_audio.protocol.tensors import TensorFile, write_tensors
 from openfl_audio.simulation.simulation import Simulation
 from tests.unit import toy
 
+pytestmark = pytest.mark.process
+
 KINDS = list(toy.LASTING)
 
 

@@ -17,6 +17,8 @@ from openfl_audio.protocol.tensors import Tensors
 from openfl_audio.simulation.simulation import Simulation
 from tests.unit import toy
 
+pytestmark = pytest.mark.process
+
 CLIENTS = ["a-4", "b-2", "c-7", "d-3", "e-5"]
 
 

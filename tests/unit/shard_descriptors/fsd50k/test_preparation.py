@@ -23,6 +23,8 @@ from shard_descriptors.fsd50k.preparation import HalfRate, MelTransform, check_s
 from shard_descriptors.fsd50k.store import open_store, read_table
 from tests.unit.shard_descriptors.fsd50k_corpus import SAMPLE_RATE, make_corpus, tone
 
+pytestmark = pytest.mark.process
+
 REPOSITORY = Path(__file__).parents[4]
 REAL_CORPUS = REPOSITORY.parent / "shared" / "data" / "FSD50K"
 STORE_FILES = ("frames.f16", "clips.jsonl", "store.json", "report.json")

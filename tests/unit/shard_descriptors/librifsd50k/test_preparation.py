@@ -32,6 +32,8 @@ from tests.unit.shard_descriptors.librifsd50k_corpora import (
     recording,
 )
 
+pytestmark = pytest.mark.process
+
 REAL_DATA = Path(__file__).parents[5] / "shared" / "data"
 SPLITS = ("train", "validation", "test")
 FOLDER_OF = {"train": "train", "validation": "val", "test": "test"}

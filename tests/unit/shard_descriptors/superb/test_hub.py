@@ -14,6 +14,8 @@ from shard_descriptors.superb import SuperbShardDescriptor
 from shard_descriptors.superb.layout import LABELS, SILENCE, read_corpus, read_folder
 from tests.unit.shard_descriptors.superb_shards import REPOSITORY, all_shards, descriptor, silence_of, starts
 
+pytestmark = pytest.mark.process
+
 
 def write_hub_copy(
     corpus, folder: Path, names: tuple[str, ...], columns=("file", "audio", "label"), noise=True

@@ -11,6 +11,8 @@ import soundfile
 from openfl_audio.errors import DemoCorpusError
 from openfl_audio.testing.corpora import fsd50k as demo
 
+pytestmark = pytest.mark.training
+
 SIZES = {"n_dev_clips": 40, "n_eval_clips": 18}
 
 

@@ -14,6 +14,8 @@ from workspaces.hubert.loss import FrameCounts, MaskedPrediction
 from workspaces.hubert.masking import MaskSettings, expected_share
 from workspaces.hubert.tasks import TrainingSettings, add_gradients, train_round, validate_clips, validate_objective
 
+pytestmark = pytest.mark.training
+
 OBJECTIVE = MaskedPrediction(feature_penalty=1.0)
 SETTINGS = TrainingSettings(
     rounds=1,

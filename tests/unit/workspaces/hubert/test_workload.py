@@ -24,6 +24,8 @@ from workspaces.hubert.workload import HubertTraining, Settings
 from workspaces.hubert_codebooks.features import Mfcc
 from workspaces.hubert_codebooks.targets import make_targets
 
+pytestmark = pytest.mark.training
+
 WORKLOAD = HubertTraining()
 
 CONFIGS = Path(__file__).parents[4] / "workspaces" / "hubert" / "configs"

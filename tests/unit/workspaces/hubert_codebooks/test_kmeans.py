@@ -12,6 +12,8 @@ from openfl_audio.simulation.simulation import Simulation
 from workspaces.hubert_codebooks.model import ClusterSums, assign, final_centroids, fit_centroids, next_centroids
 from workspaces.hubert_codebooks.tasks import arguments, gather, iterate
 
+pytestmark = pytest.mark.training
+
 WIDTH = 39
 CLIENTS = {"client-1": 900, "client-2": 40, "client-3": 2_300}  # frames
 

@@ -14,6 +14,8 @@ from workspaces.hubert.model import create_hubert, save_model
 from workspaces.hubert_codebooks.features import HiddenStates, Mfcc
 from workspaces.hubert_codebooks.targets import CODEBOOKS, make_targets, summarize
 
+pytestmark = pytest.mark.training
+
 CLIENTS = 3
 
 

@@ -15,6 +15,8 @@ from workspaces.hubert_distillation.loss import Distillation
 from workspaces.hubert_distillation.model import CONFIGS
 from workspaces.hubert_distillation.workload import HubertDistillation, Settings
 
+pytestmark = pytest.mark.training
+
 WORKLOAD = HubertDistillation()
 
 

@@ -11,6 +11,8 @@ import pytest
 from workspaces.keyword_spotting import output_cache
 from workspaces.keyword_spotting.output_cache import CacheError, OutputStore, clip_key, open_store
 
+pytestmark = pytest.mark.process
+
 REPOSITORY = Path(__file__).parents[4]
 SHAPE = (3, 4)
 CLIP_BYTES = 2 * 3 * 4 + 32

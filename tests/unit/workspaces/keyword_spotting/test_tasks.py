@@ -10,6 +10,8 @@ from workspaces.keyword_spotting.data import EncoderClips, EncoderData, open_out
 from workspaces.keyword_spotting.tasks import TrainingSettings, draw_batches, train_round, validate_clips
 from workspaces.keyword_spotting.whisper import compute_log_mel, create_whisper, vary
 
+pytestmark = pytest.mark.training
+
 LABELS = ("low", "high", "_silence_")
 TINY = {
     "d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 24, "num_mel_bins": 8,

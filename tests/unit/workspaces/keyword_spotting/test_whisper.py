@@ -19,6 +19,8 @@ from workspaces.keyword_spotting.whisper import (
     create_whisper,
 )
 
+pytestmark = pytest.mark.training
+
 REPOSITORY = Path(__file__).parents[4]
 LABELS = ("yes", "no", "_silence_")
 TINY = {

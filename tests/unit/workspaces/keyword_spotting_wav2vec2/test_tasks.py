@@ -7,6 +7,8 @@ import torch
 from workspaces.keyword_spotting_wav2vec2.model import create_wav2vec2
 from workspaces.keyword_spotting_wav2vec2.tasks import ACCURACY, TrainingSettings, train_round, validate_clips
 
+pytestmark = pytest.mark.training
+
 LABELS = ("low", "high")
 
 SMALL = "wav2vec2_small.json"

@@ -13,6 +13,8 @@ from tests.unit.workspaces.keyword_spotting.words import make_corpus
 from workspaces.keyword_spotting_wav2vec2.model import CONFIGS
 from workspaces.keyword_spotting_wav2vec2.workload import Settings, Wav2Vec2KeywordSpotting
 
+pytestmark = pytest.mark.training
+
 WORKLOAD = Wav2Vec2KeywordSpotting()
 
 

@@ -7,6 +7,8 @@ from workspaces.sound_events.data import Patches
 from workspaces.sound_events.model import create_tagger
 from workspaces.sound_events.tasks import METRICS, TrainingSettings, score_clips, train_round, validate_clips
 
+pytestmark = pytest.mark.training
+
 
 def train(model, patches, rounds, learning_rate=3e-3):
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)

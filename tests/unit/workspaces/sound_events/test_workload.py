@@ -21,6 +21,8 @@ from workspaces.sound_events.model import load_model
 from workspaces.sound_events.tasks import validate_clips
 from workspaces.sound_events.workload import Settings, SoundEvents
 
+pytestmark = pytest.mark.training
+
 WORKLOAD = SoundEvents()
 
 CONFIGS = Path(__file__).parents[4] / "workspaces" / "sound_events" / "configs"

@@ -19,6 +19,8 @@ from workspaces.speech_enhancement.tasks import (
     validate_clips,
 )
 
+pytestmark = pytest.mark.training
+
 SETTINGS = TrainingSettings(learning_rate=0.003, batch_size=4, local_epochs=2, num_samples=8_000)
 
 

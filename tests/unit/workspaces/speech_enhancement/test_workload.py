@@ -12,6 +12,8 @@ from workspaces.speech_enhancement import plots, workload
 from workspaces.speech_enhancement.model import SudoRmRfSettings
 from workspaces.speech_enhancement.workload import Settings, SpeechEnhancement, count_supervised
 
+pytestmark = pytest.mark.training
+
 WORKLOAD = SpeechEnhancement()
 SETTINGS = Settings.model_construct()
 

@@ -12,6 +12,8 @@ from workspaces.speech_recognition.letters import decode, encode
 from workspaces.speech_recognition.loss import ctc_loss
 from workspaces.speech_recognition.tasks import TrainingSettings, train_round, validate_clips
 
+pytestmark = pytest.mark.training
+
 
 @pytest.fixture(autouse=True)
 def one_thread():

@@ -16,6 +16,8 @@ from tests.unit.workspaces.speech_recognition.speech import TINY
 from workspaces.speech_recognition.model import CONFIGS
 from workspaces.speech_recognition.workload import Settings, SpeechRecognition
 
+pytestmark = pytest.mark.training
+
 WORKLOAD = SpeechRecognition()
 
 
