@@ -22,6 +22,11 @@ pytest.importorskip("espeakng_loader")
 README = (REPOSITORY / "README.md").read_text()
 
 
+def environment_of(copy: Path) -> dict[str, str]:
+    """Return variables with which the command imports the packages of `copy`, whose settings are made small."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(copy)}
+
+
 def command(beginning: str) -> str:
     """The README's one command in a shell block that contains `beginning`."""
     lines = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()]
@@ -70,7 +75,7 @@ def test_jupyter_and_the_notebook_are_where_the_readme_says(copy):
 
 def test_a_simulation_runs_as_the_readme_says(copy):
     small = " --clients 4 --rounds 1 --set batch_size=4"  # of the same command
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = environment_of(copy)
     train = command("openfl-audio train keyword_spotting").replace("--clients 40", "") + small
     subprocess.run(train, shell=True, cwd=copy, env=environment, check=True, stdout=subprocess.DEVNULL)
     names = {path.name for path in (copy / "runs" / "simulated").iterdir()}
@@ -80,9 +85,7 @@ def test_a_simulation_runs_as_the_readme_says(copy):
 @pytest.mark.timeout(600)
 def test_the_modes_are_compared_as_the_readme_says(copy):
     compare = command("openfl-audio compare keyword_spotting") + " --clients 3 --rounds 1 --set batch_size=8"
-    output = subprocess.check_output(
-        compare, shell=True, cwd=copy, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True
-    )
+    output = subprocess.check_output(compare, shell=True, cwd=copy, env=environment_of(copy), text=True)
     rows = [line.split(" | ")[0] for line in output.splitlines() if line.startswith("| ")]
     assert rows == ["| run", "| ---", "| centralized", "| individual", "| simulated", "| federated"]
 
@@ -99,9 +102,7 @@ def test_sound_events_are_prepared_trained_and_searched_as_the_readme_says(copy)
         command("openfl-audio tune sound_events") + small + " --samples 1",
         command("openfl-audio compare sound_events") + small,
     ):
-        subprocess.run(
-            line, shell=True, cwd=copy, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, stdout=subprocess.DEVNULL
-        )
+        subprocess.run(line, shell=True, cwd=copy, env=environment_of(copy), check=True, stdout=subprocess.DEVNULL)
     assert {"scores.png", "class_by_uploader.png"} <= {path.name for path in (copy / "runs" / "events").iterdir()}
     assert len((copy / "runs" / "grid" / "results.csv").read_text().splitlines()) == 2
 
@@ -132,9 +133,7 @@ def test_speech_is_enhanced_and_a_hubert_pretrained_and_distilled_as_the_readme_
             "--seconds 10 --clips 2 --repeats 2", "--seconds 1 --clips 1 --repeats 1"
         ),
     ):
-        subprocess.run(
-            line, shell=True, cwd=copy, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, stdout=subprocess.DEVNULL
-        )
+        subprocess.run(line, shell=True, cwd=copy, env=environment_of(copy), check=True, stdout=subprocess.DEVNULL)
     for run in ("enhancement", "hubert", "student"):
         assert {"result.json", "history.jsonl", "model"} <= {path.name for path in (copy / "runs" / run).iterdir()}
 
@@ -147,7 +146,7 @@ def test_the_preparation_benchmark_runs_as_the_readme_says(copy):
 
 def test_the_cache_benchmark_runs_as_the_readme_says(copy):
     benchmark = command("benchmarks/encoder_cache.py") + " --form short --clips 8 --epochs 1"
-    output = subprocess.check_output(benchmark, shell=True, cwd=copy, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    output = subprocess.check_output(benchmark, shell=True, cwd=copy, env=environment_of(copy))
     assert json.loads(output)["form"] == "short"
 
 

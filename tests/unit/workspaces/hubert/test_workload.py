@@ -92,13 +92,13 @@ def test_base_is_the_recipe_with_fedadam_on_the_director():
 
 
 def test_wrong_settings_are_named():
-    with pytest.raises(SettingsError, match=r"data\.targets is None"):
+    with pytest.raises(SettingsError, match=r"'data\.targets' is None"):
         load(**{"data.targets": None})
-    with pytest.raises(SettingsError, match="there is no key 'distillation'"):
+    with pytest.raises(SettingsError, match="unknown key 'distillation'"):
         load(**{"distillation.teacher": "model"})
-    with pytest.raises(SettingsError, match="max_samples_per_batch is 1000: should have room for one clip"):
+    with pytest.raises(SettingsError, match="'max_samples_per_batch' is 1000: should have room for one clip"):
         load(max_samples_per_batch=1000)
-    with pytest.raises(SettingsError, match=r"mask\.length is 0"):
+    with pytest.raises(SettingsError, match=r"'mask\.length' is 0"):
         load(**{"mask.length": 0})
 
 

@@ -41,9 +41,9 @@ def test_every_configuration_is_valid(path):
 
 
 def test_a_wrong_setting_is_named():
-    with pytest.raises(SettingsError, match=r"model.width is 0.3"):
+    with pytest.raises(SettingsError, match=r"'model.width' is 0.3"):
         load(**{"model.width": 0.3})
-    with pytest.raises(SettingsError, match=r"data.split is 'random'"):
+    with pytest.raises(SettingsError, match=r"'data.split' is 'random'"):
         load(**{"data.split": "random"})
 
 

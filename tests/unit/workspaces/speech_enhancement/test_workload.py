@@ -96,11 +96,11 @@ def test_fedenhance_yaml_is_the_published_experiment():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"p_supervised": 1.5}, "p_supervised is 1.5"),
-        ({"local_epochs": 0}, "local_epochs is 0"),
-        ({"audio_seconds": 5}, "audio_seconds is 5"),
+        ({"p_supervised": 1.5}, "'p_supervised' is 1.5"),
+        ({"local_epochs": 0}, "'local_epochs' is 0"),
+        ({"audio_seconds": 5}, "'audio_seconds' is 5"),
         ({"model.num_sources": 4}, "num_sources should be 3: speech and two noises"),
-        ({"model.num_groups": 5}, "model.num_groups is 5: .*it should divide"),
+        ({"model.num_groups": 5}, "'model.num_groups' is 5: .*it should divide"),
     ],
 )
 def test_wrong_settings_are_named(changes, sentence):
