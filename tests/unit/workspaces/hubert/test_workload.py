@@ -96,7 +96,7 @@ def test_wrong_settings_are_named():
         load(**{"data.targets": None})
     with pytest.raises(SettingsError, match="unknown key 'distillation'"):
         load(**{"distillation.teacher": "model"})
-    with pytest.raises(SettingsError, match="'max_samples_per_batch' is 1000: should have room for one clip"):
+    with pytest.raises(SettingsError, match="max_samples_per_batch is 1000: should have room for one clip"):
         load(max_samples_per_batch=1000)
     with pytest.raises(SettingsError, match=r"'mask\.length' is 0"):
         load(**{"mask.length": 0})
