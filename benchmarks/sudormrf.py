@@ -95,7 +95,7 @@ def loss_of(estimate: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
 
 
 def published_gradients(model: torch.nn.Module, sources: torch.Tensor) -> None:
-    """As the published training loop has it: the mixture has variance 1, and the whole batch goes through at once."""
+    """Compute gradients as the published loop does: mixtures of variance 1, the whole batch at once."""
     mixture = sources.sum(dim=1, keepdim=True)
     mixture = (mixture - mixture.mean(-1, keepdim=True)) / (mixture.std(-1, keepdim=True) + 1e-9)
     estimate = make_consistent(model(mixture), mixture[:, 0])

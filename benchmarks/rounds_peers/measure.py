@@ -60,7 +60,7 @@ class Measured:
     first_round: dict[str, float] = field(default_factory=dict)
 
     def seconds_per_round(self) -> dict[str, float]:
-        """Without the first round, in which an engine starts up."""
+        """Summarise the seconds of all rounds but the first, in which an engine starts up."""
         return summarise(self.seconds[1:])
 
 

@@ -59,7 +59,7 @@ def measure(job: Job, folder: Path) -> Measured:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """All that NVIDIA FLARE keeps between runs is in a folder of this run."""
+    """Return variables with which all that NVIDIA FLARE keeps between runs is in a folder of this run."""
     path = f"{ENVIRONMENT / 'bin'}{os.pathsep}{os.environ['PATH']}"
     env = os.environ | {"HOME": str(folder), "NVFLARE_POC_WORKSPACE": str(folder / "poc"), "PATH": path}
     env.pop("PYTHONPATH", None)  # this project's packages are none of NVIDIA FLARE's
@@ -132,7 +132,7 @@ def _run(job: Job, processes: Processes, memory: MemoryWatch, kit: Path, env: di
 
 
 def _bytes_of_model(log: Path, kind: str) -> int | None:
-    """As a client's log has it, None if it has not: "ref" is what it fetched from the server, "tx" what it offered."""
+    """Bytes by a client's log, None if it has none: "ref" is what it fetched from the server, "tx" what it offered."""
     sizes = re.findall(rf"download {kind}.* done: .*\(([\d,]+) bytes\)", log.read_text(errors="replace"))
     return int(sizes[-1].replace(",", "")) if sizes else None
 

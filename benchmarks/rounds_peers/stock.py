@@ -133,7 +133,7 @@ def _submit(model: torch.nn.Module, rounds: int, processes: Processes) -> FLExpe
 
 
 def _wait_for_log(processes: Processes, words: str) -> float:
-    """When the director wrote `words`: it tells in its log that a round is aggregated, and nowhere else at once."""
+    """Wait for `words` in the director's log and return when: only it tells at once that a round is aggregated."""
     while words not in processes.log("director").read_text(errors="replace"):
         processes.check()
         time.sleep(0.05)

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class Phase(Enum):
-    """What an experiment does at the moment."""
+    """The present phase of an experiment."""
 
     CLOSED = "no round is open: the experiment is pending, or between two rounds"
     OPEN = "a round is open: its participants have tasks, and their updates are taken in"

@@ -56,7 +56,7 @@ def telling_lack(folder: Path) -> Iterator[None]:
 
 
 class Lacks:
-    """What the director lacks for one experiment: for its round, or for the updates of envoys."""
+    """Shortages of the director that hold up one experiment: its round, or the updates of envoys."""
 
     def __init__(
         self, folder: Path, experiment: str, has_ended: Callable[[], bool], on_change: Callable[[], None]

@@ -92,7 +92,7 @@ def prepare_fsd50k(folder: Path, data: Path | None) -> Path:
 
 
 def prepare_speech_and_noise(folder: Path, data: Path | None) -> Path:
-    """LibriFSD50K of what is made, or of the folders LibriSpeech and FSD50K in `data`."""
+    """Prepare LibriFSD50K of made corpora, or of the folders LibriSpeech and FSD50K in `data`."""
     source = data or folder
     if data is None:
         say(f"corpora of synthetic speech and sounds in {folder}")
@@ -106,7 +106,7 @@ def prepare_speech_and_noise(folder: Path, data: Path | None) -> Path:
 
 
 def prepare_sentences(folder: Path, data: Path | None) -> Path:
-    """LibriSpeech for three clients, with targets of a federated codebook."""
+    """Prepare LibriSpeech for three clients, with targets of a federated codebook."""
     if data is None:
         say(f"a corpus of synthetic sentences in {folder}")
         make_librispeech(folder)
@@ -122,7 +122,7 @@ def three_parts(data: Path) -> dict[str, dict[str, object]]:
 
 
 def three_uploaders(data: Path) -> dict[str, dict[str, object]]:
-    """The three with the most clips; one envoy has all validation clips."""
+    """Return the settings of the three uploaders with the most clips, and of one more that has all validation clips."""
     uploaders = Fsd50kShardDescriptor.uploader_sizes(data)
     train: dict[str, dict[str, object]] = {
         name: {"uploader": uploader} for name, uploader in zip(ENVOYS, uploaders, strict=False)
@@ -131,14 +131,14 @@ def three_uploaders(data: Path) -> dict[str, dict[str, object]]:
 
 
 def three_parts_one_with_clean_speech(data: Path) -> dict[str, dict[str, object]]:
-    """Of the three that train, the first knows its speech without noise; one more has all validation clips."""
+    """Return the settings of three that train, the first on speech without noise, and of an evaluator."""
     half = {"available_speech_percentage": 0.5}
     parts = {name: part | half | {"supervised": name == ENVOYS[0]} for name, part in three_parts(data).items()}
     return parts | {EVALUATOR: {}}
 
 
 def three_parts_with_targets(data: Path) -> dict[str, dict[str, object]]:
-    """Of the three that train, and of one more that has all validation clips."""
+    """Return the settings of three that train, and of one more that has all validation clips."""
     parts = three_parts(data) | {EVALUATOR: {}}
     return {name: part | {"targets": TARGETS} for name, part in parts.items()}
 

@@ -13,7 +13,7 @@ BUFFER_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to the first connection on which more than `after` bytes went one way.
+    """A fault of the first connection on which more than `after` bytes went one way.
 
     It is closed ("cut"), closed with a TCP reset ("reset"), or carries nothing any more in either direction ("stall").
     "up" is from who dials to the server.

@@ -1,8 +1,10 @@
 """A federation of real processes on this machine, over TLS, with the toy experiment beside it."""
 
 import contextlib
+import hashlib
 import io
 import json
+import os
 import signal
 import sys
 import threading
@@ -34,7 +36,7 @@ READY_SECONDS = 60
 
 
 def wait_for(condition: Callable, seconds: float = 60, interval: float = 0.05):
-    """What `condition` gives as soon as that is true, asked every `interval`; fails after `seconds`."""
+    """Return what `condition` gives as soon as that is true, asked every `interval`; fail after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         if time.monotonic() > deadline:
@@ -104,8 +106,23 @@ def open_as(processes: LocalFederation, name: str, **headers: str) -> grpc.Chann
     return open_channel(f"127.0.0.1:{processes.port}", credentials, **headers)
 
 
+def listing(folder: Path) -> dict[str, str]:
+    """Everything under `folder` but what is written now and then (logs): what it is, and a hash of what is in it."""
+    found = {}
+    # os.walk passes over a folder that a node removes meanwhile, where Path.rglob raises.
+    for path in (Path(parent, name) for parent, folders, files in os.walk(folder) for name in folders + files):
+        if path.suffix == ".log" or "tensorboard" in path.parts:
+            continue
+        try:
+            content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+            found[str(path.relative_to(folder))] = f"{oct(path.lstat().st_mode)} {content}"
+        except FileNotFoundError:  # on its way out
+            found[str(path.relative_to(folder))] = "gone"
+    return found
+
+
 def status_of(processes: LocalFederation) -> dict[str, Any]:
-    """What the director says of all envoys and experiments."""
+    """Return the director's status of all envoys and experiments."""
     with open_as(processes, USER, client_id=USER) as channel:
         return json.loads(RoundsStub(channel).get_status(encode(StatusRequest()), timeout=10, wait_for_ready=True))
 
@@ -134,7 +151,7 @@ def workspace_with(files: dict[str, bytes]) -> bytes:
 
 
 def submission_of(plan: Any, workspace: bytes | None = None, model: bytes | None = None) -> bytes:
-    """What a notebook submits. `plan` that is bytes goes in as it is; `model` is a safetensors file."""
+    """Return what a notebook submits. A `plan` that is bytes goes in as it is; `model` is a safetensors file."""
     files = {
         EXPERIMENT_PLAN: plan if isinstance(plan, bytes) else json.dumps(plan).encode(),
         ARCHIVE: workspace_with({"plan/plan.yaml": b"{}"}) if workspace is None else workspace,

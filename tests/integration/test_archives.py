@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import hashlib
 import io
 import json
 import os
@@ -12,7 +11,6 @@ import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import grpc
 import numpy as np
@@ -32,6 +30,7 @@ from tests.integration.conftest import (
     USER,
     FakeEnvoy,
     grows_by_less_than,
+    listing,
     open_as,
     plan_of,
     points,
@@ -191,21 +190,6 @@ SUBMISSIONS = {
 }
 
 
-def listing(folder: Path) -> dict[str, str]:
-    """Everything under `folder` but what is written now and then (logs): what it is, and a hash of what is in it."""
-    found = {}
-    # os.walk passes over a folder that a node removes meanwhile, where Path.rglob raises.
-    for path in (Path(parent, name) for parent, folders, files in os.walk(folder) for name in folders + files):
-        if path.suffix == ".log" or "tensorboard" in path.parts:
-            continue
-        try:
-            content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-            found[str(path.relative_to(folder))] = f"{oct(path.lstat().st_mode)} {content}"
-        except FileNotFoundError:  # on its way out
-            found[str(path.relative_to(folder))] = "gone"
-    return found
-
-
 @pytest.fixture(scope="module")
 def director(tmp_path_factory, certificates) -> Iterator[LocalFederation]:
     """A director with an envoy 'b', two folders deep so that what leaves its folder is seen."""
@@ -359,7 +343,7 @@ def test_an_envoy_refuses_a_bad_archive_or_name_and_says_so_and_stays(deceived, 
 
 
 def report_of(broken: BrokenDirector, experiment: str) -> tuple[str, str]:
-    """What the envoy says of an experiment that it is told to run, and cannot."""
+    """Return the envoy's report of an experiment that it is told to run, and cannot."""
     broken.orders.put(experiment)
     try:
         return broken.reports.get(timeout=20)

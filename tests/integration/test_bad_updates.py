@@ -28,7 +28,7 @@ REFUSED = r"update of envoy 'c' for round \d+: "
 
 @dataclass
 class Answer:
-    """What the director said to one upload: {"counted": ...}, or a refusal."""
+    """The director's answer to one upload: {"counted": ...}, or a refusal."""
 
     counted: bool | None = None
     code: grpc.StatusCode | None = None

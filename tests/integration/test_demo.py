@@ -267,7 +267,7 @@ def start_demo(data: Path, out: Path) -> subprocess.Popen:
 
 
 def pictures_in(notebook: Path) -> int:
-    """How many cells of the executed `notebook` show a PNG."""
+    """Count the cells of the executed `notebook` that show a PNG."""
     cells = json.loads(notebook.read_text())["cells"]
     return sum(any("image/png" in output.get("data", {}) for output in cell.get("outputs", ())) for cell in cells)
 

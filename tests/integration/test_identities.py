@@ -1,7 +1,6 @@
 """Who may call what: nobody speaks for another envoy, no envoy for a notebook, no notebook for an envoy."""
 
 import contextlib
-import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
@@ -24,6 +23,7 @@ from tests.integration.conftest import (
     USER,
     FakeEnvoy,
     grows_by_less_than,
+    listing,
     open_as,
     plan_of,
     points,
@@ -147,8 +147,7 @@ def unchanged(director) -> Iterator[None]:
 
 
 def state_of(director: LocalFederation) -> tuple[dict[str, Any], dict[str, str]]:
-    files = (path for path in (director.folder / "director").rglob("*") if path.is_file())
-    return status_of(director), {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return status_of(director), listing(director.folder / "director")
 
 
 def refusal(make_call: Callable[[], object]) -> grpc.RpcError:

@@ -296,7 +296,7 @@ def test_watch_goes_on_where_it_was_when_the_director_comes_back(running, start,
 
 
 def wait_for_lines(capsys, rounds: list[int]) -> str:
-    """What was printed, as soon as it has these rounds."""
+    """Return what was printed, as soon as it has these rounds."""
     printed = []
 
     def has_rounds() -> bool:

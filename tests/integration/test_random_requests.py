@@ -254,7 +254,7 @@ class Mutator:
 
 @dataclass
 class Storm:
-    """What came of many requests."""
+    """The outcome of many requests."""
 
     codes: Counter = field(default_factory=Counter)
     unanswered: list[str] = field(default_factory=list)

@@ -13,7 +13,7 @@ from openfl_audio.node.local_state import ClientStates
 
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """What is brought to the disk, in order, by the names of that moment."""
+    """List what is brought to the disk, in order, by the names of that moment."""
     paths, sync = [], os.fsync
 
     def note_and_sync(descriptor: int) -> None:

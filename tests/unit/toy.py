@@ -106,7 +106,7 @@ def fit(model, points, device, optimizer, round_number, stall=None):
 
 
 def fit_noisily(model, points, device, optimizer, round_number):
-    """As `fit`, after a push that all three global generators draw."""
+    """Train as `fit` does, after a push that all three global generators draw."""
     with torch.no_grad():
         model.line.bias += random.gauss(0, 0.1) + np.random.normal(0, 0.1) + 0.1 * torch.randn(1)
     return fit(model, points, device, optimizer, round_number)
@@ -140,7 +140,7 @@ def arguments(
     settings: dict[str, Any] | None = None,
     **others: Any,
 ) -> dict[str, Any]:
-    """Of `Simulation.start` and `define`."""
+    """Return arguments of `Simulation.start` and `define`."""
     return {
         "model_provider": ModelInterface(model, optimizer, local_tensors=local_tensors),
         "task_keeper": task_keeper(train, validate, **settings or {}),

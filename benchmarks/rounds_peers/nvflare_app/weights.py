@@ -51,7 +51,7 @@ class Weights(ModelPersistor):
             yield 0.02 * random.standard_normal(shape, dtype=np.float32)
 
     def _largest_difference(self, weights: dict[str, np.ndarray]) -> float:
-        """Between the weights and what the rounds should have made of them; NaN if there is one."""
+        """Largest difference between the weights and what the rounds should have made of them; NaN if there is one."""
         goal = self.rounds * self.step
         pairs = zip(self._start(), weights.values(), strict=True)
         return float(np.max([np.abs(end - begin - goal).max() for begin, end in pairs]))

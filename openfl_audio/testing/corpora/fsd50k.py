@@ -164,7 +164,7 @@ def write_corpus(folder: Path, n_dev_clips: int, n_eval_clips: int, median_secon
 
 
 def choose_uploaders(n_uploaders: int, rng: np.random.Generator) -> list[Uploader]:
-    """From good microphones in quiet rooms to telephones in noise; everybody records a few classes mostly."""
+    """Make uploaders, from good microphones in quiet rooms to telephones in noise; each prefers a few classes."""
     return [
         Uploader(
             name=f"recordist_{number:02d}",
@@ -186,7 +186,7 @@ def choose_uploaders(n_uploaders: int, rng: np.random.Generator) -> list[Uploade
 def plan_clips(
     fnames: Sequence[str], uploaders: Sequence[Uploader], validation_share: float | None, rng: np.random.Generator
 ) -> list[Clip]:
-    """Who uploads which clip with what in it; every class is in every split at least once."""
+    """Plan which uploader has which clip with which classes; every class is in every split at least once."""
     sizes = zipf_mandelbrot_sizes(len(fnames), len(uploaders))
     owners = np.repeat(np.arange(len(uploaders)), sizes)
     tastes = np.stack([uploader.taste for uploader in uploaders])
@@ -267,7 +267,7 @@ def write_ground_truth(path: Path, clips: Iterable[Clip], *, with_split: bool) -
 
 
 def write_clips_info(path: Path, clips: Iterable[Clip]) -> None:
-    """What Freesound knows about each clip, by its fname."""
+    """Write Freesound's description of each clip, by its fname."""
     info = {
         clip.fname: {
             "title": " and ".join(clip.leaves),

@@ -146,7 +146,7 @@ def choose_readers(n_speakers: dict[str, int], seed: int) -> list[Reader]:
 
 
 def plan_sentences(readers: Sequence[Reader], n_utterances: int, rng: np.random.Generator) -> list[Sentence]:
-    """What everybody reads, in one chapter or in two; no two chapters have the same number."""
+    """Plan the chapters of all speakers, one or two of each; no two chapters have the same number."""
     chapters = iter(rng.choice(np.arange(100, 150_000), 2 * len(readers), replace=False).tolist())
     sentences = []
     for reader in readers:

@@ -38,7 +38,7 @@ def make_folder(out: Path, parameters: Mapping[str, object], contents: str, writ
 
 
 def is_complete(folder: Path, parameters: Mapping[str, object]) -> bool:
-    """Whether `folder` is a finished corpus that was made with these parameters."""
+    """Tell whether `folder` is a finished corpus that was made with these parameters."""
     try:
         return json.loads((folder / "corpus.json").read_text()) == parameters
     except (OSError, ValueError):

@@ -39,7 +39,7 @@ def decay(n_samples: int, time_constant_s: float) -> np.ndarray:
 
 
 def swell(n_samples: int) -> np.ndarray:
-    """From 0 to 1 and back to 0. Shape: (n_samples,)."""
+    """Return an envelope from 0 to 1 and back to 0. Shape: (n_samples,)."""
     return np.sin(np.pi * (np.arange(n_samples) + 0.5) / n_samples)
 
 

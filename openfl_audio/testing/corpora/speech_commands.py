@@ -92,7 +92,7 @@ def name_of(speaker: Speaker, seed: int) -> str:
 
 
 def takes_of(speaker_index: int) -> list[tuple[int, str, int]]:
-    """What a speaker says, as (speaker index, word, take).
+    """Utterances of a speaker, as (speaker index, word, take).
 
     Speaker 0 says the first four of the other words, speaker 1 the next four, and so on in turn.
     """

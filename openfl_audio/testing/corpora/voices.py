@@ -131,6 +131,6 @@ def resample(waveform: np.ndarray, rate: int) -> np.ndarray:
 
 
 def without_silence(speech: np.ndarray) -> np.ndarray:
-    """What lies between the first and the last sample above a hundredth of the peak. Shape: (samples,)."""
+    """Cut off the silence before the first and behind the last sample above 1/100 of the peak. Shape: (samples,)."""
     loud = np.flatnonzero(np.abs(speech) > 0.01 * np.abs(speech).max())
     return speech[loud[0] : loud[-1] + 1]

@@ -55,7 +55,7 @@ def add_points(model, points, device, optimizer):
 
 
 def distance(model, points, device):
-    """How far the slope is from 2."""
+    """Return how far the slope is from 2."""
     return {"accuracy": -abs(model[0].weight.item() - 2), "slope": model[0].weight.item()}
 
 

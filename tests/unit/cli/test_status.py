@@ -37,7 +37,7 @@ def shown(status: dict, width: int = PIPED_WIDTH) -> str:
 
 
 def cells(text: str, name: str) -> list[str]:
-    """What the row says that begins with `name`; two spaces are between any two cells."""
+    """Return the cells of the row that begins with `name`; two spaces are between any two of them."""
     [line] = [line for line in text.splitlines() if line.split()[:1] == [name]]
     return [cell.strip() for cell in line.split("  ") if cell.strip()]
 

@@ -29,7 +29,7 @@ COUNT_TWO = {"count": 2, "seed": 4}
 
 
 def final_model(tmp_path: Path, **plan: Any) -> bytes:
-    """Of an experiment of four envoys that nobody disturbs."""
+    """Return the final model of an experiment of four envoys that nothing disturbs."""
     experiment = make_experiment(tmp_path, name="undisturbed", members="abcd", **plan)
     play(experiment, *[serve(experiment, envoy) for envoy in "abcd"])
     return experiment.folder.named_model("last").read_bytes()

@@ -45,7 +45,7 @@ class Sender:
 
 
 async def receive(uploads: Uploads, sender: Sender, watched: list[Sender], most: list[int]) -> int:
-    """How many pieces came; `most` gets how many bytes of all `watched` were on their way."""
+    """Receive all chunks and return their number; `most` gets how many bytes of all `watched` were in flight."""
     received = 0
     async with aclosing(uploads.receive(sender.arrivals(), sender.grant)) as pieces:
         async for _ in pieces:

@@ -28,7 +28,7 @@ from tests.unit.director.toy_experiment import (
 def results(
     task: str, round_number: int = 0, metrics: dict[str, float] | None = None, tensors: Tensors | None = None
 ) -> TaskResults:
-    """Of envoy 'a', as OpenFL's pipeline without compression lays them out."""
+    """Return results of envoy 'a', as OpenFL's pipeline without compression lays them out."""
     message = TaskResults(round_number=round_number, task_name=task, data_size=CLIPS["a"])
     arrays = [("metric", name, np.array([value])) for name, value in (metrics or {}).items()]
     arrays += [("trained", name, value) for name, value in (tensors or {}).items()]

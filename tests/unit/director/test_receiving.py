@@ -68,7 +68,7 @@ def test_of_many_connections_those_end_that_never_said_enough(monkeypatch):
 
 
 def waits_for_message(connections: Connections, *looks: dict[tuple[str, int], int], accounted: tuple[int, ...] = ()):
-    """Whether a call on the connection ("10.0.0.1", 1) of envoy 'a' still waits after these looks."""
+    """Tell whether a call on the connection ("10.0.0.1", 1) of envoy 'a' still waits after these looks."""
     connection = connections.of("ipv4:10.0.0.1:1", "envoy 'a'")
 
     async def story() -> bool:

@@ -25,7 +25,7 @@ def make_record(round_number: int, score: float) -> dict[str, Any]:
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Of each curve its points, as TensorBoard itself reads them."""
+    """Return the points of each curve, as TensorBoard itself reads them."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}

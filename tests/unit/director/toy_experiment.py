@@ -66,12 +66,12 @@ def load(path: Path) -> Tensors:
 
 
 def global_model(experiment: Experiment) -> tuple[Tensors, dict[str, Any]]:
-    """What an envoy gets: the model and its metadata."""
+    """Return what an envoy gets: the model and its metadata."""
     return receive(experiment.scheduler.global_model(repeat(CHUNK_BYTES)))
 
 
 def train(envoy: str, round_number: int, model: Tensors) -> Tensors:
-    """What the envoy makes of the model: a function of its name and of the round."""
+    """Return what the envoy makes of the model: a function of its name and of the round."""
     change = np.random.default_rng([ord(envoy), round_number]).normal(size=MODEL["weight"].shape)
     weight = (0.5 * model["weight"] + change).astype(model["weight"].dtype)
     return {"weight": weight, "steps": model["steps"] + CLIPS[envoy]}

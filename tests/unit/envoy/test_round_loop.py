@@ -99,7 +99,7 @@ def make_collaborator(
     federation_uuid: str = "uuid",
     fit: Callable | None = None,
 ) -> RoundCollaborator:
-    """As a worker makes it, with `client` in place of the connection to a director."""
+    """Make a collaborator as a worker does, with `client` in place of the connection to a director."""
     registered = TaskInterface()
 
     def plain_fit(model, loader, device, optimizer):

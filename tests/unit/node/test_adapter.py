@@ -61,7 +61,7 @@ def test_wrong_names_and_shapes_raise_and_name_the_tensor(model):
 
 
 def locked(tensor: np.ndarray) -> np.ndarray:
-    """As Ray's shared memory gives them."""
+    """Return an array that cannot be written to, as Ray's shared memory gives it."""
     tensor.setflags(write=False)
     return tensor
 

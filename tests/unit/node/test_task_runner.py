@@ -88,7 +88,7 @@ def test_what_a_task_draws_does_not_depend_on_the_tasks_before():
 
 
 class DrawnLine(toy.Line):
-    """With a frozen tensor that the recipe draws: it never travels."""
+    """A model with a frozen tensor that the recipe draws: it is never sent."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -196,7 +196,7 @@ def turned(tensor: np.ndarray) -> np.ndarray:
 
 
 def locked(tensor: np.ndarray) -> np.ndarray:
-    """As Ray's shared memory gives them."""
+    """Return an array that cannot be written to, as Ray's shared memory gives it."""
     tensor.setflags(write=False)
     return tensor
 

@@ -49,7 +49,7 @@ def make_updates(n: int, size: int = 50, seed: int = 0) -> tuple[list[np.ndarray
 
 
 def combine(rule: Rule, updates: list[np.ndarray], weights: Sequence[float]) -> np.ndarray:
-    """What `rule` makes of updates to a model of zeros."""
+    """Return what `rule` makes of updates to a model of zeros."""
     return rule.combine(updates, weights, np.zeros(len(updates[0]) if updates else 0, np.float32))
 
 

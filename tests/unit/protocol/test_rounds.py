@@ -56,7 +56,7 @@ def make_update(envoy="a", round_number=0, size=1, score=0.5, valid_size=1, **ch
 
 
 def answer(rounds: Rounds, envoy: str, **content: Any) -> None:
-    """What the tasks of `envoy` ask for, checked and counted."""
+    """Check and count an answer with what the tasks of `envoy` ask for."""
     update = make_update(envoy, rounds.round_number, **content)
     wanted = {task.name for task in rounds.tasks_for(envoy)}
     update = update.model_copy(update={"results": {name: update.results[name] for name in wanted}})

@@ -35,7 +35,7 @@ def run(simulation: Simulation, rounds: int | None = None) -> Simulation:
 
 
 def outcome(simulation: Simulation) -> tuple[Any, dict[str, bytes]]:
-    """What must not differ between two runs, to the bit."""
+    """Return what must not differ between two runs, to the bit."""
     lines = (simulation.folder / "history.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == simulation.records
     records = [{key: value for key, value in record.items() if key != "seconds"} for record in simulation.records]

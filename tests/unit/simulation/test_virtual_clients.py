@@ -27,7 +27,7 @@ def weights_of(simulation: Simulation) -> Tensors:
 
 
 def outcome(simulation: Simulation) -> tuple[Any, dict[str, bytes]]:
-    """What must not differ between two runs, to the bit."""
+    """Return what must not differ between two runs, to the bit."""
     records = [{key: value for key, value in record.items() if key != "seconds"} for record in simulation.records]
     return records, {name: tensor.tobytes() for name, tensor in weights_of(simulation).items()}
 

@@ -70,7 +70,7 @@ def waveforms(*lengths: int) -> list[Clip]:
 
 
 def one_second(waveform: Clip) -> Clip:
-    """As the shard of keyword spotting gives it."""
+    """Fill a clip up to one second, as the shard of keyword spotting does."""
     return np.pad(waveform, (0, 16_000 - len(waveform)))
 
 

@@ -21,7 +21,7 @@ def corpus(espeak, tmp_path_factory):
 
 
 def transcripts(corpus) -> dict[str, str]:
-    """What each file says, by its path without the suffix."""
+    """Return the transcript of each file, by its path without the suffix."""
     said = {}
     for path in corpus.glob("*/*/*/*.trans.txt"):
         speaker, chapter = path.parts[-3:-1]

@@ -10,7 +10,7 @@ from workspaces.hubert_codebooks.features import FeatureError, HiddenStates, Mfc
 
 
 class Waveforms:
-    """What `read_frames` needs of a LibriSpeech shard: noise of several lengths, and how often each was read."""
+    """A stand-in for a LibriSpeech shard: noise of several lengths, and how often each was read."""
 
     def __init__(self, num_samples: list[int], num_frames: list[int] | None = None) -> None:
         self.num_samples = np.array(num_samples)

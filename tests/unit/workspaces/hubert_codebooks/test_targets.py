@@ -26,7 +26,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prepared(corpus, tmp_path_factory):
-    """With targets of all three codebooks."""
+    """Prepare a folder with targets of all three codebooks."""
     out = tmp_path_factory.mktemp("prepared") / "three"
     prepare_librispeech(corpus.root, out, CLIENTS)
     for codebook in CODEBOOKS:

@@ -24,7 +24,7 @@ def keys(*numbers: int) -> list[bytes]:
 
 
 def outputs(*numbers: int) -> np.ndarray:
-    """Of each clip, its number (up to 2,000) and what makes its places distinct."""
+    """Return outputs that hold each clip's number (up to 2,000) and what makes its places distinct."""
     return np.stack([np.append(np.arange(11), number) for number in numbers]).astype(np.float16).reshape(-1, *SHAPE)
 
 

@@ -89,7 +89,7 @@ def waveforms(count: int) -> torch.Tensor:
 @pytest.mark.parametrize("kind", ["hubert", "wav2vec2"])
 @pytest.mark.parametrize("stable", [False, True])
 def test_the_head_sees_the_input_of_the_first_layer_and_the_outputs_of_all(tmp_path, kind, stable):
-    """As s3prl's featurizer: a softmax over all of them, even at first, then SUPERB's two linear layers."""
+    """The head is s3prl's featurizer, a softmax over all states, even at first, and SUPERB's two linear layers."""
     folder = save(tmp_path / kind, kind, do_stable_layer_norm=stable)
     model = create_upstream(folder, labels=LABELS).eval()
     reference = {"hubert": HubertModel, "wav2vec2": Wav2Vec2Model}[kind].from_pretrained(folder).eval()

@@ -80,7 +80,7 @@ def create(tmp_path):
 
 @pytest.fixture
 def encoded(monkeypatch):
-    """How many clips each call of the encoder got."""
+    """List how many clips each call of the encoder got."""
     sizes = []
     encode = data.encode
     monkeypatch.setattr(
@@ -308,7 +308,7 @@ def test_features_too_large_for_memory_are_computed_for_each_batch(create, monke
 
 
 def centres(features, axis):
-    """Where the energy lies on an axis, (clips,)."""
+    """Return where the energy lies on an axis, (clips,)."""
     energy = features - features.amin(dim=(1, 2), keepdim=True)
     profile = energy.sum(dim=3 - axis)
     return (profile * torch.arange(profile.shape[1])).sum(1) / profile.sum(1)

@@ -15,7 +15,9 @@ def patches(number: int, seed: int = 0) -> torch.Tensor:
 
 
 def count_parameters(convolutions, recurrent, dense) -> int:
-    """Of (in, out, size) convolutions with scale and shift, (in, units) GRUs both ways, and (in, out) dense layers."""
+    """Count the parameters of (in, out, size) convolutions with scale and shift, (in, units) bidirectional GRUs
+    and (in, out) dense layers.
+    """
     parameters = sum(i * o * size**2 + 2 * o for i, o, size in convolutions)
     parameters += sum(2 * 3 * (i * units + units**2 + 2 * units) for i, units in recurrent)
     return parameters + sum(i * o + o for i, o in dense)

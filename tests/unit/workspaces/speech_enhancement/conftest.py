@@ -45,7 +45,7 @@ class Shard:
 
 @pytest.fixture
 def open_shard() -> Callable[[str], Shard]:
-    """Of clients by their names: supervised is who is called so."""
+    """Open the shard of a client by its name; supervised are those whose names begin so."""
     return lambda name: Shard(supervised=name.startswith("supervised"))
 
 

@@ -89,7 +89,7 @@ class Reference:
 
 
 def published_shapes(settings: SudoRmRfSettings) -> dict[str, tuple[int, ...]]:
-    """Of the published model's parameters, by their names there."""
+    """Return the shapes of the published model's parameters, by their names there."""
     s = settings
     channels, hidden = s.out_channels // s.num_groups, s.in_channels // s.num_groups
     shared = s.out_channels * 3 // s.num_groups

@@ -36,7 +36,7 @@ def tiny(tiny_model):
 
 
 def simulate(settings: Settings, clients: list[str], open_shard, folder: Path, rounds: int) -> list[dict]:
-    """With an evaluator that has the validation clips; the clients take part in every round."""
+    """Simulate with an evaluator that has the validation clips; the clients take part in every round."""
     simulation = Simulation([*clients, "evaluation"], open_shard, folder)
     simulation.start(
         "enhancement",
