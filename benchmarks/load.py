@@ -281,7 +281,14 @@ async def run_all(options: argparse.Namespace) -> int:
     return 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+async def run_and_exit(options: argparse.Namespace) -> None:
+    """Run all and end the process here: closing a loop that had hundreds of gRPC connections often waits for ever."""
+    code = await run_all(options)
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--envoys", type=whole_number, nargs="+", default=[10, 50, 100, 250, 500], metavar="N",
@@ -291,15 +298,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--floats", type=whole_number, default=10, metavar="F", help="of the model; %(default)s")
     parser.add_argument("--tls", action="store_true", help="mutual TLS")
     parser.add_argument("--json", action="store_true", help="print a JSON object a line")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     if not options.json:
         columns = f"{'director CPU s':>16}{'envoys CPU s':>14}{'MB':>6}{'peak MB':>9}{'files':>7}{'register s':>12}"
         print(f"{'envoys':>7}{'median s':>10}{'p90 s':>8}{columns}")
-    return asyncio.run(run_all(options))
+    asyncio.run(run_and_exit(options))
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    # With hundreds of connections, gRPC's calls often wait for ever when the interpreter frees them at its end.
-    os._exit(code)
+    main()

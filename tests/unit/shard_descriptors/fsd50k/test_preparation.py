@@ -211,35 +211,52 @@ def test_a_second_run_does_nothing(made, store_folder):
     assert {path.name: path.stat().st_mtime_ns for path in store_folder.iterdir()} == times
 
 
+def is_running(number):
+    try:
+        return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 @pytest.mark.timeout(120)
 def test_a_killed_run_goes_on_to_the_same_store_and_leaves_no_process(tmp_path):
     root = tmp_path / "FSD50K"
-    clips = make_corpus(root, [("ann", "train", (1.5,) * 60), ("eve", "eval", (0.5,) * 4)])
-    # Whoever opens a pipe waits for a writer: at clip 40 of 64 the run stands still.
-    recording = root / clips[40].file
-    recording.rename(tmp_path / "kept.wav")
-    os.mkfifo(recording)
-    script = [sys.executable, "-m", "openfl_audio.cli", "data", "prepare", "fsd50k", "--workers", "2"]
-    process = subprocess.Popen(
-        [*script, "--data", root, "--out", tmp_path / "store"], cwd=REPOSITORY, stderr=subprocess.DEVNULL
+    make_corpus(root, [("ann", "train", (0.5,) * 60), ("eve", "eval", (0.5,) * 4)])
+    code = f"""
+import os, signal
+from pathlib import Path
+from shard_descriptors.fsd50k import preparation
+from shard_descriptors.fsd50k.layout import read_layout
+
+def line(row, lines=[], write=preparation._line):
+    lines.append(row)
+    if len(lines) == 33:  # the first of the third task
+        print(*Path(f"/proc/{{os.getpid()}}/task/{{os.getpid()}}/children").read_text().split(), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write(row)
+
+if __name__ == "__main__":
+    preparation._line = line
+    preparation.prepare_store(read_layout(Path({str(root)!r})), Path({str(tmp_path / "store")!r}), workers=2)
+"""
+    (tmp_path / "killed.py").write_text(code)
+    killed = subprocess.run(
+        [sys.executable, tmp_path / "killed.py"],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        timeout=60,
     )
+    assert killed.returncode == -signal.SIGKILL
     table = tmp_path / "store/clips.jsonl"
-    deadline = time.monotonic() + 60
-    try:
-        while len(read_table(table)) < 32:  # two tasks of 16
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.01)
-        workers = psutil.Process(process.pid).children(recursive=True)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
     assert len(read_table(table)) == 32
-    (tmp_path / "kept.wav").replace(recording)
     with pytest.raises(CorpusError, match="is not finished: run openfl-audio data prepare fsd50k again, and it"):
         open_store(tmp_path / "store")
-    assert workers
-    while any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers):
+    workers = [int(number) for number in killed.stdout.split()]
+    assert len(workers) >= 2
+    deadline = time.monotonic() + 60
+    while any(map(is_running, workers)):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     # As a run leaves it that was stopped while writing.
