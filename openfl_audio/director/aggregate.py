@@ -16,7 +16,16 @@ import numpy as np
 from openfl_audio.errors import UpdateRefusedError
 from openfl_audio.files import sync_folder
 from openfl_audio.protocol.aggregate import check_tensor
-from openfl_audio.protocol.aggregation import LARGEST_VALUE, Aggregation, ServerOptimizer, clipped, magnitude, narrowed
+from openfl_audio.protocol.aggregation import (
+    BLOCK,
+    LARGEST_VALUE,
+    Aggregation,
+    ServerOptimizer,
+    clipped,
+    distance,
+    magnitude,
+    narrowed,
+)
 from openfl_audio.protocol.tensors import Entry, Header, TensorFile, bytes_of
 
 # Small enough for the processor's cache, and for malloc to hand out the same memory again and again.
@@ -210,12 +219,11 @@ class _Folding:
 
     def _distance(self, update: TensorFile) -> float:
         """Euclidean norm of what the envoy changed, over all parameters."""
-        total = 0.0
-        for name, entry in self.parameters.items():
-            for ends in _slices(entry.count):
-                change = update.read(name, *ends).astype(np.float64) - self.model.read(name, *ends)
-                total += float(np.dot(change, change))
-        return total**0.5
+        return distance(
+            (self.model.read(name, *ends), update.read(name, *ends))
+            for name, entry in self.parameters.items()
+            for ends in _slices(entry.count, BLOCK)
+        )
 
 
 class _Target:
@@ -272,6 +280,7 @@ class _Target:
             view, offset = view[written:], offset + written
 
 
-def _slices(count: int) -> Iterator[tuple[int, int]]:
-    for first in range(0, count, SLICE_ITEMS):
-        yield first, min(first + SLICE_ITEMS, count)
+def _slices(count: int, items: int | None = None) -> Iterator[tuple[int, int]]:
+    items = items or SLICE_ITEMS
+    for first in range(0, count, items):
+        yield first, min(first + items, count)

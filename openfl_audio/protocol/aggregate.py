@@ -15,6 +15,7 @@ from openfl_audio.protocol.aggregation import (
     Mean,
     RunningMean,
     clipped,
+    distance,
     is_too_large,
     magnitude,
     narrowed,
@@ -112,7 +113,8 @@ class Aggregator:
         if self.aggregation.clip_norm is None:
             return update
         current = {name: self.model[name].reshape(-1) for name in self._parameters}
-        (scale,) = self.aggregation.clip_scales([_distance(current, update)])
+        norm = distance((values, update[name]) for name, values in current.items())
+        (scale,) = self.aggregation.clip_scales([norm])
         return update | {name: clipped(values, update[name], scale) for name, values in current.items()}
 
 
@@ -129,12 +131,3 @@ def check_tensor(name: str, values: np.ndarray, current: np.ndarray, error_prefi
             f"{error_prefix}: tensor '{name}' holds {np.abs(values).max():g}, more than {LARGEST_VALUE:g}: with it the "
             "next global model might not be finite"
         )
-
-
-def _distance(current: Tensors, update: Tensors) -> float:
-    """Return the Euclidean norm of update - current over all tensors together."""
-    total = 0.0
-    for name, values in current.items():
-        change = update[name].astype(np.float64) - values
-        total += float(np.dot(change, change))
-    return total**0.5

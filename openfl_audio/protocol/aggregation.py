@@ -27,7 +27,7 @@ ROUNDING = 1e-12
 CACHED_ITEMS = 1 << 17
 # An exact factor that keeps a sum over up to 2^30 clips within the range of float32.
 WEIGHT_UNIT = 2.0**-30
-# Columns of all updates that the geometric median takes at a time; ten updates are 5 MB in float64.
+# Columns of all updates that a norm and the geometric median take at a time; ten updates are 5 MB in float64.
 BLOCK = 1 << 16
 
 
@@ -419,6 +419,22 @@ def clipped(current: np.ndarray, update: np.ndarray, scale: float) -> np.ndarray
     moved *= scale
     moved += current
     return moved
+
+
+def distance(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Return the Euclidean norm of update - current over all `pairs` of current and update, flat and of one length.
+
+    The result depends neither on the order of the pairs nor on how they are cut into pieces, as long as these begin at
+    multiples of BLOCK items: blocks are summed by themselves, and their sums exactly. A dot product would not do, as
+    its last bits depend on the number of threads.
+    """
+    squares = []
+    for current, update in pairs:
+        for start in range(0, len(current), BLOCK):
+            block = slice(start, start + BLOCK)
+            change = np.subtract(update[block], current[block], dtype=np.float64)
+            squares.append(float(np.square(change, out=change).sum()))
+    return math.sqrt(math.fsum(squares))
 
 
 def magnitude(values: np.ndarray) -> float:

@@ -89,5 +89,5 @@ def gather(frames: np.ndarray, centroids: np.ndarray) -> tuple[dict[str, np.ndar
         sums.index_add_(0, members, torch.from_numpy(chunk))
         squares.index_add_(0, members, torch.from_numpy(chunk**2))
         counts += np.bincount(nearest, minlength=clusters)
-        squared_error += float(distances @ distances)
+        squared_error += float(np.square(distances).sum())  # a dot product depends on the number of threads
     return {"sums": sums.numpy(), "squares": squares.numpy(), "counts": counts}, squared_error / len(frames)

@@ -1,3 +1,4 @@
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -5,8 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from threadpoolctl import threadpool_limits
 
 from openfl_audio.protocol.aggregation import (
+    BLOCK,
     Aggregation,
     FedAdagrad,
     FedAdam,
@@ -20,6 +23,7 @@ from openfl_audio.protocol.aggregation import (
     Rule,
     TrimmedMean,
     clipped,
+    distance,
 )
 
 RULES = {
@@ -403,6 +407,23 @@ def test_clipping_shortens_an_update_to_the_norm_and_leaves_shorter_ones_alone()
     np.testing.assert_allclose(clipped(current, updates[0], scales[0]) - current, [1.2, 0, 1.6], rtol=1e-6)
     assert clipped(current, updates[1], scales[1]) is updates[1]
     assert Aggregation().clip_scales([5.0, 0.0]) == [1.0, 1.0]
+
+
+def test_a_distance_depends_on_no_order_no_cut_and_no_number_of_threads():
+    rng = np.random.default_rng(0)
+    pairs = [
+        tuple(rng.normal(size=(2, length)).astype(np.float32)) for length in (7 * BLOCK + 7, 5, BLOCK, 99, 5 * BLOCK)
+    ]
+    expected = math.sqrt(math.fsum(math.fsum(np.square(b.astype(float) - a)) for a, b in pairs))
+    found = distance(pairs)
+    assert found == pytest.approx(expected, rel=1e-14)
+    assert distance(reversed(pairs)) == found
+    ends = (slice(0, 2 * BLOCK), slice(2 * BLOCK, None))
+    cut = [(a[part], b[part]) for a, b in pairs for part in ends]
+    assert distance(cut) == found
+    for threads in (1, 2):
+        with threadpool_limits(threads, "blas"):
+            assert distance(pairs) == found
 
 
 @pytest.mark.parametrize("rule", RULES)
