@@ -4,6 +4,10 @@
 class OpenFLAudioError(Exception):
     """Base of all exceptions that the engine raises on purpose."""
 
+    def _render_traceback_(self) -> list[str]:
+        """Return what Jupyter shows of the error, which is its sentence: IPython looks for a method of this name."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class AddressError(OpenFLAudioError, ValueError):
     """A host or a port is none that can be reached."""
@@ -83,6 +87,18 @@ class DirectorError(OpenFLAudioError, RuntimeError):
 
 class StatusError(OpenFLAudioError, RuntimeError):
     """A director's status cannot be had."""
+
+
+class DefinitionError(OpenFLAudioError, ValueError):
+    """The arguments of an experiment do not fit together."""
+
+
+class ExperimentExistsError(OpenFLAudioError, ValueError):
+    """An experiment of the same name exists, and its settings are others."""
+
+
+class SteeringError(OpenFLAudioError, RuntimeError):
+    """An experiment cannot be resumed, deleted or changed as it is now; the message says why."""
 
 
 class ExperimentFailedError(OpenFLAudioError, RuntimeError):

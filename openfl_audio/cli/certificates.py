@@ -15,7 +15,7 @@ from openfl_audio.protocol.certificates import (
 
 
 class Make(Command):
-    """Make the certificates of director, envoys and users, offline.
+    """Make the certificates of director, envoys and people, offline.
 
     An authority is made once, and signs the others. Each machine gets ca.crt and its own NAME.crt and NAME.key. ca.key
     signs new members: it stays where it was made. The same folder takes further members later.
@@ -35,6 +35,10 @@ class Make(Command):
     )
     envoy: list[str] = option("sign these envoys", [], metavar="NAME")
     user: list[str] = option("sign these users of notebooks", [], metavar="NAME")
+    operator: list[str] = option(
+        "sign these operators, who see, stop and delete all experiments and submit none", [], metavar="NAME"
+    )
+    monitor: list[str] = option("sign these monitors, who see all experiments and no model", [], metavar="NAME")
     days: int = option("validity in days", LEAF_DAYS, ge=1)
     force: bool = option("replace certificates that exist, but never the authority", False)
 
@@ -44,6 +48,8 @@ class Make(Command):
             director_hosts=self.director,
             envoys=self.envoy,
             users=self.user,
+            operators=self.operator,
+            monitors=self.monitor,
             days=self.days,
             force=self.force,
         )

@@ -2,20 +2,39 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import grpc
 from grpc import aio
 
 from openfl_audio.errors import CertificateError
-from openfl_audio.protocol.certificates import role_of
+from openfl_audio.protocol.certificates import MONITOR, OPERATOR, USER, role_of
 
 logger = logging.getLogger(__name__)
 
 Context: TypeAlias = aio.ServicerContext
 Method = TypeVar("Method", bound=Callable)
 
-CALLERS = {"envoy": "envoys", "user": "notebook users"}
+CALLERS = {"envoy": "envoys", "user": "notebook users", "operator": "operators", "monitor": "monitors"}
+# Roles that may read the state of experiments, and those that may end them.
+READERS = (USER, OPERATOR, MONITOR)
+STEERERS = (USER, OPERATOR)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Somebody who makes a call that is none of an envoy: a user of notebooks, an operator or a monitor."""
+
+    name: str
+    role: str = USER
+
+    def sees(self, owner: str) -> bool:
+        """Tell whether the caller sees all of an experiment of `owner`. One whose owner is not known is everybody's."""
+        return self.role != USER or owner in ("", self.name)
+
+    def __str__(self) -> str:
+        return f"{self.role} '{self.name}'"
 
 
 def made_by(*roles: str) -> Callable[[Method], Method]:
@@ -37,7 +56,8 @@ def check_role(certificate: bytes, roles: tuple[str, ...]) -> None:
     """Raise CertificateError unless a certificate (PEM) is one of these roles."""
     name, role = role_of(certificate)
     if role not in roles:
-        callers = " and ".join(CALLERS[role] for role in roles)
+        *others, last = (CALLERS[role] for role in roles)
+        callers = f"{', '.join(others)} and {last}" if others else last
         raise CertificateError(f"the certificate is that of {role} '{name}', this call is for {callers}")
 
 
@@ -62,26 +82,26 @@ class Gate:
     async def envoy(self, context: Context, claimed: str) -> str:
         """Return the calling envoy's name; end the call if the certificate is not that envoy's."""
         if self.tls:
-            name = await self._name(context, "envoy")
+            name, _ = await self._owner(context, ("envoy",))
             if name != claimed:
                 sentence = f"the certificate is that of envoy '{name}', the call is made as envoy '{claimed}'"
                 await refuse(context, grpc.StatusCode.PERMISSION_DENIED, sentence)
         return claimed
 
-    async def user(self, context: Context) -> str:
-        """Return the calling user's name; end the call if the certificate is not a user's."""
+    async def person(self, context: Context) -> Caller:
+        """Return who calls; end the call if the certificate is an envoy's."""
         if not self.tls:
-            return header_of(context, "client_id") or "anonymous"
-        return await self._name(context, "user")
+            return Caller(header_of(context, "client_id") or "anonymous")
+        return Caller(*await self._owner(context, READERS))
 
     @staticmethod
-    async def _name(context: Context, role: str) -> str:
+    async def _owner(context: Context, roles: tuple[str, ...]) -> tuple[str, str]:
         certificate = context.auth_context()["x509_pem_cert"][0]
         try:
-            check_role(certificate, (role,))
+            check_role(certificate, roles)
         except CertificateError as error:
             await refuse(context, grpc.StatusCode.PERMISSION_DENIED, str(error))
-        return role_of(certificate)[0]
+        return role_of(certificate)
 
 
 def header_of(context: Context, key: str) -> str:

@@ -5,16 +5,18 @@ import contextlib
 import logging
 import shutil
 import time
+import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from openfl.protocols import director_pb2
 
+from openfl_audio.director.authorization import Caller
 from openfl_audio.director.experiment import Experiment
 from openfl_audio.director.notification import Changes
 from openfl_audio.director.run_folder import UNFINISHED, RunFolder, Status, owner_of
-from openfl_audio.errors import EnvoyRefusedError, RunFolderError, SubmissionError
+from openfl_audio.errors import EnvoyRefusedError, RunFolderError, SteeringError, SubmissionError
 from openfl_audio.protocol.messages import EnvoySummary, ExperimentSummary, FederationStatus, Order
 from openfl_audio.protocol.plan import EXPERIMENT_PLAN, ExperimentPlan
 from openfl_audio.protocol.rounds import Progress, Rounds
@@ -152,19 +154,23 @@ class Director:
         if entry is None or entry.instance != instance:
             raise EnvoyRefusedError(f"envoy '{name}' is not registered")
 
-        def order() -> Order:
-            experiment = entry.experiment
-            name = experiment.plan.name if experiment and not experiment.ended else ""
-            return Order(experiment=name, prestart=time.time() < self._prestart_until)
+        def order(experiment: Experiment | None) -> Order:
+            return Order(
+                experiment=experiment.plan.name if experiment else "", prestart=time.time() < self._prestart_until
+            )
 
-        entry.attending, given = True, None
+        entry.attending, given, given_experiment = True, None, None
         try:
             while self.envoys.get(name) is entry:
-                if order() == given:
+                experiment = entry.experiment if entry.experiment and not entry.experiment.ended else None
+                if _is_resumed(experiment, given_experiment):
+                    # Its worker may be about to end, and is ended before another one is started.
+                    experiment = None
+                if given == order(experiment):
                     # That the time of spare workers is over is no event: check it now and then.
                     await entry.changes.wait(LOOK_SECONDS)
                 else:
-                    given = order()
+                    given, given_experiment = order(experiment), experiment
                     yield given
         finally:
             entry.attending, entry.last_seen = False, 0.0
@@ -206,6 +212,50 @@ class Director:
         logger.info("experiment '%s' submitted by '%s'", folder.plan.name, owner)
         self.assign()
 
+    async def resume(self, name: str) -> None:
+        """Let an experiment that failed or was stopped continue after its last whole round. Raises SteeringError."""
+        experiment = await self._ended(name, "there is nothing to resume")
+        if experiment.state.status is Status.FINISHED:
+            raise SteeringError(f"experiment '{name}' has finished: start another one from its model")
+        try:
+            folder = experiment.folder.resumed()
+        except RunFolderError as error:
+            raise SteeringError(f"experiment '{name}' cannot be resumed: {error}") from None
+        self._add(folder)
+        logger.info("experiment '%s' is resumed from round %d", name, folder.state.progress.round_number)
+        self.assign()
+
+    async def delete(self, name: str, who: str) -> None:
+        """Remove an experiment that has ended, with models and history, as `who` wishes: its name is free again.
+
+        Raises SteeringError.
+        """
+        if name in self.experiments:
+            experiment = await self._ended(name, "stop it first")
+            del self.experiments[name], self.federations[experiment.plan.federation_uuid]
+        self.unusable.pop(name, None)
+        # Under the name of what is not finished, its rest goes also if the director is killed meanwhile.
+        leftover = self.runs / f"{UNFINISHED}{uuid.uuid4().hex}"
+        (self.runs / name).rename(leftover)
+        logger.info("experiment '%s' is deleted by %s", name, who)
+        await asyncio.to_thread(shutil.rmtree, leftover)
+
+    async def _ended(self, name: str, advice: str) -> Experiment:
+        """Return an experiment that has ended, once nothing works on it any more.
+
+        Raises SteeringError, with `advice`, if it has not ended.
+        """
+        while (task := self._running.get(name)) is not None and self.experiments[name].ended:
+            await asyncio.wait([task])
+        experiment = self.experiments.get(name)
+        if experiment is None:
+            raise SteeringError(f"experiment '{name}' is deleted")
+        if not experiment.ended:
+            raise SteeringError(f"experiment '{name}' is {experiment.state.status.value}: {advice}")
+        if not experiment.is_saved:
+            raise SteeringError(f"the end of experiment '{name}' is not written down yet: try it again later")
+        return experiment
+
     async def wait_experiment(self, envoy: str) -> Experiment:
         """Return the experiment that `envoy` has to work on, as soon as there is one. OpenFL's envoys call it."""
         if envoy not in self.envoys:
@@ -245,8 +295,8 @@ class Director:
             if name not in busy and self.is_online(name):
                 self._let_join(name, entry)
 
-    def status(self, user: str) -> FederationStatus:
-        """Return envoys and experiments; of others' experiments not why they failed, which is their owners' code."""
+    def status(self, caller: Caller) -> FederationStatus:
+        """Return envoys and experiments; to users not why others' failed, which may quote their owners' code."""
         experiments = [experiment.view.summary() for experiment in self.experiments.values()]
         experiments += [experiment.summary() for experiment in self.unusable.values()]
         envoys = [
@@ -258,7 +308,7 @@ class Director:
             )
             for name, entry in sorted(self.envoys.items())
         ]
-        shown = [each if each.owner in ("", user) else each.model_copy(update={"error": ""}) for each in experiments]
+        shown = [each if caller.sees(each.owner) else each.model_copy(update={"error": ""}) for each in experiments]
         return FederationStatus(envoys=envoys, experiments=shown)
 
     def _add(self, folder: RunFolder) -> Experiment:
@@ -330,6 +380,12 @@ class Director:
         if experiment.plan.corpus is not None:
             return experiment.plan.corpus
         return next((self.envoys[name].corpus for name in experiment.state.members if name in self.envoys), None)
+
+
+def _is_resumed(experiment: Experiment | None, before: Experiment | None) -> bool:
+    if experiment is None or before is None or experiment is before:
+        return False
+    return experiment.plan.name == before.plan.name
 
 
 def _has(experiment: Experiment, envoy: str) -> bool:

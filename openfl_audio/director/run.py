@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Iterable
 from enum import Enum
@@ -102,7 +103,7 @@ class Run:
         """End the experiment, tell everybody who waits for something of it, and write it down."""
         if self.ended:
             return
-        self.state.status, self.state.error = status, error
+        self.state.status, self.state.error, self.state.ended_at = status, error, time.time()
         self.answered.notify()
         self.news.notify()
         self.wake(self._tasks)
@@ -110,6 +111,11 @@ class Run:
         self.save_soon()
         level = logging.ERROR if error else logging.INFO
         logger.log(level, "experiment '%s' is %s%s", self.plan.name, status.value, f": {error}" if error else "")
+
+    @property
+    def is_saved(self) -> bool:
+        """Tell whether the state is written down."""
+        return self._saving is None
 
     def save_soon(self) -> None:
         """Write the state down: now, or as soon as the director has what it lacks for that."""
@@ -140,7 +146,7 @@ class Run:
             self.folder.delete_updates()
             self.folder.link_model("last")
         self.folder.save_state()
-        if self.ended:
+        if self.state.status is Status.FINISHED:
             # A director that is killed before it has written down the end needs the archive to resume the experiment.
             self.folder.delete_archive()
 

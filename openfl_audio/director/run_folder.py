@@ -2,7 +2,7 @@
 
     experiment.json      the plan
     state.json           status, round, participants; replacing it is what makes a round count
-    workspace.zip        what the envoys get, until the experiment has ended
+    workspace.zip        what the envoys get, until the experiment has finished
     history.jsonl        one record a round
     models/N.safetensors the global model after N aggregations, and `N.optimizer.safetensors` with a server optimizer
     updates/             the current round's updates, one file each; the files are reused in the next round
@@ -72,10 +72,12 @@ class State(BaseModel):
     Attributes:
         members: the envoys that may take part in the next round.
         departed: the envoys that have left the experiment, with the reason.
+        dropped: those among them that stay out when the experiment is resumed.
         registered: the sizes of the shards when their envoys became members.
         participants: the participants of the open round, None between two rounds.
         boot: names the time since the machine was started; see `boot_id`.
         progress: how far the rounds are.
+        ended_at: when the experiment ended, in seconds of the clock.
     """
 
     # Keys of another version of the director are kept.
@@ -88,10 +90,12 @@ class State(BaseModel):
     members: list[str] = []
     # The second names are those of version 0.1.0.
     departed: dict[str, str] = Field(default={}, validation_alias=AliasChoices("departed", "left"))
+    dropped: list[str] = []
     registered: dict[str, Sizes] = {}
     participants: list[str] | None = Field(default=None, validation_alias=AliasChoices("participants", "asked"))
     boot: str = ""
     progress: Progress = Progress()
+    ended_at: float | None = None
 
     @property
     def ended(self) -> bool:
@@ -187,7 +191,7 @@ class RunFolder:
             # Writes of a killed process are on the disk. Those under way when the machine went down may be incomplete.
             for update in self.updates():
                 update.unlink()
-        if self.state.ended:
+        if self.state.status is Status.FINISHED:
             self.delete_archive()
 
     def _check_models(self) -> None:
@@ -210,6 +214,26 @@ class RunFolder:
             self.link_model("last")
         except OSError as error:
             self._give_up(f"{self.path} cannot be written to: {error}")
+
+    def resumed(self) -> "RunFolder":
+        """Return the experiment, which failed or was stopped, as one that continues after its last whole round.
+
+        Its members are those of before and the envoys that it failed on, without those that were dropped. Raises
+        RunFolderError if something is missing that it needs.
+        """
+        if not self.archive.exists():
+            raise RunFolderError(f"{self.archive}, which the envoys need, is not there any more")
+        departed = {envoy: self.state.departed[envoy] for envoy in self.state.dropped}
+        members = sorted({*self.state.members, *self.state.departed} - {*departed})
+        changes = {"status": Status.PENDING, "error": "", "ended_at": None, "participants": None}
+        state = self.state.model_copy(update=changes | {"members": members, "departed": departed})
+        folder = RunFolder(self.path, self.plan, state)
+        folder._readers = self._readers  # of a model that is being downloaded
+        folder._check_models()
+        if folder.state.ended:
+            raise RunFolderError(folder.state.error)
+        folder.save_state()
+        return folder
 
     def _give_up(self, reason: str) -> None:
         """Fail the experiment, which cannot be resumed. That is not written down, as the file may be put back."""
@@ -325,7 +349,7 @@ class RunFolder:
             path.unlink(missing_ok=True)
 
     def delete_archive(self) -> None:
-        """Remove what the envoys download, which is not needed once the experiment has ended."""
+        """Remove what the envoys download, which is not needed once the experiment has finished."""
         self.archive.unlink(missing_ok=True)
 
     def save_state(self) -> None:

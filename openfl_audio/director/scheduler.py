@@ -11,7 +11,7 @@ from openfl_audio.director.intake import MAX_REASON_CHARACTERS, Intake
 from openfl_audio.director.run import Phase, Run
 from openfl_audio.director.run_folder import Status
 from openfl_audio.director.tensorboard import TensorBoard
-from openfl_audio.errors import EndedError, LackError, NotFiniteError, RoundFailedError
+from openfl_audio.errors import EndedError, LackError, NotFiniteError, RoundFailedError, SteeringError
 from openfl_audio.protocol.messages import GlobalModel
 from openfl_audio.protocol.plan import Task
 from openfl_audio.protocol.shard_sizes import Sizes
@@ -125,20 +125,54 @@ class Scheduler:
         """
         if self._run.ended:
             return
-        self._state.departed[envoy] = reason
-        self._state.members = [member for member in self._state.members if member != envoy]
-        first_line = reason.partition("\n")[0][:MAX_REASON_CHARACTERS]
-        self._rounds.note(envoy, _departure(reason))
-        if self._rounds.tasks_for(envoy):
-            self._rounds.refuse(envoy, first_line)
+        self._remove(envoy, reason)
         has_deadline = self._plan.participation.deadline_seconds is not None
         if not has_deadline or not self._rounds.can_reach_quorum(self._state.members):
             self._run.fail(f"envoy '{envoy}': {reason}")
         else:
-            logger.warning("experiment '%s' continues without envoy '%s': %s", self._plan.name, envoy, reason)
-            self._run.save_soon()
-            self._run.answered.notify()
-            self._run.wake([envoy])
+            self._continue_without(envoy, reason)
+
+    def drop(self, envoy: str, reason: str) -> None:
+        """Continue without `envoy`, as somebody wishes; an update of it that has come in this round counts.
+
+        An experiment that failed or was stopped will be resumed without it. Raises SteeringError if `envoy` is no
+        member, or the others could not continue.
+        """
+        name = f"experiment '{self._plan.name}'"
+        members = self._state.members if not self._run.ended else [*self._state.members, *self._state.departed]
+        others = [member for member in members if member != envoy and member not in self._state.dropped]
+        if self._state.status is Status.FINISHED:
+            raise SteeringError(f"{name} has finished")
+        if envoy not in members or envoy in self._state.dropped:
+            raise SteeringError(f"envoy '{envoy[:80]}' is no member of {name}; its members are {members}")
+        if not self._rounds.can_reach_quorum(others):
+            raise SteeringError(f"{name} could not reach its quorum without envoy '{envoy}': stop it instead")
+        if not self._run.ended and not self._rounds.can_close_without(envoy):
+            raise SteeringError(
+                f"round {self._rounds.round_number} of {name} could not reach its quorum without envoy '{envoy}': "
+                "stop the experiment, drop the envoy, and resume the experiment"
+            )
+        try:
+            self._rounds.check_members(others)
+        except ValueError as error:
+            raise SteeringError(f"without envoy '{envoy}': {error}") from None
+        self._state.dropped.append(envoy)
+        self._remove(envoy, reason)
+        self._continue_without(envoy, reason)
+
+    def _remove(self, envoy: str, reason: str) -> None:
+        """Make `envoy` no member any more, and its update of this round, if it has not come, one that is refused."""
+        self._state.departed[envoy] = reason
+        self._state.members = [member for member in self._state.members if member != envoy]
+        self._rounds.note(envoy, _departure(reason))
+        if self._rounds.tasks_for(envoy):
+            self._rounds.refuse(envoy, reason.partition("\n")[0][:MAX_REASON_CHARACTERS])
+
+    def _continue_without(self, envoy: str, reason: str) -> None:
+        logger.warning("experiment '%s' continues without envoy '%s': %s", self._plan.name, envoy, reason)
+        self._run.save_soon()
+        self._run.answered.notify()
+        self._run.wake([envoy])
 
     async def _run_rounds(self, tensorboard: TensorBoard, others_may_run: Callable[[], Any]) -> None:
         name, members = self._plan.name, ", ".join(self._state.members)

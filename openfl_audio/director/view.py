@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Generator, Iterator
+from typing import Any
 
 from openfl_audio.director.run import Run
 from openfl_audio.protocol.messages import BestMetric, ExperimentSummary, Waits, encode
@@ -31,7 +32,14 @@ class View:
             waits=run.lacks.first,
             seconds_per_round=last.get("seconds"),
             error=run.state.error,
+            submitted=run.state.submitted,
+            ended=run.state.ended_at,
         )
+
+    def details(self) -> dict[str, Any]:
+        """Return the content of an ExperimentDetails, without the records of rounds."""
+        plan = self._run.plan.model_dump(mode="json")
+        return self.summary().model_dump() | {"departed": self._run.state.departed, "plan": plan}
 
     async def history(self, first: int = 0, follow: bool = True) -> AsyncIterator[bytes]:
         """Yield messages as JSON: each round's RoundRecord, from record `first` on and, if `follow`, to the end.

@@ -120,7 +120,7 @@ class Envoy:
 
     def _switch_to(self, experiment: str) -> None:
         """Run `experiment`, or none if it is "". A worker that runs it already is not restarted."""
-        if self._running and self._running.experiment != experiment:
+        if self._running and (self._running.experiment != experiment or self._running.is_over):
             self._running.stop(grace=GRACE_SECONDS)
             self._running = None
         if experiment and self._running is None:
@@ -229,6 +229,11 @@ class RunningExperiment:
         self._stopping = False
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
+
+    @property
+    def is_over(self) -> bool:
+        """Tell whether the worker has ended, and the director knows why."""
+        return not self._thread.is_alive()
 
     def stop(self, grace: float) -> None:
         """End the experiment: its worker has `grace` seconds to hear of that and to end by itself."""

@@ -9,8 +9,9 @@ import torch
 from openfl.federated import Plan
 from openfl.interface.interactive_api import experiment as openfl_experiment
 
+from openfl_audio.errors import DefinitionError
 from openfl_audio.node.adapter import all_names, remember_weights
-from openfl_audio.node.pretrained import read_weights
+from openfl_audio.node.pretrained import read_weights, weights_of
 from openfl_audio.protocol.tensors import Tensors
 
 
@@ -41,15 +42,15 @@ class ModelInterface(openfl_experiment.ModelInterface):
         super().__init__(model, optimizer, framework_plugin)
         self.local_tensors = tuple(local_tensors)
         self._built: torch.nn.Module | None = None
-        self._weights: Path | None = None
+        self._weights: Path | torch.nn.Module | None = None
 
-    def start_from(self, weights: str | Path) -> None:
-        """Let experiments begin with the weights in a safetensors file, or in a folder that `save_pretrained` wrote.
+    def start_from(self, weights: str | Path | torch.nn.Module) -> None:
+        """Let experiments begin with the weights of a model, of a safetensors file, or of a `save_pretrained` folder.
 
         They are read where the experiment is started, and nowhere else. Frozen weights are not transmitted, so they
         stay as the recipe builds them.
         """
-        self._weights = Path(weights)
+        self._weights = weights if isinstance(weights, torch.nn.Module) else Path(weights)
 
     def provide_model(self) -> torch.nn.Module:
         """Return the model of this process, built at the first call."""
@@ -69,14 +70,18 @@ class ModelInterface(openfl_experiment.ModelInterface):
     def initial_tensors(self, with_optimizer: bool) -> Tensors:
         """Return the transmitted tensors of the model as it is built, and with `with_optimizer` of its optimizer.
 
-        Raises ValueError, naming the pattern, if one of `local_tensors` matches nothing, or only some of the names of
-        one memory; WeightsError, naming the tensor, if what `start_from` names does not fit.
+        Raises DefinitionError, naming the pattern, if one of `local_tensors` matches nothing, or only some of the names
+        of one memory; WeightsError, naming the tensor, if what `start_from` names does not fit.
         """
         adapter = Plan.build(self.framework_plugin, {})
         optimizer = self.provide_optimizer() if with_optimizer else None
         tensors = adapter.get_tensor_dict(self.provide_model(), optimizer)
         if self._weights is not None:
-            tensors |= read_weights(self._weights, self.provide_model())
+            model = self.provide_model()
+            if isinstance(self._weights, Path):
+                tensors |= read_weights(self._weights, model)
+            else:
+                tensors |= weights_of(self._weights, model)
         local = self._local_names(tensors)
         return {name: tensor for name, tensor in tensors.items() if name not in local}
 
@@ -87,12 +92,14 @@ class ModelInterface(openfl_experiment.ModelInterface):
         for pattern in self.local_tensors:
             matching = {each for others in names.values() for each in others if fnmatchcase(each, pattern)}
             if not matching:
-                raise ValueError(f"local_tensors: '{pattern}' matches no trained tensor, e.g. {sorted(tensors)[:3]}")
+                raise DefinitionError(
+                    f"local_tensors: '{pattern}' matches no trained tensor, e.g. {sorted(tensors)[:3]}"
+                )
             matched |= matching
         for others in names.values():
             local = matched.intersection(others)
             if local and len(local) < len(others):
-                raise ValueError(
+                raise DefinitionError(
                     f"local_tensors: '{min(local)}' is one memory with {sorted(set(others) - local)}, which no pattern "
                     "matches: it stays on the node under all of its names or under none"
                 )
@@ -108,4 +115,4 @@ class ModelInterface(openfl_experiment.ModelInterface):
         return model
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_built": None}
+        return self.__dict__ | {"_built": None, "_weights": None}

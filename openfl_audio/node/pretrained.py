@@ -52,6 +52,17 @@ def read_weights(source: Path, model: torch.nn.Module) -> Tensors:
     return {name: _fitting(source, name, own, names[name], others) for name, own in transmitted(model).items()}
 
 
+def weights_of(source: torch.nn.Module, model: torch.nn.Module) -> Tensors:
+    """Return the tensors of `model` to transmit, with the values that `source` has.
+
+    Raises WeightsError if a tensor is not there or has another shape or type.
+    """
+    names, found = all_names(model), source.state_dict()
+    return {
+        name: _fitting(type(source).__name__, name, own, names[name], found) for name, own in transmitted(model).items()
+    }
+
+
 def _read_files(source: Path, wanted: Collection[str]) -> dict[str, torch.Tensor]:
     """Return those of the `wanted` tensors that are in the files of `source`."""
     found: dict[str, torch.Tensor] = {}
@@ -98,7 +109,7 @@ def _read_by_transformers(source: Path, model: torch.nn.Module) -> dict[str, tor
 
 
 def _fitting(
-    source: Path, name: str, own: torch.Tensor, names: list[str], found: dict[str, torch.Tensor]
+    source: Path | str, name: str, own: torch.Tensor, names: list[str], found: dict[str, torch.Tensor]
 ) -> np.ndarray:
     """Return the tensor of `found` under one of `names`, in the type of `own`."""
     own = torch.view_as_real(own) if own.is_complex() else own

@@ -12,6 +12,7 @@ from openfl.transport.grpc import director_client
 from openfl_audio.errors import DirectorError, ExperimentFailedError, WireError
 from openfl_audio.protocol.certificates import Credentials
 from openfl_audio.protocol.messages import (
+    DropRequest,
     Ended,
     ExperimentDetails,
     ExperimentRequest,
@@ -125,6 +126,21 @@ class DirectorClient(director_client.DirectorClient):
         """End an experiment."""
         with self.translated_errors():
             self.rounds.stop_experiment(encode(ExperimentRequest(experiment=experiment_name)))
+
+    def resume_experiment(self, experiment_name: str) -> None:
+        """Let an experiment that failed or was stopped continue."""
+        with self.translated_errors():
+            self.rounds.resume_experiment(encode(ExperimentRequest(experiment=experiment_name)))
+
+    def delete_experiment(self, experiment_name: str) -> None:
+        """Remove an experiment that has ended."""
+        with self.translated_errors():
+            self.rounds.delete_experiment(encode(ExperimentRequest(experiment=experiment_name)))
+
+    def drop_envoy(self, experiment_name: str, envoy: str) -> None:
+        """Let an experiment continue without one of its envoys."""
+        with self.translated_errors():
+            self.rounds.drop_envoy(encode(DropRequest(experiment=experiment_name, envoy=envoy)))
 
     def get_status(self) -> FederationStatus:
         """Return the envoys and the experiments of the whole federation."""

@@ -6,9 +6,12 @@ from typing import Any, Literal
 
 from openfl.interface.aggregation_functions import WeightedAverage
 from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
+from pydantic import ValidationError
 
+from openfl_audio.errors import DefinitionError
 from openfl_audio.node.model_interface import ModelInterface
 from openfl_audio.protocol.aggregation import Aggregation
+from openfl_audio.protocol.messages import describe_faults
 from openfl_audio.protocol.participation import Participation
 from openfl_audio.protocol.plan import TRAIN, VALIDATE, BestModel, Direction, ExperimentPlan, Task
 from openfl_audio.protocol.tensors import Tensors
@@ -48,33 +51,38 @@ def define(
     metric_bounds: Mapping[str, tuple[float, float]] | None = None,
     mean_over: Mapping[str, str | None] | None = None,
 ) -> Definition:
-    """Make the definition of an experiment. Raises ValueError if the arguments of `FLExperiment.start` do not fit."""
+    """Make the definition of an experiment. Raises DefinitionError if arguments of `FLExperiment.start` do not fit."""
     if opt_treatment not in OPT_TREATMENTS:
-        raise ValueError(f"opt_treatment {opt_treatment!r} is not supported: use one of {OPT_TREATMENTS}")
+        raise DefinitionError(f"opt_treatment {opt_treatment!r} is not supported: use one of {OPT_TREATMENTS}")
     if opt_treatment == "CONTINUE_GLOBAL" and precision == "float16":
-        raise ValueError("an optimizer's state does not fit into float16: use precision='float32'")
+        raise DefinitionError("an optimizer's state does not fit into float16: use precision='float32'")
     if any(function is not None for function in _chosen_aggregation_functions(task_keeper)):
-        raise ValueError("set_aggregation_function is not supported: give aggregation=Aggregation(...)")
+        raise DefinitionError("set_aggregation_function is not supported: give aggregation=Aggregation(...)")
     tensors = model_provider.initial_tensors(with_optimizer=opt_treatment == "CONTINUE_GLOBAL")
     parameters = dict(model_provider.provide_model().named_parameters(remove_duplicate=False))
-    plan = ExperimentPlan(
-        name=name,
-        federation_uuid="",
-        corpus=corpus,
-        envoys=None if envoys is None else list(envoys),
-        rounds=rounds_to_train,
-        tasks=_tasks(task_keeper),
-        participation=participation or Participation(),
-        aggregation=aggregation or Aggregation(),
-        best=BestModel(metric=best[0], direction=best[1], others=dict(also_best or {}), patience=patience),
-        keep=keep,
-        precision=precision,
-        metric_bounds=dict(metric_bounds or {}),
-        mean_over=dict(mean_over or {}),
-        untrained=[tensor for tensor in tensors if tensor not in parameters],
-        units=getattr(data_loader, "units", ExperimentPlan.model_fields["units"].default),
-    )
-    plan.check_best()
+    try:
+        plan = ExperimentPlan(
+            name=name,
+            federation_uuid="",
+            corpus=corpus,
+            envoys=None if envoys is None else list(envoys),
+            rounds=rounds_to_train,
+            tasks=_tasks(task_keeper),
+            participation=participation or Participation(),
+            aggregation=aggregation or Aggregation(),
+            best=BestModel(metric=best[0], direction=best[1], others=dict(also_best or {}), patience=patience),
+            keep=keep,
+            precision=precision,
+            metric_bounds=dict(metric_bounds or {}),
+            mean_over=dict(mean_over or {}),
+            untrained=[tensor for tensor in tensors if tensor not in parameters],
+            units=getattr(data_loader, "units", ExperimentPlan.model_fields["units"].default),
+        )
+        plan.check_best()
+    except ValidationError as error:
+        raise DefinitionError(describe_faults(error)) from None
+    except ValueError as error:
+        raise DefinitionError(str(error)) from None
     return Definition(plan, tensors, model_provider, task_keeper, data_loader, opt_treatment)
 
 
@@ -85,7 +93,7 @@ def _tasks(task_keeper: TaskInterface) -> list[Task]:
     """
     registered = task_keeper.get_registered_tasks()
     if not registered:
-        raise ValueError("no task is registered: decorate a function with task_keeper.register_fl_task(...)")
+        raise DefinitionError("no task is registered: decorate a function with task_keeper.register_fl_task(...)")
     return [
         Task(name=name, function_name=registered[name].function_name, task_type=registered[name].task_type)
         for name in (VALIDATE, TRAIN)

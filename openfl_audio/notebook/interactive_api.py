@@ -10,8 +10,10 @@ import io
 import json
 import logging
 import tempfile
+import uuid
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -25,7 +27,7 @@ from openfl.interface.interactive_api import federation as openfl_federation
 from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
 
 from openfl_audio.address import DEFAULT_PORT, bracket, check_host, join_address
-from openfl_audio.errors import DirectorError, ExperimentFailedError
+from openfl_audio.errors import DefinitionError, DirectorError, ExperimentExistsError, ExperimentFailedError
 from openfl_audio.node.compatibility import describe_environment
 from openfl_audio.node.model_interface import ModelInterface
 from openfl_audio.notebook.director_client import DirectorClient
@@ -62,6 +64,10 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+IF_EXISTS = ("attach", "new", "error")
+# States of an experiment that can be continued.
+RESUMABLE = ("failed", "stopped")
+
 
 class Federation(openfl_federation.Federation):
     """A notebook's connection to the director, with arguments as in OpenFL."""
@@ -87,7 +93,7 @@ class Federation(openfl_federation.Federation):
         credentials = None
         if tls:
             if not (client_id and cert_chain and api_cert and api_private_key):
-                raise ValueError("with tls=True, client_id, cert_chain, api_cert and api_private_key are needed")
+                raise DefinitionError("with tls=True, client_id, cert_chain, api_cert and api_private_key are needed")
             credentials = read_credentials(Path(cert_chain), Path(api_cert), Path(api_private_key), client_id)
         address = join_address(self.director_node_fqdn, self.director_port)
         self.dir_client = DirectorClient(client_id or "anonymous", address, credentials)
@@ -146,6 +152,8 @@ class FLExperiment(openfl_experiment.FLExperiment):
         precision: Literal["float32", "float16"] = "float32",
         metric_bounds: Mapping[str, tuple[float, float]] | None = None,
         mean_over: Mapping[str, str | None] | None = None,
+        start_from: str | Path | torch.nn.Module | None = None,
+        if_exists: Literal["attach", "new", "error"] = "error",
     ) -> None:
         """Send the experiment to the director and return; `watch` shows how it goes.
 
@@ -166,10 +174,24 @@ class FLExperiment(openfl_experiment.FLExperiment):
         "pr_auc" and their like are by default: it can choose a model only where a single envoy validates, and `watch`
         calls it a "mean of sites" elsewhere.
         With `precision` "float16" half as many bytes are transmitted; the director's sums and models stay as they are.
-        Raises DirectorError if the director refuses.
+        With `start_from` it begins with the weights of a model, or those in a file or folder: see
+        `ModelInterface.start_from`.
+        If there is an experiment of this name already, `if_exists` "attach" takes that one up, as a notebook that is
+        run once more does, "new" starts another one under the first free name of NAME-2, NAME-3 and so on, and "error"
+        refuses.
+        Raises DirectorError if the director refuses, ExperimentExistsError if the experiment to attach to has other
+        settings, and DefinitionError if arguments do not fit together.
         """
+        if if_exists not in IF_EXISTS:
+            raise DefinitionError(f"if_exists is {if_exists!r}: use one of {IF_EXISTS}")
         if task_assigner is not None or delta_updates or pip_install_options:
-            raise ValueError("task_assigner, delta_updates and pip_install_options are not supported: leave them out")
+            raise DefinitionError(
+                "task_assigner, delta_updates and pip_install_options are not supported: leave them out"
+            )
+        if start_from is not None:
+            model_provider.start_from(start_from)
+        if if_exists == "new":
+            self.experiment_name = self._free_name()
         definition = define(
             self.experiment_name,
             model_provider=model_provider,
@@ -189,7 +211,12 @@ class FLExperiment(openfl_experiment.FLExperiment):
             metric_bounds=metric_bounds,
             mean_over=mean_over,
         )
+        self.model_provider = model_provider
+        if if_exists == "attach" and self._attach_to_same(definition):
+            return
         extras = {
+            # Two experiments of one name, the first of which was deleted, are told apart by the envoys.
+            "submission": uuid.uuid4().hex,
             "precision": precision,
             "local_tensors": list(model_provider.local_tensors),
             "seed": definition.plan.participation.seed,
@@ -204,8 +231,33 @@ class FLExperiment(openfl_experiment.FLExperiment):
             override_config,
             extras=extras,
         )
-        self.model_provider = model_provider
         self._submit(definition)
+
+    def _free_name(self) -> str:
+        """Return the first of NAME, NAME-2, NAME-3 and so on that no experiment has."""
+        taken = {experiment.name for experiment in self.federation.dir_client.get_status().experiments}
+        names = chain([self.experiment_name], (f"{self.experiment_name}-{number}" for number in count(2)))
+        return next(name for name in names if name not in taken)
+
+    def _attach_to_same(self, definition: Definition) -> bool:
+        """Take up the experiment of this name, if there is one.
+
+        Raises ExperimentExistsError if its settings are not those of `definition`.
+        """
+        client, name = self.federation.dir_client, self.experiment_name
+        if name not in (experiment.name for experiment in client.get_status().experiments):
+            return False
+        found = client.get_experiment(name)
+        for key, value in definition.plan.model_dump(mode="json").items():
+            if key != "federation_uuid" and key in found.plan and found.plan[key] != value:
+                raise ExperimentExistsError(
+                    f"experiment '{name}' exists already, with {key} {found.plan[key]!r:.200} and not {value!r:.200}: "
+                    "if_exists='new' starts another one, delete() removes the first"
+                )
+        self.experiment_submitted = True
+        advice = ": resume() continues it" if found.status in RESUMABLE else ""
+        self.logger.info("experiment '%s' exists already and is %s%s", name, found.status, advice)
+        return True
 
     def _submit(self, definition: Definition) -> None:
         plan = definition.plan.model_copy(update={"federation_uuid": self.plan.federation_uuid})
@@ -239,8 +291,31 @@ class FLExperiment(openfl_experiment.FLExperiment):
         return to_frame([without_envoys(record) for record in records])
 
     def stop(self) -> None:
-        """End the experiment. Its history and models stay."""
+        """End the experiment. Its history and models stay, and `resume` continues it."""
         self.federation.dir_client.stop_experiment(self.experiment_name)
+
+    def resume(self) -> None:
+        """Continue the experiment, which failed or was stopped, after its last whole round.
+
+        It has the same seed and the code that was sent when it was started: where tasks are deterministic it comes to
+        the weights of an experiment that was not disturbed. It begins when all its envoys are online and free. Raises
+        DirectorError if it has not ended, or has finished.
+        """
+        self.federation.dir_client.resume_experiment(self.experiment_name)
+
+    def drop(self, envoy: str) -> None:
+        """Continue without `envoy`, also when the experiment is resumed. An update that it has sent already counts.
+
+        Raises DirectorError if the others could not be a quorum.
+        """
+        self.federation.dir_client.drop_envoy(self.experiment_name, envoy)
+
+    def delete(self) -> None:
+        """Remove the experiment, which has ended, with its models and its history: its name is free again.
+
+        Raises DirectorError if it has not ended.
+        """
+        self.federation.dir_client.delete_experiment(self.experiment_name)
 
     def watch(self) -> pd.DataFrame:
         """Show how the experiment goes, from its first round until it has ended, and return its history, a row a round.
@@ -326,7 +401,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
 
     def _model(self, which: str) -> torch.nn.Module:
         if self.model_provider is None:
-            raise ValueError(f"give attach('{self.experiment_name}', model_provider) the model that was trained")
+            raise DefinitionError(f"give attach('{self.experiment_name}', model_provider) the model that was trained")
         tensors = self.federation.dir_client.get_model(self.experiment_name, which)
         return self.model_provider.model_with(tensors)
 
@@ -337,7 +412,7 @@ def _package_files(package: ModuleType, also: Iterable[str] = ()) -> list[tuple[
     Logs what of the package's folder is left out. `also` are patterns for `workspace.select_files`.
     """
     if not package.__file__ or Path(package.__file__).name != "__init__.py":
-        raise ValueError(
+        raise DefinitionError(
             f"workspace '{package.__name__}' is not a package: give the imported folder with an __init__.py"
         )
     folder = Path(package.__file__).parent

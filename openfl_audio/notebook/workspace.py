@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath
 
+from openfl_audio.errors import DefinitionError
+
 SENT_SUFFIXES = frozenset({".py", ".pyi", ".yaml", ".yml", ".json", ".toml", ".cfg", ".ini"})
 # Python and Jupyter make these again.
 CACHES = frozenset({"__pycache__", ".ipynb_checkpoints"})
@@ -30,8 +32,8 @@ def select_files(folder: Path, also: Iterable[str] = ()) -> tuple[list[Path], li
 
     Files of SENT_SUFFIXES are sent, unless they or a folder above them are hidden, the folder is another program's, or
     they are settings that are large or credentials. So are files that match a glob pattern of `also`, relative to
-    `folder`. Links are followed: a file that is linked to arrives as a file. Raises ValueError for a pattern that no
-    file matches, and for a name that is not UTF-8.
+    `folder`. Links are followed: a file that is linked to arrives as a file. Raises DefinitionError for a pattern that
+    no file matches, and for a name that is not UTF-8.
     """
     asked_for = {path for pattern in also for path in _matches(folder, pattern)}
     sent, left_out = set(asked_for), []
@@ -57,10 +59,12 @@ def describe_left_out(names: list[str]) -> str:
 
 def _matches(folder: Path, pattern: str) -> list[Path]:
     if not pattern or PurePath(pattern).is_absolute() or ".." in PurePath(pattern).parts:
-        raise ValueError(f"workspace_files: {pattern!r} must be a pattern relative to the package's folder {folder}")
+        raise DefinitionError(
+            f"workspace_files: {pattern!r} must be a pattern relative to the package's folder {folder}"
+        )
     found = [path for path in folder.glob(pattern) if path.is_file()]
     if not found:
-        raise ValueError(
+        raise DefinitionError(
             f"workspace_files: no file in {folder} matches {pattern!r} ('NAME/**/*' matches all files of a folder)"
         )
     return found
@@ -97,4 +101,4 @@ def _check_name(path: Path) -> None:
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        raise ValueError(f"the name of workspace file {str(path)!r} is not UTF-8: rename it") from None
+        raise DefinitionError(f"the name of workspace file {str(path)!r} is not UTF-8: rename it") from None

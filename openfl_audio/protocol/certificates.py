@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
@@ -27,7 +27,9 @@ from openfl_audio.files import replacing
 DIRECTOR = "director"
 ENVOY = "envoy"
 USER = "user"
-ROLES = (DIRECTOR, ENVOY, USER)
+OPERATOR = "operator"
+MONITOR = "monitor"
+ROLES = (DIRECTOR, ENVOY, USER, OPERATOR, MONITOR)
 
 AUTHORITY = "ca"
 AUTHORITY_DAYS = 3650
@@ -125,10 +127,12 @@ def write_certificates(
     director_hosts: Sequence[str] | None = None,
     envoys: Sequence[str] = (),
     users: Sequence[str] = (),
+    operators: Sequence[str] = (),
+    monitors: Sequence[str] = (),
     days: int = LEAF_DAYS,
     force: bool = False,
 ) -> list[Path]:
-    """Sign the director (unless `director_hosts` is None), envoys and notebook users; return the files written.
+    """Sign the director (unless `director_hosts` is None), envoys and people by role; return the files written.
 
     The authority in `folder` is made by the first call and used by every later one, which is how an envoy is added.
     `force` replaces leaves and never the authority: that would cut off everybody who holds one of its certificates. All
@@ -136,7 +140,8 @@ def write_certificates(
     """
     if days < 1:
         raise CertificateError(f"A certificate has to hold for at least one day, not {days}.")
-    roles = _roles(director_hosts is not None, envoys, users)
+    names = {ENVOY: envoys, USER: users, OPERATOR: operators, MONITOR: monitors}
+    roles = _roles(director_hosts is not None, names)
     hosts = tuple(dict.fromkeys(_checked_host(host) for host in (*LOCAL_HOSTS, *(director_hosts or ()))))
     for name in roles:
         for path in _pair_paths(folder, name):
@@ -259,11 +264,11 @@ def role_of(pem: bytes) -> tuple[str, str]:
     return names[0], roles[0]
 
 
-def _roles(with_director: bool, envoys: Sequence[str], users: Sequence[str]) -> dict[str, str]:
+def _roles(with_director: bool, names: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """Return roles by name, in the order of signing. Every name is usable as a file and used once."""
     roles: dict[str, str] = {DIRECTOR: DIRECTOR} if with_director else {}
     seen: set[str] = set()
-    for name, role in [*((name, ENVOY) for name in envoys), *((name, USER) for name in users)]:
+    for role, name in [(role, name) for role, members in names.items() for name in members]:
         if not _NAME.fullmatch(name):
             raise CertificateError(_bad_name(name))
         # Compared without case, as some file systems do: "CA" would overwrite "ca".
@@ -274,7 +279,7 @@ def _roles(with_director: bool, envoys: Sequence[str], users: Sequence[str]) -> 
         seen.add(name.casefold())
         roles[name] = role
     if not roles:
-        raise CertificateError("There is nothing to sign: give a director, an envoy or a user.")
+        raise CertificateError("There is nothing to sign: give a director, an envoy, a user, an operator or a monitor.")
     return roles
 
 

@@ -43,6 +43,12 @@ class ExperimentRequest(Message):
     experiment: str
 
 
+class DropRequest(ExperimentRequest):
+    """A user or an operator wants an experiment to continue without one of its envoys."""
+
+    envoy: str
+
+
 class HistoryRequest(ExperimentRequest):
     """A user requests the records of rounds from record `first` on; `follow` waits for those to come."""
 
@@ -166,6 +172,8 @@ class ExperimentSummary(Answer):
         waits: what the director lacks and the experiment waits for; "" if it does not wait.
         seconds_per_round: how long the last round took.
         error: why it failed, "" if it did not, or if it is another user's.
+        submitted: when it was submitted, in seconds of the director's clock; 0 if that is not known.
+        ended: when it ended, None while it has not.
     """
 
     name: str
@@ -180,13 +188,23 @@ class ExperimentSummary(Answer):
     waits: str = ""
     seconds_per_round: float | None = None
     error: str
+    submitted: float = 0.0
+    ended: float | None = None
 
 
 class ExperimentDetails(ExperimentSummary):
-    """An experiment as its owner sees it, with the records of its last rounds."""
+    """An experiment as its owner sees it.
+
+    Attributes:
+        history: the records of its last rounds.
+        departed: why an envoy has left the experiment, by envoy.
+        plan: the experiment's plan, as the notebook sent it.
+    """
 
     best: BestMetric
     history: list[RoundRecord]
+    departed: dict[str, str] = {}
+    plan: dict[str, Any] = {}
 
 
 class EnvoySummary(Answer):

@@ -143,6 +143,15 @@ class Rounds:
         """Tell whether a round of `members` would have a quorum if all of them answered."""
         return len(self.contributors(members)) >= self.quorum
 
+    def can_close_without(self, envoy: str) -> bool:
+        """Tell whether the open round could have its quorum without an answer of `envoy`, or has its answer already."""
+        others = [
+            name
+            for name, tasks in self.participants.items()
+            if name != envoy and name not in self.refused and (_has_training(tasks) or not self.trains)
+        ]
+        return not self.tasks_for(envoy) or len(others) >= self.quorum
+
     def tasks_for(self, envoy: str) -> list[Task]:
         """Return the tasks that `envoy` still has in this round: none when it has answered."""
         return [] if self._has_answered(envoy) else self.participants.get(envoy, [])

@@ -161,4 +161,7 @@ class RoundsStub:
         self.get_history = channel.unary_stream(f"/{SERVICE}/GetHistory")
         self.get_experiment = channel.unary_unary(f"/{SERVICE}/GetExperiment")
         self.stop_experiment = channel.unary_unary(f"/{SERVICE}/StopExperiment")
+        self.resume_experiment = channel.unary_unary(f"/{SERVICE}/ResumeExperiment")
+        self.delete_experiment = channel.unary_unary(f"/{SERVICE}/DeleteExperiment")
+        self.drop_envoy = channel.unary_unary(f"/{SERVICE}/DropEnvoy")
         self.get_status = channel.unary_unary(f"/{SERVICE}/GetStatus")

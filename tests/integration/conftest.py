@@ -31,7 +31,7 @@ from openfl_audio.protocol.wire import RoundsStub, open_channel, send_chunks
 REPOSITORY = Path(__file__).resolve().parents[2]
 HERE = str(Path(__file__).parent)
 ENVOYS = {"a": 1, "b": 3}  # points each
-USER = "scientist"
+USER, OPERATOR, MONITOR = "scientist", "operator", "monitor"
 READY_SECONDS = 60
 
 
@@ -68,7 +68,14 @@ def toy_is_importable() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("certificates")
-    write_certificates(folder, director_hosts=["127.0.0.1"], envoys=[*ENVOYS, "c"], users=[USER, "colleague"])
+    write_certificates(
+        folder,
+        director_hosts=["127.0.0.1"],
+        envoys=[*ENVOYS, "c"],
+        users=[USER, "colleague"],
+        operators=[OPERATOR],
+        monitors=[MONITOR],
+    )
     return folder
 
 

@@ -16,9 +16,18 @@ from openfl.protocols import aggregator_pb2, base_pb2, director_pb2
 from openfl_audio.director.services.rounds import RoundsService
 from openfl_audio.experiments.local_federation import LocalFederation
 from openfl_audio.protocol.certificates import create_authority, issue, load_authority
-from openfl_audio.protocol.messages import AttendRequest, ExperimentRequest, ModelRequest, StatusRequest, encode
+from openfl_audio.protocol.messages import (
+    AttendRequest,
+    DropRequest,
+    ExperimentRequest,
+    ModelRequest,
+    StatusRequest,
+    encode,
+)
 from openfl_audio.protocol.tensors import Entry, Header, stream
 from tests.integration.conftest import (
+    MONITOR,
+    OPERATOR,
     READY_SECONDS,
     USER,
     FakeEnvoy,
@@ -78,7 +87,16 @@ CALLS_OF_NOTEBOOKS: dict[str, list[bytes | Message]] = {
     ROUNDS + "GetHistory": [encode(ExperimentRequest(experiment=EXPERIMENT))],
     ROUNDS + "GetExperiment": [encode(ExperimentRequest(experiment=EXPERIMENT))],
     ROUNDS + "StopExperiment": [encode(ExperimentRequest(experiment=EXPERIMENT))],
+    ROUNDS + "ResumeExperiment": [encode(ExperimentRequest(experiment=EXPERIMENT))],
+    ROUNDS + "DeleteExperiment": [encode(ExperimentRequest(experiment=EXPERIMENT))],
+    ROUNDS + "DropEnvoy": [encode(DropRequest(experiment=EXPERIMENT, envoy="b"))],
     ROUNDS + "GetStatus": [encode(StatusRequest())],
+}
+STATE = ("GetExperimentStatus", "GetEnvoys", "GetExperiment", "GetStatus", "GetDatasetInfo")
+# What a role may not do of what users may.
+FORBIDDEN = {
+    OPERATOR: ("Submit", "ResumeExperiment"),
+    MONITOR: ("Submit", "GetModel", "StopExperiment", "ResumeExperiment", "DeleteExperiment", "DropEnvoy"),
 }
 NOT_SERVED: dict[str, list[bytes | Message]] = {
     DIRECTOR + "SetNewExperiment": [director_pb2.ExperimentInfo(name="new")],
@@ -164,7 +182,9 @@ def test_the_calls_are_good_ones_when_the_right_certificate_makes_them(director,
     """Otherwise their refusals below would say nothing. Only calls that change nothing."""
     for name, table, harmless in (
         ("b", CALLS_OF_ENVOYS, ("GetTasks", "GetExperimentData", "GetAggregatedTensor", "GetModel", "WaitExperiment")),
-        (USER, CALLS_OF_NOTEBOOKS, ("GetExperimentStatus", "GetEnvoys", "GetModel", "GetExperiment", "GetStatus")),
+        (USER, CALLS_OF_NOTEBOOKS, ("GetModel", *STATE)),
+        (OPERATOR, CALLS_OF_NOTEBOOKS, ("GetModel", *STATE)),
+        (MONITOR, CALLS_OF_NOTEBOOKS, STATE),
     ):
         with open_as(director, name) as channel:
             for path in table:
@@ -219,7 +239,39 @@ def test_no_envoy_makes_a_notebooks_call(director, path):
     with open_as(director, "b", client_id=USER) as channel:
         error = refusal(lambda: call(channel, path, CALLS_OF_NOTEBOOKS[path]))
     assert error.code() is grpc.StatusCode.PERMISSION_DENIED
-    assert error.details() == "the certificate is that of envoy 'b', this call is for notebook users"
+    assert error.details().startswith("the certificate is that of envoy 'b', this call is for ")
+    assert "notebook users" in error.details()
+
+
+@pytest.mark.parametrize(("role", "call_name"), [(role, name) for role in FORBIDDEN for name in FORBIDDEN[role]])
+@pytest.mark.usefixtures("unchanged")
+def test_operators_and_monitors_may_not_do_all_that_users_may(director, role, call_name):
+    with open_as(director, role, client_id=USER) as channel:
+        error = refusal(lambda: call(channel, ROUNDS + call_name, CALLS_OF_NOTEBOOKS[ROUNDS + call_name]))
+    assert error.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert error.details().startswith(f"the certificate is that of {role} '{role}', this call is for ")
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_of_an_experiment_that_there_is_not_an_operator_hears_so(director):
+    with open_as(director, OPERATOR) as channel:
+        error = refusal(
+            lambda: call(channel, ROUNDS + "StopExperiment", [encode(ExperimentRequest(experiment="nobodys"))])
+        )
+    assert (error.code(), error.details()) == (grpc.StatusCode.NOT_FOUND, "there is no experiment 'nobodys'")
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_what_has_not_ended_is_neither_deleted_nor_resumed_nor_left_by_the_one_who_is_needed(director):
+    sentences = {
+        "DeleteExperiment": f"experiment '{EXPERIMENT}' is in_progress: stop it first",
+        "ResumeExperiment": f"experiment '{EXPERIMENT}' is in_progress: there is nothing to resume",
+        "DropEnvoy": f"experiment '{EXPERIMENT}' could not reach its quorum without envoy 'b': stop it instead",
+    }
+    with open_as(director, USER) as channel:
+        for name, sentence in sentences.items():
+            error = refusal(lambda name=name: call(channel, ROUNDS + name, CALLS_OF_NOTEBOOKS[ROUNDS + name]))
+            assert (error.code(), error.details()) == (grpc.StatusCode.FAILED_PRECONDITION, sentence)
 
 
 @pytest.mark.parametrize("path", [path for path, call in CALLS_OF_NOTEBOOKS.items() if EXPERIMENT in str(call)])

@@ -261,7 +261,7 @@ def test_status_refuses_in_one_sentence(running, certificates):
     sentence = ask("envoys", running, certificates, user="b", code=1)
     assert sentence == (
         f"openfl-audio envoys: the director at 127.0.0.1:{running.port} refused: "
-        "the certificate is that of envoy 'b', this call is for notebook users\n"
+        "the certificate is that of envoy 'b', this call is for notebook users, operators and monitors\n"
     )
 
 

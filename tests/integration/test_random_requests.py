@@ -21,7 +21,14 @@ from openfl.protocols import aggregator_pb2, base_pb2, director_pb2, director_pb
 
 from openfl_audio.director.services.rounds import RoundsService
 from openfl_audio.experiments.local_federation import LocalFederation
-from openfl_audio.protocol.messages import AttendRequest, ExperimentRequest, ModelRequest, StatusRequest, encode
+from openfl_audio.protocol.messages import (
+    AttendRequest,
+    DropRequest,
+    ExperimentRequest,
+    ModelRequest,
+    StatusRequest,
+    encode,
+)
 from openfl_audio.protocol.tensors import stream
 from tests.integration.conftest import (
     ENVOYS,
@@ -103,6 +110,9 @@ def requests() -> dict[str, list[bytes]]:
         rounds + "GetExperiment": [experiment],
         # Nobody's: the experiment must still be there for the next request.
         rounds + "StopExperiment": [encode(ExperimentRequest(experiment="of-nobody"))],
+        rounds + "ResumeExperiment": [encode(ExperimentRequest(experiment="of-nobody"))],
+        rounds + "DeleteExperiment": [encode(ExperimentRequest(experiment="of-nobody"))],
+        rounds + "DropEnvoy": [encode(DropRequest(experiment="of-nobody", envoy=ENVOY))],
         rounds + "GetStatus": [encode(StatusRequest())],
     }
 
@@ -154,7 +164,7 @@ class Mutator:
         changed = [*pieces[:at], self.chance.choice(ways)(pieces[at]), *pieces[at + 1 :]]
         if KINDS[path].startswith("stream") and self.chance.random() < 0.5:
             changed = self.shuffle(changed)
-        if path.endswith("/StopExperiment"):
+        if path.endswith(("/StopExperiment", "/DropEnvoy")):
             # Anybody may be the owner without TLS, and the experiment is still needed.
             changed = [piece.replace(NAME.encode(), b"another") for piece in changed]
         return changed

@@ -217,7 +217,7 @@ def test_an_unknown_key_ends_an_envoy_with_the_key(beside):
 def test_a_notebook_is_told_what_is_wrong(director, connect, certificates, tmp_path):
     from openfl_audio.notebook.interactive_api import DirectorError, Federation
 
-    with pytest.raises(DirectorError, match="the certificate is that of envoy 'b', this call is for notebook users"):
+    with pytest.raises(DirectorError, match="the certificate is that of envoy 'b', this call is for notebook users, "):
         connect(director, "b")
     with (
         LocalFederation(tmp_path, certificates, USER) as nobody,

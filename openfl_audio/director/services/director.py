@@ -6,10 +6,11 @@ import grpc
 from openfl.protocols import director_pb2, director_pb2_grpc
 from pydantic import ValidationError
 
-from openfl_audio.director.authorization import Context, Gate, header_of, made_by, refuse
+from openfl_audio.director.authorization import READERS, Context, Gate, header_of, made_by, refuse
 from openfl_audio.director.director import Director
-from openfl_audio.director.services.lookup import find_envoys_experiment, find_users_experiment
+from openfl_audio.director.services.lookup import find_envoys_experiment, find_persons_experiment
 from openfl_audio.errors import EnvoyRefusedError
+from openfl_audio.protocol.certificates import USER
 from openfl_audio.protocol.messages import MAX_REQUEST_BYTES, describe_faults
 from openfl_audio.protocol.plan import NAME
 from openfl_audio.protocol.shard_sizes import SIZES
@@ -98,16 +99,16 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
 
     # Calls of notebooks
 
-    @made_by("user")
+    @made_by(*READERS)
     async def GetExperimentStatus(self, request: director_pb2.GetExperimentStatusRequest, context: Context):  # noqa: N802
         """Answer with the status of an experiment."""
-        experiment = await find_users_experiment(self.director, self.gate, context, request.experiment_name)
+        experiment = await find_persons_experiment(self.director, self.gate, context, request.experiment_name)
         return director_pb2.GetExperimentStatusResponse(experiment_status=experiment.state.status.value)
 
-    @made_by("user")
+    @made_by(*READERS)
     async def GetMetricStream(self, request: director_pb2.GetMetricStreamRequest, context: Context):  # noqa: N802
         """Answer with all metrics of an experiment, round by round until its end."""
-        experiment = await find_users_experiment(self.director, self.gate, context, request.experiment_name)
+        experiment = await find_persons_experiment(self.director, self.gate, context, request.experiment_name)
         async for line in experiment.view.history():
             record = json.loads(line)
             if "round" not in record:
@@ -123,21 +124,21 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
                             metric_value=value,
                         )
 
-    @made_by("user")
+    @made_by(*READERS)
     async def GetDatasetInfo(self, request: director_pb2.GetDatasetInfoRequest, context: Context):  # noqa: N802
         """Answer with the shapes of the envoys' samples and targets."""
-        await self.gate.user(context)
-        self.director.expect_experiments()
+        if (await self.gate.person(context)).role == USER:
+            self.director.expect_experiments()
         response = director_pb2.GetDatasetInfoResponse()
         for entry in self.director.envoys.values():
             response.shard_info.sample_shape[:] = entry.shard_info.sample_shape
             response.shard_info.target_shape[:] = entry.shard_info.target_shape
         return response
 
-    @made_by("user")
+    @made_by(*READERS)
     async def GetEnvoys(self, request: director_pb2.GetEnvoysRequest, context: Context):  # noqa: N802
         """Answer with the registered envoys."""
-        await self.gate.user(context)
+        await self.gate.person(context)
         response = director_pb2.GetEnvoysResponse()
         for name, entry in sorted(self.director.envoys.items()):
             info = response.envoy_infos.add(

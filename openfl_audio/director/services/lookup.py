@@ -2,9 +2,10 @@
 
 import grpc
 
-from openfl_audio.director.authorization import Context, Gate, refuse
+from openfl_audio.director.authorization import Caller, Context, Gate, refuse
 from openfl_audio.director.director import Director
 from openfl_audio.director.experiment import Experiment
+from openfl_audio.protocol.certificates import USER
 
 
 async def find_envoys_experiment(director: Director, context: Context, experiment: str, envoy: str) -> Experiment:
@@ -15,14 +16,21 @@ async def find_envoys_experiment(director: Director, context: Context, experimen
     return found
 
 
-async def find_users_experiment(director: Director, gate: Gate, context: Context, experiment: str) -> Experiment:
-    """Return the experiment of a user's call; end the call if it is not one of the calling user."""
-    user = await gate.user(context)
-    found = director.experiments.get(experiment)
+async def find_persons_experiment(director: Director, gate: Gate, context: Context, experiment: str) -> Experiment:
+    """Return the experiment of a call; end the call if it is one of another user."""
+    await find_caller(director, gate, context, experiment)
     unusable = director.unusable.get(experiment)
-    if unusable is not None and unusable.owner in ("", user):
+    if unusable is not None:
         sentence = f"experiment '{experiment}' cannot be taken up: {unusable.reason}"
         await refuse(context, grpc.StatusCode.FAILED_PRECONDITION, sentence)
-    if found is None or found.owner != user:
-        await refuse(context, grpc.StatusCode.NOT_FOUND, f"user '{user}' has no experiment '{experiment[:80]}'")
-    return found
+    return director.experiments[experiment]
+
+
+async def find_caller(director: Director, gate: Gate, context: Context, experiment: str) -> Caller:
+    """Return who makes a call about an experiment; end the call if there is none, or it is one of another user."""
+    caller = await gate.person(context)
+    found = director.experiments.get(experiment) or director.unusable.get(experiment)
+    if found is None or not caller.sees(found.owner):
+        who = f"{caller} has" if caller.role == USER else "there is"
+        await refuse(context, grpc.StatusCode.NOT_FOUND, f"{who} no experiment '{experiment[:80]}'")
+    return caller

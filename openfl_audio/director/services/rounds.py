@@ -10,26 +10,29 @@ from typing import TypeVar
 
 import grpc
 
-from openfl_audio.director.authorization import Context, Gate, made_by, refuse
+from openfl_audio.director.authorization import READERS, STEERERS, Context, Gate, made_by, refuse
 from openfl_audio.director.director import SUBMISSION, Director
 from openfl_audio.director.flow_control import Downloads, Uploads
 from openfl_audio.director.intake import unless_small
-from openfl_audio.director.services.lookup import find_envoys_experiment, find_users_experiment
+from openfl_audio.director.services.lookup import find_caller, find_envoys_experiment, find_persons_experiment
 from openfl_audio.director.shortage import telling_lack
 from openfl_audio.errors import (
     BrokenUploadError,
     EnvoyRefusedError,
     LackError,
+    SteeringError,
     SubmissionError,
     TensorFormatError,
     UpdateRefusedError,
     WireError,
 )
+from openfl_audio.protocol.certificates import USER
 from openfl_audio.protocol.messages import (
     Accepted,
     AttendRequest,
     Counted,
     Credit,
+    DropRequest,
     Ended,
     ExperimentRequest,
     HistoryRequest,
@@ -72,6 +75,9 @@ class RoundsService:
                 "GetHistory": grpc.unary_stream_rpc_method_handler(self.get_history),
                 "GetExperiment": grpc.unary_unary_rpc_method_handler(self.get_experiment),
                 "StopExperiment": grpc.unary_unary_rpc_method_handler(self.stop_experiment),
+                "ResumeExperiment": grpc.unary_unary_rpc_method_handler(self.resume_experiment),
+                "DeleteExperiment": grpc.unary_unary_rpc_method_handler(self.delete_experiment),
+                "DropEnvoy": grpc.unary_unary_rpc_method_handler(self.drop_envoy),
                 "GetStatus": grpc.unary_unary_rpc_method_handler(self.get_status),
             },
         )
@@ -89,7 +95,7 @@ class RoundsService:
         except EnvoyRefusedError as error:
             await refuse(context, grpc.StatusCode.NOT_FOUND, str(error))
 
-    @made_by("envoy", "user")
+    @made_by("envoy", *STEERERS)
     async def get_model(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
         """Answer with this round's global model for an envoy, or a kept one for a user, in chunks."""
         message = await parse(context, request, ModelRequest)
@@ -99,7 +105,7 @@ class RoundsService:
                 experiment = await find_envoys_experiment(self.director, context, message.experiment, name)
                 chunks, peer = experiment.scheduler.global_model(sizes), name
             else:
-                experiment = await find_users_experiment(self.director, self.gate, context, message.experiment)
+                experiment = await find_persons_experiment(self.director, self.gate, context, message.experiment)
                 try:
                     chunks = experiment.view.kept_model(message.which, sizes)
                 except WireError as error:
@@ -139,12 +145,12 @@ class RoundsService:
 
         return aclosing(self._uploads.receive(chunks, grant))
 
-    # Calls of notebooks
+    # Calls of notebooks, operators and monitors
 
-    @made_by("user")
+    @made_by(USER)
     async def submit(self, request_iterator: AsyncIterator[bytes], context: Context) -> None:
         """Take in an experiment, in chunks. Answers with Accepted."""
-        owner = await self.gate.user(context)
+        owner = (await self.gate.person(context)).name
         try:
             with telling_lack(self.director.runs):
                 await self._take_submission(request_iterator, context, owner)
@@ -166,37 +172,75 @@ class RoundsService:
             file.flush()
             await self.director.submit(Path(file.name), owner)
 
-    @made_by("user")
+    @made_by(*READERS)
     async def get_history(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
         """Answer with the messages of `View.history`, then with an Ended."""
         message = await parse(context, request, HistoryRequest)
-        experiment = await find_users_experiment(self.director, self.gate, context, message.experiment)
+        experiment = await find_persons_experiment(self.director, self.gate, context, message.experiment)
         async for line in experiment.view.history(message.first, message.follow):
             yield line
         yield encode(Ended(status=experiment.state.status.value, error=experiment.state.error))
 
-    @made_by("user")
+    @made_by(*READERS)
     async def get_experiment(self, request: bytes, context: Context) -> bytes:
         """Answer with the ExperimentDetails of an experiment as it is now."""
         message = await parse(context, request, ExperimentRequest)
-        experiment = await find_users_experiment(self.director, self.gate, context, message.experiment)
+        experiment = await find_persons_experiment(self.director, self.gate, context, message.experiment)
         latest = await asyncio.to_thread(experiment.folder.history.latest, MAX_LATEST_BYTES)
-        return encode(experiment.view.summary().model_dump() | {"history": latest})
+        return encode(experiment.view.details() | {"history": latest})
 
-    @made_by("user")
+    @made_by(*STEERERS)
     async def stop_experiment(self, request: bytes, context: Context) -> bytes:
         """End an experiment. Answers with Accepted."""
         message = await parse(context, request, ExperimentRequest)
-        experiment = await find_users_experiment(self.director, self.gate, context, message.experiment)
+        experiment = await find_persons_experiment(self.director, self.gate, context, message.experiment)
         experiment.stop()
         self.director.assign()
         return encode(Accepted())
 
-    @made_by("user")
+    @made_by(USER)
+    async def resume_experiment(self, request: bytes, context: Context) -> bytes:
+        """Let an experiment that failed or was stopped continue. Answers with Accepted."""
+        message = await parse(context, request, ExperimentRequest)
+        await find_persons_experiment(self.director, self.gate, context, message.experiment)
+        async with _refusing_steering(context):
+            await self.director.resume(message.experiment)
+        return encode(Accepted())
+
+    @made_by(*STEERERS)
+    async def delete_experiment(self, request: bytes, context: Context) -> bytes:
+        """Remove an experiment that has ended. Answers with Accepted."""
+        message = await parse(context, request, ExperimentRequest)
+        caller = await find_caller(self.director, self.gate, context, message.experiment)
+        async with _refusing_steering(context):
+            await self.director.delete(message.experiment, str(caller))
+        return encode(Accepted())
+
+    @made_by(*STEERERS)
+    async def drop_envoy(self, request: bytes, context: Context) -> bytes:
+        """Let an experiment continue without one of its envoys. Answers with Accepted."""
+        message = await parse(context, request, DropRequest)
+        experiment = await find_persons_experiment(self.director, self.gate, context, message.experiment)
+        caller = await self.gate.person(context)
+        async with _refusing_steering(context):
+            experiment.scheduler.drop(message.envoy, f"was dropped by {caller}")
+        self.director.assign()
+        return encode(Accepted())
+
+    @made_by(*READERS)
     async def get_status(self, request: bytes, context: Context) -> bytes:
         """Answer with the FederationStatus."""
         await parse(context, request, StatusRequest)
-        return encode(self.director.status(await self.gate.user(context)))
+        return encode(self.director.status(await self.gate.person(context)))
+
+
+@contextlib.asynccontextmanager
+async def _refusing_steering(context: Context) -> AsyncIterator[None]:
+    """End the call with the sentence of a SteeringError of the block."""
+    try:
+        yield
+    except SteeringError as error:
+        await refuse(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
 
 
 async def parse(context: Context, request: bytes, kind: type[Kind]) -> Kind:

@@ -24,9 +24,13 @@ def test_makes_a_federation_and_adds_an_envoy_later(tmp_path: Path) -> None:
     assert first.stdout.splitlines()[-1].endswith("ca.key stays here.")
 
     assert make(tmp_path, "--envoy", "site-c").returncode == 0
+    assert make(tmp_path, "--operator", "olga", "--monitor", "max").returncode == 0
     folder = tmp_path / "certificates"
-    roles = {name: load_credentials(folder, name).role for name in ("director", "site-a", "site-b", "site-c", "ada")}
-    assert roles == {"director": "director", "site-a": "envoy", "site-b": "envoy", "site-c": "envoy", "ada": "user"}
+    expected = {
+        "director": "director", "site-a": "envoy", "site-b": "envoy", "site-c": "envoy", "ada": "user",
+        "olga": "operator", "max": "monitor",
+    }  # fmt: skip
+    assert {name: load_credentials(folder, name).role for name in expected} == expected
     assert {stat.S_IMODE(key.stat().st_mode) for key in folder.glob("*.key")} == {0o600}
 
 
@@ -68,7 +72,7 @@ def test_nothing_to_sign_is_refused(tmp_path: Path) -> None:
     result = make(tmp_path)
     assert result.returncode == 1
     assert (
-        result.stderr
-        == "openfl-audio certificates make: There is nothing to sign: give a director, an envoy or a user.\n"
+        result.stderr == "openfl-audio certificates make: There is nothing to sign: give a director, an envoy, a user, "
+        "an operator or a monitor.\n"
     )
     assert not (tmp_path / "certificates").exists()

@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 from openfl.protocols import aggregator_pb2, director_pb2
 
-from openfl_audio.director.authorization import Gate
+from openfl_audio.director.authorization import Caller, Gate
 from openfl_audio.director.director import Director
 from openfl_audio.director.experiment import Experiment
 from openfl_audio.director.notification import Changes
@@ -119,7 +119,7 @@ def status_of(director: Director, name: str) -> Status:
 
 
 def assigned(director: Director) -> dict[str, str]:
-    return {envoy.name: envoy.experiment for envoy in director.status("me").envoys}
+    return {envoy.name: envoy.experiment for envoy in director.status(Caller("me")).envoys}
 
 
 async def is_running(experiment: Experiment) -> None:
@@ -559,7 +559,7 @@ def test_only_its_owner_reads_why_an_experiment_failed(play):
         mine = await submit(director, "mine", envoys=["a"], owner="me")
         await submit(director, "yours", envoys=["b"], owner="you")
         mine.fail("my secret path")
-        status = {user: director.status(user).experiments for user in ("me", "you")}
+        status = {user: director.status(Caller(user)).experiments for user in ("me", "you")}
         assert [summary.name for summary in status["you"]] == ["mine", "yours"]
         assert [summary.error for summary in status["me"]] == ["my secret path", ""]
         assert [summary.error for summary in status["you"]] == ["", ""]
@@ -654,11 +654,11 @@ def test_an_experiment_that_cannot_be_taken_up_is_shown_with_the_reason_and_its_
         plan.write_text(json.dumps(json.loads(plan.read_text()) | {"robust": True}))
         (director.runs / "broken/state.json").write_text("{")
         await director.recover()
-        shown = {each.name: each for each in director.status("me").experiments}
+        shown = {each.name: each for each in director.status(Caller("me")).experiments}
         assert {name: each.status for name, each in shown.items()} == {"newer": "failed", "broken": "failed"}
         assert "newer/experiment.json cannot be used by this version: robust is True" in shown["newer"].error
         assert "broken/state.json cannot be used by this version" in shown["broken"].error
-        others = {each.name: each.error for each in director.status("you").experiments}
+        others = {each.name: each.error for each in director.status(Caller("you")).experiments}
         assert others["newer"] == "", "its owner can be told"
         assert others["broken"], "whose it is nobody knows"
         await register(director, "a")

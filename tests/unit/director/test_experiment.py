@@ -378,7 +378,9 @@ def test_a_summary_says_who_is_waited_for(tmp_path):
         "name": "toy", "owner": "me", "corpus": "superb", "status": "in_progress", "round": 0, "rounds": 1,
         "best": {"metric": "score", "direction": "max"}, "envoys": ["a", "b"],
         "waiting_for": ["b"], "waits": "", "seconds_per_round": None, "error": "",
+        "submitted": experiment.state.submitted, "ended": None,
     }  # fmt: skip
     after = experiment.view.summary()
     assert (after.status, after.waiting_for, after.round) == ("finished", [], 2)
+    assert after.submitted < after.ended
     assert after.seconds_per_round == experiment.folder.history[-1]["seconds"]

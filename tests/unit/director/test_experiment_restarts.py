@@ -183,7 +183,7 @@ async def upload_half(experiment: Experiment, envoy: str, copy: Path) -> None:
     await experiment.intake.receive(update, Header.unpack(header), half())
 
 
-def test_the_archive_stays_until_the_state_says_that_the_experiment_has_ended(tmp_path, monkeypatch):
+def test_the_archive_stays_until_the_state_says_that_the_experiment_has_finished(tmp_path, monkeypatch):
     experiment = make_experiment(tmp_path, rounds=1, members="a")
     experiment.folder.archive.write_bytes(b"code")
 
@@ -192,7 +192,7 @@ def test_the_archive_stays_until_the_state_says_that_the_experiment_has_ended(tm
 
     with monkeypatch.context() as patched:
         patched.setattr(experiment.folder, "save_state", fail)
-        experiment.stop()
+        experiment.end(Status.FINISHED)
     assert experiment.folder.archive.exists()
     experiment.save_soon()
     assert not experiment.folder.archive.exists()

@@ -492,9 +492,12 @@ def test_an_ended_experiment_keeps_no_update_also_not_one_that_was_on_its_way(fo
     assert folder.updates() == []
 
 
-def test_the_archive_of_an_experiment_that_ended_is_removed_when_it_is_loaded(folder):
-    assert RunFolder.load(folder.path).archive.exists()
-    folder.state.status = Status.STOPPED
+def test_the_archive_of_an_experiment_is_removed_when_it_is_loaded_and_has_finished(folder):
+    for status in (Status.PENDING, Status.IN_PROGRESS, Status.FAILED, Status.STOPPED):
+        folder.state.status = status
+        folder.save_state()
+        assert RunFolder.load(folder.path).archive.exists()
+    folder.state.status = Status.FINISHED
     folder.save_state()
     assert not RunFolder.load(folder.path).archive.exists()
 

@@ -1,0 +1,146 @@
+"""A notebook that is run twice, and experiments that people stop, resume, change and delete."""
+
+import itertools
+from functools import partial
+
+import pytest
+
+from openfl_audio.errors import DefinitionError, DirectorError, ExperimentExistsError, ExperimentFailedError
+from tests.integration.conftest import MONITOR, OPERATOR, USER
+from tests.integration.test_notebook import held_at, wait_for_rounds
+
+pytestmark = pytest.mark.integration
+
+numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def make(running, connect):
+    """Return an experiment of its own name, and a function that starts it with the toy's model, tasks and data."""
+    import toy
+    from toy.experiment import PointsData, model_interface, task_interface
+
+    from openfl_audio.notebook.interactive_api import FLExperiment
+
+    def make(name=None, train=None, rounds=3, envoys=("b",), user=USER, **changes):
+        experiment = FLExperiment(connect(running, user), name or f"steered-{next(numbers)}", workspace=toy)
+        start = partial(
+            experiment.start,
+            model_provider=model_interface(),
+            task_keeper=task_interface(train) if train else task_interface(),
+            data_loader=PointsData(),
+            rounds_to_train=rounds,
+            envoys=envoys,
+            **changes,
+        )
+        return experiment, start
+
+    return make
+
+
+def test_an_experiment_that_failed_in_a_task_continues_after_its_last_whole_round(make, tmp_path):
+    mended = tmp_path / "mended"
+
+    def train(model, points, device, optimizer, mended=mended):
+        from toy.experiment import add_points
+
+        if model[0].weight.item() >= 6 and not mended.exists():
+            raise ValueError("no such luck")
+        return add_points(model, points, device, optimizer)
+
+    experiment, start = make(train=train)
+    start()
+    with pytest.raises(ExperimentFailedError, match="no such luck"):
+        experiment.watch()
+    assert experiment.history["slope"].tolist() == [0, 3]
+    mended.touch()
+    experiment.resume()
+    assert experiment.watch()["slope"].tolist() == [0, 3, 6, 9]
+    assert experiment.last_model()[0].weight.item() == 9
+    with pytest.raises(DirectorError, match="has finished: start another one from its model"):
+        experiment.resume()
+
+
+def test_a_notebook_that_is_run_again_attaches_or_starts_another_or_refuses(make, tmp_path):
+    gate = tmp_path / "gate"
+    train = held_at(gate, slope=3)
+    experiment, start = make("run-twice", train)
+    start()
+    wait_for_rounds(experiment, 1)
+    again, start_again = make("run-twice", train)
+    with pytest.raises(DirectorError, match="an experiment named 'run-twice' exists already"):
+        start_again()
+    start_again(if_exists="attach")
+    assert again.history["slope"].tolist() == [0]
+    assert again.last_model()[0].weight.item() == 3
+
+    with pytest.raises(ExperimentExistsError, match="'run-twice' exists already, with rounds 3 and not 5: if_exists="):
+        make("run-twice", train, rounds=5)[1](if_exists="attach")
+    with pytest.raises(DefinitionError, match=r"if_exists is 'replace': use one of \('attach', 'new', 'error'\)"):
+        start_again(if_exists="replace")
+
+    # They wait for the envoy, which is at work.
+    for number in (2, 3):
+        other, start_other = make("run-twice", train)
+        start_other(if_exists="new", start_from=again.last_model())
+        assert other.experiment_name == f"run-twice-{number}"
+        assert other.initial_model()[0].weight.item() == 3
+        other.stop()
+        other.delete()
+        start_other()
+        other.stop()
+
+    gate.touch()
+    assert again.watch()["slope"].tolist() == [0, 3, 6, 9]
+    again.delete()
+    with pytest.raises(DirectorError, match=f"user '{USER}' has no experiment 'run-twice'"):
+        experiment.watch()
+    with pytest.raises(DirectorError, match="no experiment 'run-twice'"):
+        experiment.delete()
+
+
+def test_an_operator_drops_an_envoy_stops_and_deletes_what_others_started(make, running, connect, tmp_path):
+    from openfl_audio.notebook.interactive_api import FLExperiment
+
+    gate = tmp_path / "gate"
+    experiment, start = make(train=held_at(gate, slope=2.5), envoys=("a", "b"))
+    start()
+    wait_for_rounds(experiment, 1)
+    operator = FLExperiment(connect(running, OPERATOR)).attach(experiment.experiment_name)
+    operator.drop("a")
+    waiting, start = make()
+    start()
+    operator.attach(waiting.experiment_name).stop()
+    assert waiting.get_experiment_status() == "stopped"
+    operator.delete()
+    assert waiting.experiment_name not in [each.name for each in waiting.federation.dir_client.get_status().experiments]
+    gate.touch()
+    history = experiment.watch()
+    assert history["left out"].dropna().tolist() == [
+        f"a: left the experiment: was dropped by operator '{OPERATOR}'; a: was dropped by operator '{OPERATOR}'"
+    ]
+    # From 2.5 on envoy 'b' alone adds its three points a round.
+    assert history["slope"].tolist() == [0, 2.5, 5.5, 8.5]
+
+    monitor = FLExperiment(connect(running, MONITOR)).attach(experiment.experiment_name)
+    assert monitor.history.equals(experiment.history)
+    with pytest.raises(DirectorError, match=f"that of monitor '{MONITOR}', this call is for notebook users and oper"):
+        monitor.delete()
+    with pytest.raises(DirectorError, match=f"that of operator '{OPERATOR}', this call is for notebook users"):
+        make(user=OPERATOR)[1]()
+
+
+def test_jupyter_shows_of_an_error_its_sentence_and_no_traceback(connect, running, capsys):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from openfl_audio.notebook.interactive_api import FLExperiment
+
+    shell = InteractiveShell.instance()
+    shell.user_ns["experiment"] = FLExperiment(connect(running))
+    try:
+        shell.run_cell("experiment.attach('nobodys')")
+    finally:
+        InteractiveShell.clear_instance()
+    assert capsys.readouterr().out.strip() == (
+        f"DirectorError: the director at 127.0.0.1:{running.port} refused: user '{USER}' has no experiment 'nobodys'"
+    )
