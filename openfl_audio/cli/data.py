@@ -1,4 +1,4 @@
-"""`openfl-audio data`: corpora are downloaded, made and prepared."""
+"""`openfl-audio data`: corpora are downloaded, made, prepared and checked."""
 
 import json
 import os
@@ -9,9 +9,42 @@ from typing import Any, ClassVar, Literal
 from pydantic import model_validator
 
 from openfl_audio.cli.options import Command, argument, option
+from openfl_audio.errors import SettingsError
 from shard_descriptors.download import CORPORA, download
 
 CORES = os.cpu_count() or 1
+
+
+class Check(Command):
+    """Check recordings of a site's own: a table, or a folder, that an envoy's settings name.
+
+    Every recording is decoded; nothing is changed, and nothing leaves the machine. Printed are counts by class, group
+    and split, durations, and notes on what is clipped, silent, there twice, or looks like names of people. Faults are
+    recordings that are left out, broken, or whose group is in several splits; with one the exit code is 1.
+    """
+
+    example: ClassVar[str] = "openfl-audio data check -c envoys/table.yaml"
+
+    config: Path = option("YAML file of the envoy's settings", short="-c", metavar="FILE")
+
+    def run(self) -> int:
+        from openfl_audio.config import load_settings
+        from openfl_audio.envoy.settings import EnvoyFile, build_shard_descriptor
+        from shard_descriptors.common.audit import audit
+        from shard_descriptors.common.recordings_shard import RecordingsShardDescriptor
+
+        config = self.config.resolve()
+        settings = load_settings(config, EnvoyFile).shard_descriptor
+        shard = build_shard_descriptor(settings, config.parent)
+        if not isinstance(shard, RecordingsShardDescriptor):
+            raise SettingsError(
+                f"{config}: {settings.template} reads no table or folder: openfl-audio check envoy will do"
+            )
+        found = audit(shard)
+        print("\n".join([*found.lines, *(f"note: {note}" for note in found.notes)]))
+        for fault in found.faults:
+            print(f"fault: {fault}")
+        return int(bool(found.faults))
 
 
 class Download(Command):

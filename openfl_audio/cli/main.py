@@ -36,8 +36,9 @@ TREE: Group = (
             {"make": "certificates.Make"},
         ),
         "data": (
-            "Download, make and prepare corpora.",
+            "Download, make, prepare and check corpora.",
             {
+                "check": "data.Check",
                 "download": "data.Download",
                 "make": (
                     "Make a small synthetic corpus in the layout of a published one.",

@@ -28,6 +28,8 @@ UNKNOWN_FRAMES = 2**36 - 1  # FLAC counts frames in 36 bits; 0 and all ones mean
 # Of torchaudio's kernel (outputs in a period times the inputs that they see): 18 MB. The largest of the usual rates,
 # 11.025 to 16 kHz, has 0.3 million; 16,001 Hz has 256 million, which take seconds and gigabytes.
 MAX_KERNEL_WEIGHTS = 2**22
+# Formats that people's telephones and computers record in, and that libsndfile does not decode.
+UNDECODABLE = {".m4a": "AAC", ".aac": "AAC", ".mp4": "AAC", ".wma": "WMA", ".amr": "AMR", ".3gp": "AMR"}
 LOWPASS_WIDTH = 6  # zero crossings on each side, and the roll-off: torchaudio's defaults
 ROLLOFF = 0.99
 
@@ -55,13 +57,28 @@ def audio_problem(source: AudioSource) -> str | None:
         return str(error)
 
 
-def read_waveform(source: AudioSource, sample_rate: int, name: str | None = None) -> np.ndarray:
-    """Decode a file: channels averaged to mono, other rates resampled (windowed sinc of torchaudio).
+def duration_s(source: AudioSource) -> float:
+    """Return the length of a file in seconds, from its header where that knows; otherwise the file is decoded.
+
+    Raises:
+        AudioError: as `decode`, without the file's name.
+    """
+    with _open(source) as opened:
+        frames = len(_read_mono(opened)) if opened.frames is None else opened.frames
+        return frames / opened.sound.samplerate
+
+
+def read_waveform(
+    source: AudioSource, sample_rate: int, name: str | None = None, start_s: float = 0.0, end_s: float | None = None
+) -> np.ndarray:
+    """Decode a file or a part of it: channels averaged to mono, other rates resampled (windowed sinc of torchaudio).
 
     Args:
         source: path of the file, or its bytes.
         sample_rate: wanted rate in Hz.
         name: what an error calls the file; by default its path.
+        start_s: where the part begins, in seconds.
+        end_s: where it ends; None is the end of the file, which a part that ends later is cut at.
 
     Returns:
         waveform, float32, shape (samples,), nominally in [-1, 1].
@@ -69,20 +86,23 @@ def read_waveform(source: AudioSource, sample_rate: int, name: str | None = None
     Raises:
         AudioError: as `decode`.
     """
-    decoded = decode(source, name)
+    decoded = decode(source, name, start_s, end_s)
     return resample(decoded.waveform, decoded.sample_rate, sample_rate)
 
 
-def decode(source: AudioSource, name: str | None = None) -> Decoded:
+def decode(source: AudioSource, name: str | None = None, start_s: float = 0.0, end_s: float | None = None) -> Decoded:
     """Decode a file at its own rate, block by block, so that no header decides how much memory is taken.
 
     Raises:
-        AudioError: not audio, empty, broken, cut short, longer than `MAX_SAMPLES`, or with NaN or infinite samples.
+        AudioError: not audio, empty, broken, cut short, longer than `MAX_SAMPLES`, or with NaN or infinite samples; or
+            it ends before `start_s`.
     """
     try:
         with _open(source) as opened:
             sound = opened.sound
-            return Decoded(_read_mono(opened), sound.samplerate, sound.channels)
+            if (start_s, end_s) == (0.0, None):
+                return Decoded(_read_mono(opened), sound.samplerate, sound.channels)
+            return Decoded(_read_part(opened, start_s, end_s), sound.samplerate, sound.channels)
     except AudioError as error:
         if name is None:
             name = "<bytes>" if isinstance(source, bytes) else os.fspath(source)
@@ -159,13 +179,20 @@ def _open(source: AudioSource) -> Iterator[_Opened]:
     try:
         sound = _Stream(io.BytesIO(source) if isinstance(source, bytes) else source)
     except soundfile.LibsndfileError as error:
+        kind = UNDECODABLE.get(_suffix(source))
+        if kind is not None:
+            raise AudioError(
+                f"is {kind}, which is not decoded here: convert it, as `ffmpeg -i FILE FILE.wav` does"
+            ) from error
         raise AudioError(f"is not audio ({error.error_string})") from error
     with sound:
-        # MP3 has no signature: libsndfile finds it in arbitrary bytes, such as UTF-16 text. No corpus of ours uses it.
-        if sound.format == "MP3":
+        # MP3 has no signature: libsndfile finds it in arbitrary bytes, such as UTF-16 text, so its name has to say it.
+        if sound.format == "MP3" and _suffix(source) != ".mp3":
             raise AudioError("is not WAV, FLAC or OGG")
         if not RATES[0] <= sound.samplerate <= RATES[1]:
             raise AudioError(f"claims {sound.samplerate:,} Hz; recordings have {RATES[0]:,} to {RATES[1]:,} Hz")
+        # The length of an MP3 is an estimate.
+        frames_known = frames_known and sound.format != "MP3"
         frames = sound.frames if frames_known and sound.frames < UNKNOWN_FRAMES else None
         if frames == 0:
             raise AudioError("is empty (0 samples)")
@@ -200,6 +227,32 @@ def _read_mono(opened: _Opened) -> np.ndarray:
     if opened.frames is not None and samples < opened.frames:
         raise AudioError(f"is cut short: its header tells of {opened.frames:,} samples, and {samples:,} are there")
     return np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
+
+
+def _read_part(opened: _Opened, start_s: float, end_s: float | None) -> np.ndarray:
+    """Return a part of a file, mono; of one that cannot be sought in, what is before the part is decoded as well."""
+    rate = opened.sound.samplerate
+    first = round(start_s * rate)
+    if end_s is None or opened.frames is None:
+        part = _read_mono(opened)[first : None if end_s is None else round(end_s * rate)]
+    else:
+        if first >= opened.frames:
+            raise AudioError(f"ends after {opened.frames / rate:.3f} s, before its part from {start_s:g} s on")
+        try:
+            opened.sound.seek(first)
+            block = opened.sound.read(round(end_s * rate) - first, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise AudioError(f"cannot be decoded ({error.error_string})") from error
+        part = block.mean(axis=1)
+        if not np.isfinite(part).all():
+            raise AudioError("has samples that are NaN or infinite")
+    if len(part) == 0:
+        raise AudioError(f"has nothing from {start_s:g} s on")
+    return part
+
+
+def _suffix(source: AudioSource) -> str:
+    return "" if isinstance(source, bytes) else Path(source).suffix.casefold()
 
 
 def _mend_length(source: AudioSource) -> tuple[AudioSource, bool]:

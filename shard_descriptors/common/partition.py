@@ -8,7 +8,7 @@ the person who recorded a clip; for FSD50K that is the uploader.
 import heapq
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -98,6 +98,50 @@ def by_clip(clips: int, world_size: int, seed: int) -> np.ndarray:
     """
     nodes = np.arange(clips) % world_size
     return np.random.default_rng(seed).permutation(nodes)
+
+
+def split_by_group(
+    groups: Sequence[str], classes: Sequence[Sequence[str]], shares: Mapping[str, float], seed: int
+) -> list[str]:
+    """Give each clip a split, so that no group is in two splits and each split has its share of every class.
+
+    Groups are placed one by one, large ones first and those of about one size in an order drawn by the seed. Each goes
+    where it brings the counts of clips and of classes nearest to the shares (by chi-square). A few groups with classes
+    of their own may miss the shares by far. No split is without a group unless there are fewer groups than splits.
+
+    Args:
+        groups: the group of each clip.
+        classes: the classes of each clip, which may have none.
+        shares: of the splits besides train, such as {"validation": 0.15, "test": 0.15}; one of 0 gets no clip.
+        seed: of the order.
+
+    Returns:
+        the split of each clip: "train", or one of `shares`.
+    """
+    wanted = {"train": 1 - sum(shares.values())} | {split: share for split, share in shares.items() if share}
+    counts: dict[str, Counter[str]] = {}
+    for group, of_clip in zip(groups, classes, strict=True):
+        # Clips count as a class of their own, so that splits have their share of them, whatever their classes.
+        counts.setdefault(group, Counter()).update(["", *(f"class {name}" for name in of_clip)])
+    total = sum(counts.values(), Counter())
+    placed: dict[str, Counter[str]] = {split: Counter() for split in wanted}
+
+    def cost(split: str, group: str) -> float:
+        """By how much the group moves the split away from its share; below 0 it moves it nearer."""
+        missing = {name: wanted[split] * total[name] - placed[split][name] for name in counts[group]}
+        return sum(
+            number * (number - 2 * missing[name]) / (wanted[split] * total[name])
+            for name, number in counts[group].items()
+        )
+
+    split_of: dict[str, str] = {}
+    # Groups whose sizes have the same number of binary digits are of about one size.
+    for group in sorted(_shuffled(counts, seed), key=lambda group: -counts[group][""].bit_length()):
+        empty = [split for split in wanted if not placed[split]]
+        open_splits = empty if len(counts) - len(split_of) <= len(empty) else wanted
+        split_of[group] = min(open_splits, key=lambda split: cost(split, group))
+        placed[split_of[group]].update(counts[group])
+    return [split_of[group] for group in groups]
 
 
 def _shuffled(names: Iterable[str], seed: int) -> list[str]:

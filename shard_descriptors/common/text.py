@@ -32,13 +32,21 @@ def read_rows(path: Path) -> list[tuple[int, list[str]]]:
     """
     lines = _read(path).split("\n")
     first = next((line for line in lines if line.strip()), "")
-    delimiter = max(_DELIMITERS, key=lambda mark: len(next(csv.reader([first], delimiter=mark), ())))
-    rows = csv.reader((line + "\n" for line in lines), delimiter=delimiter)
+    rows = csv.reader((line + "\n" for line in lines), delimiter=delimiter_of(first))
     try:
         found = [(rows.line_num, [cell.strip() for cell in row]) for row in rows]
     except csv.Error as error:
         raise CorpusError(f"{path}, line {rows.line_num}: is no row of a table ({error})") from error
     return [(number, row) for number, row in found if any(row)]
+
+
+def delimiter_of(line: str) -> str:
+    """Return what separates the cells of a line: whichever of comma, semicolon and tab makes the most of it.
+
+    >>> delimiter_of("file;word;level, dB")
+    ';'
+    """
+    return max(_DELIMITERS, key=lambda mark: len(next(csv.reader([line], delimiter=mark), ())))
 
 
 def read_columns(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
