@@ -1,12 +1,12 @@
-"""Files that are complete or not there at all, and lists of recordings as they lie on people's disks."""
+"""Names and lists of recordings as they lie on people's disks, and reports for people to read."""
 
 import json
 import os
 import unicodedata
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from openfl_audio.files import write_whole
 
 # What looks like a recording, and is named when a corpus does not take it.
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".wma")
@@ -15,23 +15,10 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".ai
 SYSTEM_FOLDERS = {"__macosx", "$recycle.bin", "system volume information", "lost+found", "#recycle", "@eadir"}
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside a file, which takes the file's place when the block ends without an error."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield partial
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    partial.replace(path)
-
-
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file for people to read, whole or not at all."""
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write a JSON file for people to read, whole or not at all, also after a power cut."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_whole(path, text.encode(), durable=True)
 
 
 def name_key(name: str) -> str:

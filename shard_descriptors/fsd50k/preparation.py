@@ -23,18 +23,13 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
     track,
 )
 
 from shard_descriptors.common.audio import decode, has_large_kernel, resample
 from shard_descriptors.common.errors import AudioError, CorpusError
 from shard_descriptors.common.files import write_json
+from shard_descriptors.common.preparing import progress_bar
 from shard_descriptors.fsd50k.layout import Clip, Layout
 from shard_descriptors.fsd50k.store import (
     DESCRIPTION,
@@ -295,7 +290,7 @@ def _write_clips(layout: Layout, out: Path, features: str, workers: int) -> None
         frames.truncate(_end_of(done))
         table.truncate(sum(map(len, map(_line, done))))
         todo = layout.clips[len(done) :]
-        with _progress() as progress:
+        with progress_bar() as progress:
             bar = progress.add_task(f"Preparing {out.name}", total=len(layout.clips), completed=len(done))
             for results in _extract_all(layout.root, todo, features, workers):
                 frames.writelines(data for _, data in results)
@@ -304,6 +299,7 @@ def _write_clips(layout: Layout, out: Path, features: str, workers: int) -> None
                 table.writelines(_line(row) for row, _ in results)
                 table.flush()
                 progress.advance(bar, len(results))
+        os.fsync(table.fileno())
 
 
 def _line(row: StoredClip) -> bytes:
@@ -320,18 +316,6 @@ def _stamp(path: Path) -> tuple[int, int]:
         return 0, 0
     status = path.stat()
     return status.st_size, status.st_mtime_ns
-
-
-def _progress() -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=Console(stderr=True))
 
 
 def _extract_all(root: Path, clips: Sequence[Clip], features: str, workers: int) -> Iterator[list[Result]]:

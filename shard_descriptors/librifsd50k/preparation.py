@@ -15,9 +15,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import soundfile
 
+from openfl_audio.files import replacing
 from shard_descriptors.common.audio import decode, read_waveform
 from shard_descriptors.common.errors import AudioError, CorpusError
-from shard_descriptors.common.files import list_recordings, name_key, replacing
+from shard_descriptors.common.files import list_recordings, name_key
 from shard_descriptors.common.text import read_columns
 from shard_descriptors.fsd50k.layout import DEVELOPMENT, EVALUATION, Part, files_by_clip
 from shard_descriptors.librifsd50k.store import (
@@ -236,7 +237,8 @@ def write_chunks(plan: Plan, pair: Pair, out: Path) -> Written:
             f"{pair.folder}/noise/{pair.number}_{number}_{label}id_{Path(pair.noise).stem}.wav",
         )
         for file, samples in zip(files, chunks.values(), strict=True):
-            with replacing(out / file) as path:
+            (out / file).parent.mkdir(parents=True, exist_ok=True)
+            with replacing(out / file, durable=False) as path:
                 soundfile.write(path, samples, SAMPLE_RATE, format="WAV")
         written.files.append(files)
     return written
@@ -261,7 +263,8 @@ def copy_pair(plan: Plan, pair: Pair, out: Path) -> Written:
         f"{pair.folder}/noise/{pair.number}.wav",
     )
     for source, file in zip(sources, files, strict=True):
-        with replacing(out / file) as path:
+        (out / file).parent.mkdir(parents=True, exist_ok=True)
+        with replacing(out / file, durable=False) as path:
             shutil.copyfile(source, path)
     written.files.append(files)
     return written

@@ -14,14 +14,15 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from openfl_audio.files import replacing
 from shard_descriptors.common.errors import CorpusError
-from shard_descriptors.common.files import replacing, write_json
+from shard_descriptors.common.files import write_json
+from shard_descriptors.common.preparing import JOURNAL, do_the_rest, open_journal
 from shard_descriptors.common.text import read_json, read_rows
 
 SAMPLE_RATE = 16_000
@@ -30,7 +31,6 @@ FOLDERS = {"train": "train", "validation": "val", "test": "test"}  # split -> it
 MIN_PAIRS = 2  # of a split: one is mixed, and the other's noise is the second noise
 TABLE = "chunks.csv"
 REPORT = "report.json"
-JOURNAL = "journal.jsonl"  # which pairs are done; gone when the store is complete
 
 
 class Pair(NamedTuple):
@@ -154,10 +154,18 @@ def write_store(
         report = read_json(out / REPORT)
         _check_same_plan(out, report.get("plan"), plan)
         return report
-    done = _open_journal(out, plan)
-    _write_pairs(out, plan, write, workers, done)
-
-    written = [done[number] for number in range(len(plan.pairs))]
+    journal = open_journal(out, {"plan": plan.fingerprint})
+    _check_same_plan(out, journal[0]["plan"], plan)
+    results = do_the_rest(
+        journal,
+        "pair",
+        range(len(plan.pairs)),
+        lambda number: asdict(write(plan, plan.pairs[number], out)),
+        fault="left_out",
+        workers=workers,
+        description=f"Writing {plan.corpus}",
+    )
+    written = [Written(**result) for result in results.values()]
     report = _report(plan, written)
     if few := [split for split, counts in report["splits"].items() if counts["pairs"] < MIN_PAIRS]:
         reasons = "; ".join(f"{of['count']:,} {reason}" for reason, of in report["left_out"].items())
@@ -170,7 +178,9 @@ def write_store(
         for pair, of_pair in zip(plan.pairs, written, strict=True)
         for files in of_pair.files
     ]
-    with replacing(out / TABLE) as path, path.open("w", newline="", encoding="utf-8") as lines:
+    # The table says that all files are whole: they are on the disk before it is. One by one, that would take an hour.
+    os.sync()
+    with replacing(out / TABLE, durable=True) as path, path.open("w", newline="", encoding="utf-8") as lines:
         csv.writer(lines).writerows([Chunk._fields, *rows])
     write_json(out / REPORT, report)
     (out / JOURNAL).unlink()
@@ -211,59 +221,6 @@ def _check_same_plan(out: Path, fingerprint: str | None, plan: Plan) -> None:
         raise CorpusError(
             f"{out} was prepared from other recordings or with another seed: remove it or choose another folder"
         )
-
-
-def _open_journal(out: Path, plan: Plan) -> dict[int, Written]:
-    """Read the pairs that an earlier run wrote; begin a journal where there is none.
-
-    What could not be used then is tried again: a damaged download may have been mended.
-    """
-    path = out / JOURNAL
-    if not path.is_file():
-        if out.exists() and not (out.is_dir() and all(entry.name.startswith(f".{JOURNAL}") for entry in out.iterdir())):
-            raise CorpusError(f"{out} exists and is no begun preparation: remove it or choose another folder")
-        with replacing(path) as partial:
-            partial.write_text(json.dumps({"plan": plan.fingerprint}) + "\n", encoding="utf-8")
-        return {}
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]  # without a line that a killed run left half
-    os.truncate(path, len(whole))
-    head, *entries = (json.loads(line) for line in whole.splitlines())
-    _check_same_plan(out, head["plan"], plan)
-    return {entry.pop("pair"): Written(**entry) for entry in entries if not entry["left_out"]}
-
-
-def _write_pairs(
-    out: Path,
-    plan: Plan,
-    write: Callable[[Plan, Pair, Path], Written],
-    workers: int,
-    done: dict[int, Written],
-) -> None:
-    """Write the pairs that are not in `done` yet, and put them there and into the journal."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress
-
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    with (
-        ThreadPoolExecutor(workers) as pool,
-        (out / JOURNAL).open("a", encoding="utf-8") as journal,
-        Progress(*columns, console=Console(stderr=True)) as progress,
-    ):
-        task = progress.add_task(f"Writing {plan.corpus}", total=len(plan.pairs), completed=len(done))
-        futures = {
-            pool.submit(write, plan, pair, out): number for number, pair in enumerate(plan.pairs) if number not in done
-        }
-        try:
-            for future in as_completed(futures):
-                number = futures[future]
-                done[number] = future.result()
-                journal.write(json.dumps({"pair": number, **asdict(done[number])}) + "\n")
-                journal.flush()
-                progress.advance(task)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # or the pool would first do all the rest
-            raise
 
 
 def _report(plan: Plan, written: Sequence[Written]) -> dict[str, Any]:

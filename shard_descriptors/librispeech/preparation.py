@@ -4,21 +4,20 @@ The audio stays where it is. Who gets what is a function of the usable utterance
 """
 
 import csv
-import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from openfl_audio.files import replacing
 from shard_descriptors.common.audio import decode, resample
 from shard_descriptors.common.errors import AudioError, CorpusError, first_names
-from shard_descriptors.common.files import name_key, replacing, write_json
+from shard_descriptors.common.files import name_key, write_json
 from shard_descriptors.common.partition import by_clip, by_speaker
+from shard_descriptors.common.preparing import JOURNAL, do_the_rest, open_journal
 from shard_descriptors.common.text import read_json, read_lines
 from shard_descriptors.librispeech.layout import SUBSETS, Utterance, read_librispeech
 from shard_descriptors.librispeech.store import (
@@ -35,7 +34,6 @@ from shard_descriptors.librispeech.store import (
 PARTITIONS = ("speaker", "iid")
 TRAIN_SUBSETS = tuple(subset for subset in SUBSETS if subset.startswith("train-"))
 VALIDATION_SHARE = 0.1  # of each client's clips
-JOURNAL = "journal.jsonl"  # which files were decoded, and with what result; gone when the folder is complete
 
 
 @dataclass(frozen=True)
@@ -177,30 +175,19 @@ def _check_same(out: Path, before: Mapping[str, Any], settings: Settings) -> Non
 
 def _scan(out: Path, audio: Path, files: Sequence[str], workers: int) -> dict[str, dict[str, Any]]:
     """Decode each file: {"num_samples": ...} or {"problem": ...}, in the order of `files`."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress
-
-    done = _open_journal(out, audio)
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    with (
-        ThreadPoolExecutor(workers) as pool,  # decoding leaves the interpreter's lock
-        (out / JOURNAL).open("a", encoding="utf-8") as journal,
-        Progress(*columns, console=Console(stderr=True)) as progress,
-    ):
-        left = [file for file in files if file not in done]
-        task = progress.add_task("Decoding LibriSpeech", total=len(files), completed=len(files) - len(left))
-        futures = {pool.submit(_scan_file, audio / file, file): file for file in left}
-        try:
-            for future in as_completed(futures):
-                file = futures[future]
-                done[file] = future.result()
-                journal.write(json.dumps({"file": file} | done[file]) + "\n")
-                journal.flush()
-                progress.advance(task)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # or the pool would first do all the rest
-            raise
-    return {file: done[file] for file in files}
+    journal = open_journal(out, {"audio": str(audio)})
+    if journal[0]["audio"] != str(audio):
+        begun = journal[0]["audio"]
+        raise CorpusError(f"{out} was begun with the audio in {begun}, not {audio}: choose another folder")
+    return do_the_rest(
+        journal,
+        "file",
+        files,
+        lambda file: _scan_file(audio / file, file),
+        fault="problem",
+        workers=workers,
+        description="Decoding LibriSpeech",
+    )
 
 
 def _scan_file(path: Path, name: str) -> dict[str, Any]:
@@ -214,27 +201,6 @@ def _scan_file(path: Path, name: str) -> dict[str, Any]:
     return {"num_samples": num_samples} | (
         {"sample_rate": decoded.sample_rate} if decoded.sample_rate != SAMPLE_RATE else {}
     )
-
-
-def _open_journal(out: Path, audio: Path) -> dict[str, dict[str, Any]]:
-    """Read the files that an earlier run could use; begin a journal where there is none.
-
-    What could not be used then is tried again: a damaged download may have been mended.
-    """
-    path = out / JOURNAL
-    if not path.is_file():
-        if out.exists() and not (out.is_dir() and all(entry.name.startswith(f".{JOURNAL}") for entry in out.iterdir())):
-            raise CorpusError(f"{out} exists and is no begun preparation: remove it or choose another folder")
-        with replacing(path) as partial:
-            partial.write_text(json.dumps({"audio": str(audio)}) + "\n", encoding="utf-8")
-        return {}
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]  # without a line that a killed run left half
-    os.truncate(path, len(whole))
-    head, *entries = (json.loads(line) for line in whole.splitlines())
-    if head["audio"] != str(audio):
-        raise CorpusError(f"{out} was begun with the audio in {head['audio']}, not {audio}: choose another folder")
-    return {entry.pop("file"): entry for entry in entries if "problem" not in entry}
 
 
 def _pooled(found: Mapping[str, Sequence[Utterance]]) -> list[str]:
@@ -320,7 +286,7 @@ def _counts(clips: Sequence[Clip]) -> dict[str, Any]:
 
 
 def _write_table(out: Path, clips: Sequence[Clip]) -> None:
-    with replacing(out / TABLE) as path, path.open("w", newline="", encoding="utf-8") as lines:
+    with replacing(out / TABLE, durable=True) as path, path.open("w", newline="", encoding="utf-8") as lines:
         table = csv.writer(lines)
         table.writerow(COLUMNS)
         for clip in clips:
