@@ -30,6 +30,13 @@ TREE: Group = (
         "envoy": "envoy.Envoy",
         "check": ("Look at settings before something runs.", {"envoy": "envoy.CheckEnvoy"}),
         "experiments": "status.Experiments",
+        "show": "steering.Show",
+        "watch": "steering.Watch",
+        "stop": "steering.Stop",
+        "resume": "steering.Resume",
+        "drop": "steering.Drop",
+        "delete": "steering.Delete",
+        "fetch": "steering.Fetch",
         "envoys": "status.Envoys",
         "certificates": (
             "Make the certificates of a federation.",
@@ -203,7 +210,8 @@ def _usage(parser: argparse.ArgumentParser) -> str:
     parts = [parser.prog.replace("%", "%%")]
     for action in parser._actions:
         if not action.option_strings:
-            parts.append(f"{action.metavar}{' ...' if action.nargs else ''}")
+            several = f"{action.metavar}{' ...' if action.nargs else ''}"
+            parts.append(several if action.required else f"[{several}]")
         elif action.required:
             parts.append(f"{action.option_strings[-1]} {action.metavar}")
     return textwrap.fill(" ".join([*parts, "[OPTIONS]"]), USAGE_WIDTH, subsequent_indent=" " * 6)

@@ -66,9 +66,17 @@ def changes_option(example: str) -> Any:
     return option(text, [], metavar="KEY=VALUE", nargs=1)
 
 
-def argument(description: str, metavar: str | None = None, choices: Sequence[str] | None = None) -> Any:
-    """Return a field that is an argument by its place, and required; `choices` are those of a Literal by default."""
-    extra: dict[str, Any] = {"metavar": metavar, "positional": True, "choices": choices}
+def argument(
+    description: str,
+    metavar: str | None = None,
+    choices: Sequence[str] | None = None,
+    nargs: Literal["*"] | None = None,
+) -> Any:
+    """Return a field that is an argument by its place, and required unless `nargs` allows any number of them.
+
+    `choices` are those of a Literal by default.
+    """
+    extra: dict[str, Any] = {"metavar": metavar, "positional": True, "choices": choices, "nargs": nargs}
     return Field(description=description, json_schema_extra=extra)
 
 
@@ -104,7 +112,7 @@ def _add_option(parser: argparse.ArgumentParser, name: str, field: FieldInfo, de
     else:
         settings |= {"choices": choices, "metavar": extra.get("metavar") or _placeholder(name, kind)}
     if is_list:
-        settings["nargs"] = extra.get("nargs", "+")
+        settings["nargs"] = extra.get("nargs") or "+"
     if _is_positional(field):
         action = parser.add_argument(name, **settings)
     else:

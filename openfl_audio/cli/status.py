@@ -1,46 +1,25 @@
 """`openfl-audio envoys` and `openfl-audio experiments`: who is there, and what runs."""
 
-import json
-import os
-import sys
 from abc import abstractmethod
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, ClassVar
 
-from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
-from openfl_audio.address import join_address, split_address
-from openfl_audio.cli.options import Command, option
-from openfl_audio.errors import StatusError
-from openfl_audio.protocol.certificates import load_credentials
+from openfl_audio.cli.connected import Connected, print_json, print_tables, shorten, table_of
+from openfl_audio.cli.options import option
 
-ANSWER_SECONDS = 20.0
-# In a file or a pipe no line is broken.
-PIPED_WIDTH = 10_000
 Rows = list[dict[str, Any]]
 
 
-class _Status(Command):
-    """Base of the commands that ask a director."""
+class _Status(Connected):
+    """Base of the commands that list something."""
 
-    director: str = option("address of the director", "localhost:50051", metavar="HOST[:PORT]")
-    certificates: Path = option("folder with ca.crt and the user's certificate", Path("certificates"))
-    user: str | None = option("whose certificate to use; needed unless TLS is off", None, metavar="NAME")
-    disable_tls: bool = option("no encryption, and no proof of who is who", False)
     json_: bool = option("print all that the director says, for machines", False)
 
     def run(self) -> None:
-        address = join_address(*split_address(self.director))
-        status = fetch_status(address, None if self.disable_tls else self.certificates, self.user)
-        if self.json_:
-            print(json.dumps(self.part(status), indent=2))
-            return
-        width = None if sys.stdout.isatty() else PIPED_WIDTH
-        # Names and errors are text, not rich's markup.
-        Console(width=width, markup=False, highlight=False, emoji=False).print(self.table(self.part(status)))
+        with self.calls() as calls:
+            part = self.part(calls.get_status().model_dump())
+        print_json(part) if self.json_ else print_tables(self.table(part))
 
     @staticmethod
     @abstractmethod
@@ -67,7 +46,7 @@ class Envoys(_Status):
 
     @staticmethod
     def table(rows: Rows) -> Table:
-        return _table("Envoys", ("name", "corpus", "online", "experiment"), map(_envoy, rows))
+        return table_of("Envoys", ("name", "corpus", "online", "experiment"), map(_envoy, rows))
 
 
 class Experiments(_Status):
@@ -85,45 +64,7 @@ class Experiments(_Status):
     @staticmethod
     def table(rows: Rows) -> Table:
         columns = ("name", "owner", "corpus", "status", "round", "seconds a round", "waiting for", "error")
-        return _table("Experiments", columns, map(_experiment, rows))
-
-
-def fetch_status(address: str, certificates: Path | None, user: str | None) -> dict[str, Any]:
-    """Return what the director tells `user`; `certificates` None turns TLS off.
-
-    Raises StatusError, AddressError or CertificateError.
-    """
-    # Before its import; what it reports is in the one sentence below.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    import grpc
-
-    from openfl_audio.protocol.messages import FederationStatus, StatusRequest, decode_answer, encode
-    from openfl_audio.protocol.wire import RoundsStub, channel_credentials, explain_unreachable, open_channel
-
-    credentials = None
-    if certificates is not None:
-        if user is None:
-            raise StatusError("give --user NAME, whose certificate is used, or --disable-tls")
-        credentials = load_credentials(certificates, user)
-    line = channel_credentials(credentials) if credentials else None
-    with open_channel(address, line, client_id=user or "anonymous") as channel:
-        try:
-            answer = RoundsStub(channel).get_status(encode(StatusRequest()), timeout=ANSWER_SECONDS)
-            return decode_answer(answer, FederationStatus).model_dump()
-        except grpc.RpcError as error:
-            if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                raise StatusError(f"the director at {address} refused: {error.details()}") from None
-            root = credentials.root if credentials else None
-            raise StatusError(explain_unreachable(address, error.details(), root, "command")) from None
-
-
-def _table(title: str, columns: Iterable[str], rows: Iterable[list[str]]) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE)
-    for column in columns:
-        table.add_column(column, overflow="fold")  # nothing is cut off where the terminal is narrow
-    for row in rows:
-        table.add_row(*(_printable(cell) or "-" for cell in row))
-    return table
+        return table_of("Experiments", columns, map(_experiment, rows))
 
 
 def _envoy(envoy: dict[str, Any]) -> list[str]:
@@ -142,16 +83,5 @@ def _experiment(experiment: dict[str, Any]) -> list[str]:
         f"{done} of {experiment['rounds']}",
         "" if seconds is None else f"{seconds:.1f}",
         experiment["waits"] or ", ".join(experiment["waiting_for"]),
-        _shorten(experiment["error"]),
+        shorten(experiment["error"]),
     ]
-
-
-def _shorten(error: str) -> str:
-    """Return the first line, which names the envoy, and the last, which of a traceback is the error itself."""
-    lines = error.strip().splitlines()
-    return "\n".join(lines if len(lines) < 2 else (lines[0], lines[-1]))
-
-
-def _printable(text: str) -> str:
-    """Return `text` without what would steer a terminal: an error has what an envoy's process wrote."""
-    return "".join(character if character.isprintable() or character == "\n" else " " for character in text)

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 # After a notebook has called, envoys keep a spare worker for this long: its libraries take seconds to load.
 PRESTART_SECONDS = 900.0
 LOOK_SECONDS = 30.0
+# Envoys that are named where an experiment waits for many.
+MOST_REASONS = 5
 SUBMISSION = ".submission-"
 
 
@@ -294,6 +296,25 @@ class Director:
         for name, entry in self.envoys.items():
             if name not in busy and self.is_online(name):
                 self._let_join(name, entry)
+        for experiment in self.experiments.values():
+            if experiment.state.status is Status.PENDING:
+                experiment.note_queue(self._queue(experiment))
+
+    def _queue(self, experiment: Experiment) -> str:
+        """Return for which envoys a pending experiment waits, and why; "" if it begins now."""
+        reasons = []
+        for name in experiment.state.members:
+            work = self.envoys[name].experiment if name in self.envoys else None
+            if not self.is_online(name):
+                reasons.append(f"{name} is offline")
+            elif work is None:
+                continue
+            elif work is not experiment:
+                reasons.append(f"{name} works on '{work.plan.name}'")
+        if not reasons and not all(self.envoys[name].experiment is experiment for name in experiment.state.members):
+            return "its envoys are kept for an earlier experiment"
+        more = [f"and {len(reasons) - MOST_REASONS} more"] if len(reasons) > MOST_REASONS else []
+        return ", ".join(reasons[:MOST_REASONS] + more)
 
     def status(self, caller: Caller) -> FederationStatus:
         """Return envoys and experiments; to users not why others' failed, which may quote their owners' code."""

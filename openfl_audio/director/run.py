@@ -55,6 +55,7 @@ class Run:
         self._tasks: defaultdict[str, Changes] = defaultdict(Changes)  # an envoy has no more to wait for its tasks
         name = f"experiment '{self.plan.name}'"
         self.lacks = Lacks(folder.path, name, lambda: self.ended, self._announce_lack)
+        self._queue = ""
         self._is_open = False
         self._saving: asyncio.Task | None = None
 
@@ -69,6 +70,17 @@ class Run:
         if self.ended:
             return Phase.ENDED
         return Phase.OPEN if self._is_open else Phase.CLOSED
+
+    @property
+    def waits(self) -> str:
+        """Return what the experiment waits for, or "": envoys before it begins, then what the director lacks."""
+        return self._queue if self.state.status is Status.PENDING else self.lacks.first
+
+    def note_queue(self, reason: str) -> None:
+        """Note for which envoys the experiment, which is pending, waits, and why."""
+        if reason != self._queue:
+            self._queue = reason
+            self.news.notify()
 
     def open_round(self) -> None:
         """Let the round's participants have their tasks and send their updates."""

@@ -29,7 +29,7 @@ class View:
             best=BestMetric(metric=run.plan.best.metric, direction=run.plan.best.direction),
             envoys=run.state.members,
             waiting_for=[] if run.ended else waiting,
-            waits=run.lacks.first,
+            waits=run.waits,
             seconds_per_round=last.get("seconds"),
             error=run.state.error,
             submitted=run.state.submitted,
@@ -44,12 +44,12 @@ class View:
     async def history(self, first: int = 0, follow: bool = True) -> AsyncIterator[bytes]:
         """Yield messages as JSON: each round's RoundRecord, from record `first` on and, if `follow`, to the end.
 
-        Between them comes a Waits whenever what the director lacks for the experiment changes.
+        Between them comes a Waits whenever what the experiment waits for changes.
         """
         run, seen, sent_waits = self._run, first, ""
         while True:
-            if follow and run.lacks.first != sent_waits:
-                sent_waits = run.lacks.first
+            if follow and run.waits != sent_waits:
+                sent_waits = run.waits
                 yield encode(Waits(waits=sent_waits))
             elif seen < len(run.folder.history):
                 yield await asyncio.to_thread(run.folder.history.line, seen)

@@ -17,6 +17,7 @@ from openfl_audio.training.history import (
     Record,
     note_sentences,
     scores_by_round,
+    show_value,
     table_columns,
     table_row,
     to_frame,
@@ -89,7 +90,7 @@ class Lines:
         if not row.keys() <= set(self._columns):
             self._columns = [name for name in table_columns(records) if name != NOTES]
             print("  ".join(f"{name:>10}" for name in self._columns))
-        values = ((name, _show(name, row.get(name))) for name in self._columns)
+        values = ((name, show_value(name, row.get(name))) for name in self._columns)
         print("  ".join(f"{value:>{max(10, len(name))}}" for name, value in values), flush=True)
         for sentence in note_sentences(records[-1]):
             print(f"{'':>10}  {sentence}", flush=True)
@@ -180,12 +181,4 @@ def _text_frame(records: Sequence[Record]) -> pd.DataFrame:
     """Return the history as people read it."""
     rows = [table_row(record) for record in records]
     columns = [name for name in table_columns(records) if name != NOTES]  # below the table
-    return pd.DataFrame([[_show(name, row.get(name)) for name in columns] for row in rows], columns=columns)
-
-
-def _show(name: str, value: float | None) -> str:
-    if value is None:
-        return "-"
-    if name == "sent":
-        return f"{value / 1e6:.2f} MB"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return pd.DataFrame([[show_value(name, row.get(name)) for name in columns] for row in rows], columns=columns)

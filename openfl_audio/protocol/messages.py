@@ -142,7 +142,7 @@ class RoundRecord(Answer):
 
 
 class Waits(Answer):
-    """An experiment waits for what the director lacks, or resumes, when `waits` is ""."""
+    """An experiment waits for envoys, or for what the director lacks, or resumes, when `waits` is ""."""
 
     waits: str
 
@@ -169,7 +169,7 @@ class ExperimentSummary(Answer):
         rounds: how many rounds train.
         envoys: the members.
         waiting_for: participants of the round that have not answered yet.
-        waits: what the director lacks and the experiment waits for; "" if it does not wait.
+        waits: what it waits for: envoys before it begins, then what the director lacks; "" if it does not wait.
         seconds_per_round: how long the last round took.
         error: why it failed, "" if it did not, or if it is another user's.
         submitted: when it was submitted, in seconds of the director's clock; 0 if that is not known.

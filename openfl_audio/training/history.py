@@ -49,6 +49,15 @@ def _names(envoys: Sequence[str]) -> str:
     return shown if len(envoys) <= MOST_NAMES_SHOWN else f"{shown} and {len(envoys) - MOST_NAMES_SHOWN} more"
 
 
+def show_value(name: str, value: float | None) -> str:
+    """Return the value of a column as people read it."""
+    if value is None:
+        return "-"
+    if name == "sent":
+        return f"{value / 1e6:.2f} MB"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
 def table_columns(records: Sequence[Record]) -> list[str]:
     """Return the names of all rows' values: a later round may have metrics that the first had not."""
     metrics: set[str] = set()

@@ -1,13 +1,17 @@
 """A notebook that is run twice, and experiments that people stop, resume, change and delete."""
 
 import itertools
+import json
+import re
 from functools import partial
 
 import pytest
+from safetensors.numpy import load_file
 
+from openfl_audio.cli.main import main
 from openfl_audio.errors import DefinitionError, DirectorError, ExperimentExistsError, ExperimentFailedError
 from tests.integration.conftest import MONITOR, OPERATOR, USER
-from tests.integration.test_notebook import held_at, wait_for_rounds
+from tests.integration.test_notebook import held_at, rounds_in, wait_for_rounds
 
 pytestmark = pytest.mark.integration
 
@@ -128,6 +132,56 @@ def test_an_operator_drops_an_envoy_stops_and_deletes_what_others_started(make, 
         monitor.delete()
     with pytest.raises(DirectorError, match=f"that of operator '{OPERATOR}', this call is for notebook users"):
         make(user=OPERATOR)[1]()
+
+
+def test_the_command_line_shows_and_steers(make, running, certificates, tmp_path, capsys):
+    def ask(*words: str, user: str = USER, code: int = 0) -> str:
+        where = ["--director", f"127.0.0.1:{running.port}", "--certificates", str(certificates), "--user", user]
+        assert main([*words, *where]) == code, capsys.readouterr()
+        printed = capsys.readouterr()
+        return printed.err if code == 1 else printed.out
+
+    gate, model = tmp_path / "gate", tmp_path / "best.safetensors"
+    experiment, start = make("at-work", held_at(gate, slope=3))
+    start()
+    wait_for_rounds(experiment, 1)
+    make("queued")[1]()
+    assert re.search(r"waiting for +b works on 'at-work' *\n", ask("show", "queued"))
+    assert "b works on 'at-work'" in ask("experiments", user=MONITOR)
+    assert ask("stop", "queued", user=OPERATOR) == "experiment 'queued' is stopped\n"
+    assert ask("watch", "queued", code=3).endswith("experiment 'queued' was stopped; rounds completed: 0\n")
+    assert ask("resume", "queued") == "experiment 'queued' is pending, from round 0 on: b works on 'at-work'\n"
+    assert "experiment 'queued' is pending: stop it first" in ask("delete", "queued", code=1)
+    ask("stop", "queued")
+    assert ask("delete", "queued") == "experiment 'queued' is deleted\n"
+    assert f"user '{USER}' has no experiment 'queued'" in ask("show", "queued", code=1)
+    assert "envoy 'a' is no member of experiment 'at-work'" in ask("drop", "at-work", "a", user=OPERATOR, code=1)
+
+    gate.touch()
+    assert rounds_in(ask("watch", "at-work")) == [0, 1, 2, 3]
+    lines = [json.loads(line) for line in ask("watch", "at-work", "--json").splitlines()]
+    assert [line.get("round") for line in lines] == [0, 1, 2, 3, None]
+    assert lines[-1] == {"status": "finished", "error": ""}
+    assert json.loads(ask("show", "at-work", "--json"))["plan"]["rounds"] == 3
+    shown = ask("show", "at-work", user=OPERATOR)
+    assert re.search(r"status +finished since \d{4}-\d\d-\d\d", shown)
+    assert re.search(r"^ +2 +-4\.000 +6\.000 ", shown, re.M)
+
+    fetch = "fetch", "at-work", "--model", "best", "--out", str(model)
+    assert ask(*fetch) == f"wrote {model}: 2 tensors, 0.00 MB\n"
+    assert load_file(model)["0.weight"].item() == 3  # the nearest to 2
+    assert f"{model} exists already" in ask(*fetch, code=1)
+    assert "this call is for envoys, notebook users and operators" in ask(
+        "fetch", "at-work", "--out", str(tmp_path / "new"), user=MONITOR, code=1
+    )
+    assert not (tmp_path / "new").exists()
+
+    assert "give either names of experiments or --older-than" in ask("delete", code=1)
+    assert "--older-than 3: give a number of hours" in ask("delete", "--older-than", "3", code=1)
+    assert ask("delete", "--older-than", "1h", user="colleague").startswith("no experiment of yours ended more than")
+    assert ask("delete", "--older-than", "0h", user="colleague").startswith("no experiment of yours ended more than")
+    assert "experiment 'at-work' is deleted\n" in ask("delete", "--older-than", "0h", user=OPERATOR)
+    assert json.loads(ask("experiments", "--json")) == []
 
 
 def test_jupyter_shows_of_an_error_its_sentence_and_no_traceback(connect, running, capsys):

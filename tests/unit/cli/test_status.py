@@ -5,8 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
+from openfl_audio.cli.connected import PIPED_WIDTH
 from openfl_audio.cli.main import main
-from openfl_audio.cli.status import PIPED_WIDTH, Envoys, Experiments
+from openfl_audio.cli.status import Envoys, Experiments
 
 ERROR = "envoy '[red]a': the process ended (exit code 1)\nTraceback\n  File \"x\"\nValueError: \x1b[31mno luck\n"
 EXPERIMENT = {
