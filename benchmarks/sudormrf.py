@@ -28,7 +28,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` is no installed package
 
 from workspaces.speech_enhancement.loss import supervised_loss
-from workspaces.speech_enhancement.model import SudoRmRf, SudoRmRfSettings, create_sudormrf, make_consistent
+from workspaces.speech_enhancement.model import SudoRmRf, create_sudormrf, make_consistent
+from workspaces.speech_enhancement.settings import SudoRmRfSettings
 from workspaces.speech_enhancement.tasks import accumulate_gradients
 
 # Parts of names in the published code, and what they are called here.

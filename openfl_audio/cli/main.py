@@ -71,6 +71,8 @@ TREE: Group = (
         "tune": "tune.Tune",
         "compare": "compare.Compare",
         "compare-codebooks": "compare.CompareCodebooks",
+        "predict": "predict.Predict",
+        "enhance": "predict.Enhance",
         "demo": "demo.Demo",
     },
 )

@@ -9,6 +9,7 @@ import torch
 
 from openfl_audio import files
 from openfl_audio.errors import FolderInUseError, SettingsError
+from openfl_audio.experiments.export import export_models
 from openfl_audio.experiments.modes import EVALUATOR, Clients, choose_clients, federate, simulate
 from openfl_audio.experiments.progress import OnRound, RunProgress
 from openfl_audio.files import read_json_lines, write_json_lines, write_result
@@ -79,18 +80,22 @@ def _run_one(
             models = simulate(clients, out, progress, workers, ray_address, gpus_per_client)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     metrics = {name: workload.evaluate(model, settings, clients.data, device) for name, model in models.items()}
-    workload.save(models["best"], settings, out / "model")
     workload.plot(progress.records, settings, clients.data, len(clients.trainers), clients.trained_part, out)
     records = progress.records
+    rounds = sum(TRAIN in record["metrics"] for record in records)
+    seconds = round(sum(record["seconds"] for record in records), 2)
+    sent = {key: sum(record[f"bytes_{key}"] for record in records) for key in ("up", "down")}
+    facts = {"rounds": rounds, "seconds": seconds, "MB sent": round(sent["up"] / 1e6, 1), "seed": settings.seed}
+    export_models(models, metrics, clients, mode, facts, out)
     write_result(
         out / "result.json",
         workspace=workload.name,
         mode=mode,
         clients=len(clients.trainers),
         metrics=metrics,
-        rounds=sum(TRAIN in record["metrics"] for record in records),
-        seconds=round(sum(record["seconds"] for record in records), 2),
-        bytes={key: sum(record[f"bytes_{key}"] for record in records) for key in ("up", "down")},
+        rounds=rounds,
+        seconds=seconds,
+        bytes=sent,
         seed=settings.seed,
         settings=settings.model_dump(mode="json"),
     )

@@ -95,6 +95,10 @@ class Workload(ABC, Generic[Config]):
         """Write `model` into `folder`, so that others can load it: a model of Transformers by default."""
         model.save_pretrained(folder)
 
+    def describe_model(self, config: Config, data: Path) -> Mapping[str, Any]:
+        """Return what the config.json of a saved model says besides, such as the names of the corpus's classes."""
+        return {}
+
     def plot(self, records: Sequence[Record], config: Config, data: Path, clients: int, part: str, out: Path) -> None:
         """Draw a run into the folder `out`: the `records` of its rounds, and the `part` of the corpus that trained.
 

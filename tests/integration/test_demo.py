@@ -125,7 +125,7 @@ def test_uploaders_train_a_tagger_that_one_envoy_evaluates(tmp_path, monkeypatch
     from safetensors.numpy import load_file
 
     from openfl_audio.testing.corpora.fsd50k import make_fsd50k
-    from workspaces.sound_events.model import load_model
+    from workspaces.sound_events.export import load_model
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     make_fsd50k(tmp_path / "FSD50K", n_dev_clips=40, n_eval_clips=18)
@@ -150,7 +150,7 @@ def test_speech_is_enhanced_by_envoys_with_and_without_clean_speech(tmp_path, mo
 
     from openfl_audio.testing.corpora.fsd50k import make_fsd50k
     from openfl_audio.testing.corpora.librispeech import make_librispeech
-    from workspaces.speech_enhancement.model import load_sudormrf
+    from workspaces.speech_enhancement.export import load_sudormrf
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     make_fsd50k(tmp_path / "data" / "FSD50K", n_dev_clips=60, n_eval_clips=18)

@@ -79,7 +79,12 @@ def test_a_simulation_runs_as_the_readme_says(copy):
     train = command("openfl-audio train keyword_spotting").replace("--clients 40", "") + small
     subprocess.run(train, shell=True, cwd=copy, env=environment, check=True, stdout=subprocess.DEVNULL)
     names = {path.name for path in (copy / "runs" / "simulated").iterdir()}
-    assert {"result.json", "history.jsonl", "model", "accuracy.png"} <= names
+    assert {"result.json", "history.jsonl", "model", "model-last", "accuracy.png"} <= names
+    recordings = sorted((copy / "data" / "speech_commands" / "yes").iterdir())[:2]
+    predict = command("openfl-audio predict").replace("yes.wav no.wav", " ".join(map(str, recordings)))
+    heard = subprocess.check_output(predict, shell=True, cwd=copy, env=environment, text=True).splitlines()
+    assert [line.partition(": ")[0] for line in heard] == [str(path) for path in recordings]
+    assert all(line.count(",") == 2 for line in heard)
 
 
 @pytest.mark.timeout(600)
@@ -134,6 +139,10 @@ def test_speech_is_enhanced_and_a_hubert_pretrained_and_distilled_as_the_readme_
         ),
     ):
         subprocess.run(line, shell=True, cwd=copy, env=environment_of(copy), check=True, stdout=subprocess.DEVNULL)
+    noisy = next((copy / "data" / "LibriSpeech").rglob("*.flac"))
+    enhance = command("openfl-audio enhance").replace("noisy.wav", str(noisy))
+    subprocess.run(enhance, shell=True, cwd=copy, env=environment_of(copy), check=True, stdout=subprocess.DEVNULL)
+    assert (copy / "clean.wav").exists()
     for run in ("enhancement", "hubert", "student"):
         assert {"result.json", "history.jsonl", "model"} <= {path.name for path in (copy / "runs" / run).iterdir()}
 

@@ -108,8 +108,3 @@ def check_source(pretrained: str | None, config: str | Path | None) -> None:
     """Raise ValueError unless a model's weights come from exactly one place."""
     if (pretrained is None) == (config is None):
         raise ValueError("give either pretrained (a hub name or a folder) or config (a JSON file, for a random start)")
-
-
-def label_names(labels: Sequence[str]) -> dict[str, Any]:
-    """Return what a configuration of transformers says about the classes."""
-    return {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import (
-    AutoConfig,
     AutoModel,
     PreTrainedConfig,
     PreTrainedModel,
@@ -17,47 +16,23 @@ from transformers import (
 
 from openfl_audio.errors import SettingsError
 from openfl_audio.node.pretrained import explain_missing_weights
+from openfl_audio.training.export import label_names
 from openfl_audio.training.half_precision import guard_grouped_convolutions
 from workspaces.keyword_spotting.data import MAX_SHIFT_SAMPLES
-from workspaces.keyword_spotting.model import SAMPLE_RATE, EncoderModel, check_source, label_names, read_config
+from workspaces.keyword_spotting.model import SAMPLE_RATE, EncoderModel, check_source, read_config
+from workspaces.keyword_spotting.modeling_upstream_keywords import (
+    N_MELS,
+    UpstreamKeywordsConfig,
+    WeightedSumHead,
+    create_encoder,
+    mean_features,
+    output_shape,
+    read_upstream,
+)
 from workspaces.keyword_spotting.whisper import FRAMES_PER_S, compute_log_mel
 
 LOG_MEL = "log_mel"
-N_MELS = 80
 MODEL_TYPES = ("hubert", "wav2vec2")
-PROJECTOR_SIZE = 256
-
-
-class UpstreamKeywordsConfig(PreTrainedConfig):
-    """`upstream` is the configuration of the speech model; None where log-mel takes its place.
-
-    `normalize`: bring each clip to mean 0 and variance 1 first, as some published models want it. With
-    `fixed_convolutions` the rest of the speech model is all that learns where it is not frozen.
-    """
-
-    model_type = "upstream_keywords"
-    upstream: dict[str, Any] | None = None
-    normalize: bool = False
-    fixed_convolutions: bool = False
-    frozen: bool = True
-
-
-class WeightedSumHead(torch.nn.Module):
-    """Means over time of the layers' outputs (batch, layers, width) to logits (batch, labels).
-
-    SUPERB's head for keyword spotting (Yang et al., arXiv 2105.01051, section 3): the layers are summed with weights
-    that are learned, a softmax that begins even; then come a projection to 256, the mean over time, and a linear layer.
-    All of it is linear in the frames, so that the mean may as well come first.
-    """
-
-    def __init__(self, layers: int, width: int, labels: int) -> None:
-        super().__init__()
-        self.layer_weights = torch.nn.Parameter(torch.zeros(layers))
-        self.projector = torch.nn.Linear(width, PROJECTOR_SIZE)
-        self.classifier = torch.nn.Linear(PROJECTOR_SIZE, labels)
-
-    def forward(self, means: torch.Tensor) -> torch.Tensor:
-        return self.classifier(self.projector(self.layer_weights.softmax(0) @ means))
 
 
 class UpstreamForKeywords(EncoderModel, PreTrainedModel):
@@ -73,7 +48,7 @@ class UpstreamForKeywords(EncoderModel, PreTrainedModel):
 
     def __init__(self, config: UpstreamKeywordsConfig) -> None:
         super().__init__(config)
-        self.encoder = torch.nn.Identity() if config.upstream is None else AutoModel.from_config(_read(config.upstream))
+        self.encoder = create_encoder(config)
         self.head = WeightedSumHead(*self.output_shape, len(config.id2label or {}))
         guard_grouped_convolutions(self.encoder)
         self.post_init()
@@ -91,9 +66,7 @@ class UpstreamForKeywords(EncoderModel, PreTrainedModel):
     @property
     def output_shape(self) -> tuple[int, int]:
         """Shape of a clip's features: (layers, width)."""
-        if self.config.upstream is None:
-            return 1, N_MELS
-        return self.encoder.config.num_hidden_layers + 1, self.encoder.config.hidden_size
+        return output_shape(self.config, self.encoder)
 
     def make_inputs(self, waveforms: Sequence[np.ndarray], device: str = "cpu") -> torch.Tensor:
         if self.config.upstream is None:
@@ -106,13 +79,7 @@ class UpstreamForKeywords(EncoderModel, PreTrainedModel):
 
     def encode(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the means over time of the layers' outputs, (batch, layers, width), for `inputs`."""
-        if self.config.upstream is None:
-            return inputs.mean(-1)[:, None]
-        waveforms = _standardize(inputs) if self.config.normalize else inputs
-        outputs = self.encoder(waveforms, output_hidden_states=True)
-        # Some models have one more normalization after the last layer.
-        states = [*outputs.hidden_states[:-1], outputs.last_hidden_state]
-        return torch.stack([state.mean(1) for state in states], dim=1)
+        return mean_features(self.config, self.encoder, inputs)
 
     def vary(self, inputs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Shift each clip in time by up to a tenth of a second, around the corner."""
@@ -181,17 +148,7 @@ def _complete(values: dict[str, Any], source: str) -> dict[str, Any]:
     if kind not in MODEL_TYPES:
         raise SettingsError(f"'{source}' is a model of type {kind!r}: an upstream should be {' or '.join(MODEL_TYPES)}")
     # Masks would be drawn from a generator that is not seeded, and the head needs the outputs of every layer.
-    return _read(values | {"model_type": kind, "apply_spec_augment": False, "layerdrop": 0.0}).to_dict()
-
-
-def _read(values: dict[str, Any]) -> PreTrainedConfig:
-    return AutoConfig.for_model(**values)
-
-
-def _standardize(waveforms: torch.Tensor) -> torch.Tensor:
-    # As Wav2Vec2FeatureExtractor does it.
-    variance, mean = torch.var_mean(waveforms, dim=-1, correction=0, keepdim=True)
-    return (waveforms - mean) / torch.sqrt(variance + 1e-7)
+    return read_upstream(values | {"model_type": kind, "apply_spec_augment": False, "layerdrop": 0.0}).to_dict()
 
 
 _LOG_MEL = WhisperConfig(num_mel_bins=N_MELS, max_source_positions=FRAMES_PER_S)

@@ -18,21 +18,15 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder, Whisper
 
 from openfl_audio.errors import SettingsError
 from openfl_audio.node.pretrained import explain_missing_weights
-from workspaces.keyword_spotting.model import SAMPLE_RATE, EncoderModel, check_source, label_names, read_config
+from openfl_audio.training.export import label_names
+from workspaces.keyword_spotting.model import SAMPLE_RATE, EncoderModel, check_source, read_config
+from workspaces.keyword_spotting.modeling_whisper_keywords import WhisperKeywordsConfig, create_head
 
 FRAMES_PER_S = 50  # of the encoder; the log-mel that it reads has twice as many
-HEAD_CHANNELS = 128
 FORMS = ("exact", "short")
 MAX_STRETCH = 0.2  # of the natural logarithm: by up to 22 %
 MAX_SHIFT_FRAMES = 10  # of 10 ms: a tenth of a second, as in TensorFlow's recipe (Warden, arXiv 1804.03209)
 MAX_LEVEL = 0.2  # in Whisper's log-mel, four of which are a power of ten: 8 dB
-
-
-class WhisperKeywordsConfig(WhisperConfig):
-    """Whisper's configuration under a name of its own: transformers' Auto classes would make another head for it."""
-
-    model_type = "whisper_keywords"
-    frozen: bool = True
 
 
 class WhisperForKeywords(EncoderModel, WhisperPreTrainedModel):
@@ -52,12 +46,7 @@ class WhisperForKeywords(EncoderModel, WhisperPreTrainedModel):
     def __init__(self, config: WhisperKeywordsConfig) -> None:
         super().__init__(config)
         self.encoder = WhisperEncoder(config)
-        self.head = torch.nn.Sequential(
-            torch.nn.Conv1d(config.max_source_positions, HEAD_CHANNELS, kernel_size=1),
-            torch.nn.ReLU(),
-            torch.nn.Flatten(),
-            torch.nn.Linear(HEAD_CHANNELS * config.d_model, len(config.id2label or {})),
-        )
+        self.head = create_head(config)
         self.post_init()
         self.freeze()
 

@@ -14,6 +14,7 @@ from openfl_audio.training.workload import register_tasks
 from shard_descriptors.superb.layout import LABELS
 from workspaces.keyword_spotting import tasks
 from workspaces.keyword_spotting.data import EncoderClips, EncoderData
+from workspaces.keyword_spotting.export import save_keywords
 from workspaces.keyword_spotting.model import EncoderModel
 from workspaces.keyword_spotting.speech_commands import SpeechCommandsSettings, SpeechCommandsWorkload
 from workspaces.keyword_spotting.ssl_features import create_upstream
@@ -93,3 +94,6 @@ class KeywordSpotting(SpeechCommandsWorkload[Settings]):
 
     def validate(self, model: Any, dataset: ShardDataset, device: str) -> dict[str, float]:
         return tasks.validate_clips(model, EncoderClips(dataset), device)
+
+    def save(self, model: EncoderModel, config: Settings, folder: Path) -> None:
+        save_keywords(model, folder)

@@ -8,8 +8,9 @@ import torch
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
 
 from openfl_audio.node.pretrained import explain_missing_weights
+from openfl_audio.training.export import extend_config, label_names
 from openfl_audio.training.half_precision import guard_grouped_convolutions
-from workspaces.keyword_spotting.model import SAMPLE_RATE, check_source, label_names
+from workspaces.keyword_spotting.model import SAMPLE_RATE, check_source
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -50,3 +51,10 @@ def create_wav2vec2(
 def create_feature_extractor() -> Wav2Vec2FeatureExtractor:
     """Return a feature extractor that scales each clip to mean 0 and variance 1."""
     return Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=True)
+
+
+def save_wav2vec2(model: Wav2Vec2ForSequenceClassification, folder: Path) -> None:
+    """Write weights, configuration and feature extractor, which `transformers.pipeline` loads, into `folder`."""
+    model.save_pretrained(folder)
+    create_feature_extractor().save_pretrained(folder)
+    extend_config(folder, {"clip_seconds": 1.0})

@@ -16,7 +16,7 @@ from shard_descriptors.superb.layout import LABELS
 from workspaces.keyword_spotting.speech_commands import SpeechCommandsSettings, SpeechCommandsWorkload
 from workspaces.keyword_spotting_wav2vec2 import tasks
 from workspaces.keyword_spotting_wav2vec2.data import Clips, KeywordData
-from workspaces.keyword_spotting_wav2vec2.model import create_feature_extractor, create_wav2vec2
+from workspaces.keyword_spotting_wav2vec2.model import create_wav2vec2, save_wav2vec2
 
 
 class ModelSettings(Group):
@@ -71,5 +71,4 @@ class Wav2Vec2KeywordSpotting(SpeechCommandsWorkload[Settings]):
         return tasks.validate_clips(model, Clips(dataset), device)
 
     def save(self, model: Any, config: Settings, folder: Path) -> None:
-        model.save_pretrained(folder)
-        create_feature_extractor().save_pretrained(folder)
+        save_wav2vec2(model, folder)

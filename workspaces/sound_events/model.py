@@ -1,15 +1,13 @@
-"""The two small taggers of the FSD50K paper: patches of log-mel frames in, a logit for every class out."""
+"""The two small taggers of the FSD50K paper: patches of log-mel frames in, a logit for every class out.
 
-import json
+This file is copied into exported models, so it imports nothing of this project.
+"""
+
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
-from safetensors.torch import load_file, save
 from torch import nn
-
-from openfl_audio.files import write_json
 
 FRAMES, N_MELS = 101, 96
 
@@ -154,20 +152,3 @@ class Crnn(Tagger):
         steps = features.permute(0, 2, 3, 1).flatten(2)  # (batch, 12, 2 * channels)
         _, last = self.gru(steps)  # (directions, batch, units)
         return self.output(last[0] * last[1])
-
-
-def save_tagger(model: nn.Module, recipe: dict[str, Any], folder: Path) -> None:
-    """Write `model.safetensors`, and as `config.json` the arguments of `create_tagger`: `load_model` reads both."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "model.partial"
-    temporary.write_bytes(save({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}))
-    temporary.rename(folder / "model.safetensors")
-    write_json(folder / "config.json", recipe)
-
-
-def load_model(folder: str | Path) -> Tagger:
-    """Load the tagger that `save_tagger` wrote. Raises FileNotFoundError if `folder` lacks one of its files."""
-    folder = Path(folder)
-    model = create_tagger(**json.loads((folder / "config.json").read_text()))
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    return model.eval()

@@ -9,6 +9,7 @@ from openfl.interface.interactive_api.experiment import DataInterface, TaskInter
 from pydantic import Field
 
 from openfl_audio.protocol.plan import Direction
+from openfl_audio.training.export import label_names
 from openfl_audio.training.history import Record, to_frame
 from openfl_audio.training.run_settings import Group, RunSettings
 from openfl_audio.training.workload import Metrics, Workload, register_tasks
@@ -16,13 +17,13 @@ from shard_descriptors.fsd50k import Fsd50kShardDescriptor
 from shard_descriptors.fsd50k.store import open_store
 from workspaces.sound_events import tasks
 from workspaces.sound_events.data import Patches, SoundEventData, check_classes
+from workspaces.sound_events.export import save_tagger
 from workspaces.sound_events.model import (
     NORMALISATION_TENSORS,
     Architecture,
     Normalisation,
     Tagger,
     create_tagger,
-    save_tagger,
 )
 
 SHARD_DESCRIPTOR = "shard_descriptors.fsd50k.Fsd50kShardDescriptor"
@@ -116,6 +117,10 @@ class SoundEvents(Workload[Settings]):
 
     def save(self, model: Tagger, config: Settings, folder: Path) -> None:
         save_tagger(model, config.model.model_dump(), folder)
+
+    def describe_model(self, config: Settings, data: Path) -> Mapping[str, Any]:
+        store = open_store(data)
+        return {**label_names(store.classes), "features": store.features}
 
     def plot(self, records: Sequence[Record], config: Settings, data: Path, clients: int, part: str, out: Path) -> None:
         """Draw scores.png, and the clips that train by class, by uploader and by both."""

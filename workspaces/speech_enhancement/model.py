@@ -1,16 +1,14 @@
-"""SuDoRM-RF with group communication: a small network that separates a mixture into its sources."""
+"""SuDoRM-RF with group communication: a small network that separates a mixture into its sources.
+
+This file is copied into exported models, so it imports nothing of this project.
+"""
 
 import math
-from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, ValidationInfo, field_validator
-from safetensors.torch import load_file, save_file
 from torch import nn
-
-from openfl_audio.files import write_json
-from openfl_audio.training.run_settings import Group
 
 SAMPLE_RATE = 16_000
 EPS = 1e-8
@@ -19,35 +17,17 @@ EPS = 1e-8
 CPU_CHUNK_SAMPLES = 64_000
 
 
-class SudoRmRfSettings(Group):
-    """The published names of the sizes; the defaults are FedEnhance's model, of 794,921 parameters.
+class Sizes(Protocol):
+    """The sizes of a model, under their published names."""
 
-    `out_channels` between the blocks and `in_channels` within them are shared out among `num_groups` groups.
-    """
-
-    out_channels: int = Field(default=256, ge=1)
-    in_channels: int = Field(default=512, ge=1)
-    num_blocks: int = Field(default=8, ge=1)
-    upsampling_depth: int = Field(default=5, ge=1)
-    kernel_size: int = Field(default=41, ge=5)
-    num_bases: int = Field(default=512, ge=1)
-    num_groups: int = Field(default=16, ge=1, validate_default=True)
-    num_sources: int = Field(default=3, ge=2)
-
-    @field_validator("kernel_size")
-    @classmethod
-    def check_kernel(cls, kernel_size: int) -> int:
-        if kernel_size % 2 == 0:
-            raise ValueError("it should be odd, as half of it is the hop")
-        return kernel_size
-
-    @field_validator("num_groups")
-    @classmethod
-    def check_groups(cls, num_groups: int, info: ValidationInfo) -> int:
-        for name in {"out_channels", "in_channels"} & info.data.keys():
-            if info.data[name] % num_groups:
-                raise ValueError(f"it should divide {name}, which is {info.data[name]}")
-        return num_groups
+    out_channels: int
+    in_channels: int
+    num_blocks: int
+    upsampling_depth: int
+    kernel_size: int
+    num_bases: int
+    num_groups: int
+    num_sources: int
 
 
 class SudoRmRf(nn.Module):
@@ -57,10 +37,10 @@ class SudoRmRf(nn.Module):
     those of Luo et al., "Group communication with context codec for lightweight source separation", arXiv 2012.07291.
     """
 
-    def __init__(self, settings: SudoRmRfSettings) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        s = settings
-        self.settings = settings
+        s = sizes
+        self.sizes = sizes
         self.hop = s.kernel_size // 2
         # Every halving within a block must come out even.
         self.multiple = self.hop * 2 ** (s.upsampling_depth - 1)
@@ -92,9 +72,9 @@ class SudoRmRf(nn.Module):
         encoded = self.encoder(padded.unsqueeze(1))  # (batch, bases, frames)
         x = self.bottleneck(self.norm(encoded))
         batch, channels, frames = x.shape
-        groups = x.view(batch * self.settings.num_groups, -1, frames)
+        groups = x.view(batch * self.sizes.num_groups, -1, frames)
         masks = self.masks(self.blocks(groups).view(batch, channels, frames))
-        masked = masks.view(batch, self.settings.num_sources, -1, frames) * encoded.unsqueeze(1)
+        masked = masks.view(batch, self.sizes.num_sources, -1, frames) * encoded.unsqueeze(1)
         return self.decoder(masked.flatten(1, 2))[..., :num_samples]
 
     def separate(self, mixture: torch.Tensor) -> torch.Tensor:
@@ -177,28 +157,11 @@ def make_consistent(estimate: torch.Tensor, mixture: torch.Tensor) -> torch.Tens
     return estimate + missing.unsqueeze(1) / estimate.shape[1]
 
 
-def create_sudormrf(settings: SudoRmRfSettings, seed: int = 0) -> SudoRmRf:
+def create_sudormrf(sizes: Sizes, seed: int = 0) -> SudoRmRf:
     """Return a model from a random start that depends on `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return SudoRmRf(settings)
-
-
-def save_sudormrf(model: SudoRmRf, folder: Path) -> None:
-    """Write model.safetensors, and config.json with the model's settings, for `load_sudormrf`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "model.partial"
-    save_file({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
-    write_json(folder / "config.json", model.settings.model_dump())
-    temporary.rename(folder / "model.safetensors")
-
-
-def load_sudormrf(folder: str | Path) -> SudoRmRf:
-    """Load the model that `save_sudormrf` wrote."""
-    settings = SudoRmRfSettings.model_validate_json((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    model = SudoRmRf(settings)
-    model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
-    return model
+        return SudoRmRf(sizes)
 
 
 def chunk_size(num_samples: int, batch_size: int, device: str) -> int:

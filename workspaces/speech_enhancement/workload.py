@@ -18,8 +18,10 @@ from openfl_audio.training.workload import Metrics, Workload, register_tasks
 from shard_descriptors.librifsd50k import LibriFsd50kShardDescriptor
 from workspaces.speech_enhancement import tasks
 from workspaces.speech_enhancement.data import EnhancementData, Sources
+from workspaces.speech_enhancement.export import save_sudormrf
 from workspaces.speech_enhancement.listening import write_examples
-from workspaces.speech_enhancement.model import SAMPLE_RATE, SudoRmRfSettings, create_sudormrf, save_sudormrf
+from workspaces.speech_enhancement.model import SAMPLE_RATE, create_sudormrf
+from workspaces.speech_enhancement.settings import SudoRmRfSettings
 
 SPLITS = ("validation", "test")
 SHARD_DESCRIPTOR = "shard_descriptors.librifsd50k.LibriFsd50kShardDescriptor"

@@ -18,6 +18,7 @@ from transformers import (
 
 from openfl_audio.errors import SettingsError
 from openfl_audio.node.pretrained import explain_missing_weights
+from openfl_audio.training.export import extend_config
 from openfl_audio.training.half_precision import guard_grouped_convolutions
 from workspaces.speech_recognition.letters import BLANK, CLASSES, LETTERS
 
@@ -109,6 +110,7 @@ def create_recognizer(
 def save_recognizer(model: Recognizer, folder: Path) -> None:
     """Write what Transformers' HubertForCTC and its Wav2Vec2Processor load from `folder`."""
     model.save_pretrained(folder)
+    extend_config(folder, {"architectures": ["HubertForCTC"]})
     Wav2Vec2FeatureExtractor(
         sampling_rate=SAMPLE_RATE, do_normalize=model.config.normalize, return_attention_mask=True
     ).save_pretrained(folder)

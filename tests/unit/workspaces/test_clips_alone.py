@@ -39,7 +39,8 @@ from workspaces.sound_events.data import Patches
 from workspaces.sound_events.model import Architecture, create_tagger
 from workspaces.sound_events.tasks import score_clips
 from workspaces.speech_enhancement.data import Sources
-from workspaces.speech_enhancement.model import SudoRmRfSettings, create_sudormrf
+from workspaces.speech_enhancement.model import create_sudormrf
+from workspaces.speech_enhancement.settings import SudoRmRfSettings
 from workspaces.speech_enhancement.tasks import enhance
 from workspaces.speech_enhancement.tasks import validate_clips as validate_enhancement
 from workspaces.speech_recognition.data import Clips as SpeechClips

@@ -1,4 +1,5 @@
 import json
+import shlex
 from pathlib import Path
 
 import matplotlib as mpl
@@ -9,6 +10,7 @@ import torch
 
 mpl.use("Agg")
 
+from openfl_audio.cli.main import parse
 from openfl_audio.config import load_settings
 from openfl_audio.errors import SettingsError
 from openfl_audio.experiments.run import run
@@ -17,7 +19,7 @@ from openfl_audio.simulation.simulation import Simulation
 from shard_descriptors.fsd50k.layout import read_layout
 from shard_descriptors.fsd50k.preparation import prepare_store
 from workspaces.sound_events.data import Patches
-from workspaces.sound_events.model import load_model
+from workspaces.sound_events.export import load_model
 from workspaces.sound_events.tasks import validate_clips
 from workspaces.sound_events.workload import Settings, SoundEvents
 
@@ -129,5 +131,21 @@ def test_a_run_leaves_a_model_with_its_scores_and_pictures(mode, store, tmp_path
     best = max(record["metrics"]["aggregated_model_validate"]["pr_auc"] for record in records)
     assert result["metrics"]["best"]["validation"]["pr_auc"] == best
     assert load_model(tmp_path / "model")(torch.zeros(1, 101, 96)).shape == (1, 3)
+    assert json.loads((tmp_path / "model-last" / "config.json").read_text())["id2label"] == dict(
+        zip("012", sorted(CLASSES), strict=True)
+    )
+    check_card(tmp_path, result, mode)
     pictures = {"scores.png", "clips_per_class.png", "clips_per_uploader.png", "class_by_uploader.png"}
     assert {path.name for path in tmp_path.glob("*.png")} == pictures
+
+
+def check_card(out, result, mode):
+    """The card of the last model has its scores, and a command whose settings are those of the run."""
+    card = (out / "model-last" / "README.md").read_text()
+    assert f"| validation | {result['metrics']['last']['validation']['loss']:.4g} |" in card
+    clients = {"centralized": "1", "individual": "number 0 of 2, from 0", "simulated": "2"}[mode]
+    assert f"| clients | {clients} |" in card
+    [line] = [line for line in card.replace("\\\n", "").splitlines() if line.startswith("openfl-audio train")]
+    train, _ = parse(shlex.split(line)[1:])
+    assert (train.mode, train.client_ids) == (mode, [0])
+    assert load_settings(out / train.config, Settings, train.changes()).model_dump(mode="json") == result["settings"]

@@ -3,7 +3,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from workspaces.speech_enhancement.model import SudoRmRfSettings
+from workspaces.speech_enhancement.settings import SudoRmRfSettings
 
 
 class Items:

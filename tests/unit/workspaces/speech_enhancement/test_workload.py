@@ -9,7 +9,7 @@ from openfl_audio.errors import SettingsError
 from openfl_audio.protocol.participation import Participation
 from openfl_audio.simulation.simulation import Simulation
 from workspaces.speech_enhancement import plots, workload
-from workspaces.speech_enhancement.model import SudoRmRfSettings
+from workspaces.speech_enhancement.settings import SudoRmRfSettings
 from workspaces.speech_enhancement.workload import Settings, SpeechEnhancement, count_supervised
 
 pytestmark = pytest.mark.training
