@@ -24,6 +24,7 @@ from workspaces.keyword_spotting.whisper import create_whisper
 from workspaces.keyword_spotting_wav2vec2.model import create_feature_extractor, create_wav2vec2, save_wav2vec2
 from workspaces.sound_events.export import save_tagger
 from workspaces.sound_events.model import create_tagger
+from workspaces.sound_events.modeling_sound_events import mel_frames
 from workspaces.speech_enhancement.export import save_sudormrf
 from workspaces.speech_enhancement.model import create_sudormrf
 from workspaces.speech_enhancement.settings import SudoRmRfSettings
@@ -103,6 +104,9 @@ def test_a_tagger_scores_a_recording_as_a_prepared_clip(features, seconds, recor
     frames = MelTransform(features)(soundfile.read(path, dtype="float32")[0].mean(axis=1), rate).astype(np.float32)
     if features == "power":
         frames *= 4
+    heard = mel_frames(torch.from_numpy(read_waveform(path, 22_050)), features)
+    # float16 keeps three digits, and its smallest powers have fewer.
+    np.testing.assert_allclose(heard, frames, rtol=2e-3, atol=2e-3 if features == "log_mel" else 1e-5)
     within = PATCH_HOP * np.arange(count_patches(len(frames)))[:, None] + np.arange(PATCH_FRAMES)
     with torch.inference_mode():
         scores = model(torch.from_numpy(frames[within % len(frames)])).sigmoid().mean(0).tolist()
