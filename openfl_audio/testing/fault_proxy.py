@@ -85,6 +85,7 @@ class _Connection:
         self._sockets = (client, server)
         self._stalled = threading.Event()
         self._resumed = threading.Event()
+        self._broken = False  # one fault is enough, also while bytes of the other way are still on theirs
         self._reset = False
         ways = (("up", client, server), ("down", server, client))
         self._threads = [threading.Thread(target=self._pump, args=way) for way in ways]
@@ -107,7 +108,8 @@ class _Connection:
                     self._resumed.wait()
                     break
                 n_bytes += len(piece)
-                if fault := self._proxy.take_fault(direction, n_bytes):
+                if not self._broken and (fault := self._proxy.take_fault(direction, n_bytes)):
+                    self._broken = True
                     self._break(fault)
                     break
                 sink.sendall(piece)

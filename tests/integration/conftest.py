@@ -131,7 +131,7 @@ def listing(folder: Path) -> dict[str, str]:
 def status_of(processes: LocalFederation) -> dict[str, Any]:
     """Return the director's status of all envoys and experiments."""
     with open_as(processes, USER, client_id=USER) as channel:
-        return json.loads(RoundsStub(channel).get_status(encode(StatusRequest()), timeout=10, wait_for_ready=True))
+        return json.loads(RoundsStub(channel).get_status(encode(StatusRequest()), timeout=60, wait_for_ready=True))
 
 
 def plan_of(name: str, **changes: Any) -> dict[str, Any]:
@@ -199,7 +199,7 @@ class FakeEnvoy:
 
     def __enter__(self) -> "FakeEnvoy":
         info = director_pb2.ShardInfo(node_info=director_pb2.NodeInfo(name=self.name), shard_description="none")
-        self.director.UpdateShardInfo(director_pb2.UpdateShardInfoRequest(shard_info=info), timeout=10)
+        self.director.UpdateShardInfo(director_pb2.UpdateShardInfoRequest(shard_info=info), timeout=60)
         self._attending = self.rounds.attend(encode(AttendRequest(envoy=self.name, instance=f"fake-{self.name}")))
         next(self._attending)
         self._thread = threading.Thread(target=self._attend)
@@ -213,11 +213,11 @@ class FakeEnvoy:
 
     def get_tasks(self, federation_uuid: str) -> aggregator_pb2.GetTasksResponse:
         header = aggregator_pb2.MessageHeader(sender=self.name, federation_uuid=federation_uuid)
-        return self.aggregator.GetTasks(aggregator_pb2.GetTasksRequest(header=header), timeout=30)
+        return self.aggregator.GetTasks(aggregator_pb2.GetTasksRequest(header=header), timeout=60)
 
     def get_model(self, experiment: str) -> tuple[Tensors, dict[str, Any]]:
         request = encode(ModelRequest(experiment=experiment, envoy=self.name))
-        return receive(self.rounds.get_model(request, timeout=30))
+        return receive(self.rounds.get_model(request, timeout=60))
 
     def _attend(self) -> None:
         with contextlib.suppress(grpc.RpcError):

@@ -218,7 +218,7 @@ def test_a_bad_submission_is_refused_in_a_sentence_and_leaves_nothing_behind(dir
     assert 10 < len(sentence) <= 2000
     assert "\n" not in sentence
     # The answer is there a moment before what was received is deleted.
-    wait_for(lambda: listing(around) == before, 5)
+    wait_for(lambda: listing(around) == before)
     assert status_of(director) == known
     assert "Traceback" not in director.log("director").read_text()[logged:]
 
@@ -244,7 +244,7 @@ def test_a_good_submission_is_taken_and_its_name_cannot_be_used_again(director):
         before = listing(director.folder.parents[1])
         with pytest.raises(grpc.RpcError, match="an experiment named 'good' exists already"):
             submit(channel, good)
-    wait_for(lambda: listing(director.folder.parents[1]) == before, 5)
+    wait_for(lambda: listing(director.folder.parents[1]) == before)
     (experiment,) = status_of(director)["experiments"]
     assert (experiment["name"], experiment["status"]) == ("good", "in_progress")
 
@@ -330,7 +330,7 @@ def test_an_envoy_refuses_a_bad_archive_or_name_and_says_so_and_stays(deceived, 
 
     # What it downloaded before is removed only after it has reported.
     downloads = processes.folder / "envoys" / "a"
-    wait_for(lambda: not any("/workspace" in name for name in listing(downloads)), 20)
+    wait_for(lambda: not any("/workspace" in name for name in listing(downloads)))
     before, logged = around(), len(processes.log("a").read_text())
     broken.archive = (BAD_WORKSPACES | BAD_INSIDE)[case]
     reported, sentence = report_of(broken, experiment)
@@ -346,7 +346,7 @@ def report_of(broken: BrokenDirector, experiment: str) -> tuple[str, str]:
     """Return the envoy's report of an experiment that it is told to run, and cannot."""
     broken.orders.put(experiment)
     try:
-        return broken.reports.get(timeout=20)
+        return broken.reports.get(timeout=60)
     finally:
         broken.orders.put("")
 
@@ -359,10 +359,10 @@ def test_an_envoy_whose_disk_is_full_says_so(deceived):
     broken.orders.put("on-a-full-disk")
     try:
         # What was there before the download is removed; only the next attempt goes to the full disk.
-        wait_for(archive.exists, 20)
+        wait_for(archive.exists)
         full.rename(archive)
         broken.stumbles = 0
-        reported = broken.reports.get(timeout=20)
+        reported = broken.reports.get(timeout=60)
     finally:
         broken.orders.put("")
     assert reported == ("on-a-full-disk", "the envoy cannot read or write: [Errno 28] No space left on device")

@@ -113,7 +113,7 @@ def give_up_often(turn: Turn) -> None:
         call = turn.envoy.rounds.send_update(iter(pieces.get, b""))
         pieces.put(header)
         pieces.put(data[: attempt % len(data)] or data[:1])
-        wait_for(lambda queued=pieces, call=call: queued.empty() or not call.is_active(), 10)
+        wait_for(lambda queued=pieces, call=call: queued.empty() or not call.is_active())
         call.cancel()
         pieces.put(b"")
     turn.send()
@@ -294,7 +294,7 @@ def outcome(running, connect) -> tuple[dict[str, list[Answer]], dict[str, Any]]:
         )
         federation_uuid = experiment.plan.federation_uuid
         for number, send in enumerate([Turn.send, *(case[0] for case in CASES.values()), Turn.send]):
-            turn = wait_for(lambda wanted=number: next_turn(fake, federation_uuid, wanted), 30)
+            turn = wait_for(lambda wanted=number: next_turn(fake, federation_uuid, wanted))
             send(turn)
             state = client.get_experiment(NAME)
             if (state.round, "c" in state.waiting_for) == (number, True):

@@ -96,6 +96,7 @@ def test_nothing_is_left_running(run):
     assert processes_of(run[1]) == []
 
 
+@pytest.mark.slow
 def test_the_whisper_notebook_sends_the_head_alone_and_its_model_comes_back(corpus, tmp_path, monkeypatch):
     from safetensors.numpy import load_file
 
@@ -121,6 +122,7 @@ def test_the_whisper_notebook_sends_the_head_alone_and_its_model_comes_back(corp
     assert list((tmp_path / "cache").iterdir()), "the encoder's outputs are kept on the node"
 
 
+@pytest.mark.slow
 def test_uploaders_train_a_tagger_that_one_envoy_evaluates(tmp_path, monkeypatch):
     from safetensors.numpy import load_file
 
@@ -145,6 +147,7 @@ def test_uploaders_train_a_tagger_that_one_envoy_evaluates(tmp_path, monkeypatch
         np.testing.assert_array_equal(model[name].numpy(), tensor)
 
 
+@pytest.mark.slow
 def test_speech_is_enhanced_by_envoys_with_and_without_clean_speech(tmp_path, monkeypatch):
     from safetensors.numpy import load_file
 
@@ -172,6 +175,7 @@ def test_speech_is_enhanced_by_envoys_with_and_without_clean_speech(tmp_path, mo
         np.testing.assert_array_equal(model[name].numpy(), tensor)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_hubert_is_pretrained_and_a_student_learns_from_it(tmp_path, monkeypatch):
     from transformers import HubertModel
@@ -252,7 +256,7 @@ def test_an_interrupted_demo_stops_what_it_started(corpus, tmp_path, signal_numb
     finally:
         demo.kill()
     # A worker that is loading its libraries looks only then whether its envoy is still there.
-    wait_for(lambda: not processes_of(tmp_path / "run"), 30)
+    wait_for(lambda: not processes_of(tmp_path / "run"))
 
 
 def start_demo(data: Path, out: Path) -> subprocess.Popen:

@@ -12,7 +12,7 @@ from openfl_audio.envoy.envoy import memory_of
 from openfl_audio.experiments.local_federation import LocalFederation
 from tests.integration.conftest import READY_SECONDS
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
 
 ENVOYS = [f"envoy_{number}" for number in range(12)]
 ROUNDS = 200

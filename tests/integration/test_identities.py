@@ -130,7 +130,7 @@ def call(channel: grpc.Channel, path: str, requests: list[bytes | Message]) -> N
     pieces = [each if isinstance(each, bytes) else each.SerializeToString() for each in requests]
     streams_requests, streams_answers = METHODS[path]
     kind = f"{'stream' if streams_requests else 'unary'}_{'stream' if streams_answers else 'unary'}"
-    answer = getattr(channel, kind)(path)(iter(pieces) if streams_requests else pieces[0], timeout=10)
+    answer = getattr(channel, kind)(path)(iter(pieces) if streams_requests else pieces[0], timeout=60)
     if streams_answers:
         for _ in answer:
             continue
@@ -303,7 +303,7 @@ def test_nothing_is_received_of_who_may_not_make_a_call(director):
             with open_as(director, name) as channel:
                 for path in paths:
                     with pytest.raises(grpc.RpcError):
-                        channel.stream_stream(path)(iter([large]), timeout=10).result()
+                        channel.stream_stream(path)(iter([large]), timeout=60).result()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much comes")
@@ -331,7 +331,7 @@ def test_a_call_that_is_not_served_says_so(director, path):
 
 def test_a_call_that_no_service_has_is_refused(director, unchanged):
     with open_as(director, USER) as channel:
-        error = refusal(lambda: channel.unary_unary(ROUNDS + "DeleteEverything")(b"", timeout=10))
+        error = refusal(lambda: channel.unary_unary(ROUNDS + "DeleteEverything")(b"", timeout=60))
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
 
 

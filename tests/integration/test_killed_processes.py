@@ -6,10 +6,12 @@ import signal
 from collections.abc import Callable
 from functools import partial
 
+import psutil
 import pytest
 import torch
 
 from openfl_audio.experiments.local_federation import LocalFederation
+from openfl_audio.notebook.interactive_api import ModelInterface
 from openfl_audio.protocol.participation import Participation
 from tests.integration.conftest import ENVOYS, READY_SECONDS, points, wait_for
 
@@ -47,6 +49,19 @@ def kill(running: LocalFederation, name: str) -> None:
     running.wait_for_exit(name, READY_SECONDS)
 
 
+def kill_while(running: LocalFederation, name: str, condition: Callable[[], object]) -> None:
+    """Kill a process at a moment at which `condition` holds: it is stopped first, and runs on if that was too late."""
+    process = psutil.Process(running.pid(name))
+    while True:
+        wait_for(condition, interval=0.0005)
+        process.suspend()
+        wait_for(lambda: process.status() == psutil.STATUS_STOPPED)
+        if condition():
+            break
+        process.resume()
+    kill(running, name)
+
+
 def records(experiment) -> list[dict]:
     return list(experiment.federation.dir_client.read_history(experiment.experiment_name))
 
@@ -76,32 +91,16 @@ def test_a_round_closes_without_a_killed_envoy_and_it_takes_part_again_when_it_i
     assert weights_follow_from_who_answered(records(experiment))
 
 
-@pytest.mark.parametrize("moment", ["in mid-round", "with one update counted", "while writing a checkpoint"])
-def test_a_killed_director_goes_on_with_the_same_round_and_envoys_to_the_same_weights(running, start, moment):
-    from toy.experiment import create_large_model
-
-    from openfl_audio.notebook.interactive_api import ModelInterface
-
-    model = ModelInterface(create_large_model, partial(torch.optim.SGD, lr=0.1))
-    # One of the two in most rounds, by lot: a restart must draw the same.
-    participation = Participation(count=2 if moment == "with one update counted" else 1, seed=3)
-    experiment = start(model, participation=participation)
-    folder = running.folder / "director" / experiment.experiment_name
-    wait_for(lambda: len(records(experiment)) >= 3)
-    if moment == "while writing a checkpoint":
-        wait_for(lambda: list((folder / "models").glob(".*.partial")), interval=0.0005)
-    elif moment == "with one update counted":
-        wait_for(lambda: list((folder / "updates").glob("*.safetensors")), interval=0.0005)
-    kill(running, "director")
-    if moment == "while writing a checkpoint":
-        assert list((folder / "models").glob(".*.partial")), "it was not killed in the middle of it"
+def restart_director(running: LocalFederation) -> None:
     running.start_director()
     running.wait_until_ready(ENVOYS, READY_SECONDS)
 
-    history = experiment.watch()
-    assert history["round"].tolist() == list(range(ROUNDS + 1))
+
+def check_end(experiment, participation: Participation) -> None:
+    """Fail unless every round had the envoys that were drawn for it, and the last weights are what they made."""
     drawn = [participation.trainers(number, ENVOYS) for number in range(ROUNDS)]
     kept = records(experiment)
+    assert [record["round"] for record in kept] == list(range(ROUNDS + 1))
     assert [list(record["envoys"]) for record in kept[:ROUNDS]] == drawn
     assert weights_follow_from_who_answered(kept[:ROUNDS])
     final = sum(GROWTH[tuple(names)] for names in drawn)
@@ -109,11 +108,42 @@ def test_a_killed_director_goes_on_with_the_same_round_and_envoys_to_the_same_we
     assert experiment.get_experiment_status() == "finished"
 
 
-def test_an_ended_experiment_is_still_there_after_the_director_was_killed(running, start):
-    experiment = start(rounds_to_train=1)
+@pytest.fixture
+def large() -> ModelInterface:
+    from toy.experiment import create_large_model
+
+    return ModelInterface(create_large_model, partial(torch.optim.SGD, lr=0.1))
+
+
+def test_a_director_killed_twice_resumes_with_the_same_round_and_envoys_to_the_same_weights(running, start, large):
+    # One of the two by lot: a restart must draw the same.
+    participation = Participation(count=1, seed=3)
+    experiment = start(large, participation=participation)
+    wait_for(lambda: len(records(experiment)) >= 2)
+    kill(running, "director")  # in mid-round
+    restart_director(running)
+
+    models = running.folder / "director" / experiment.experiment_name / "models"
+    wait_for(lambda: len(records(experiment)) >= 4)
+    kill_while(running, "director", lambda: list(models.glob(".*.partial")))  # in the middle of a checkpoint
+    restart_director(running)
     experiment.watch()
+    check_end(experiment, participation)
+
+
+def test_a_director_killed_with_one_update_counted_waits_for_the_other_and_shows_all_when_killed_after_the_end(
+    running, start, large
+):
+    participation = Participation(count=2, seed=3)
+    experiment = start(large, participation=participation)
+    updates = running.folder / "director" / experiment.experiment_name / "updates"
+    wait_for(lambda: len(records(experiment)) >= 2)
+    kill_while(running, "director", lambda: list(updates.glob("*.safetensors")))
+    restart_director(running)
+    assert experiment.watch()["round"].tolist() == list(range(ROUNDS + 1))
+    check_end(experiment, participation)
+
     kill(running, "director")
-    running.start_director()
-    running.wait_until_ready(ENVOYS, READY_SECONDS)
-    assert experiment.history["slope"].tolist() == [0.0, 2.5]
-    assert experiment.last_model()[0].weight.item() == 2.5
+    restart_director(running)
+    assert experiment.history["round"].tolist() == list(range(ROUNDS + 1))
+    check_end(experiment, participation)

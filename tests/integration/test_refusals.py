@@ -134,11 +134,11 @@ def test_the_director_refuses_an_envoy_that_says_it_is_another(director, certifi
         stub = director_pb2_grpc.DirectorStub(channel)
         info = director_pb2.ShardInfo(node_info=director_pb2.NodeInfo(name="c"))
         calls = [
-            lambda: stub.UpdateShardInfo(director_pb2.UpdateShardInfoRequest(shard_info=info), timeout=10),
-            lambda: stub.WaitExperiment(director_pb2.WaitExperimentRequest(collaborator_name="c"), timeout=10),
-            lambda: stub.UpdateEnvoyStatus(director_pb2.UpdateEnvoyStatusRequest(name="c"), timeout=10),
+            lambda: stub.UpdateShardInfo(director_pb2.UpdateShardInfoRequest(shard_info=info), timeout=60),
+            lambda: stub.WaitExperiment(director_pb2.WaitExperimentRequest(collaborator_name="c"), timeout=60),
+            lambda: stub.UpdateEnvoyStatus(director_pb2.UpdateEnvoyStatusRequest(name="c"), timeout=60),
             lambda: stub.SetExperimentFailed(
-                director_pb2.SetExperimentFailedRequest(collaborator_name="c"), timeout=10
+                director_pb2.SetExperimentFailedRequest(collaborator_name="c"), timeout=60
             ),
         ]
         for call in calls:
@@ -155,7 +155,7 @@ def test_a_description_that_no_notebook_could_fetch_is_refused(director):
     info = director_pb2.ShardInfo(node_info=director_pb2.NodeInfo(name="b"), shard_description="x" * 100_000)
     with open_as(director, "b") as channel, pytest.raises(grpc.RpcError) as caught:
         director_pb2_grpc.DirectorStub(channel).UpdateShardInfo(
-            director_pb2.UpdateShardInfoRequest(shard_info=info), timeout=10
+            director_pb2.UpdateShardInfoRequest(shard_info=info), timeout=60
         )
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert caught.value.details() == "envoy 'b' describes its shard in 100013 bytes, more than 65536"

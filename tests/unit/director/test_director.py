@@ -31,7 +31,7 @@ from openfl_audio.protocol.tensors import Header
 VALIDATE = Task(name="aggregated_model_validate", function_name="validate", task_type="validate")
 TRAIN = Task(name="train", function_name="fit", task_type="train")
 CORPORA = {"a": "superb", "b": "superb", "c": "superb", "x": "esc50", "y": "esc50"}
-SECONDS = 10
+SECONDS = 60
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import socket
 import sys
 
@@ -43,28 +44,40 @@ def test_of_many_connections_those_end_that_never_said_enough(monkeypatch):
     monkeypatch.setattr("openfl_audio.director.receiving.SILENT_SECONDS", 0.1)
 
     async def story() -> None:
+        served: asyncio.Queue[None] = asyncio.Queue()
+
         async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             while heard := await reader.read(99):
                 writer.write(heard)
-            writer.close()
+            await close(writer)
+            served.put_nowait(None)
 
         server = await asyncio.start_server(echo, "127.0.0.1", 0)
         address = server.sockets[0].getsockname()
         (silent, first), (other, second) = [await asyncio.open_connection(*address) for _ in range(2)]
         first.write(b"h")
-        assert await asyncio.wait_for(silent.readexactly(1), 20) == b"h"
+        assert await asyncio.wait_for(silent.readexactly(1), 60) == b"h"
         second.write(b"hello" * 5)
-        assert await asyncio.wait_for(other.readexactly(25), 20) == b"hello" * 5
+        assert await asyncio.wait_for(other.readexactly(25), 60) == b"hello" * 5
         ending = asyncio.create_task(end_silent_lines(max_lines=1))
-        assert await asyncio.wait_for(silent.read(), 20) == b""
+        assert await asyncio.wait_for(silent.read(), 60) == b""
         second.write(b"again")
-        assert await asyncio.wait_for(other.readexactly(5), 20) == b"again"
+        assert await asyncio.wait_for(other.readexactly(5), 60) == b"again"
         ending.cancel()
         for writer in (first, second):
-            writer.close()
+            await close(writer)
+            await asyncio.wait_for(served.get(), 60)
         server.close()
+        await server.wait_closed()
 
     asyncio.run(story())
+
+
+async def close(writer: asyncio.StreamWriter) -> None:
+    """Close a connection, and its socket with it: what the end of the loop leaves open is a fault of a later test."""
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
 
 
 def waits_for_message(connections: Connections, *looks: dict[tuple[str, int], int], accounted: tuple[int, ...] = ()):

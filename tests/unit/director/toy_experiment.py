@@ -25,7 +25,7 @@ TRAIN = Task(name="train", function_name="fit", task_type="train")
 MODEL = {"weight": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4), "steps": np.array(0)}
 CLIPS = {"a": 3, "b": 50, "c": 7, "d": 11}
 QUORUM_OF_TWO = {"deadline_seconds": 1000, "quorum": 2}
-SECONDS = 5  # more than any of these experiments takes
+SECONDS = 60  # more than any of these experiments takes
 
 
 def make_experiment(

@@ -31,13 +31,13 @@ class Call:
 
     def __iter__(self) -> Iterator[bytes]:
         for credit, expected in ((Credit(chunks=3, chunk_bytes=10), 1), (Credit(chunks=2, chunk_bytes=7), 4)):
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             while len(self.sent) < expected and time.monotonic() < deadline:
                 time.sleep(0.001)
             time.sleep(0.05)  # for a piece too many, should one be sent
             self.sent_with_credit.append(len(self.sent))
             yield encode(credit)
-        self._thread.join(10)
+        self._thread.join(60)
         yield encode(Counted(counted=True))
 
     def cancel(self) -> None:
@@ -75,7 +75,7 @@ def test_nobody_waits_for_credit_after_the_call_has_ended():
     calls = []
     with pytest.raises(ConnectionError):
         send_chunks(lambda pieces: calls.append(Broken(pieces)) or calls[0], (b"x" for _ in range(2)))
-    calls[0]._thread.join(10)
+    calls[0]._thread.join(60)
     assert not calls[0]._thread.is_alive()
 
 

@@ -334,7 +334,7 @@ def write_and_die(plan, pair, out):
     global calls
     calls += 1
     if calls == 7:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while len((out / "journal.jsonl").read_text().splitlines()) < int(sys.argv[1]) and time.monotonic() < deadline:
             time.sleep(0.01)  # until the six that are done are in the journal
         half = out / pair.folder / "speech" / f".{{pair.number}}_0_id_{{Path(pair.speech).stem}}.wav.partial"

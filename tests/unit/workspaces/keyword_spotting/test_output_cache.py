@@ -139,7 +139,7 @@ np.testing.assert_array_equal(store.read(store.find(keys(*range(60)))), outputs(
 def test_a_process_killed_while_it_writes_leaves_whole_entries_only(tmp_path):
     code = """
 store = OutputStore(Path(sys.argv[1]), "a", SHAPE, PLENTY)
-for number in range(len(store), 2_000, 3):
+for number in range(len(store), 200_000, 3):
     store.add(keys(number, number + 1, number + 2), outputs(number, number + 1, number + 2))
     print(number, flush=True)
 """

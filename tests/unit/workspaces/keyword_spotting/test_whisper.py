@@ -238,7 +238,7 @@ assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 """
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_a_model_compiles_where_openfl_is_loaded_and_computes_the_same(config, tmp_path):
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"), "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = str(REPOSITORY)
