@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
-from openfl_audio.experiments.comparison import markdown, train
+from openfl_audio.experiments.comparison import markdown, spread, train
 from workspaces.hubert_codebooks.features import Mfcc
 from workspaces.hubert_codebooks.targets import CODEBOOKS, make_targets
 
@@ -75,13 +73,3 @@ class _KeywordRuns:
             for seed in range(self._seeds)
         ]
         return [spread([run["metrics"]["best"][split]["accuracy"] for run in runs]) for split in ("validation", "test")]
-
-
-def spread(values: Sequence[float]) -> str:
-    """Return the mean, and the standard deviation where there are several values.
-
-    >>> spread([0.5, 0.25, 0.75]), spread([0.5])
-    ('0.500 ± 0.250', '0.500')
-    """
-    mean = f"{np.mean(values):.3f}"
-    return f"{mean} ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else mean

@@ -11,8 +11,9 @@ from openfl_audio import files
 from openfl_audio.errors import FolderInUseError, SettingsError
 from openfl_audio.experiments.export import export_models
 from openfl_audio.experiments.modes import EVALUATOR, Clients, choose_clients, federate, simulate
+from openfl_audio.experiments.per_client import client_scores, plot_per_client, summarize
 from openfl_audio.experiments.progress import OnRound, RunProgress
-from openfl_audio.files import read_json_lines, write_json_lines, write_result
+from openfl_audio.files import read_json_lines, write_json, write_json_lines, write_result
 from openfl_audio.protocol.plan import TRAIN
 from openfl_audio.training.run_settings import RunSettings
 from openfl_audio.training.workload import Workload
@@ -86,6 +87,7 @@ def _run_one(
     seconds = round(sum(record["seconds"] for record in records), 2)
     sent = {key: sum(record[f"bytes_{key}"] for record in records) for key in ("up", "down")}
     facts = {"rounds": rounds, "seconds": seconds, "MB sent": round(sent["up"] / 1e6, 1), "seed": settings.seed}
+    per_client = _score_clients(clients, models["best"], device, out) if len(clients.trainers) > 1 else {}
     export_models(models, metrics, clients, mode, facts, out)
     write_result(
         out / "result.json",
@@ -93,12 +95,23 @@ def _run_one(
         mode=mode,
         clients=len(clients.trainers),
         metrics=metrics,
+        per_client=per_client,
         rounds=rounds,
         seconds=seconds,
         bytes=sent,
         seed=settings.seed,
         settings=settings.model_dump(mode="json"),
     )
+
+
+def _score_clients(clients: Clients, model: torch.nn.Module, device: str, out: Path) -> dict[str, Any]:
+    """Write per_client.json and per_client.png, and return how the metric that chooses models is spread."""
+    metric, direction = clients.workload.best(clients.settings)
+    scores = client_scores(clients, model, device)
+    write_json(out / "per_client.json", scores)
+    summary = summarize(scores, metric, direction)
+    plot_per_client(scores, metric, summary, out / "per_client.png")
+    return {metric: summary} if summary else {}
 
 
 def claim(out: Path, run: dict[str, Any]) -> None:

@@ -93,7 +93,15 @@ def test_the_modes_are_compared_as_the_readme_says(copy):
     compare = command("openfl-audio compare keyword_spotting") + " --clients 3 --rounds 1 --set batch_size=8"
     output = subprocess.check_output(compare, shell=True, cwd=copy, env=environment_of(copy), text=True)
     rows = [line.split(" | ")[0] for line in output.splitlines() if line.startswith("| ")]
-    assert rows == ["| run", "| ---", "| centralized", "| individual", "| simulated", "| federated"]
+    assert rows == [
+        "| run",
+        "| ---",
+        "| centralized",
+        "| centralized, equal steps",
+        "| individual",
+        "| simulated",
+        "| federated",
+    ]
 
 
 @pytest.mark.slow

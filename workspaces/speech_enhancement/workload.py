@@ -104,8 +104,11 @@ def _training(settings: Settings) -> tasks.TrainingSettings:
 
 
 def validate(model, clips, device, round_number, listening):
-    """Return the metrics of `validate_clips`; write examples to listen to in the rounds that `listening` asks for."""
-    if listening is not None and round_number % listening.every == 0:
+    """Return the metrics of `validate_clips`; write examples to listen to in the rounds that `listening` asks for.
+
+    A negative `round_number` is none of them.
+    """
+    if listening is not None and round_number >= 0 and round_number % listening.every == 0:
         items = range(min(listening.clips, len(clips)))
         write_examples(model, clips, items, listening.folder / f"round-{round_number:05}", device)
     return tasks.validate_clips(model, clips, device)

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from openfl_audio.cli.main import main
 from openfl_audio.config import load_settings
 from openfl_audio.errors import SettingsError
-from openfl_audio.experiments.comparison import Comparison, results_table
+from openfl_audio.experiments import comparison
+from openfl_audio.experiments.comparison import Comparison, mean_history, results_table
 from openfl_audio.experiments.modes import EVALUATOR, choose_clients, client_names, start_arguments
+from openfl_audio.experiments.per_client import client_scores, summarize
 from openfl_audio.experiments.run import claim, run
 from openfl_audio.experiments.workloads import find_workload, workload_names
 from shard_descriptors.common.errors import CorpusError
@@ -135,18 +138,108 @@ def test_the_table_has_a_row_a_run_and_a_column_for_every_metric_but_the_loss():
         }.items()
     }
     result = {"clients": 3, "rounds": 2, "metrics": metrics, "seconds": 1.6, "bytes": {"up": 2_000_000}}
-    lines = results_table({"alone": result, "together": result}, ["best", "last"]).splitlines()
+    lines = results_table({"alone": [result], "together": [result]}, ["best", "last"]).splitlines()
     assert lines[0].startswith(
         "| run | clients | rounds | accuracy, validation, best | accuracy, test, best | accuracy,"
     )
-    assert lines[2:] == [
+    assert lines[2:4] == [
         f"| {name} | 3 | 2 | 0.500 | 0.250 | 0.750 | 0.000 | 2 | 2 |" for name in ("alone", "together")
     ]
+    assert lines[4:] == ["", "One seed each."]
     without_test = {**result, "metrics": {"best": {"validation": {"accuracy": 0.5}}}}
-    last = results_table({"together": result, "alone": without_test}, ["best"]).splitlines()[-1]
+    last = results_table({"together": [result], "alone": [without_test]}, ["best"]).splitlines()[3]
     assert last == "| alone | 3 | 2 | 0.500 |  | 2 | 2 |"
     with pytest.raises(SettingsError, match="--models best-wer: the runs have kept best, last"):
-        results_table({"alone": result}, ["best-wer"])
+        results_table({"alone": [result]}, ["best-wer"])
     with pytest.raises(SettingsError, match="--metrics wer: the runs have accuracy"):
-        results_table({"alone": result}, ["best"], ["wer"])
-    assert results_table({"alone": result}, ["last"]).splitlines()[2] == "| alone | 3 | 2 | 0.750 | 0.000 | 2 | 2 |"
+        results_table({"alone": [result]}, ["best"], ["wer"])
+    assert results_table({"alone": [result]}, ["last"]).splitlines()[2] == "| alone | 3 | 2 | 0.750 | 0.000 | 2 | 2 |"
+
+
+def result_of(accuracy: float, seconds: float = 1.0, **more) -> dict:
+    metrics = {"best": {"validation": {"loss": 9.0, "accuracy": accuracy}}}
+    return {"clients": 3, "rounds": 2, "metrics": metrics, "seconds": seconds, "bytes": {"up": 0}} | more
+
+
+def test_the_table_of_several_seeds_has_means_deviations_and_intervals():
+    results = {"alone": [result_of(0.5, 1), result_of(0.6, 3)], "once": [result_of(0.7)]}
+    lines = results_table(results, ["best"]).splitlines()
+    # Student's t for one degree of freedom is 12.706: 0.05 * 12.706 on either side.
+    assert lines[2] == "| alone | 3 | 2 | 0.550 ± 0.071 (-0.085 to 1.185) | 2 | 0 |"
+    assert lines[3] == "| once | 3 | 2 | 0.700 | 1 | 0 |"
+    assert lines[-1].startswith("2 seeds: mean ± standard deviation (95 % interval of the mean")
+
+
+def test_the_table_shows_what_the_worst_tenth_of_the_clients_gets():
+    summary = {"accuracy": {"worst_tenth": 0.125, "mean": 0.5}}
+    lines = results_table({"alone": [result_of(0.5)], "many": [result_of(0.5, per_client=summary)]}, ["best"])
+    assert lines.splitlines()[0].endswith("| accuracy, worst 10 % of clients | seconds | MB sent |")
+    assert lines.splitlines()[2:4] == [
+        "| alone | 3 | 2 | 0.500 |  | 1 | 0 |",
+        "| many | 3 | 2 | 0.500 | 0.125 | 1 | 0 |",
+    ]
+
+
+def test_seeds_run_row_by_row_and_the_first_is_that_of_a_comparison_of_one(tmp_path, monkeypatch):
+    ran = []
+
+    def train(name, arguments, data, out):
+        ran.append((out.name, arguments))
+        return result_of(0.5)
+
+    monkeypatch.setattr(comparison, "train", train)
+    compared = Comparison(KeywordSpotting(), "keyword_spotting", tmp_path, tmp_path, seeds=2)
+    results = compared.run({"alone": ["--seed", "5"], "all, of": ["--mode"]}, {"alone": 5, "all, of": 0})
+    assert ran == [
+        ("alone", ["--seed", "5"]),
+        ("all-of", ["--mode"]),
+        ("alone-seed-1", ["--seed", "5", "--seed", "6"]),
+        ("all-of-seed-1", ["--mode", "--seed", "1"]),
+    ]
+    assert {run: len(seeds) for run, seeds in results.items()} == {"alone": 2, "all, of": 2}
+
+
+def test_the_curve_of_several_seeds_is_their_mean_over_rounds_that_all_have():
+    first, second = (
+        [{"round": n, "seconds": 1, "metrics": {"train": {"loss": n + shift}}} for n in range(rounds)]
+        for shift, rounds in ((0.0, 3), (1.0, 2))
+    )
+    assert [record["metrics"] for record in mean_history([first, second])] == [
+        {"train": {"loss": 0.5}},
+        {"train": {"loss": 1.5}},
+    ]
+    assert mean_history([first]) == first
+
+
+def test_a_comparison_has_centralized_with_the_steps_of_federated(corpus, tmp_path, monkeypatch):
+    """80 rounds of three clients are 27 of one that has everything."""
+    compared = {}
+    monkeypatch.setattr(Comparison, "run", lambda self, rows, seeds: compared.update(rows=rows, seeds=seeds) or {})
+    monkeypatch.setattr(comparison, "results_table", lambda *arguments: "")
+    monkeypatch.setattr(Comparison, "plot", lambda self, runs: None)
+    command = ["compare", "keyword_spotting", "--data", str(corpus), "--out", str(tmp_path), "--seeds", "3"]
+    assert main([*command, "--clients", "3", "--seed", "7"]) == 0
+    assert list(compared["rows"])[:3] == ["centralized", "centralized, equal steps", "individual"]
+    assert compared["rows"]["centralized, equal steps"][-2:] == ["--rounds", "27"]
+    assert set(compared["seeds"].values()) == {7}
+
+
+def test_clients_are_scored_on_their_own_clips(corpus, tmp_path):
+    """Clients without a validation clip are left out; one that has them gets the workload's own metrics."""
+    settings = load(clients=3, **{"data.partition": "clips"})
+    [clients] = choose_clients(KeywordSpotting(), settings, corpus, "simulated", [0])
+    model = KeywordSpotting().model(settings)()
+    scores = client_scores(clients, model, "cpu")
+    sizes = {name: len(clients.open(name).get_dataset("validation")) for name in clients.trainers}
+    assert list(scores) == [name for name, size in sizes.items() if size]
+    for name, metrics in scores.items():
+        dataset = clients.open(name).get_dataset("validation")
+        assert metrics == pytest.approx(KeywordSpotting().validate(model, dataset, "cpu"))
+
+
+def test_the_worst_tenth_is_that_of_the_metrics_direction():
+    scores = {str(i): {"x": float(i)} for i in range(11)} | {"none": {"x": float("nan")}, "other": {}}
+    best, least = summarize(scores, "x", "max"), summarize(scores, "x", "min")
+    assert (best["clients"], best["mean"], best["least"], best["largest"]) == (11, 5.0, 0.0, 10.0)
+    assert (best["worst_tenth"], least["worst_tenth"]) == (0.5, 9.5)
+    assert summarize({"none": {"x": float("nan")}}, "x", "max") == {}

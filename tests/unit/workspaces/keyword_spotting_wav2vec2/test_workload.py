@@ -44,6 +44,7 @@ def test_a_run_leaves_a_model_that_transformers_loads_with_its_scores_and_a_pict
     assert all(set(metrics) == {"loss", "accuracy"} for metrics in result["metrics"]["best"].values())
     records = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
     assert result["metrics"]["last"]["validation"] == records[-1]["metrics"]["aggregated_model_validate"]
-    assert {path.name for path in (tmp_path / "run").glob("*.png")} == {"accuracy.png", "clips_per_client.png"}
+    pictures = {path.name for path in (tmp_path / "run").glob("*.png")}
+    assert pictures == {"accuracy.png", "clips_per_client.png", "per_client.png"}
     assert AutoModelForAudioClassification.from_pretrained(tmp_path / "run" / "model").config.num_labels == 12
     assert AutoFeatureExtractor.from_pretrained(tmp_path / "run" / "model").do_normalize
