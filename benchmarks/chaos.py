@@ -93,15 +93,18 @@ class DisturbedFederation:
         self._stack.close()
 
     def start_envoy(self, name: str) -> None:
+        """Start the envoy `name`, which dials the director through its own proxy."""
         descriptor = {"template": shard.TEMPLATE, "params": {"n_items": ENVOYS[name]}}
         self.processes.start_envoy(name, descriptor, director_port=self.proxies[name].port)
 
     def start_notebook(self) -> None:
+        """Start a process that watches the experiment, as a notebook does."""
         command = [sys.executable, "-c", WATCH, str(self.processes.port), str(self.certificates), USER]
         environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
         self.processes.run("notebook", command, cwd=self.folder, env=environment)
 
     def break_something(self) -> str:
+        """Break a process or a connection at random, and return what it was; it is counted in `faults`."""
         faults: list[Callable[[], str]] = [
             self._kill_envoy, self._kill_director, self._kill_notebook, self._break_connection, self._break_connection
         ]  # fmt: skip
@@ -144,6 +147,7 @@ class DisturbedFederation:
 
 
 def start_experiment(processes: LocalFederation, rounds: int, seconds: float) -> FLExperiment:
+    """Start the experiment of `rounds` rounds in which a client trains for `seconds`, and return it."""
     files = {"cert_chain": "ca.crt", "api_cert": f"{USER}.crt", "api_private_key": f"{USER}.key"}
     paths = {key: str(processes.folder / "certificates" / file) for key, file in files.items()}
     experiment = FLExperiment(Federation(USER, "127.0.0.1", processes.port, tls=True, **paths), "chaos")
@@ -207,6 +211,7 @@ def run_undisturbed(folder: Path, rounds: int) -> dict:
 
 
 def compare(history: list[dict], disturbed: dict, undisturbed: dict) -> dict:
+    """Return the rounds that were lost or repeated in `history`, and how far the weights of both runs lie apart."""
     complete = [record["round"] for record in history if list(record["envoys"]) == sorted(ENVOYS)]
     differences = [float((disturbed[name] - undisturbed[name]).abs().max()) for name in disturbed]
     return {
@@ -218,10 +223,12 @@ def compare(history: list[dict], disturbed: dict, undisturbed: dict) -> dict:
 
 
 def say(sentence: str) -> None:
+    """Print a sentence of progress at once."""
     print(f"==> {sentence}", flush=True)
 
 
 def main() -> int:
+    """Run the command, and return its exit status: 0 if no round was lost and the weights are the same."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10, help="how long (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the faults (%(default)s)")

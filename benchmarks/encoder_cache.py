@@ -65,6 +65,7 @@ class Recordings(Noise):
         return self.dataset[int(self.items[index])]
 
     def set_epoch(self, epoch: int) -> None:
+        """Pass the number of the epoch on to the recordings."""
         self.dataset.set_epoch(epoch)
 
 
@@ -74,6 +75,7 @@ class TimedClips(EncoderClips):
     batch_s = 0.0
 
     def batch(self, items: Sequence[int] | np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the batch, whose seconds are added to `batch_s`."""
         start = time.perf_counter()
         batch = super().batch(items)
         self.batch_s += time.perf_counter() - start
@@ -92,6 +94,7 @@ class EncodedEachTime(EncoderClips):
         """Nothing more."""
 
     def batch(self, items: Sequence[int] | np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the encoder's outputs for a batch, computed anew, and the labels."""
         features = self.features[items].to(self._device)
         with torch.no_grad():
             return self._model.encode(features), torch.from_numpy(self.labels[items]).to(self._device)
@@ -136,6 +139,7 @@ def benchmark(model: WhisperForKeywords, shard: Noise, epochs: int, device: str)
 
 
 def seconds(action: Callable[[], object]) -> float:
+    """Return the seconds that `action` takes, with what it left to a GPU."""
     start = time.perf_counter()
     action()
     if torch.cuda.is_available():
@@ -144,17 +148,20 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def table(report: dict) -> str:
+    """Return `report` as lines of a name and a value."""
     return "\n".join(
         f"{name:24}{json.dumps(value) if isinstance(value, dict) else value}" for name, value in report.items()
     )
 
 
 def create_model(pretrained: str | None, form: str) -> WhisperForKeywords:
+    """Return a keyword spotter on the encoder `pretrained`, or on one of whisper-tiny's sizes with random weights."""
     config = None if pretrained else "whisper_tiny.json"
     return create_whisper(pretrained, config=config, labels=LABELS, form=form)
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--form", choices=FORMS, default="exact")
     parser.add_argument("--clips", type=int, default=64, help="by default 64; at least one batch of 8")
@@ -168,6 +175,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Run the command: measure, and print the result."""
     arguments = parse_arguments()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

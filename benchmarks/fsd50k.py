@@ -110,12 +110,14 @@ def measure(layout: Layout, repeats: int) -> dict:
 
 
 def cpu_seconds(action: Callable[[], object]) -> float:
+    """Return the seconds of processor time that `action` takes in this process."""
     start = time.process_time()
     action()
     return time.process_time() - start
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="an FSD50K folder; by default noise is made here")
     parser.add_argument("--clips", type=whole_number, default=100, help="at most %(default)s")
@@ -124,6 +126,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
+    """Run the command, and return its exit status."""
     arguments = parse_arguments()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="fsd50k-noise-") as folder:

@@ -65,6 +65,7 @@ def measure_steps(clips: int, seconds: float, repeats: int, checkpointing: bool)
 
 
 def compare_students(seconds: float) -> dict[str, dict[str, float]]:
+    """Return size and speed of each student beside HuBERT base, on clips of `seconds`."""
     teacher = create_hubert(BASE, CLUSTERS)
     return {
         name.removesuffix(".json"): compare_size_and_speed(
@@ -75,6 +76,7 @@ def compare_students(seconds: float) -> dict[str, dict[str, float]]:
 
 
 def main() -> int:
+    """Run the command, and return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=2, help="in a batch (%(default)s)")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each clip (%(default)s)")

@@ -82,9 +82,11 @@ class Line:
         self._aggregator = aggregator_pb2_grpc.AggregatorStub(self._channel)
 
     async def connect(self) -> None:
+        """Wait until the connection is there."""
         await self._channel.channel_ready()
 
     async def close(self) -> None:
+        """Close the connection."""
         await self._channel.close()
 
     async def register(self) -> aio.UnaryStreamCall:
@@ -111,9 +113,11 @@ class Line:
                 await self._send_update(answer.round_number, results, tensors)
 
     async def submit(self, submission: bytes) -> None:
+        """Submit an experiment: the archive that a notebook sends."""
         await self._send("Submit", b"", submission)
 
     async def history(self) -> AsyncIterator[dict]:
+        """Yield the records of the experiment as its rounds end, and how it ended."""
         async for message in self._unary_stream("GetHistory", encode(HistoryRequest(experiment=EXPERIMENT))):
             yield json.loads(message)
 
@@ -260,6 +264,7 @@ def _peak_of(pid: int) -> int:
 
 
 async def run_all(options: argparse.Namespace) -> int:
+    """Run each number of envoys that `options` have, print what was measured, and return the exit status."""
     # In one event loop: what gRPC has in a process cannot be used from a second one.
     for envoys in options.envoys:
         with tempfile.TemporaryDirectory(prefix="load-") as folder:
@@ -289,6 +294,7 @@ async def run_and_exit(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    """Run the command; it ends the process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--envoys", type=whole_number, nargs="+", default=[10, 50, 100, 250, 500], metavar="N",

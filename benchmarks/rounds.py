@@ -68,6 +68,7 @@ def add_floors(result: dict) -> None:
 
 
 def report(engine: str, job: Job, measured: Measured) -> dict:
+    """Return what was measured as one JSON object, with the job and the size of its model."""
     trained = [parameter.numel() for parameter in create_model(job.workload).parameters()]
     return {
         "engine": engine,
@@ -100,12 +101,14 @@ def show(result: dict) -> None:
 
 
 def in_words(value: Any) -> str:
+    """Return a value as text, an object as its keys and values in a line."""
     if not isinstance(value, dict):
         return str(value)
     return ", ".join(f"{key} {in_words(each)}" for key, each in value.items())
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options of the command line, or of `arguments`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", choices=sorted(MODELS), required=True)
     parser.add_argument("--envoys", type=whole_number, default=2, metavar="N", help="%(default)s by default")
@@ -126,6 +129,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command, and return its exit status."""
     options = parse_arguments(arguments)
     engine = options.peer or options.engine
     rounds = options.rounds or (ROUNDS | (ROUNDS_OF_STOCK if engine == "stock" else {}))[options.workload]

@@ -92,6 +92,7 @@ def load_published(folder: Path, settings: SudoRmRfSettings) -> torch.nn.Module:
 
 
 def loss_of(estimate: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
+    """Return the supervised loss of an estimate. Lower is better."""
     return supervised_loss(estimate=estimate, reference=sources)
 
 
@@ -141,6 +142,7 @@ def _error(value: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def benchmark(folder: Path, batch_size: int, num_samples: int, pairs: int) -> dict[str, Any]:
+    """Return the seconds of a training step of the published code in `folder` and of ours, and how far they differ."""
     settings = SudoRmRfSettings()
     torch.manual_seed(0)
     published, ours = load_published(folder, settings), create_sudormrf(settings)
@@ -166,6 +168,7 @@ def benchmark(folder: Path, batch_size: int, num_samples: int, pairs: int) -> di
 
 
 def parse_arguments() -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--published", required=True, type=Path, help="a checkout of github.com/etzinis/fedenhance")
     parser.add_argument("--batch-size", type=int, default=6)
@@ -175,6 +178,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
+    """Run the command, and return its exit status."""
     arguments = parse_arguments()
     if not (arguments.published / "fedenhance" / "models" / "groupcomm_sudormrf_v2.py").is_file():
         print(f"--published {arguments.published} is no checkout of etzinis/fedenhance", file=sys.stderr)

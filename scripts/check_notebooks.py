@@ -54,6 +54,7 @@ def _code_faults(source: str) -> Iterator[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Check the notebooks that `arguments` name, or all, and return the exit status."""
     paths = [Path(argument) for argument in arguments] or sorted(
         path for path in NOTEBOOKS.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts
     )

@@ -68,17 +68,20 @@ def _round(fetching: list[Connection]) -> float:
 
 
 def sizes_of_pieces(size: int) -> Iterator[int]:
+    """Yield the sizes of the pieces that `size` bytes are sent in."""
     for start in range(0, size, CHUNK_BYTES):
         yield min(CHUNK_BYTES, size - start)
 
 
 def read_pieces(path: Path) -> Iterator[bytes]:
+    """Yield the pieces of a file."""
     with path.open("rb", buffering=0) as file:
         while piece := file.read(CHUNK_BYTES):
             yield piece
 
 
 def write_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+    """Write pieces over what the file holds, which is made if it is not there."""
     path.touch()
     with path.open("r+b", buffering=0) as file:
         for piece in pieces:
@@ -86,10 +89,13 @@ def write_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
 
 
 def update_of(model: Path, client: str) -> Path:
+    """Return the file beside the model that a client's update is written to."""
     return model.with_name(f"{client}.update")
 
 
 def serve_grpc(line: Connection, model: Path, clients: int) -> None:
+    """Serve the model over gRPC and take the updates of `clients`; the port goes to `line`."""
+
     def fetch(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         return read_pieces(model)
 
@@ -109,6 +115,7 @@ def serve_grpc(line: Connection, model: Path, clients: int) -> None:
 
 
 def take_part_over_grpc(line: Connection, path: Path, port: int, size: int) -> None:
+    """Fetch the model into `path` and send it back over gRPC, in each round that `line` begins."""
     channel = grpc.insecure_channel(f"127.0.0.1:{port}", CHANNEL_OPTIONS)
     fetch, send = channel.unary_stream("/floor/Fetch"), channel.stream_unary("/floor/Send")
 
@@ -123,6 +130,8 @@ def take_part_over_grpc(line: Connection, path: Path, port: int, size: int) -> N
 
 
 def serve_sockets(line: Connection, model: Path, clients: int) -> None:
+    """Serve the model over plain sockets and take the updates of `clients`; the port goes to `line`."""
+
     def serve(client: str, connection: socket.socket) -> None:
         while connection.recv(1):
             for piece in read_pieces(model):
@@ -137,6 +146,7 @@ def serve_sockets(line: Connection, model: Path, clients: int) -> None:
 
 
 def take_part_over_sockets(line: Connection, path: Path, port: int, size: int) -> None:
+    """Fetch the model into `path` and send it back over a plain socket, in each round that `line` begins."""
     with socket.create_connection(("127.0.0.1", port)) as connection:
         while line.recv() == GO:
             connection.sendall(b"\1")
@@ -148,6 +158,7 @@ def take_part_over_sockets(line: Connection, path: Path, port: int, size: int) -
 
 
 def received(connection: socket.socket, size: int) -> Iterator[memoryview]:
+    """Yield `size` bytes of a connection as they come. Raises ConnectionError if it ends before."""
     buffer = memoryview(bytearray(CHUNK_BYTES))
     while size:
         count = connection.recv_into(buffer, min(size, CHUNK_BYTES))

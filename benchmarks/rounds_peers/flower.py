@@ -27,6 +27,7 @@ REQUIREMENT = "flwr==1.41.*"
 
 
 def measure(job: Job, folder: Path) -> Measured:
+    """Run the job on Flower, in an environment of its own, and return what was measured. Raises BenchmarkError."""
     if job.tls or job.float16 or job.workload == "adam":
         raise BenchmarkError("--tls, --float16 and the workload 'adam' are for this project's engine only")
     make_environment(ENVIRONMENT, "flower-superlink", REQUIREMENT)

@@ -42,6 +42,7 @@ class Job:
 
     @property
     def names(self) -> list[str]:
+        """Return the names of the envoys."""
         return [f"envoy_{number}" for number in range(1, self.envoys + 1)]
 
 
@@ -65,6 +66,7 @@ class Measured:
 
 
 def summarise(seconds: Sequence[float]) -> dict[str, float]:
+    """Return median, least and most of the seconds, rounded to milliseconds."""
     values = {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
     return {name: round(value, 3) for name, value in values.items()}
 
@@ -161,8 +163,10 @@ def time_limit(sentence: str) -> Iterator[None]:
 
 
 def make_environment(folder: Path, program: str, requirement: str) -> None:
-    """A virtual environment with `requirement`, which brings `program`, made once: what other frameworks require and
-    what OpenFL does exclude each other."""
+    """Make a virtual environment with `requirement`, which brings `program`, unless it is there.
+
+    What other frameworks require and what OpenFL requires exclude each other.
+    """
     if (folder / "bin" / program).exists():
         return
     say(f"installing {requirement} into {folder}")

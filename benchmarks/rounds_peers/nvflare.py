@@ -41,6 +41,7 @@ USER = "scientist@example.org"
 
 
 def measure(job: Job, folder: Path) -> Measured:
+    """Run the job on FLARE, in an environment of its own, and return what was measured. Raises BenchmarkError."""
     if job.float16 or job.workload == "adam":
         raise BenchmarkError("--float16 and the workload 'adam' are for this project's engine only")
     make_environment(ENVIRONMENT, "nvflare", REQUIREMENT)

@@ -39,6 +39,7 @@ PAUSE_SECONDS = 20.0
 
 
 def measure(job: Job, folder: Path) -> Measured:
+    """Run the job on this project, and return what was measured. Raises BenchmarkError."""
     certificates = None
     if job.tls:
         certificates = folder / "certificates"

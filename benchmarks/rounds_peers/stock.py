@@ -33,6 +33,7 @@ PLUGIN = "openfl.plugins.frameworks_adapters.pytorch_adapter.FrameworkAdapterPlu
 
 
 def measure(job: Job, folder: Path) -> Measured:
+    """Run the job on OpenFL as it comes, and return what was measured. Raises BenchmarkError."""
     if job.tls or job.float16 or job.workload == "adam":
         raise BenchmarkError("--tls, --float16 and the workload 'adam' are for this project's engine only")
     with Processes(folder, None, USER) as processes:

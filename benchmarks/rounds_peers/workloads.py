@@ -48,8 +48,11 @@ def create_model(workload: str) -> nn.Module:
 
 
 class FewItemsData(DataInterface):
+    """The items of a shard as they are, without batches."""
+
     @property
     def shard_descriptor(self) -> ShardDescriptor:
+        """Return the shard of the node; setting it takes its items."""
         return self._shard_descriptor
 
     @shard_descriptor.setter
@@ -58,11 +61,13 @@ class FewItemsData(DataInterface):
         self.items = shard_descriptor.get_dataset("train")
 
     def get_train_loader(self, **kwargs):
+        """Return the items."""
         return self.items
 
     get_valid_loader = get_train_loader
 
     def get_train_data_size(self) -> int:
+        """Return the number of items."""
         return len(self.items)
 
     get_valid_data_size = get_train_data_size

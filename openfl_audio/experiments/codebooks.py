@@ -28,6 +28,8 @@ def compare_codebooks(
     Args:
         data: a LibriSpeech that was prepared for clients.
         keywords: a Speech Commands corpus.
+        out: the folder of the runs.
+        clusters: number of clusters of each codebook.
         seeds: number of runs of keyword spotting, whose mean and deviation are told.
         changes: further arguments of `openfl-audio train` for the pretraining.
 

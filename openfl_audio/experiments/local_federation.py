@@ -22,6 +22,7 @@ STOP_SECONDS = 15.0
 
 
 def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 that no process listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -65,6 +66,7 @@ class LocalFederation:
             process.kill()
 
     def start_director(self) -> None:
+        """Start the director, which keeps its runs in `folder`."""
         settings = {
             "listen_host": "127.0.0.1",
             "listen_port": self.port,
@@ -127,12 +129,15 @@ class LocalFederation:
         return code
 
     def is_alive(self, name: str) -> bool:
+        """Tell whether a process that was started runs."""
         return self._processes[name].poll() is None
 
     def pid(self, name: str) -> int:
+        """Return the id of a process that was started."""
         return self._processes[name].pid
 
     def log(self, name: str) -> Path:
+        """Return the file with what a process prints."""
         return self.folder / "logs" / f"{name}.log"
 
     def _start(self, name: str, command: list[str], settings: dict) -> None:

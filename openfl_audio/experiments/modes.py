@@ -39,9 +39,11 @@ class Clients:
 
     @property
     def names(self) -> list[str]:
+        """Return the names of the clients that train, and the evaluator."""
         return [*self.trainers, EVALUATOR]
 
     def shard(self, name: str) -> ShardDescriptorSettings:
+        """Return the shard of a client as an envoy's settings name it; the evaluator has all of the data."""
         rank, number = (1, 1) if name == EVALUATOR else (_rank(name), self.number)
         return ShardDescriptorSettings(**self.workload.shard(self.settings, self.data, rank, number))
 
@@ -51,6 +53,7 @@ class Clients:
         return f"{_rank(self.trainers[0])},{self.number}" if len(self.trainers) == 1 else "1,1"
 
     def open(self, name: str) -> ShardDescriptor:
+        """Build a client's shard descriptor. Paths in it are relative to the current folder."""
         return build_shard_descriptor(self.shard(name), Path.cwd())
 
 

@@ -44,14 +44,16 @@ class RunProgress:
         self._bars.stop()
 
     def show_past(self, records: Sequence[Record]) -> None:
-        """Rounds of an earlier run."""
+        """Show the rounds of an earlier run."""
         for record in records:
             self.show_round(record)
 
     def show_client(self, client: str) -> None:
+        """Show that one more client has answered in this round."""
         self._bars.advance(self._clients)
 
     def show_round(self, record: Record) -> None:
+        """Keep the record of a round, show it, and pass it on."""
         self.records.append(record)
         self._lines.show(self.records)
         self._on_round(record)

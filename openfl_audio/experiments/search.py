@@ -67,6 +67,7 @@ class Search:
 
     @property
     def names(self) -> list[str]:
+        """Return the name of each trial: its values by key."""
         return [",".join(f"{key}={value}" for key, value in choice.items()) for choice in self.choices]
 
     def run(self, *, early_stopping: bool, workers: int, ray_address: str | None, gpus_per_trial: float) -> None:

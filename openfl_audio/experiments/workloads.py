@@ -54,4 +54,5 @@ def find_file(workload: Workload[Any], name: str) -> Path:
 
 
 def package_folder(workload: Workload[Any]) -> Path:
+    """Return the folder of a workload's package."""
     return Path(str(workload.package.__file__)).parent

@@ -49,8 +49,10 @@ SMALL_SUDORMRF = {
 
 @dataclass(frozen=True)
 class Corpus:
-    """`prepare` takes a folder for what it makes, and the corpus that the user gave, to the `data_path` of the envoys.
-    `shards` are what each envoy serves of that: the other parameters of its shard descriptor, by the envoy's name.
+    """A corpus of the demo, and what each envoy serves of it.
+
+    `prepare` takes a folder for what it makes, and the corpus that the user gave, to the `data_path` of the envoys.
+    `shards` are the other parameters of each envoy's shard descriptor, by its name.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Workload:
 
 
 def prepare_speech_commands(folder: Path, data: Path | None) -> Path:
+    """Return the corpus of the user, or else make one in `folder`."""
     if data is not None:
         return data
     say(f"a corpus of synthetic speech in {folder}")
@@ -82,6 +85,7 @@ def prepare_speech_commands(folder: Path, data: Path | None) -> Path:
 
 
 def prepare_fsd50k(folder: Path, data: Path | None) -> Path:
+    """Prepare a store of mel frames, of the corpus of the user or of one that is made in `folder`."""
     if data is None:
         say(f"a corpus of synthetic sounds in {folder}")
         make_fsd50k(folder)
@@ -118,6 +122,7 @@ def prepare_sentences(folder: Path, data: Path | None) -> Path:
 
 
 def three_parts(data: Path) -> dict[str, dict[str, object]]:
+    """Return the settings of three envoys, each with a third of the speakers."""
     return {name: {"rank_worldsize": f"{rank},{len(ENVOYS)}"} for rank, name in enumerate(ENVOYS, start=1)}
 
 
@@ -314,6 +319,7 @@ def _failing_as_start_error() -> Iterator[None]:
 
 
 def report(workload: str, result: dict, out: Path) -> None:
+    """Print how long the demo took, its scores and what it left in `out`."""
     name, description = WORKLOADS[workload].score
     scores = result[name]
     say(f"done in {result['seconds']:.0f} s; {description}:")
@@ -329,4 +335,5 @@ def report(workload: str, result: dict, out: Path) -> None:
 
 
 def say(sentence: str) -> None:
+    """Print a sentence of progress at once."""
     print(f"==> {sentence}", flush=True)

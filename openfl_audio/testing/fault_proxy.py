@@ -59,6 +59,7 @@ class Proxy:
             self.broken.clear()
 
     def take_fault(self, direction: str, n_bytes: int) -> Fault | None:
+        """Return the armed fault if it is due on a connection that carried `n_bytes` one way; it is armed no more."""
         with self._lock:
             fault = self._fault
             if fault is None or fault.direction != direction or n_bytes <= fault.after:

@@ -20,6 +20,7 @@ server = ServerApp()
 
 @client.train()
 def train(message: Message, context: Context) -> Message:
+    """Answer with the weights of the message, each plus a step."""
     step = np.float32(context.run_config["step"])
     arrays = [array + step for array in message.content["arrays"].to_numpy_ndarrays()]
     content = RecordDict({"arrays": ArrayRecord(arrays), "metrics": MetricRecord({"num-examples": 4})})
@@ -28,6 +29,7 @@ def train(message: Message, context: Context) -> Message:
 
 @server.main()
 def main(grid: Grid, context: Context) -> None:
+    """Run the rounds, and note the time after each and how far the last weights are off."""
     config = context.run_config
     random = np.random.default_rng(0)
     shapes = json.loads(Path(config["shapes"]).read_text())

@@ -32,11 +32,13 @@ class Weights(ModelPersistor):
         self.step = step
 
     def load_model(self, fl_ctx: FLContext) -> ModelLearnable:
+        """Return the weights that the rounds begin with, and note the time."""
         weights = {str(number): weight for number, weight in enumerate(self._start())}
         self._write({"time": time.time()})
         return make_model_learnable(weights, {})
 
     def save_model(self, model: ModelLearnable, fl_ctx: FLContext) -> None:
+        """Note the time after a round, and after the last one how far its weights are off."""
         line = {"time": time.time()}
         weights = model[ModelLearnableKey.WEIGHTS]
         if fl_ctx.get_prop(AppConstants.CURRENT_ROUND) == self.rounds - 1:

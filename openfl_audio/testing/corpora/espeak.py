@@ -16,6 +16,7 @@ from typing import Any
 
 
 def main() -> None:
+    """Speak the utterances of standard input, as JSON, and write their samples to standard output."""
     import espeakng_loader
 
     utterances = json.load(sys.stdin)
@@ -50,6 +51,7 @@ class Engine:
         self.library.espeak_SetSynthCallback(self.callback)
 
     def collect(self, samples: Any, n_samples: int, events: Any) -> int:
+        """Keep the samples that espeak-ng hands over; it calls this."""
         if samples and n_samples > 0:
             self.chunks.append(ctypes.string_at(samples, 2 * n_samples))
         return 0  # go on

@@ -234,7 +234,7 @@ def draw_leaves(tastes: np.ndarray, n_each: int, rng: np.random.Generator) -> np
 
 
 def draw_splits(leaves: np.ndarray, validation_share: float | None, rng: np.random.Generator) -> list[str]:
-    """train or val for each clip: of every class that share of its clips, and one at least, is val."""
+    """Return "train" or "val" for each clip: of every class that share of its clips, and one at least, is val."""
     if validation_share is None:
         return [""] * len(leaves)
     splits = np.full(len(leaves), "train")

@@ -53,10 +53,12 @@ class Sentence:
 
     @property
     def folder(self) -> str:
+        """Return the folder of the recording, as LibriSpeech has it: subset/speaker/chapter."""
         return f"{self.reader.subset}/{self.reader.number}/{self.chapter}"
 
     @property
     def name(self) -> str:
+        """Return the name of the recording: speaker-chapter-number."""
         return f"{self.reader.number}-{self.chapter}-{self.number:04d}"
 
 

@@ -80,4 +80,5 @@ def thing(rng: np.random.Generator) -> str:
 
 
 def pick(rng: np.random.Generator, words: Sequence[str]) -> str:
+    """Return one of `words` at random."""
     return words[int(rng.integers(len(words)))]

@@ -30,6 +30,7 @@ Sound = Callable[[np.random.Generator, int], np.ndarray]
 
 
 def samples(duration_s: float) -> int:
+    """Return the number of samples of a duration, one at least."""
     return max(1, int(duration_s * SAMPLE_RATE))
 
 
@@ -86,6 +87,7 @@ def repeat(
 
 
 def bark(rng: np.random.Generator, n_samples: int) -> np.ndarray:
+    """A dog that barks, each time with a falling pitch and a throat of its own. Shape: (n_samples,)."""
     pitch_hz, throat_hz, rough = rng.uniform(250, 800), rng.uniform(600, 1600), rng.uniform(0.2, 1)
 
     def one() -> np.ndarray:
@@ -98,6 +100,7 @@ def bark(rng: np.random.Generator, n_samples: int) -> np.ndarray:
 
 
 def meow(rng: np.random.Generator, n_samples: int) -> np.ndarray:
+    """A cat that meows, with vibrato. Shape: (n_samples,)."""
     pitch_hz = rng.uniform(350, 800)
 
     def one() -> np.ndarray:
@@ -113,6 +116,7 @@ def meow(rng: np.random.Generator, n_samples: int) -> np.ndarray:
 
 
 def chirp_and_tweet(rng: np.random.Generator, n_samples: int) -> np.ndarray:
+    """A bird whose short calls sweep up or down. Shape: (n_samples,)."""
     centre_hz, sweep, beat_s = rng.uniform(2500, 6500), rng.uniform(-0.4, 0.4), rng.uniform(0.07, 0.2)
 
     def one() -> np.ndarray:
@@ -127,6 +131,7 @@ def chirp_and_tweet(rng: np.random.Generator, n_samples: int) -> np.ndarray:
 
 
 def cricket(rng: np.random.Generator, n_samples: int) -> np.ndarray:
+    """A cricket: groups of pulses of a high carrier. Shape: (n_samples,)."""
     carrier_hz, pulse_s, n_pulses = rng.uniform(3500, 5800), rng.uniform(0.012, 0.022), int(rng.integers(2, 6))
 
     def pulse() -> np.ndarray:
@@ -144,6 +149,7 @@ def cricket(rng: np.random.Generator, n_samples: int) -> np.ndarray:
 
 
 def rain(rng: np.random.Generator, n_samples: int) -> np.ndarray:
+    """Rain: a hiss with drops in it. Shape: (n_samples,)."""
     hiss = band_noise(rng, n_samples, rng.uniform(300, 1500), rng.uniform(9000, 16_000))
     drops = np.where(rng.random(n_samples) < rng.uniform(20, 200) / SAMPLE_RATE, rng.exponential(1, n_samples), 0)
     drops = resonance(drops, rng.uniform(1500, 5000), rng.uniform(200, 800))
@@ -151,6 +157,7 @@ def rain(rng: np.random.Generator, n_samples: int) -> np.ndarray:
 
 
 def thunder(rng: np.random.Generator, n_samples: int) -> np.ndarray:
+    """Thunder: claps that rumble and fade. Shape: (n_samples,)."""
     corner_hz = rng.uniform(120, 350)
 
     def clap() -> np.ndarray:
@@ -163,6 +170,7 @@ def thunder(rng: np.random.Generator, n_samples: int) -> np.ndarray:
 
 
 def wind(rng: np.random.Generator, n_samples: int) -> np.ndarray:
+    """Wind that howls in gusts. Shape: (n_samples,)."""
     centre_hz = rng.uniform(200, 700)
     gusts = 0.6 + 0.4 * wander(rng, n_samples, rng.uniform(0.5, 2))
     howl = band_noise(rng, n_samples, 0.8 * centre_hz, 1.3 * centre_hz)
@@ -171,6 +179,7 @@ def wind(rng: np.random.Generator, n_samples: int) -> np.ndarray:
 
 
 def waves_and_surf(rng: np.random.Generator, n_samples: int) -> np.ndarray:
+    """Waves that come in and break into foam. Shape: (n_samples,)."""
     seconds = np.arange(n_samples) / SAMPLE_RATE
     breaking = np.sin(np.pi * (seconds / rng.uniform(3, 7) + rng.uniform(0.1, 0.6))) ** 2
     roar = coloured_noise(rng, n_samples, exponent=rng.uniform(0.8, 1.3), sample_rate=SAMPLE_RATE)
@@ -182,6 +191,7 @@ def waves_and_surf(rng: np.random.Generator, n_samples: int) -> np.ndarray:
 
 
 def church_bell(rng: np.random.Generator, n_samples: int) -> np.ndarray:
+    """A church bell that is struck again and again. Shape: (n_samples,)."""
     strike_hz, ring_s = rng.uniform(180, 700), rng.uniform(0.8, 3)
     detuned = [(ratio * rng.normal(1, 0.004), gain * rng.uniform(0.5, 1.5)) for ratio, gain in BELL_PARTIALS]
 
@@ -195,6 +205,7 @@ def church_bell(rng: np.random.Generator, n_samples: int) -> np.ndarray:
 
 
 def siren(rng: np.random.Generator, n_samples: int) -> np.ndarray:
+    """A siren that goes up and down, or changes between two tones. Shape: (n_samples,)."""
     low_hz, high_hz = rng.uniform(400, 750), rng.uniform(900, 1700)
     position = (np.arange(n_samples) / SAMPLE_RATE * np.exp(rng.uniform(np.log(0.25), np.log(4))) + rng.random()) % 1
     up_and_down, two_tones = 1 - np.abs(2 * position - 1), position < 0.5
@@ -203,6 +214,7 @@ def siren(rng: np.random.Generator, n_samples: int) -> np.ndarray:
 
 
 def tick_tock(rng: np.random.Generator, n_samples: int) -> np.ndarray:
+    """A clock that ticks, with two bodies by turns. Shape: (n_samples,)."""
     bodies_hz = np.array([1, rng.uniform(0.7, 0.9)]) * rng.uniform(1800, 5000)
     ring_hz, period_s, beats = rng.uniform(100, 500), rng.uniform(0.2, 0.6), 0
 
@@ -217,6 +229,7 @@ def tick_tock(rng: np.random.Generator, n_samples: int) -> np.ndarray:
 
 
 def idling(rng: np.random.Generator, n_samples: int) -> np.ndarray:
+    """An engine that idles: pulses of its firing, and its exhaust. Shape: (n_samples,)."""
     firing_hz = rng.uniform(18, 60) * (1 + 0.03 * wander(rng, n_samples, 3))
     gains = rng.uniform(0.3, 1, 40) / np.arange(1, 41) ** rng.uniform(0.3, 1)
     pulses = harmonics(firing_hz, gains)
@@ -225,6 +238,7 @@ def idling(rng: np.random.Generator, n_samples: int) -> np.ndarray:
 
 
 def knock(rng: np.random.Generator, n_samples: int) -> np.ndarray:
+    """Knocks on a board. Shape: (n_samples,)."""
     board_hz, ring_hz, pace_s = rng.uniform(120, 450), rng.uniform(15, 60), rng.uniform(0.13, 0.3)
 
     def one() -> np.ndarray:
@@ -239,6 +253,7 @@ def knock(rng: np.random.Generator, n_samples: int) -> np.ndarray:
 
 
 def computer_keyboard(rng: np.random.Generator, n_samples: int) -> np.ndarray:
+    """Keys that are pressed and released, in bursts. Shape: (n_samples,)."""
     low_hz, high_hz = rng.uniform(700, 2000), rng.uniform(4000, 9000)
 
     def key() -> np.ndarray:
@@ -252,6 +267,7 @@ def computer_keyboard(rng: np.random.Generator, n_samples: int) -> np.ndarray:
 
 
 def clapping(rng: np.random.Generator, n_samples: int) -> np.ndarray:
+    """Hands that clap. Shape: (n_samples,)."""
     centre_hz, ring_s, pace_s = rng.uniform(700, 2000), rng.uniform(0.006, 0.02), rng.uniform(0.18, 0.5)
 
     def clap() -> np.ndarray:
@@ -275,10 +291,12 @@ def applause(rng: np.random.Generator, n_samples: int) -> np.ndarray:
 
 
 def male_speech(rng: np.random.Generator, n_samples: int) -> np.ndarray:
+    """Syllables at the pitch of a man's voice. Shape: (n_samples,)."""
     return speech(rng, n_samples, pitch_hz=rng.uniform(85, 150), formant_scale=rng.uniform(0.95, 1.05))
 
 
 def female_speech(rng: np.random.Generator, n_samples: int) -> np.ndarray:
+    """Syllables at the pitch of a woman's voice. Shape: (n_samples,)."""
     return speech(rng, n_samples, pitch_hz=rng.uniform(165, 260), formant_scale=WOMEN_TO_MEN * rng.uniform(0.95, 1.05))
 
 

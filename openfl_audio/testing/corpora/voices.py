@@ -47,7 +47,7 @@ class Speaker:
 
     @property
     def sex(self) -> str:
-        """F or M"""
+        """Return the sex of the voice, "F" or "M"."""
         return "F" if self.voice.partition("+")[2] in FEMALE_VARIANTS else "M"
 
 
