@@ -22,6 +22,7 @@ def to_frame(records: Sequence[Record]) -> pd.DataFrame:
 
     Its columns are `round`, validation metrics, `train ...` metrics, `seconds`, bytes `sent` by all envoys, and where
     something did not count, or not in full, `left out`: who and why.
+    A metric with a slash in its name, such as the share of one class, is a part of others and has no column.
     A metric whose value over all clips does not follow from those of the envoys is called "... (mean of sites)".
     """
     return pd.DataFrame([table_row(record) for record in records], columns=table_columns(records))
@@ -78,7 +79,7 @@ def _metrics(record: Record) -> tuple[dict[str, float], dict[str, float]]:
 
 def _columns(record: Record, task: str) -> dict[str, float]:
     means_of_sites = record.get("means_of_sites", {}).get(task, [])
-    metrics = sorted(record["metrics"].get(task, {}).items())
+    metrics = sorted((name, value) for name, value in record["metrics"].get(task, {}).items() if "/" not in name)
     return {name + MEAN_OF_SITES * (name in means_of_sites): value for name, value in metrics}
 
 

@@ -17,6 +17,10 @@ from transformers import HubertConfig, HubertModel, Wav2Vec2Config, Wav2Vec2Feat
 import workspaces
 from tests.unit.workspaces.hubert.tones import CLUSTERS, TINY, tiny_hubert
 from tests.unit.workspaces.speech_recognition.speech import tiny_recognizer
+from workspaces.audio_classification.data import Clips as RecordingClips
+from workspaces.audio_classification.model import create_classifier, create_extractor
+from workspaces.audio_classification.targets import Targets
+from workspaces.audio_classification.tasks import loss_of, predict_all
 from workspaces.hubert.data import Clips as HubertClips
 from workspaces.hubert.loss import predict
 from workspaces.hubert.masking import MaskSettings
@@ -370,9 +374,40 @@ def test_a_recognizer_of_letters(norm, normalize, tmp_path):
     check(score, SPEECH)
 
 
+# Classification of a site's own recordings
+
+
+class Labelled:
+    """Clips with labels, with the members of a dataset of recordings."""
+
+    sample_rate = 16_000
+
+    def __init__(self, clips: Sequence[Clip]) -> None:
+        self.clips = clips
+        self.targets = [LABELS[int(len(clip) < 16_000)] for clip in clips]
+
+    def __getitem__(self, index: int) -> tuple[Clip, str]:
+        return self.clips[index], self.targets[index]
+
+
+@pytest.mark.parametrize("batch_size", [2, 32])
+def test_a_classifier_of_recordings(batch_size):
+    targets = Targets("label", LABELS[:2])
+    model = create_classifier(config="wav2vec2_small.json", targets=targets)
+    extractor = create_extractor(config="wav2vec2_small.json")
+
+    def score(clips: Sequence[Clip]) -> Scores:
+        data = RecordingClips(Labelled(clips), targets, 1.0, extractor)
+        logits, labels = predict_all(model, data, "cpu", batch_size)
+        return list(logits.numpy()), loss_of("label", logits, labels).item(), len(data)
+
+    check(score, waveforms(16_000, 9_000, 20_000, 4_000))
+
+
 def test_no_model_is_left_out():
     folder = Path(workspaces.__file__).parent
     assert {path.parent.name for path in folder.glob("*/workload.py")} == {
+        "audio_classification",
         "hubert",
         "hubert_distillation",
         "keyword_spotting",

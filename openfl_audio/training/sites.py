@@ -1,0 +1,42 @@
+"""How a model does at each site: the worst one, the 10th percentile, and how far the sites are apart."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from openfl_audio.protocol.plan import VALIDATE, Direction
+from openfl_audio.training.history import Record
+
+
+def judge_sites(scores: Mapping[str, float], direction: Direction) -> dict[str, float]:
+    """Summarize the scores of sites, each of which counts once, however many clips it has.
+
+    Args:
+        scores: of each site that has one.
+        direction: "max" where higher is better, or "min".
+
+    Returns:
+        mean; worst, of the site that does worst; p10, below which (with "min": above which) a tenth of the sites are;
+        spread, the standard deviation; sites, their number. Empty where no site has a score.
+
+    >>> judge_sites({"a": 0.5, "b": 0.9, "c": 1.0}, "max")
+    {'mean': 0.8, 'worst': 0.5, 'p10': 0.58, 'spread': 0.216, 'sites': 3.0}
+    """
+    if not scores:
+        return {}
+    values = np.array(list(scores.values()))
+    judged = {
+        "mean": values.mean(),
+        "worst": values.min() if direction == "max" else values.max(),
+        "p10": np.percentile(values, 10 if direction == "max" else 90),
+        "spread": values.std(),
+        "sites": len(values),
+    }
+    return {name: round(float(value), 3) for name, value in judged.items()}
+
+
+def scores_by_site(records: Sequence[Record], metric: str, round_number: int) -> dict[str, float]:
+    """Return the validation `metric` of a round at each envoy that has it, by name."""
+    record = next(record for record in records if record["round"] == round_number)
+    tasks = {envoy: of_envoy.get(VALIDATE, {}) for envoy, of_envoy in record["envoys"].items()}
+    return {envoy: metrics[metric] for envoy, metrics in sorted(tasks.items()) if metric in metrics}

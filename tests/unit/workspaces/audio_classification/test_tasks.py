@@ -1,0 +1,173 @@
+"""Training of any module on one label, several, or a number; metrics that merge; weights and batches by hand."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import f1_score
+
+from openfl_audio.errors import SettingsError
+from tests.unit.workspaces.audio_classification.recordings import Tones, create_cnn
+from workspaces.audio_classification.data import Augmentation, Clips, RecordingsData, draw_epoch
+from workspaces.audio_classification.targets import Targets
+from workspaces.audio_classification.tasks import (
+    TrainingSettings,
+    class_weights,
+    loss_of,
+    macro_f1,
+    predict_all,
+    train_round,
+    validate_clips,
+)
+
+WORDS = Targets("label", ("low", "high"))
+KINDS = {
+    "label": (WORDS, ["low", "high"] * 8),
+    "labels": (Targets("labels", ("low", "high")), [("low",), ("high",), ("low", "high"), ()] * 4),
+    "number": (Targets("number"), [0.5, 1.5, 1.0, 0.75] * 4),
+}
+
+
+def clips_of(targets=WORDS, labels=("low", "high"), **options) -> Clips:
+    return Clips(Tones(labels), targets, 0.1, **options)
+
+
+def train(model, clips, rounds=1, rate=0.01, **settings) -> dict[str, float]:
+    optimizer = torch.optim.Adam(model.parameters(), rate)
+    for round_number in range(rounds):
+        metrics = train_round(
+            model, clips, optimizer, "cpu", round_number, TrainingSettings(rounds, batch_size=4, **settings)
+        )
+    return metrics
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_module_of_ones_own_learns_each_kind_of_target(kind):
+    targets, labels = KINDS[kind]
+    clips, model = clips_of(targets, labels), create_cnn(targets.num_outputs)
+    before = validate_clips(model, clips, "cpu")["loss"]
+    train(model, clips, rounds=40, rate=0.02, learning_rate=0.02, clip_norm=1.0)
+    after = validate_clips(model, clips, "cpu")
+    assert after["loss"] < 0.2 * before
+    if kind != "number":
+        assert macro_f1(after) > 0.95
+
+
+def test_metrics_of_sites_merge_to_those_of_all_clips():
+    labels = ["low"] * 7 + ["high"] * 4
+    model = create_cnn(2, seed=3)
+    parts = [clips_of(labels=labels[:8]), clips_of(labels=labels[8:])]
+    # A tone's phase is its position in the shard: the second part has to begin where the first ended.
+    parts[1]._shard_dataset = type("Shifted", (Tones,), {"__getitem__": lambda s, i: Tones(labels)[i + 8]})(labels[8:])
+    whole = clips_of(labels=labels)
+    of_parts = [validate_clips(model, part, "cpu") for part in parts]
+    expected = validate_clips(model, whole, "cpu")
+    merged = {name: (8 * of_parts[0][name] + 3 * of_parts[1][name]) / 11 for name in expected}
+    assert merged == pytest.approx(expected, abs=1e-6)
+    logits, encoded = predict_all(model, whole, "cpu")
+    assert macro_f1(merged) == pytest.approx(f1_score(encoded, logits.argmax(1), average="macro"), abs=1e-6)
+
+
+def test_accumulated_batches_are_one_step_on_all_their_clips():
+    labels = ["low", "high", "high", "low", "low", "high"]
+    weights = []
+    for settings in ({"accumulate": 2}, {}):
+        model = create_cnn(2)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        batch_size = 3 if settings else 6
+        train_round(model, clips_of(labels=labels), optimizer, "cpu", 0, TrainingSettings(1, 1, batch_size, **settings))
+        weights.append(model[1].weight.detach())
+    torch.testing.assert_close(weights[0], weights[1])
+
+
+def test_clipping_bounds_what_a_step_changes():
+    model, before = create_cnn(2), create_cnn(2)
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    train_round(model, clips_of(), optimizer, "cpu", 0, TrainingSettings(1, batch_size=2, clip_norm=1e-3))
+    change = sum((a - b).square().sum() for a, b in zip(model.parameters(), before.parameters(), strict=True)).sqrt()
+    assert change.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_mixed_precision_trains_too_and_is_not_the_same():
+    models = [create_cnn(2) for _ in range(2)]
+    for model, mixed in zip(models, (False, True), strict=True):
+        train(model, clips_of(labels=["low", "high"] * 4), rounds=2, mixed_precision=mixed)
+    difference = (models[0][1].weight - models[1][1].weight).abs().max().item()
+    assert 0 < difference < 0.05
+
+
+def test_weights_make_rare_classes_count_as_much_as_others():
+    weights = class_weights(clips_of(Targets("label", ("low", "high", "gone")), ["low"] * 6 + ["high"] * 2))
+    torch.testing.assert_close(weights, torch.tensor([2 / 3, 2.0, 1.0]))
+    logits, labels = torch.tensor([[2.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1])
+    by_hand = np.log1p(np.exp(-2)) * 0.5 + 3 * np.log1p(np.exp(1))
+    assert loss_of("label", logits, labels, torch.tensor([0.5, 3.0])).item() == pytest.approx(by_hand / 2)
+
+
+def test_balanced_epochs_draw_classes_equally_often_and_others_each_clip_once():
+    clips = clips_of(labels=["low"] * 90 + ["high"] * 10)
+    drawn = np.concatenate(draw_epoch(clips, 16, True, (0,)))
+    assert 30 < (clips.encoded[drawn] == 1).sum() < 70
+    plain = draw_epoch(clips, 16, False, (0,))
+    assert sorted(np.concatenate(plain)) == list(range(100))
+    assert {len(batch) for batch in plain} == {14, 15}
+    assert not np.array_equal(np.concatenate(plain), np.concatenate(draw_epoch(clips, 16, False, (1,))))
+
+
+def test_clips_have_one_length_and_their_scores_do_not_depend_on_others():
+    clips = Clips(Tones(["low", "high"], samples=500), WORDS, 0.1)
+    inputs, labels = clips.batch([1, 0])
+    assert inputs.shape == (2, 800)
+    assert labels.tolist() == [1, 0]
+    assert not inputs[:, 500:].any()
+    long = Clips(Tones(["low"], samples=2_000), WORDS, 0.1)
+    torch.testing.assert_close(long.batch([0])[0][0], torch.from_numpy(Tones(["low"], 2_000)[0][0][:800]))
+    parts = {tuple(long.batch([0], (seed,))[0][0, :3].tolist()) for seed in range(4)}
+    assert len(parts) > 1, "training takes a part at random"
+    model = create_cnn(2)
+    many = clips_of(labels=["low", "high"] * 3)
+    together, alone = (predict_all(model, many, "cpu", batch_size)[0] for batch_size in (6, 1))
+    torch.testing.assert_close(together, alone)
+
+
+def test_augmentation_is_a_function_of_seed_and_clip():
+    waveform = Tones(["low"])[0][0]
+
+    def varied(seed, **settings):
+        return Augmentation(**settings).apply(waveform, 8_000, np.random.default_rng(seed))
+
+    np.testing.assert_array_equal(varied(0), waveform)
+    louder = varied(1, gain_db=6.0)
+    gain = np.abs(louder).max() / np.abs(waveform).max()
+    assert gain != pytest.approx(1, abs=0.01)
+    assert 0.5 < gain < 2.0
+    shifted = varied(1, shift_s=0.01)
+    assert sorted(shifted.tolist()) == sorted(waveform.tolist())
+    assert not np.array_equal(shifted, waveform)
+    noise = varied(1, noise_db=20.0) - waveform
+    level_db = 20 * np.log10(np.sqrt(np.mean(noise**2)) / np.sqrt(np.mean(waveform**2)))
+    assert -41 < level_db < -19
+    np.testing.assert_array_equal(varied(2, shift_s=0.01, noise_db=20.0), varied(2, shift_s=0.01, noise_db=20.0))
+
+
+def test_left_out_labels_are_no_clips_and_the_node_weighs_by_the_others():
+    targets = Targets("label", ("low", "high"), (("cough", None),))
+    data = RecordingsData(targets, 0.1)
+    shard = type("Shard", (), {"get_dataset": lambda self, split: Tones(["cough", "low", "high"])})()
+    data.shard_descriptor = shard
+    assert (data.get_train_data_size(), data.get_valid_data_size()) == (2, 2)
+    assert data.get_valid_loader().batch([0, 1])[1].tolist() == [0, 1]
+
+
+def test_another_rate_than_the_model_hears_is_refused():
+    extractor = type("Extractor", (), {"sampling_rate": 16_000})()
+    with pytest.raises(
+        SettingsError, match="the model hears 16,000 Hz and the shard has 8,000 Hz: set sample_rate: 16000"
+    ):
+        clips_of(extractor=extractor)
+
+
+def test_a_site_with_a_single_class_trains():
+    model = create_cnn(2)
+    metrics = train(model, clips_of(labels=["low"] * 4), balance="sampling")
+    assert metrics["loss"] > 0
+    assert train(create_cnn(2), clips_of(labels=["low"] * 4), balance="weights")["loss"] > 0

@@ -1,0 +1,167 @@
+"""Training and validation of one round: plain loops for any module, with a loss for each kind of target."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from openfl_audio.training.schedules import linear_rate, set_rate
+from workspaces.audio_classification.data import Clips, draw_epoch
+from workspaces.audio_classification.model import predict
+
+# A round may report so many metrics.
+MOST_COUNTED_CLASSES = 200
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Settings of an envoy's training in each round.
+
+    Attributes:
+        learning_rate: the peak of a linear warm-up and decay over all rounds; None leaves the optimizer's.
+        warmup: share of all steps.
+        balance: "sampling" draws every class equally often, "weights" weighs the loss so.
+        label_smoothing: of the cross-entropy.
+        accumulate: batches for one step of the optimizer.
+        clip_norm: the largest norm of the gradients; None does not clip.
+        mixed_precision: bfloat16 where that is exact enough.
+    """
+
+    rounds: int
+    local_epochs: int = 1
+    batch_size: int = 16
+    learning_rate: float | None = None
+    warmup: float = 0.05
+    balance: Literal["none", "sampling", "weights"] = "none"
+    label_smoothing: float = 0.0
+    accumulate: int = 1
+    clip_norm: float | None = None
+    mixed_precision: bool = False
+    seed: int = 0
+
+
+def train_round(
+    model: torch.nn.Module,
+    clips: Clips,
+    optimizer: torch.optim.Optimizer,
+    device: str,
+    round_number: int,
+    settings: TrainingSettings,
+) -> dict[str, float]:
+    """Train `model` in place for `settings.local_epochs`. Returns the mean loss over the clips of all epochs."""
+    model.train().to(device)
+    weights = class_weights(clips).to(device) if settings.balance == "weights" else None
+    seeds = [(settings.seed, round_number, epoch) for epoch in range(settings.local_epochs)]
+    epochs = [draw_epoch(clips, settings.batch_size, settings.balance == "sampling", seed) for seed in seeds]
+    steps = sum(math.ceil(len(batches) / settings.accumulate) for batches in epochs)
+    total, step = 0.0, 0
+    for seed, batches in zip(seeds, epochs, strict=True):
+        for first in range(0, len(batches), settings.accumulate):
+            if settings.learning_rate is not None:
+                schedule = (settings.warmup, settings.rounds, round_number, step, steps)
+                set_rate(optimizer, linear_rate(settings.learning_rate, *schedule))
+            together = batches[first : first + settings.accumulate]
+            number = sum(map(len, together))
+            optimizer.zero_grad()
+            for batch in together:
+                inputs, labels = clips.batch(batch.tolist(), seed)
+                with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=settings.mixed_precision):
+                    logits = predict(model, inputs.to(device))
+                loss = loss_of(clips.targets.kind, logits.float(), labels.to(device), weights, settings.label_smoothing)
+                (loss * len(batch) / number).backward()
+                total += loss.item() * len(batch)
+            if settings.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+            optimizer.step()
+            step += 1
+    return {"loss": total / (settings.local_epochs * len(clips))}
+
+
+def loss_of(
+    kind: str,
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> torch.Tensor:
+    """Return the mean loss over clips, lower is better, of logits (batch, outputs).
+
+    One label: cross-entropy in nats. Several: binary cross-entropy in nats, the mean over classes. A number: the
+    squared error. `weights` (classes,) are of the classes; the mean is over clips, not over their weights.
+    """
+    if kind == "label":
+        losses = F.cross_entropy(logits, labels, weights, reduction="none", label_smoothing=label_smoothing)
+        return losses.mean()
+    if kind == "labels":
+        return F.binary_cross_entropy_with_logits(logits, labels, weights)
+    return F.mse_loss(logits[:, 0], labels)
+
+
+def class_weights(clips: Clips) -> torch.Tensor:
+    """Return weights of classes, float32 (classes,), with which all classes of this site weigh the same.
+
+    The mean weight of its clips is 1, as is the weight of a class without a clip, and that of a number.
+    """
+    if clips.targets.kind == "number":
+        return torch.ones(1)
+    if clips.targets.kind == "label":
+        counts = np.bincount(clips.encoded, minlength=clips.targets.num_outputs)
+    else:
+        counts = clips.encoded.sum(axis=0)
+    there = counts > 0
+    weights = np.where(there, counts.sum() / np.maximum(counts, 1) / max(1, there.sum()), 1)
+    return torch.from_numpy(weights.astype(np.float32))
+
+
+def validate_clips(model: torch.nn.Module, clips: Clips, device: str, batch_size: int = 32) -> dict[str, float]:
+    """Return means over clips, so that those of several sites merge exactly.
+
+    That is the loss (lower is better); with one label the accuracy, and for each class, by its number, the shares of
+    clips that are of it (`true/0`), were taken for it (`predicted/0`), and both (`hit/0`), of which `macro_f1` is made;
+    with several labels these shares; with a number the absolute error.
+    """
+    logits, labels = predict_all(model, clips, device, batch_size)
+    kind = clips.targets.kind
+    metrics = {"loss": loss_of(kind, logits, labels).item()}
+    if kind == "number":
+        return metrics | {"absolute_error": F.l1_loss(logits[:, 0], labels).item()}
+    number = clips.targets.num_outputs
+    if kind == "label":
+        true, predicted = F.one_hot(labels, number).bool(), F.one_hot(logits.argmax(1), number).bool()
+        metrics["accuracy"] = (true & predicted).any(1).float().mean().item()
+    else:
+        true, predicted = labels > 0.5, logits > 0
+    if number <= MOST_COUNTED_CLASSES:
+        for name, cells in (("true", true), ("predicted", predicted), ("hit", true & predicted)):
+            shares = cells.double().mean(0).tolist()
+            metrics |= {f"{name}/{i}": share for i, share in enumerate(shares)}
+    return metrics
+
+
+@torch.no_grad()
+def predict_all(
+    model: torch.nn.Module, clips: Clips, device: str, batch_size: int = 32
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return logits (clips, outputs) and targets of all clips, on the CPU."""
+    model.eval().to(device)
+    batches = [
+        (predict(model, inputs.to(device)).float().cpu(), labels) for inputs, labels in clips.batches(batch_size)
+    ]
+    return torch.cat([logits for logits, _ in batches]), torch.cat([labels for _, labels in batches])
+
+
+def macro_f1(metrics: Mapping[str, float]) -> float:
+    """Return the mean over classes of F1, from the shares of `validate_clips`, also merged ones; higher is better.
+
+    Classes without a clip do not count. F1 of a class is 2 hits / (true + predicted).
+    """
+    scores = [
+        2 * metrics[f"hit/{i}"] / (metrics[f"true/{i}"] + metrics[f"predicted/{i}"])
+        for i in range(sum(name.startswith("true/") for name in metrics))
+        if metrics[f"true/{i}"] > 0
+    ]
+    return float(np.mean(scores)) if scores else math.nan

@@ -1,0 +1,176 @@
+"""Classification of recordings of a site's own, in all four modes."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
+from pydantic import Field, field_validator
+
+from openfl_audio.protocol.plan import Direction
+from openfl_audio.training.run_settings import Group, RunSettings
+from openfl_audio.training.sites import judge_sites
+from openfl_audio.training.workload import Metrics, Workload, register_tasks
+from shard_descriptors.common.recordings_shard import RecordingsShardDescriptor, count_classes
+from shard_descriptors.folder import FolderShardDescriptor
+from shard_descriptors.table import TableShardDescriptor
+from workspaces.audio_classification.data import Augmentation, Clips, RecordingsData
+from workspaces.audio_classification.model import create_classifier, create_extractor
+from workspaces.audio_classification.targets import Targets, agree
+from workspaces.audio_classification.tasks import TrainingSettings, macro_f1, train_round, validate_clips
+
+SCORE = {"label": "accuracy", "labels": "loss", "number": "loss"}
+
+
+class ModelSettings(Group):
+    """`pretrained` is a hub name or a folder, `config` a file in `configs/` (or a path) for a random start."""
+
+    pretrained: str | None = None
+    config: str | None = None
+
+    @field_validator("config")
+    @classmethod
+    def resolve(cls, path: str | None) -> str | None:
+        # Tasks run in a working directory of their own.
+        return str(Path(path).resolve()) if path is not None and Path(path).exists() else path
+
+
+class TargetSettings(Group):
+    """The classes, in the order of the model's outputs (None: those of the corpus), and labels written differently.
+
+    `kind` is that of the corpus, which completes it.
+    """
+
+    kind: Literal["label", "labels", "number"] | None = None
+    classes: list[str] | None = None
+    mapping: dict[str, str | None] = Field(default_factory=dict)
+
+
+class AugmentationSettings(Group):
+    """What varies in training: see `Augmentation`."""
+
+    shift_s: float = Field(default=0.0, ge=0)
+    gain_db: float = Field(default=0.0, ge=0)
+    noise_db: float | None = None
+
+
+class Settings(RunSettings):
+    """Settings of a run. `corpus` are the parameters of the shard descriptor besides the path and the rank.
+
+    `clip_s` is the length of clips in seconds; without `warmup` the learning rate is constant.
+    """
+
+    model: ModelSettings
+    targets: TargetSettings = TargetSettings()
+    corpus: dict[str, Any] = Field(default_factory=dict)
+    clip_s: float = Field(gt=0)
+    warmup: float | None = Field(default=None, ge=0, lt=1)
+    balance: Literal["none", "sampling", "weights"] = "none"
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    accumulate: int = Field(default=1, ge=1)
+    clip_norm: float | None = Field(default=None, gt=0)
+    mixed_precision: bool = False
+    augmentation: AugmentationSettings = AugmentationSettings()
+
+
+class AudioClassification(Workload[Settings]):
+    """Classification of recordings that a table or a folder names; a model of one's own overrides `model`."""
+
+    config_class = Settings
+    corpus = RecordingsShardDescriptor.corpus
+
+    def targets(self, config: Settings) -> Targets:
+        """Return what the model learns, of settings that `complete` has completed."""
+        mapping = tuple(sorted(config.targets.mapping.items()))
+        return Targets(config.targets.kind or "label", tuple(config.targets.classes or ()), mapping)
+
+    def extractor(self, config: Settings) -> Any:
+        """Return what makes the model's inputs of a waveform, or None where it hears the waveform."""
+        return create_extractor(config.model.pretrained, config=config.model.config)
+
+    def model(self, config: Settings) -> Callable[[], torch.nn.Module]:
+        source: dict[str, Any] = {"config": config.model.config, "targets": self.targets(config), "seed": config.seed}
+        return partial(create_classifier, config.model.pretrained, **source)
+
+    def tasks(self, config: Settings) -> TaskInterface:
+        training = TrainingSettings(
+            rounds=config.rounds,
+            local_epochs=config.local_epochs,
+            batch_size=config.batch_size,
+            learning_rate=None if config.warmup is None else config.optimizer.learning_rate,
+            warmup=config.warmup or 0.0,
+            balance=config.balance,
+            label_smoothing=config.label_smoothing,
+            accumulate=config.accumulate,
+            clip_norm=config.clip_norm,
+            mixed_precision=config.mixed_precision,
+            seed=config.seed,
+        )
+        return register_tasks(train_round, validate_clips, {"settings": training})
+
+    def data(self, config: Settings) -> DataInterface:
+        augmentation = Augmentation(**config.augmentation.model_dump())
+        return RecordingsData(self.targets(config), config.clip_s, self.extractor(config), augmentation)
+
+    def best(self, config: Settings) -> tuple[str, Direction]:
+        score = SCORE[config.targets.kind or "label"]
+        return score, "max" if score == "accuracy" else "min"
+
+    def metric_bounds(self, config: Settings) -> Mapping[str, tuple[float, float]]:
+        return {"accuracy": (0, 1)}
+
+    def complete(self, config: Settings, data: Path) -> Settings:
+        """Fill in the kind and the classes of the corpus. Raises SettingsError for labels that are no class."""
+        shard = self.open(config, data, 1, 1)
+        counts = {split: count_classes(recordings) for split, recordings in shard.splits.items()}
+        agreed = agree({str(data): counts}, shard.listing.kind, config.targets.classes, config.targets.mapping).targets
+        changes = {"kind": agreed.kind, "classes": list(agreed.classes) or None}
+        return config.model_copy(update={"targets": config.targets.model_copy(update=changes)})
+
+    def shard(self, config: Settings, data: Path, rank: int, world_size: int) -> dict[str, Any]:
+        kind = "folder.FolderShardDescriptor" if Path(data).is_dir() else "table.TableShardDescriptor"
+        place = {"data_path": str(data), "rank_worldsize": f"{rank},{world_size}", "seed": config.seed}
+        return {"template": f"shard_descriptors.{kind}", "params": {**config.corpus, **place}}
+
+    def open(self, config: Settings, data: Path, rank: int, world_size: int) -> RecordingsShardDescriptor:
+        """Return a shard of the corpus."""
+        kind = FolderShardDescriptor if Path(data).is_dir() else TableShardDescriptor
+        return kind(**self.shard(config, data, rank, world_size)["params"])
+
+    def natural_clients(self, config: Settings, data: Path) -> int:
+        return len(set(self.open(config, data, 1, 1).get_dataset("train").groups) - {""}) or 1
+
+    def evaluate(self, model: Any, config: Settings, data: Path, device: str) -> Metrics:
+        """Return metrics on all validation and test clips, and how far the sites are apart: see `judge_sites`.
+
+        A site is judged by its own validation clips.
+        """
+        shard = self.open(config, data, 1, 1)
+        extractor, targets = self.extractor(config), self.targets(config)
+
+        def score(shard: RecordingsShardDescriptor, split: str) -> dict[str, float]:
+            clips = Clips(shard.get_dataset(split), targets, config.clip_s, extractor)
+            return summarize(validate_clips(model, clips, device)) if len(clips) else {}
+
+        metrics = {split: score(shard, split) for split in ("validation", "test")}
+        if config.clients != "natural" and config.clients > 1:
+            name, direction = self.best(config)
+            shards = [self.open(config, data, rank, config.clients) for rank in range(1, config.clients + 1)]
+            scores = {str(each.rank): score(each, "validation").get(name) for each in shards}
+            metrics["sites"] = judge_sites(
+                {site: value for site, value in scores.items() if value is not None}, direction
+            )
+        return metrics
+
+    def save(self, model: Any, config: Settings, folder: Path) -> None:
+        model.save_pretrained(folder)
+        if (extractor := self.extractor(config)) is not None:
+            extractor.save_pretrained(folder)
+
+
+def summarize(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics of `validate_clips` with macro F1 in place of the shares that it is made of."""
+    summary = {name: value for name, value in metrics.items() if "/" not in name}
+    return summary | ({"macro_f1": macro_f1(metrics)} if "true/0" in metrics else {})
