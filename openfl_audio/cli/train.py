@@ -43,6 +43,7 @@ class Train(Command):
     local_epochs: float | None = option(default=None)
     seed: int | None = option(default=None)
     init: str | None = option(default=None, metavar="PATH")
+    preprocess: bool = option("only fill the cache of encoder outputs with the clips of all clients, and end", False)
     client_ids: list[int] = option("individual: numbers of the clients that train; -1 is the last", [0], metavar="N")
     workers: int = option("simulated: processes that run clients, on Ray", 1, ge=1)
     ray_address: str | None = option("simulated: address of a Ray cluster", None, metavar="ADDRESS")
@@ -56,11 +57,15 @@ class Train(Command):
 
     def run(self) -> None:
         use_one_thread()
-        from openfl_audio.experiments.run import run
+        from openfl_audio.experiments.run import preprocess, run
         from openfl_audio.experiments.workloads import find_file, find_workload
 
         workload = find_workload(self.workload)
         settings = load_settings(find_file(workload, self.config), workload.config_class, self.changes())
+        if self.preprocess:
+            clips = preprocess(workload, settings, self.mode, self.data, self.client_ids)
+            print(f"{clips} clips are in the cache")
+            return
         result = run(
             workload,
             settings,

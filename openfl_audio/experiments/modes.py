@@ -17,7 +17,7 @@ from openfl_audio.protocol.certificates import write_certificates
 from openfl_audio.protocol.participation import Participation
 from openfl_audio.protocol.plan import name_of_best
 from openfl_audio.simulation.simulation import Simulation
-from openfl_audio.training.run_settings import RunSettings
+from openfl_audio.training.run_settings import RunSettings, weights_of
 from openfl_audio.training.workload import Workload
 
 # Validates the global model on the validation clips of all, so that a score means the same in every mode.
@@ -106,7 +106,8 @@ def start_arguments(clients: Clients) -> dict[str, Any]:
     )
     arguments = clients.workload.start_arguments(settings)
     if settings.init is not None:
-        arguments["model_provider"].start_from(settings.init / "model")
+        weights = weights_of(settings.init)
+        arguments["model_provider"].start_from(weights if settings.init == weights else weights.parent)
     return arguments | {
         "rounds_to_train": settings.rounds,
         "opt_treatment": settings.opt_treatment,

@@ -62,6 +62,19 @@ def run(
     return json.loads((out / "result.json").read_text())
 
 
+def preprocess(
+    workload: Workload[Any], settings: RunSettings, mode: str, data: Path, client_ids: Sequence[int] = (0,)
+) -> int:
+    """Compute what a run of this kind would compute first and keep on this machine; return of how many clips.
+
+    Raises SettingsError if the workload keeps nothing.
+    """
+    settings = workload.complete(settings, data)
+    experiments = choose_clients(workload, settings, data, mode, client_ids)
+    shards = (clients.open(name) for clients in experiments for name in clients.names)
+    return workload.preprocess(settings, shards, "cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _run_one(
     clients: Clients,
     mode: str,

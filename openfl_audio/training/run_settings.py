@@ -22,7 +22,7 @@ class Group(BaseModel):
 class OptimizerSettings(Group):
     """The optimizer of the clients; `momentum` is SGD's."""
 
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    name: Literal["sgd", "adam", "adamw", "radam"] = "sgd"
     learning_rate: float = Field(gt=0)
     momentum: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
@@ -43,14 +43,16 @@ class OptimizerSettings(Group):
         rate, decay = self.learning_rate, self.weight_decay
         if self.name == "sgd":
             return partial(torch.optim.SGD, lr=rate, weight_decay=decay, momentum=self.momentum)
-        return partial({"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.name], lr=rate, weight_decay=decay)
+        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "radam": torch.optim.RAdam}
+        return partial(kinds[self.name], lr=rate, weight_decay=decay)
 
 
 class RunSettings(Group):
     """Settings of a run of any workload.
 
     In a round a `fraction` of the `clients` train `local_epochs` each; "natural" clients are those of the corpus.
-    `init` is the folder of an earlier run, whose best model this one starts from.
+    `init` is what this one starts from: an earlier run, of which the best model is taken, the folder of an exported
+    model, or a safetensors file, such as that of a kept round.
     """
 
     rounds: int = Field(ge=1, description="number of rounds")
@@ -68,7 +70,9 @@ class RunSettings(Group):
     patience: int | None = Field(default=None, ge=1)
     keep: int = Field(default=0, ge=0)
     seed: int = Field(default=0, ge=0, description="seed of every random choice")
-    init: Path | None = Field(default=None, description="folder of an earlier run, whose best model is started from")
+    init: Path | None = Field(
+        default=None, description="what is started from: an earlier run (its best model), a model, or a file"
+    )
 
     @field_validator("clients", mode="before")
     @classmethod
@@ -81,7 +85,16 @@ class RunSettings(Group):
     @field_validator("init")
     @classmethod
     def check_init(cls, init: Path | None) -> Path | None:
-        """Raise ValueError unless the run to start from has a model."""
-        if init is not None and not (init / "model" / "model.safetensors").exists():
-            raise ValueError("it has no model/model.safetensors")
+        """Raise ValueError unless there are weights to start from."""
+        if init is not None and not weights_of(init).exists():
+            raise ValueError(
+                "it has no model/model.safetensors, and is neither an exported model nor a safetensors file"
+            )
         return init
+
+
+def weights_of(init: Path) -> Path:
+    """Return the safetensors file of a run, of an exported model, or the file itself; it need not be there."""
+    if init.suffix == ".safetensors":
+        return init
+    return init / "model.safetensors" if (init / "model.safetensors").exists() else init / "model" / "model.safetensors"

@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +11,9 @@ from typing import Any, ClassVar, Generic, TypeVar
 import pandas as pd
 import torch
 from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
+from openfl.interface.interactive_api.shard_descriptor import ShardDescriptor
 
+from openfl_audio.errors import SettingsError
 from openfl_audio.node.model_interface import ModelInterface
 from openfl_audio.protocol.plan import Direction
 from openfl_audio.training.history import Record
@@ -94,6 +96,13 @@ class Workload(ABC, Generic[Config]):
     def save(self, model: Any, config: Config, folder: Path) -> None:
         """Write `model` into `folder`, so that others can load it: a model of Transformers by default."""
         model.save_pretrained(folder)
+
+    def preprocess(self, config: Config, shards: Iterable[ShardDescriptor], device: str) -> int:
+        """Keep on this machine what training on `shards` would compute first, and return of how many clips.
+
+        Raises SettingsError where nothing is kept.
+        """
+        raise SettingsError(f"{self.name} keeps nothing that could be made beforehand")
 
     def describe_model(self, config: Config, data: Path) -> Mapping[str, Any]:
         """Return what the config.json of a saved model says besides, such as the names of the corpus's classes."""

@@ -33,11 +33,24 @@ class AdamSettings(OptimizerSettings):
 
 
 class ModelSettings(Group):
-    """`config` is a file in `configs/` (or a path); `feature_grad_mult` scales the gradients of the convolutions."""
+    """`config` is a file in `configs/` (or a path); `feature_grad_mult` scales the gradients of the convolutions.
+
+    The sizes take the place of those in the file.
+    """
 
     config: str
+    hidden_size: int | None = Field(default=None, ge=1)
+    num_hidden_layers: int | None = Field(default=None, ge=1)
+    num_attention_heads: int | None = Field(default=None, ge=1)
+    intermediate_size: int | None = Field(default=None, ge=1)
     feature_grad_mult: float = Field(default=0.1, gt=0, le=1)
     gradient_checkpointing: bool = False
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Return the sizes that the settings name, by their names in Transformers' HubertConfig."""
+        names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 class HubertSettings(RunSettings):

@@ -9,10 +9,19 @@ from openfl_audio.training.run_settings import Group
 
 
 class MaskSettings(Group):
-    """HuBERT's masks: `probability` / `length` of the frames, 8 %, begin a span of `length` frames."""
+    """HuBERT's masks: `probability` / `length` of the frames, 8 %, begin a span of `length` frames.
+
+    Some call that share itself the mask's probability: as `start_probability`, 0.08, it takes the place of the other.
+    """
 
     length: int = Field(default=10, ge=1)
     probability: float = Field(default=0.8, gt=0)
+    start_probability: float | None = Field(default=None, gt=0, le=1)
+
+    @property
+    def starts(self) -> float:
+        """The share of the frames that begin a span."""
+        return self.probability / self.length if self.start_probability is None else self.start_probability
 
 
 def draw_mask(frames: int, settings: MaskSettings, generator: np.random.Generator) -> np.ndarray:
@@ -25,7 +34,7 @@ def draw_mask(frames: int, settings: MaskSettings, generator: np.random.Generato
     """
     length = min(settings.length, frames)
     starts = frames - length + 1
-    wanted = math.floor(settings.probability * frames / settings.length + generator.random())
+    wanted = math.floor(_mean_starts(frames, settings) + generator.random())
     chosen = generator.choice(starts, size=min(max(wanted, 1), starts), replace=False)
     mask = np.zeros(frames, dtype=bool)
     mask[chosen[:, None] + np.arange(length)] = True
@@ -41,10 +50,17 @@ def expected_share(frames: int, settings: MaskSettings) -> float:
     length = min(settings.length, frames)
     starts = frames - length + 1
     reach = np.convolve(np.ones(starts), np.ones(length)).astype(int)  # (frames,)
-    mean = settings.probability * frames / settings.length
+    mean = _mean_starts(frames, settings)
     share = 0.0
     for number, weight in ((math.floor(mean), 1 - mean % 1), (math.floor(mean) + 1, mean % 1)):
         drawn = min(max(number, 1), starts)
         visible = [math.comb(starts - r, drawn) / math.comb(starts, drawn) for r in reach.tolist()]
         share += weight * (1 - float(np.mean(visible)))
     return share
+
+
+def _mean_starts(frames: int, settings: MaskSettings) -> float:
+    if settings.start_probability is not None:
+        return settings.start_probability * frames
+    # In this order, as another one rounds differently now and then.
+    return settings.probability * frames / settings.length

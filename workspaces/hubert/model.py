@@ -145,15 +145,15 @@ class Hubert(torch.nn.Module):
         return function(*arguments)
 
 
-def create_hubert(config: str | Path, clusters: int, final_dim: int = 256, seed: int = 0) -> Hubert:
+def create_hubert(config: str | Path, clusters: int, final_dim: int = 256, seed: int = 0, **sizes: int) -> Hubert:
     """Return a HuBERT from a random start, which depends on `seed`.
 
-    `config` is a JSON file of Transformers' HubertConfig, in `configs/` or elsewhere. Raises ValueError if its
-    convolutions do not give a frame of 400 samples every 320.
+    `config` is a JSON file of Transformers' HubertConfig, in `configs/` or elsewhere; `sizes`, such as `hidden_size`,
+    take the place of its values. Raises SettingsError if its convolutions do not give a frame of 400 samples every 320.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Hubert(read_config(config, clusters=clusters, final_dim=final_dim))
+        return Hubert(read_config(config, clusters=clusters, final_dim=final_dim, **sizes))
 
 
 def read_config(config: str | Path, **values: Any) -> HubertConfig:

@@ -1,5 +1,6 @@
 """HuBERT: pretraining on targets of k-means."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,13 @@ from workspaces.hubert import tasks
 from workspaces.hubert.data import Clips, HubertData
 from workspaces.hubert.librispeech import HubertSettings, HubertWorkload, ModelSettings
 from workspaces.hubert.loss import MaskedPrediction
-from workspaces.hubert.masking import MaskSettings
+from workspaces.hubert.masking import MaskSettings, expected_share
 from workspaces.hubert.model import Hubert, create_hubert
+
+logger = logging.getLogger(__name__)
+
+LONG_CLIP_FRAMES = 750  # 15 s
+SMALL_SHARE = 0.3  # of masked frames; with less there is little to predict
 
 
 class PretrainingModelSettings(ModelSettings):
@@ -51,7 +57,20 @@ class HubertTraining(HubertWorkload[Settings]):
 
     def model(self, config: Settings) -> Callable[[], Hubert]:
         model = config.model
-        return partial(create_hubert, model.config, model.clusters, model.final_dim, config.seed)
+        return partial(create_hubert, model.config, model.clusters, model.final_dim, config.seed, **model.sizes)
+
+    def complete(self, config: Settings, data: Path) -> Settings:
+        """Return the settings as they are, and say how much of a long clip the masks hide."""
+        share = expected_share(LONG_CLIP_FRAMES, config.mask)
+        logger.log(
+            logging.WARNING if share < SMALL_SHARE else logging.INFO,
+            "masks hide %.0f %% of the frames: %.3g of them begin a span of %d; HuBERT hides 57 %% "
+            "(mask.probability 0.8, or mask.start_probability 0.08)",
+            100 * share,
+            config.mask.starts,
+            config.mask.length,
+        )
+        return config
 
     def tasks(self, config: Settings) -> TaskInterface:
         objective = MaskedPrediction(config.unmasked_weight, config.feature_penalty)

@@ -32,11 +32,12 @@ class Student(Hubert):
         self.predictors = torch.nn.ModuleList(torch.nn.Linear(config.hidden_size, teacher_width) for _ in range(layers))
 
 
-def create_student(config: str | Path, teacher: str, layers: Sequence[int], seed: int = 0) -> Student:
+def create_student(config: str | Path, teacher: str, layers: Sequence[int], seed: int = 0, **sizes: int) -> Student:
     """Return a student from a random start, for the `layers` of `teacher`, counted from 1.
 
-    `config` is a JSON file in `configs/`, or a path. The student has as many clusters as its teacher, none if that has
-    no head. Raises PretrainedWeightsError if the teacher cannot be had, SettingsError if it does not have the layers.
+    `config` is a JSON file in `configs/`, or a path, and `sizes` take the place of its values. The student has as many
+    clusters as its teacher, none if that has no head. Raises PretrainedWeightsError if the teacher cannot be had,
+    SettingsError if it does not have the layers.
     """
     wise = load_config(teacher)
     if not layers or not all(1 <= layer <= wise.num_hidden_layers for layer in layers):
@@ -45,7 +46,7 @@ def create_student(config: str | Path, teacher: str, layers: Sequence[int], seed
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        values = read_config(CONFIGS / config, clusters=wise.clusters, final_dim=wise.final_dim)
+        values = read_config(CONFIGS / config, clusters=wise.clusters, final_dim=wise.final_dim, **sizes)
         return Student(values, len(layers), wise.hidden_size)
 
 

@@ -50,7 +50,8 @@ class HubertDistillation(HubertWorkload[Settings]):
 
     def model(self, config: Settings) -> Callable[[], Student]:
         distillation = config.distillation
-        return partial(create_student, config.model.config, distillation.teacher, distillation.layers, config.seed)
+        student, sizes = config.model.config, config.model.sizes
+        return partial(create_student, student, distillation.teacher, distillation.layers, config.seed, **sizes)
 
     def tasks(self, config: Settings) -> TaskInterface:
         objective = {"objective": _objective(config)}

@@ -1,14 +1,15 @@
 """Keyword spotting with a head on an encoder: Whisper, or the features of another trained model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
-from openfl.interface.interactive_api.shard_descriptor import ShardDataset
+from openfl.interface.interactive_api.shard_descriptor import ShardDataset, ShardDescriptor
 from pydantic import Field, field_validator, model_validator
 
+from openfl_audio.errors import SettingsError
 from openfl_audio.training.run_settings import Group
 from openfl_audio.training.workload import register_tasks
 from shard_descriptors.superb.layout import LABELS
@@ -94,6 +95,19 @@ class KeywordSpotting(SpeechCommandsWorkload[Settings]):
 
     def validate(self, model: Any, dataset: ShardDataset, device: str) -> dict[str, float]:
         return tasks.validate_clips(model, EncoderClips(dataset), device)
+
+    def preprocess(self, config: Settings, shards: Iterable[ShardDescriptor], device: str) -> int:
+        """Fill the cache of encoder outputs with the training and validation clips of all `shards`."""
+        model = self.model(config)()
+        if not model.frozen:
+            raise SettingsError("model.frozen is false: outputs of an encoder that learns are not kept")
+        number = 0
+        for shard in shards:
+            for split in ("train", "validation"):
+                clips = EncoderClips(shard.get_dataset(split), repeat_rare=split == "train")
+                clips.prepare(model, device)
+                number += len(clips)
+        return number
 
     def save(self, model: EncoderModel, config: Settings, folder: Path) -> None:
         save_keywords(model, folder)

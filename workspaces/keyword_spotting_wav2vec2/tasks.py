@@ -19,13 +19,20 @@ from workspaces.keyword_spotting_wav2vec2.data import TrainClips
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Settings of an envoy's training in each round."""
+    """Settings of an envoy's training in each round, which are the Trainer's.
+
+    An optimizer step sums `accumulate` batches, and gradients of a larger norm than `clip_grad_norm` are scaled down to
+    it, or left alone with 0. `autocast` is the precision of training.
+    """
 
     rounds: int
     local_epochs: int = 1
     batch_size: int = 32
     warmup: float = 0.05  # share of all steps
     seed: int = 0
+    accumulate: int = 1
+    clip_grad_norm: float = 1.0
+    autocast: str = "float32"
 
 
 def train_round(
@@ -38,13 +45,18 @@ def train_round(
 ) -> dict[str, float]:
     """Train `model` in place for `settings.local_epochs`. Returns the mean loss over the clips of all epochs."""
     clips.begin_round(round_number)
-    steps = settings.local_epochs * math.ceil(len(clips) / settings.batch_size)
+    batches = math.ceil(len(clips) / settings.batch_size)
+    steps = settings.local_epochs * math.ceil(batches / settings.accumulate)
     arguments = _arguments(
         device,
         settings.batch_size,
         num_train_epochs=settings.local_epochs,
         # Another order of clips in every round.
         seed=settings.seed + round_number,
+        gradient_accumulation_steps=settings.accumulate,
+        max_grad_norm=settings.clip_grad_norm,
+        bf16=settings.autocast == "bfloat16",
+        fp16=settings.autocast == "float16",
     )
     trainer = _trainer(
         model=model,
@@ -75,12 +87,17 @@ class _ClipTrainer(Trainer):
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], *more: Any) -> torch.Tensor:
         loss = super().training_step(model, inputs, *more)
-        self.loss_sum = self.loss_sum + loss.detach() * len(inputs["labels"])
+        # The Trainer divides the loss of a batch by the number of those that a step sums.
+        batches = getattr(self, "current_gradient_accumulation_steps", 1)
+        self.loss_sum = self.loss_sum + loss.detach() * batches * len(inputs["labels"])
         return loss
 
 
 def _trainer(**arguments: Any) -> _ClipTrainer:
     trainer = _ClipTrainer(**arguments)
+    # It takes Wav2Vec2's loss for one that is divided by the clips of all accumulated batches, which it is not, and
+    # would add up gradients instead of averaging them.
+    trainer.model_accepts_loss_kwargs = False
     # It prints a line of metrics at every step of a run; they are the task's result.
     trainer.remove_callback(PrinterCallback)
     return trainer

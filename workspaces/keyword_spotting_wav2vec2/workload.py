@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
 from openfl.interface.interactive_api.shard_descriptor import ShardDataset
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from openfl_audio.training.run_settings import Group
 from openfl_audio.training.workload import register_tasks
@@ -33,9 +33,15 @@ class ModelSettings(Group):
 
 
 class Settings(SpeechCommandsSettings):
-    """Settings of a run; without `warmup` the learning rate falls from the first step on."""
+    """Settings of a run; without `warmup` the learning rate falls from the first step on.
+
+    `accumulate`, `clip_grad_norm` and `autocast` are those of `TrainingSettings`; float16 needs a GPU.
+    """
 
     model: ModelSettings
+    accumulate: int = Field(default=1, ge=1)
+    clip_grad_norm: float = Field(default=1.0, ge=0)
+    autocast: Literal["float32", "bfloat16", "float16"] = "float32"
 
     @model_validator(mode="after")
     def check_model(self) -> "Settings":
@@ -61,6 +67,9 @@ class Wav2Vec2KeywordSpotting(SpeechCommandsWorkload[Settings]):
             batch_size=config.batch_size,
             warmup=config.warmup or 0.0,
             seed=config.seed,
+            accumulate=config.accumulate,
+            clip_grad_norm=config.clip_grad_norm,
+            autocast=config.autocast,
         )
         return register_tasks(tasks.train_round, tasks.validate_clips, {"settings": training})
 

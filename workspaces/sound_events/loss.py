@@ -1,7 +1,28 @@
 """The loss of a tagger that may give a patch any number of classes."""
 
+from collections.abc import Callable
+from importlib import import_module
+
 import torch
 from torch.nn import functional as F
+
+# Logits and labels, float32 (batch, classes) both, to a scalar.
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def find_loss(name: str) -> Loss:
+    """Return a loss by its name in this module, or by the dotted name of a function of another one.
+
+    Raises ValueError if there is none.
+    """
+    module, _, function = name.rpartition(".")
+    try:
+        found = getattr(import_module(module or __name__), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"there is no loss {name!r} ({error}): it should be binary_cross_entropy, or dotted") from None
+    if not callable(found):
+        raise ValueError(f"{name!r} is no function")
+    return found
 
 
 def binary_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 
 FRAMES, N_MELS = 101, 96
 
-Architecture = Literal["vgg", "crnn"]
+Architecture = Literal["vgg", "crnn", "crnn_joined"]
 Normalisation = Literal["group", "evaluation_batch", "fedbn"]
 
 # Scale and shift of the normalisation layers.
@@ -38,7 +38,11 @@ def create_tagger(
         and shift 0: they are the shared weights as a new client would get them, not what a client achieves with its
         own.
     """
-    kinds: dict[str, Callable[[int, Normalisation, float], Tagger]] = {"vgg": VggLike, "crnn": Crnn}
+    kinds: dict[str, Callable[[int, Normalisation, float], Tagger]] = {
+        "vgg": VggLike,
+        "crnn": Crnn,
+        "crnn_joined": CrnnJoined,
+    }
     for name, value, known in (
         ("architecture", architecture, tuple(kinds)),
         ("normalisation", normalisation, get_args(Normalisation)),
@@ -151,4 +155,19 @@ class Crnn(Tagger):
         features = self.convolutions(images)  # (batch, channels, 12, 2)
         steps = features.permute(0, 2, 3, 1).flatten(2)  # (batch, 12, 2 * channels)
         _, last = self.gru(steps)  # (directions, batch, units)
-        return self.output(last[0] * last[1])
+        return self.output(self.combine(last[0], last[1]))
+
+    def combine(self, forward: torch.Tensor, backward: torch.Tensor) -> torch.Tensor:
+        """Combine the last states of both directions, (batch, units) each."""
+        return forward * backward
+
+
+class CrnnJoined(Crnn):
+    """The CRNN with the last states of both directions side by side: 972,616 parameters for 200 classes (0.97 M)."""
+
+    def __init__(self, classes: int, normalisation: Normalisation, width: float) -> None:
+        super().__init__(classes, normalisation, width)
+        self.output = nn.Linear(2 * self.gru.hidden_size, classes)
+
+    def combine(self, forward: torch.Tensor, backward: torch.Tensor) -> torch.Tensor:
+        return torch.cat((forward, backward), dim=-1)

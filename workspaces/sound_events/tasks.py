@@ -9,21 +9,26 @@ import torch
 
 from openfl_audio.protocol.metrics import MeanOver
 from workspaces.sound_events.data import Patches
-from workspaces.sound_events.loss import binary_cross_entropy
+from workspaces.sound_events.loss import Loss, binary_cross_entropy
 
 METRICS = Path(__file__).parent / "metrics"
-METRIC_NAMES = ("pr_auc", "mean_average_precision", "d_prime", "lwlrap")
-# What they are means over. Three of them are no means: a threshold or a rank compares all clips with each other.
-MEAN_OVER = {"loss": "clips", "lwlrap": "labels", "pr_auc": None, "mAP": None, "d_prime": None}
+METRIC_NAMES = ("pr_auc", "pr_auc_macro", "mean_average_precision", "d_prime", "d_prime_mean", "lwlrap")
+# What they are means over. Most are no means: a threshold or a rank compares all clips with each other.
+MEAN_OVER = {
+    "loss": "clips",
+    "lwlrap": "labels",
+    **dict.fromkeys(("pr_auc", "pr_auc_macro", "mAP", "d_prime", "d_prime_mean")),
+}
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Settings of an envoy's training in each round."""
+    """Settings of an envoy's training in each round; `loss` makes a scalar of logits and labels (batch, classes)."""
 
     local_epochs: int = 1
     batch_size: int = 64
     seed: int = 0
+    loss: Loss = binary_cross_entropy
 
 
 def train_round(
@@ -39,7 +44,7 @@ def train_round(
     total = 0.0
     for epoch in range(settings.local_epochs):
         for _, inputs, labels in patches.batches(settings.batch_size, (settings.seed, round_number, epoch), device):
-            loss = binary_cross_entropy(model(inputs), labels)
+            loss = settings.loss(model(inputs), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -48,9 +53,9 @@ def train_round(
 
 
 def validate_clips(model: torch.nn.Module, patches: Patches, device: str, batch_size: int = 64) -> dict[str, float]:
-    """Return loss (nats, lower is better) and pr_auc, mAP, d_prime and lwlrap (higher is better) of all clips.
+    """Return loss (nats, lower is better) and the metrics of metrics/ (higher is better) of all clips.
 
-    The mean over clients of PR-AUC, mAP and d' is not their value over all clips: one client that has them all should
+    The mean over clients of PR-AUCs, mAP and d's is not their value over all clips: one client that has them all should
     validate, or lwlrap or the loss choose the model. A metric is NaN if these clips have too few labels to define it.
     """
     scores, loss = score_clips(model, patches, device, batch_size)

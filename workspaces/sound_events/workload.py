@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from openfl_audio.protocol.plan import Direction
 from openfl_audio.training.export import label_names
@@ -18,6 +18,7 @@ from shard_descriptors.fsd50k.store import open_store
 from workspaces.sound_events import tasks
 from workspaces.sound_events.data import Patches, SoundEventData, check_classes
 from workspaces.sound_events.export import save_tagger
+from workspaces.sound_events.loss import find_loss
 from workspaces.sound_events.model import (
     NORMALISATION_TENSORS,
     Architecture,
@@ -49,11 +50,19 @@ class Settings(RunSettings):
     """Settings of a run.
 
     What Green & Plumbley (arXiv 2105.08550) call C, E, B and lr are `fraction`, `local_epochs`, `batch_size` and
-    `optimizer.learning_rate` here.
+    `optimizer.learning_rate` here. `loss` is one of loss.py, or the dotted name of a function of logits and labels,
+    such as torch.nn.functional.multilabel_soft_margin_loss, which must be installed on every node.
     """
 
     model: ModelSettings
     data: DataSettings = DataSettings()
+    loss: str = "binary_cross_entropy"
+
+    @field_validator("loss")
+    @classmethod
+    def check_loss(cls, loss: str) -> str:
+        find_loss(loss)
+        return loss
 
 
 class SoundEvents(Workload[Settings]):
@@ -66,7 +75,7 @@ class SoundEvents(Workload[Settings]):
         return partial(create_tagger, **config.model.model_dump(), seed=config.seed)
 
     def tasks(self, config: Settings) -> TaskInterface:
-        training = tasks.TrainingSettings(config.local_epochs, config.batch_size, config.seed)
+        training = tasks.TrainingSettings(config.local_epochs, config.batch_size, config.seed, find_loss(config.loss))
         return register_tasks(tasks.train_round, tasks.validate_clips, {"settings": training})
 
     def data(self, config: Settings) -> DataInterface:

@@ -62,7 +62,8 @@ def train_round(
     for sources in batches(clips, settings, round_number):
         optimizer.zero_grad()
         losses.append(accumulate_gradients(model, sources.to(device), loss))
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad_norm)
+        if settings.clip_grad_norm:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad_norm)
         optimizer.step()
     return {name: float(np.mean(losses))}
 

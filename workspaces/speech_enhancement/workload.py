@@ -57,7 +57,8 @@ class Settings(RunSettings):
     centralized is supervised with 1 only.
 
     The model is trained on `audio_seconds` of every clip and evaluated on whole clips. A local epoch may be a fraction.
-    The learning rate is divided by `divide_lr_by` every `divide_lr_every` rounds; 0 is never. `best` is the metric that
+    Gradients of a larger norm than `clip_grad_norm` are scaled down to it; 0 leaves all as they are. The learning rate
+    is divided by `divide_lr_by` every `divide_lr_every` rounds; 0 is never. `best` is the metric that
     chooses the best model; the best one by the other is kept as well.
     """
 
@@ -66,7 +67,7 @@ class Settings(RunSettings):
     data: DataSettings = DataSettings()
     p_supervised: float = Field(default=0.0, ge=0, le=1)
     audio_seconds: float = Field(default=4.0, gt=0, le=4)
-    clip_grad_norm: float = Field(default=5.0, gt=0)
+    clip_grad_norm: float = Field(default=5.0, ge=0)
     divide_lr_by: float = Field(default=2.0, gt=0)
     divide_lr_every: int = Field(default=0, ge=0)
     best: Literal["si_sdri_1_noise", "si_sdri_2_noises"] = "si_sdri_2_noises"

@@ -17,8 +17,11 @@ from openfl_audio.experiments.run import claim, run
 from openfl_audio.experiments.workloads import find_workload, workload_names
 from shard_descriptors.common.errors import CorpusError
 from tests.unit.workspaces.keyword_spotting.words import make_corpus
+from workspaces.keyword_spotting import data
+from workspaces.keyword_spotting.data import EncoderClips, encode
 from workspaces.keyword_spotting.model import CONFIGS
 from workspaces.keyword_spotting.workload import KeywordSpotting, Settings
+from workspaces.sound_events.workload import SoundEvents
 
 
 @pytest.fixture(scope="module")
@@ -243,3 +246,25 @@ def test_the_worst_tenth_is_that_of_the_metrics_direction():
     assert (best["clients"], best["mean"], best["least"], best["largest"]) == (11, 5.0, 0.0, 10.0)
     assert (best["worst_tenth"], least["worst_tenth"]) == (0.5, 9.5)
     assert summarize({"none": {"x": float("nan")}}, "x", "max") == {}
+
+
+def test_preprocessing_fills_the_cache_and_training_then_encodes_nothing(corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OPENFL_AUDIO_CACHE", str(tmp_path / "cache"))
+    encoded = []
+    monkeypatch.setattr(data, "encode", lambda *arguments: encoded.append(len(arguments[1])) or encode(*arguments))
+    command = ["train", "keyword_spotting", "--mode", "simulated", "--data", str(corpus), "--clients", "3"]
+    command += ["--out", str(tmp_path / "run"), "--preprocess"]
+    assert main([*command, "--set", "model.frozen=true"]) == 0
+    assert "clips are in the cache" in capsys.readouterr().out
+    assert sum(encoded) > 10
+    assert not (tmp_path / "run").exists()
+    encoded.clear()
+    [clients] = choose_clients(KeywordSpotting(), load(clients=3, **{"model.frozen": True}), corpus, "simulated", [0])
+    model = clients.workload.model(clients.settings)()
+    for name in clients.names:
+        EncoderClips(clients.open(name).get_dataset("train"), repeat_rare=True).prepare(model, "cpu")
+    assert encoded == []
+    assert main([*command, "--set", "model.frozen=false"]) == 1
+    assert "model.frozen is false: outputs of an encoder that learns are not kept" in capsys.readouterr().err
+    with pytest.raises(SettingsError, match="sound_events keeps nothing that could be made beforehand"):
+        SoundEvents().preprocess(None, [], "cpu")

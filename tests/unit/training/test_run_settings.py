@@ -3,7 +3,7 @@ import torch
 
 from openfl_audio.config import load_settings, parse_change
 from openfl_audio.errors import SettingsError
-from openfl_audio.training.run_settings import RunSettings
+from openfl_audio.training.run_settings import RunSettings, weights_of
 
 MINIMAL = "rounds: 3\nbatch_size: 8\noptimizer: {learning_rate: 0.1}\n"
 
@@ -71,7 +71,8 @@ def test_changes_are_yaml_values():
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
+    ("name", "kind"),
+    [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("radam", torch.optim.RAdam)],
 )
 def test_optimizers_are_made_with_their_settings(tmp_path, name, kind):
     momentum = {"optimizer.momentum": 0.5} if name == "sgd" else {}
@@ -81,3 +82,17 @@ def test_optimizers_are_made_with_their_settings(tmp_path, name, kind):
     (group,) = optimizer.param_groups
     assert (group["lr"], group["weight_decay"]) == (0.1, 0.3)
     assert group.get("momentum", 0.5) == 0.5
+
+
+def test_a_run_starts_from_a_run_a_model_or_a_file(tmp_path):
+    exported, kept = tmp_path / "run" / "model" / "model.safetensors", tmp_path / "run" / "round-3.safetensors"
+    exported.parent.mkdir(parents=True)
+    for path in (exported, kept):
+        path.touch()
+    for init, weights in ((tmp_path / "run", exported), (exported.parent, exported), (kept, kept)):
+        settings = load(tmp_path, init=str(init))
+        assert settings.init is not None
+        assert weights_of(settings.init) == weights
+    for init in (tmp_path, tmp_path / "run" / "round-4.safetensors"):
+        with pytest.raises(SettingsError, match="it has no model/model.safetensors, and is neither an exported model"):
+            load(tmp_path, init=str(init))

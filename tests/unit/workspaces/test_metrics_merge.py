@@ -75,7 +75,7 @@ def test_sound_events():
     results = [(len(part), sound_events.validate_clips(model, part, "cpu")) for part in parts]
     whole = sound_events.validate_clips(model, Patches(clips), "cpu")
     check(record := merge(sound_events.MEAN_OVER, "clips", results), whole)
-    assert record["means_of_sites"] == {VALIDATE: ["d_prime", "mAP", "pr_auc"]}
+    assert record["means_of_sites"] == {VALIDATE: ["d_prime", "d_prime_mean", "mAP", "pr_auc", "pr_auc_macro"]}
 
 
 def test_speech_recognition(tmp_path):

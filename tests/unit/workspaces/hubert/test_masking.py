@@ -57,3 +57,11 @@ def test_a_mask_is_a_function_of_its_generator():
     first, again, other = (draw_mask(300, PAPER, np.random.default_rng(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+def test_the_probability_of_a_start_is_that_of_the_paper_divided_by_the_length():
+    by_start = MaskSettings(start_probability=0.08, probability=0.3)
+    assert (by_start.starts, PAPER.starts) == (0.08, pytest.approx(0.08))
+    assert expected_share(500, by_start) == pytest.approx(expected_share(500, PAPER), abs=1e-9)
+    masks = [draw_mask(500, settings, np.random.default_rng(3)) for settings in (by_start, PAPER)]
+    np.testing.assert_array_equal(*masks)

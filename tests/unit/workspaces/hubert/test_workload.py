@@ -170,3 +170,19 @@ def test_the_shard_of_a_rank_is_that_of_the_descriptor(prepared, tiny):
     assert isinstance(built, LibriSpeechShardDescriptor)
     assert built.get_dataset("train").targets_info["clusters"] == CLUSTERS
     assert len(built.get_dataset("train")) == LibriSpeechShardDescriptor.clips_per_client(prepared)[1]
+
+
+@pytest.mark.parametrize(("probability", "share", "level"), [(0.8, "57 %", "INFO"), (0.08, "8 %", "WARNING")])
+def test_the_share_that_masks_hide_is_told_and_a_small_one_is_warned_of(probability, share, level, caplog, tmp_path):
+    settings = load_settings(CONFIGS / "small.yaml", Settings, {"mask.probability": probability})
+    with caplog.at_level("INFO"):
+        assert HubertTraining().complete(settings, tmp_path) == settings
+    [record] = caplog.records
+    assert record.levelname == level
+    assert f"masks hide {share} of the frames" in record.getMessage()
+
+
+def test_sizes_of_the_settings_take_the_place_of_the_files():
+    changes = {"model.hidden_size": 48, "model.num_hidden_layers": 1, "model.num_attention_heads": 3}
+    model = HubertTraining().model(load_settings(CONFIGS / "small.yaml", Settings, changes))()
+    assert (model.config.hidden_size, len(model.encoder.layers), model.config.num_attention_heads) == (48, 1, 3)

@@ -38,7 +38,7 @@ def test_every_configuration_is_valid(path):
 def test_a_student_learns_from_a_trained_model(tmp_path, teacher):
     corpus = make_corpus(tmp_path / "LibriSpeech")
     prepare_librispeech(corpus.root, tmp_path / "two", clients=2)
-    settings = load(**{"distillation.teacher": teacher, "distillation.layers": [1, 2]})
+    settings = load(**{"distillation.teacher": teacher, "distillation.layers": [1, 2], "model.hidden_size": 64})
     result = run(WORKLOAD, settings, "simulated", tmp_path / "two", tmp_path / "student")
     metrics = result["metrics"]["last"]
     assert metrics.keys() == {"validation", "dev", "test", "size_and_speed"}
@@ -48,7 +48,7 @@ def test_a_student_learns_from_a_trained_model(tmp_path, teacher):
     losses = [record["metrics"]["aggregated_model_validate"]["loss"] for record in records]
     assert losses[-1] < losses[0]
     assert min(losses) == result["metrics"]["best"]["validation"]["loss"]
-    assert load_model(tmp_path / "student" / "model").config.hidden_size == 48
+    assert load_model(tmp_path / "student" / "model").config.hidden_size == 64
 
 
 def test_the_best_model_is_chosen_by_the_loss(teacher):

@@ -61,15 +61,21 @@ def test_validation_is_the_mean_over_all_clips():
     assert metrics["accuracy"] == pytest.approx((logits.argmax(-1) == labels).float().mean().item())
 
 
-def test_the_training_loss_is_the_mean_over_all_clips():
-    """With a learning rate of 0 it is that of the clips: the fifth must not count as much as the four before."""
+def without_dropout() -> torch.nn.Module:
     model = create_wav2vec2(config=SMALL, labels=LABELS, seed=0)
     model.config.hidden_dropout = 0.0
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+    return model
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(4, 1), (2, 2)])
+def test_the_training_loss_is_the_mean_over_all_clips(batch_size, accumulate):
+    """With a learning rate of 0 it is that of the clips: the fifth must not count as much as the four before."""
+    model = without_dropout()
     clips = Tones(5)
-    settings = TrainingSettings(rounds=1, local_epochs=2, batch_size=4)
+    settings = TrainingSettings(rounds=1, local_epochs=2, batch_size=batch_size, accumulate=accumulate)
     loss = train_round(model, clips, torch.optim.SGD(model.parameters(), lr=0.0), "cpu", 0, settings)["loss"]
     assert loss == pytest.approx(validate_clips(model, clips, "cpu")["loss"], abs=1e-5)
 
@@ -90,3 +96,31 @@ def test_accuracy_agrees_with_scikit_learn():
     value = evaluate.load(str(ACCURACY)).compute(predictions=predictions, references=references)["accuracy"]
     assert value == pytest.approx(accuracy_score(references, predictions))
     assert not math.isclose(value, 1.0)
+
+
+def trained_with(learning_rate: float = 0.1, **changes) -> torch.Tensor:
+    """All weights after one step of SGD on eight clips, or with an accumulation on as many."""
+    model = without_dropout()
+    settings = TrainingSettings(rounds=1, **{"batch_size": 8, "clip_grad_norm": 0.0, "warmup": 0.0} | changes)
+    train_round(model, Tones(8), torch.optim.SGD(model.parameters(), lr=learning_rate), "cpu", 0, settings)
+    return torch.nn.utils.parameters_to_vector(model.parameters())
+
+
+def test_accumulated_batches_make_the_step_of_one_large_batch():
+    whole, halves, two_steps = trained_with(), trained_with(batch_size=4, accumulate=2), trained_with(batch_size=4)
+    torch.testing.assert_close(halves, whole, rtol=0, atol=1e-5)
+    assert not torch.allclose(two_steps, whole, rtol=0, atol=1e-5)
+
+
+def test_gradients_are_clipped_to_the_norm_or_not_at_all():
+    before = torch.nn.utils.parameters_to_vector(without_dropout().parameters())
+    # A step of SGD is as long as the gradient times the learning rate, in the middle of its linear schedule.
+    clipped, longer = ((trained_with(clip_grad_norm=norm) - before).norm().item() for norm in (0.01, 0.02))
+    assert longer == pytest.approx(2 * clipped, rel=1e-3)
+    assert (trained_with(clip_grad_norm=0.0) - before).norm() > 2 * longer
+
+
+def test_autocast_computes_in_half_the_precision():
+    full, half = trained_with(), trained_with(autocast="bfloat16")
+    assert not torch.equal(half, full)
+    torch.testing.assert_close(half, full, rtol=0, atol=1e-2)

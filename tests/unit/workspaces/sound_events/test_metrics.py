@@ -43,6 +43,10 @@ def pr_auc(scores, labels):
     return sum((r2 - r1) * (p1 + p2) / 2 for (p1, r1), (p2, r2) in pairwise(points))
 
 
+def pr_auc_macro(scores, labels):
+    return np.mean([pr_auc(*pair) for pair in zip(scores.T, labels.T, strict=True) if pair[1].any()])
+
+
 def mean_average_precision(scores, labels):
     values = []
     for column, truth in zip(scores.T, labels.T, strict=True):
@@ -52,7 +56,7 @@ def mean_average_precision(scores, labels):
     return np.mean(values)
 
 
-def d_prime(scores, labels):
+def areas_of(scores, labels):
     areas = []
     for column, truth in zip(scores.T, labels.T, strict=True):
         positive, negative = column[truth == 1], column[truth == 0]
@@ -60,7 +64,15 @@ def d_prime(scores, labels):
             wins = positive[:, None] > negative[None]
             ties = positive[:, None] == negative[None]
             areas.append((wins + ties / 2).mean())
-    return np.sqrt(2) * norm.ppf(np.mean(areas))
+    return areas
+
+
+def d_prime(scores, labels):
+    return np.sqrt(2) * norm.ppf(np.mean(areas_of(scores, labels)))
+
+
+def d_prime_mean(scores, labels):
+    return np.mean(np.sqrt(2) * norm.ppf(areas_of(scores, labels)))
 
 
 def lwlrap(scores, labels):
@@ -74,8 +86,10 @@ def lwlrap(scores, labels):
 
 DEFINITIONS = {
     "pr_auc": pr_auc,
+    "pr_auc_macro": pr_auc_macro,
     "mean_average_precision": mean_average_precision,
     "d_prime": d_prime,
+    "d_prime_mean": d_prime_mean,
     "lwlrap": lwlrap,
 }
 
@@ -114,13 +128,14 @@ def test_a_class_that_every_clip_has_counts_for_map_and_not_for_d_prime():
 
 def test_perfect_and_worst_scores_are_finite_and_beyond_all_others():
     labels = np.array([[1, 0], [1, 0], [0, 1], [0, 1]], np.float32)
-    assert [score(name, labels, labels) for name in METRIC_NAMES if name != "d_prime"] == [1, 1, 1]
-    perfect = score("d_prime", labels, labels)
-    assert np.isfinite(perfect)
-    # One tie among eight pairs is the least that can go wrong.
-    tied = np.array([[1, 0], [0, 0], [0, 1], [0, 1]], np.float32)
-    assert score("d_prime", tied, labels) < perfect
-    assert score("d_prime", 1 - labels, labels) == pytest.approx(-perfect)
+    assert {score(name, labels, labels) for name in METRIC_NAMES if "d_prime" not in name} == {1}
+    for name in ("d_prime", "d_prime_mean"):
+        perfect = score(name, labels, labels)
+        assert np.isfinite(perfect)
+        # One tie among eight pairs is the least that can go wrong.
+        tied = np.array([[1, 0], [0, 0], [0, 1], [0, 1]], np.float32)
+        assert score(name, tied, labels) < perfect
+        assert score(name, 1 - labels, labels) == pytest.approx(-perfect)
 
 
 @pytest.mark.parametrize("name", METRIC_NAMES)
@@ -132,7 +147,7 @@ def test_without_any_label_a_score_is_undefined_and_no_error(name):
 def test_a_single_clip_has_every_score_but_the_one_that_compares_clips():
     labels = np.array([[1, 0]], np.float32)
     undefined = {name for name in METRIC_NAMES if np.isnan(score(name, np.ones((1, 2), np.float32), labels))}
-    assert undefined == {"d_prime"}
+    assert undefined == {"d_prime", "d_prime_mean"}
 
 
 @pytest.mark.parametrize("name", METRIC_NAMES)

@@ -7,7 +7,7 @@ from workspaces.sound_events.export import load_model, save_tagger
 from workspaces.sound_events.loss import binary_cross_entropy
 from workspaces.sound_events.model import GroupNorm, create_tagger
 
-ARCHITECTURES = ("vgg", "crnn")
+ARCHITECTURES = ("vgg", "crnn", "crnn_joined")
 
 
 def patches(number: int, seed: int = 0) -> torch.Tensor:
@@ -29,7 +29,8 @@ def test_parameters_are_counted_as_in_the_paper():
         [(1, 32, 3), (32, 32, 3), (32, 32, 3), (32, 64, 3), (64, 64, 3), (64, 128, 3)], [], [(256, 256), (256, 200)]
     )
     crnn = count_parameters([(1, 128, 5), (128, 128, 5), (128, 128, 5)], [(256, 64)], [(64, 200)])
-    for architecture, expected, published in (("vgg", vgg, 0.27e6), ("crnn", crnn, 0.96e6)):
+    kinds = (("vgg", vgg, 0.27e6), ("crnn", crnn, 0.96e6), ("crnn_joined", crnn + 64 * 200, 0.97e6))
+    for architecture, expected, published in kinds:
         for normalisation in ("group", "evaluation_batch", "fedbn"):
             model = create_tagger(architecture, 200, normalisation)
             assert sum(parameter.numel() for parameter in model.parameters()) == expected
@@ -147,7 +148,7 @@ def test_a_saved_model_comes_back_from_its_folder(architecture, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architecture": "resnet"}, "architecture is 'resnet': it should be one of vgg, crnn"),
+        ({"architecture": "resnet"}, "architecture is 'resnet': it should be one of vgg, crnn, crnn_joined"),
         ({"normalisation": "layer"}, "normalisation is 'layer': it should be one of group, evaluation_batch, fedbn"),
         ({"width": 0.3}, "width is 0.3: it should be one of 0.25, 0.5, 0.75, 1.0"),
     ],

@@ -85,7 +85,7 @@ def test_validation_scores_clips_not_patches(make_clips):
     dataset = make_clips(30)
     model = create_tagger("vgg", 4, "group", width=0.25, seed=5)
     metrics = validate_clips(model, Patches(dataset), "cpu")
-    assert set(metrics) == {"loss", "pr_auc", "mAP", "d_prime", "lwlrap"}
+    assert set(metrics) == {"loss", "pr_auc", "pr_auc_macro", "mAP", "d_prime", "d_prime_mean", "lwlrap"}
     scores, _ = score_clips(model, Patches(dataset), "cpu")
 
     def compute(predictions, references):

@@ -20,7 +20,8 @@ from shard_descriptors.fsd50k.layout import read_layout
 from shard_descriptors.fsd50k.preparation import prepare_store
 from workspaces.sound_events.data import Patches
 from workspaces.sound_events.export import load_model
-from workspaces.sound_events.tasks import validate_clips
+from workspaces.sound_events.loss import binary_cross_entropy
+from workspaces.sound_events.tasks import MEAN_OVER, validate_clips
 from workspaces.sound_events.workload import Settings, SoundEvents
 
 pytestmark = pytest.mark.training
@@ -47,6 +48,18 @@ def test_a_wrong_setting_is_named():
         load(**{"model.width": 0.3})
     with pytest.raises(SettingsError, match=r"'data.split' is 'random'"):
         load(**{"data.split": "random"})
+    with pytest.raises(
+        SettingsError, match=r"'loss' is 'focal': there is no loss 'focal' .*: it should be binary_cross"
+    ):
+        load(loss="focal")
+
+
+def test_the_loss_is_that_of_the_settings():
+    name = "torch.nn.functional.multilabel_soft_margin_loss"
+    [settings] = WORKLOAD.tasks(load(loss=name)).task_settings["train_round"].values()
+    assert settings.loss is torch.nn.functional.multilabel_soft_margin_loss
+    [settings] = WORKLOAD.tasks(load()).task_settings["train_round"].values()
+    assert settings.loss is binary_cross_entropy
 
 
 def simulate(settings: Settings, shards: dict, folder: Path) -> Simulation:
@@ -125,7 +138,7 @@ def test_a_run_leaves_a_model_with_its_scores_and_pictures(mode, store, tmp_path
     assert result["settings"]["model"]["classes"] == 3  # those of the store
     for model in ("best", "last"):
         for split in ("validation", "test"):
-            assert set(result["metrics"][model][split]) == {"loss", "pr_auc", "mAP", "d_prime", "lwlrap"}
+            assert set(result["metrics"][model][split]) == {"loss", *MEAN_OVER}
     records = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert result["metrics"]["last"]["validation"] == records[-1]["metrics"]["aggregated_model_validate"]
     best = max(record["metrics"]["aggregated_model_validate"]["pr_auc"] for record in records)

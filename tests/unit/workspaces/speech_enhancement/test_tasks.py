@@ -78,13 +78,19 @@ def test_the_learning_rate_is_a_function_of_the_round(clips, tiny_model):
     assert optimizer.param_groups[0]["lr"] == 0.002
 
 
-def test_gradients_are_clipped(clips, tiny_model):
-    settings = TrainingSettings(1.0, local_epochs=0.1, batch_size=4, num_samples=8_000, clip_grad_norm=0.25)
-    model = create_sudormrf(tiny_model)
-    before = torch.nn.utils.parameters_to_vector(model.parameters())
-    train_round(model, clips("supervised"), torch.optim.SGD(model.parameters(), lr=1.0), "cpu", 0, settings)
-    after = torch.nn.utils.parameters_to_vector(model.parameters())
-    assert (after - before).norm().item() == pytest.approx(0.25, rel=1e-3)
+def test_gradients_are_clipped_or_not_at_all(clips, tiny_model):
+    def length_of_a_step(clip_grad_norm: float) -> float:
+        settings = TrainingSettings(
+            1.0, local_epochs=0.1, batch_size=4, num_samples=8_000, clip_grad_norm=clip_grad_norm
+        )
+        model = create_sudormrf(tiny_model)
+        before = torch.nn.utils.parameters_to_vector(model.parameters())
+        train_round(model, clips("supervised"), torch.optim.SGD(model.parameters(), lr=1.0), "cpu", 0, settings)
+        return (torch.nn.utils.parameters_to_vector(model.parameters()) - before).norm().item()
+
+    assert length_of_a_step(0.25) == pytest.approx(0.25, rel=1e-3)
+    assert length_of_a_step(0) == pytest.approx(length_of_a_step(1e9))
+    assert length_of_a_step(0) > 0.3
 
 
 @pytest.mark.parametrize(
