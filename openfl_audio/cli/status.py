@@ -1,5 +1,6 @@
 """`openfl-audio envoys` and `openfl-audio experiments`: who is there, and what runs."""
 
+import time
 from abc import abstractmethod
 from typing import Any, ClassVar
 
@@ -7,6 +8,7 @@ from rich.table import Table
 
 from openfl_audio.cli.connected import Connected, print_json, print_tables, shorten, table_of
 from openfl_audio.cli.options import option
+from openfl_audio.protocol.messages import EnvoyProgress
 
 Rows = list[dict[str, Any]]
 
@@ -35,7 +37,9 @@ class _Status(Connected):
 class Envoys(_Status):
     """List the envoys of a running federation.
 
-    Their corpora are shown, whether they are online, and which experiment they work on.
+    Their corpora are shown, whether they are online and since when, which experiment they work on and how far they are,
+    the memory that it holds, and for operators and monitors why an experiment last failed there. --json also has their
+    versions, and when their certificates expire.
     """
 
     example: ClassVar[str] = "openfl-audio envoys --director fl.example.org:50051 --user ada"
@@ -46,7 +50,9 @@ class Envoys(_Status):
 
     @staticmethod
     def table(rows: Rows) -> Table:
-        return table_of("Envoys", ("name", "corpus", "online", "experiment"), map(_envoy, rows))
+        return table_of(
+            "Envoys", ("name", "corpus", "online", "experiment", "doing", "memory", "last error"), map(_envoy, rows)
+        )
 
 
 class Experiments(_Status):
@@ -68,7 +74,19 @@ class Experiments(_Status):
 
 
 def _envoy(envoy: dict[str, Any]) -> list[str]:
-    return [envoy["name"], envoy["corpus"], "yes" if envoy["online"] else "no", envoy["experiment"]]
+    from openfl_audio.notebook.live_view import doing_of
+
+    since = f" since {time.strftime('%m-%d %H:%M:%S', time.localtime(envoy['since']))}" if envoy["since"] else ""
+    progress, memory = envoy["progress"], envoy["memory_bytes"]
+    return [
+        envoy["name"],
+        envoy["corpus"],
+        ("yes" if envoy["online"] else "no") + since,
+        envoy["experiment"],
+        doing_of(EnvoyProgress.model_validate(progress)) if progress else "",
+        f"{memory / 1e6:.0f} MB" if memory else "",
+        envoy["last_error"],
+    ]
 
 
 def _experiment(experiment: dict[str, Any]) -> list[str]:

@@ -194,7 +194,7 @@ def old_names(calls: "DirectorCalls", before: float) -> list[str]:
 
 def tables_of(details: dict[str, Any]) -> list[Table | str]:
     """Return an experiment as a table of its state, one of its last rounds, and sentences on what did not count."""
-    from openfl_audio.training.history import NOTES, note_sentences, show_value, table_columns, table_row
+    from openfl_audio.training.history import note_sentences, shown_columns, shown_row
 
     done = min(details["round"], details["rounds"])
     best = details["best"]
@@ -212,12 +212,8 @@ def tables_of(details: dict[str, Any]) -> list[Table | str]:
     state = table_of(details["name"], ("", ""), rows)
     state.show_header = False
     records = details["history"][-ROUNDS_SHOWN:]
-    columns = [name for name in table_columns(records) if name != NOTES]
-    rounds = table_of(
-        "Rounds",
-        columns,
-        ([show_value(name, row.get(name)) for name in columns] for row in map(table_row, records)),
-    )
+    columns = shown_columns(records, best["metric"])
+    rounds = table_of("Rounds", columns, (shown_row(record, columns) for record in records))
     said = [f"round {record['round']}: {sentence}" for record in records for sentence in note_sentences(record)]
     return [state, *([rounds] if records else []), *said]
 

@@ -9,7 +9,7 @@ import grpc
 from grpc import aio
 
 from openfl_audio.errors import CertificateError
-from openfl_audio.protocol.certificates import MONITOR, OPERATOR, USER, role_of
+from openfl_audio.protocol.certificates import MONITOR, OPERATOR, USER, owner_of, role_of
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +93,12 @@ class Gate:
         if not self.tls:
             return Caller(header_of(context, "client_id") or "anonymous")
         return Caller(*await self._owner(context, READERS))
+
+    @staticmethod
+    def expiry(context: Context) -> float | None:
+        """Return when the caller's certificate expires, in seconds of the clock; None without TLS."""
+        certificates = context.auth_context().get("x509_pem_cert")
+        return owner_of(certificates[0])[1] if certificates else None
 
     @staticmethod
     async def _owner(context: Context, roles: tuple[str, ...]) -> tuple[str, str]:

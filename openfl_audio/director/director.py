@@ -17,6 +17,7 @@ from openfl_audio.director.experiment import Experiment
 from openfl_audio.director.notification import Changes
 from openfl_audio.director.run_folder import UNFINISHED, RunFolder, Status, owner_of
 from openfl_audio.errors import EnvoyRefusedError, RunFolderError, SteeringError, SubmissionError
+from openfl_audio.protocol.certificates import USER
 from openfl_audio.protocol.messages import EnvoySummary, ExperimentSummary, FederationStatus, Order
 from openfl_audio.protocol.plan import EXPERIMENT_PLAN, ExperimentPlan
 from openfl_audio.protocol.rounds import Progress, Rounds
@@ -46,6 +47,10 @@ class EnvoyEntry:
         attending: whether an envoy of this project is there: it has a call open for as long as it is.
         experiment: the experiment that it works on.
         changes: notified when what it has to do changes.
+        since: when it came or went away, in seconds of the clock.
+        versions: its versions of Python and libraries, by name.
+        certificate_expires: when its certificate expires, in seconds of the clock; None without TLS.
+        last_error: the last line of why an experiment last failed on it.
     """
 
     shard_info: director_pb2.ShardInfo
@@ -57,6 +62,10 @@ class EnvoyEntry:
     attending: bool = False
     experiment: Experiment | None = None
     changes: Changes = field(default_factory=Changes)
+    since: float = field(default_factory=time.time)
+    versions: dict[str, str] = field(default_factory=dict)
+    certificate_expires: float | None = None
+    last_error: str = ""
 
     def work_on(self, experiment: Experiment | None) -> None:
         """Let the envoy work on `experiment`, or on none."""
@@ -121,6 +130,10 @@ class Director:
         entry = self.envoys.get(name)
         return entry is not None and (entry.attending or time.time() - entry.last_seen < 2 * self.health_check_period)
 
+    def changed_at(self, name: str) -> float:
+        """Return when an envoy came or went away, in seconds of the clock; 0 for one that is not known."""
+        return self.envoys[name].since if name in self.envoys else 0.0
+
     def register(
         self,
         shard_info: director_pb2.ShardInfo,
@@ -128,8 +141,8 @@ class Director:
         instance: str,
         peer: str,
         sizes: Sizes | None = None,
-    ) -> None:
-        """Register an envoy with the sizes of its shard.
+    ) -> EnvoyEntry:
+        """Register an envoy with the sizes of its shard, and return its entry.
 
         Raises EnvoyRefusedError while another one of its name is online.
         """
@@ -147,8 +160,11 @@ class Director:
             entry.experiment.scheduler.register(name, entry.sizes)
         if known:
             known.changes.notify()
+        if known:
+            entry.last_error = known.last_error
         logger.info("envoy '%s' registered, with %s: %s", name, corpus or "a corpus without a name", peer)
         self.assign()
+        return entry
 
     async def attend(self, name: str, instance: str) -> AsyncIterator[Order]:
         """Yield what envoy `name` has to do, whenever that changes."""
@@ -175,7 +191,7 @@ class Director:
                     given, given_experiment = order(experiment), experiment
                     yield given
         finally:
-            entry.attending, entry.last_seen = False, 0.0
+            entry.attending, entry.last_seen, entry.since = False, 0.0, time.time()
             if self.envoys.get(name) is entry:
                 logger.warning("envoy '%s' is gone", name)
                 # An experiment that waits for it no longer reserves other envoys.
@@ -320,20 +336,32 @@ class Director:
         """Return envoys and experiments; to users not why others' failed, which may quote their owners' code."""
         experiments = [experiment.view.summary() for experiment in self.experiments.values()]
         experiments += [experiment.summary() for experiment in self.unusable.values()]
-        envoys = [
-            EnvoySummary(
-                name=name,
-                corpus=entry.corpus,
-                online=self.is_online(name),
-                experiment=entry.experiment.plan.name if entry.experiment else "",
-            )
-            for name, entry in sorted(self.envoys.items())
-        ]
+        envoys = [self._summary(name, entry, caller) for name, entry in sorted(self.envoys.items())]
         shown = [each if caller.sees(each.owner) else each.model_copy(update={"error": ""}) for each in experiments]
         return FederationStatus(envoys=envoys, experiments=shown)
 
+    def _summary(self, name: str, entry: EnvoyEntry, caller: Caller) -> EnvoySummary:
+        """Return the entry of an envoy in a list of all; what it does for others' experiments is not for users."""
+        work = entry.experiment
+        is_seen = work is not None and caller.sees(work.owner)
+        if work is not None:
+            work.live.looked()
+        report = work.live.of(name, work.rounds.round_number) if work is not None and is_seen else None
+        return EnvoySummary(
+            name=name,
+            corpus=entry.corpus,
+            online=self.is_online(name),
+            experiment=work.plan.name if work else "",
+            since=entry.since,
+            progress=work.view.progress_of(name) if work is not None and is_seen else None,
+            memory_bytes=report.memory_bytes if report else 0,
+            last_error=entry.last_error if caller.role != USER else "",
+            versions=entry.versions,
+            certificate_expires=entry.certificate_expires,
+        )
+
     def _add(self, folder: RunFolder) -> Experiment:
-        experiment = Experiment(folder, self.is_online)
+        experiment = Experiment(folder, self.is_online, self.changed_at)
         self.experiments[folder.plan.name] = self.federations[folder.plan.federation_uuid] = experiment
         return experiment
 

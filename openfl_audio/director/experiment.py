@@ -18,9 +18,14 @@ class Experiment(Run):
         view: what notebooks and the director's status show.
     """
 
-    def __init__(self, folder: RunFolder, is_online: Callable[[str], bool]) -> None:
-        """Make an experiment of its folder. `is_online` tells whether an envoy is there."""
+    def __init__(
+        self, folder: RunFolder, is_online: Callable[[str], bool], since: Callable[[str], float] = lambda _: 0.0
+    ) -> None:
+        """Make an experiment of its folder.
+
+        `is_online` tells whether an envoy is there, and `since` when it came or went, in seconds of the clock.
+        """
         super().__init__(folder)
         self.intake = Intake(self)
         self.scheduler = Scheduler(self, self.intake, is_online)
-        self.view = View(self)
+        self.view = View(self, lambda: self.scheduler.seconds_open, is_online, since)

@@ -1,18 +1,32 @@
 """The view of an experiment: what its notebook and the status of the director show of it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any
 
-from openfl_audio.director.run import Run
-from openfl_audio.protocol.messages import BestMetric, ExperimentSummary, Waits, encode
+from openfl_audio.director.run import Phase, Run
+from openfl_audio.protocol.messages import BestMetric, EnvoyProgress, ExperimentSummary, LiveRound, Waits, encode
+
+# Between two looks at the open round, and participants that are named there.
+LIVE_SECONDS = 1.0
+MOST_NAMED = 20
 
 
 class View:
     """Shows an experiment without changing it."""
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(
+        self,
+        run: Run,
+        seconds_open: Callable[[], float],
+        is_online: Callable[[str], bool],
+        since: Callable[[str], float],
+    ) -> None:
+        """Show `run`, whose round has been open for `seconds_open`.
+
+        `is_online` tells whether an envoy is there, and `since` when it came or went.
+        """
+        self._run, self._seconds_open, self._is_online, self._since = run, seconds_open, is_online, since
 
     def summary(self) -> ExperimentSummary:
         """Return the entry of this experiment in a list of all."""
@@ -38,12 +52,53 @@ class View:
 
     def details(self) -> dict[str, Any]:
         """Return the content of an ExperimentDetails, without the records of rounds."""
+        self._run.live.looked()
         plan = self._run.plan.model_dump(mode="json")
         return self.summary().model_dump() | {"departed": self._run.state.departed, "plan": plan}
 
-    async def history(self, first: int = 0, follow: bool = True) -> AsyncIterator[bytes]:
+    def live_round(self) -> LiveRound:
+        """Return what happens in the open round."""
+        run, rounds = self._run, self._run.rounds
+        everybody = [self.progress_of(envoy) for envoy in rounds.participants]
+        named = sorted(everybody, key=lambda each: each.state == "done")[:MOST_NAMED]
+        seconds, last = self._seconds_open(), (run.folder.history.last or {}).get("seconds")
+        left = max(0.0, last * (run.plan.rounds - rounds.round_number) - seconds) if last is not None else None
+        return LiveRound(
+            live=rounds.round_number,
+            rounds=run.plan.rounds,
+            seconds=seconds,
+            seconds_left=left,
+            envoys=named,
+            others=len(everybody) - len(named),
+        )
+
+    def progress_of(self, envoy: str) -> EnvoyProgress:
+        """Return what a participant does in the open round."""
+        rounds = self._run.rounds
+        if envoy in rounds.refused:
+            return EnvoyProgress(name=envoy, state="refused")
+        if envoy in rounds.results or not rounds.tasks_for(envoy):
+            return EnvoyProgress(name=envoy, state="done")
+        if not self._is_online(envoy):
+            return EnvoyProgress(name=envoy, state="offline", since=self._since(envoy))
+        report = self._run.live.of(envoy, rounds.round_number)
+        if report is None:
+            return EnvoyProgress(name=envoy, state="works")
+        left = report.seconds / report.step * (report.total - report.step) if report.step and report.total else None
+        return EnvoyProgress(
+            name=envoy,
+            state="works",
+            task=report.task,
+            step=report.step,
+            total=report.total,
+            values=report.values,
+            seconds_left=None if left is None else max(0.0, left),
+        )
+
+    async def history(self, first: int = 0, follow: bool = True, live: bool = False) -> AsyncIterator[bytes]:
         """Yield messages as JSON: each round's RoundRecord, from record `first` on and, if `follow`, to the end.
 
+        With `live` a LiveRound comes every second in which there is nothing else.
         Between them comes a Waits whenever what the experiment waits for changes.
         """
         run, seen, sent_waits = self._run, first, ""
@@ -56,6 +111,10 @@ class View:
                 seen += 1
             elif run.ended or not follow:
                 return
+            elif live and run.phase is Phase.OPEN:
+                with run.live.watched():
+                    yield encode(self.live_round())
+                    await run.news.wait(LIVE_SECONDS)
             else:
                 await run.news.wait()
 

@@ -26,6 +26,7 @@ from openfl_audio.envoy.keeper import STOP_SECONDS as WORKER_STOP_SECONDS
 from openfl_audio.envoy.rounds_client import REFUSALS, RETRY_SECONDS, wait_to_repeat
 from openfl_audio.envoy.settings import EnvoySettings, connect
 from openfl_audio.errors import ArchiveError, ConnectionRefusedByDirectorError
+from openfl_audio.node.compatibility import describe_environment
 from openfl_audio.protocol.archive import unpack_archive
 from openfl_audio.protocol.certificates import load_credentials
 from openfl_audio.protocol.messages import AttendRequest, Order, decode_answer, encode
@@ -137,8 +138,8 @@ class Envoy:
         )
         info.node_info.name = self.name
         request = director_pb2.UpdateShardInfoRequest(shard_info=info)
-        sizes = (("sizes", json.dumps(self._sizes)),)
-        self.call(lambda: self._stub.UpdateShardInfo(request, timeout=10, metadata=sizes), deadline)
+        about = ("sizes", json.dumps(self._sizes)), ("versions", json.dumps(describe_environment()))
+        self.call(lambda: self._stub.UpdateShardInfo(request, timeout=10, metadata=about), deadline)
         logger.info("envoy '%s' is registered at %s: %s", self.name, self._address, info.shard_description)
 
     def call(self, call: Callable[[], Answer], deadline: float = float("inf")) -> Answer:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import grpc
 import psutil
@@ -36,6 +36,9 @@ class EnvoySettings(Settings):
     memory_limit_gb: float = Field(default_factory=lambda: 0.8 * psutil.virtual_memory().total / 1e9, gt=0)
     # A task that takes longer counts as hung, and its worker is ended. Without a value there is no limit.
     task_timeout_seconds: float | None = Field(default=None, gt=0)
+    # What leaves the site while a task runs, besides the update that it ends with: nothing; its steps and the memory
+    # that it holds; or also losses that it reports.
+    reports: Literal["nothing", "steps", "losses"] = "losses"
 
 
 class ShardDescriptorSettings(Settings):

@@ -21,6 +21,7 @@ from openfl.federated import Plan
 
 from openfl_audio.config import load_settings, parse_change
 from openfl_audio.envoy.job import Job
+from openfl_audio.envoy.progress_sender import ProgressSender
 from openfl_audio.envoy.round_loop import RoundCollaborator
 from openfl_audio.envoy.rounds_client import RoundsClient
 from openfl_audio.envoy.settings import EnvoyFile, build_shard_descriptor, connect
@@ -51,6 +52,7 @@ def run_experiment(name: str, settings: EnvoyFile, config: Path, tls: bool, job:
     client = RoundsClient(
         channel, name, job.experiment, plan.aggregator_uuid, plan.federation_uuid, extras["precision"]
     )
+    ProgressSender(channel, name, job.experiment, settings.params.reports).start()
     # As a simulation does: what opening the shard draws is the same in every process.
     seed_generators(f"{extras['seed']}:{name}")
     collaborator: RoundCollaborator = plan.get_collaborator(name, client=client, shard_descriptor=shard_descriptor)

@@ -18,6 +18,7 @@ from openfl.federated.task.task_runner import CoreTaskRunner
 
 from openfl_audio.node.adapter import move, remember_weights
 from openfl_audio.node.local_state import ClientStates
+from openfl_audio.node.progress import CountedData, begin_task
 from openfl_audio.protocol.aggregation import are_finite
 from openfl_audio.protocol.messages import MAX_CLIPS, TaskResult
 from openfl_audio.protocol.metrics import MeanOver
@@ -41,6 +42,7 @@ class TaskRunner(CoreTaskRunner):
     seed: int = 0
     states: ClientStates | None = None
     task_timeout_seconds: float | None = None
+    data_loader: Any
 
     def run_tasks(
         self, tasks: Sequence[Task], round_number: int, client: str, model: Tensors, device: str
@@ -94,7 +96,7 @@ class TaskRunner(CoreTaskRunner):
             return TaskResult(size=0, metrics={}), {}
         apply = {"apply": "local" if task.apply_local else "global"} if validates else {}
         seed_generators(f"{self.seed}:{round_number}:{client}:{task.name}")
-        with self._time_limit():
+        with self._time_limit(), self._reporting(task, round_number):
             returned, produced = self.TASK_REGISTRY[task.function_name](
                 col_name=client, round_num=round_number, input_tensor_dict=tensors, device=device, **apply
             )
@@ -118,6 +120,18 @@ class TaskRunner(CoreTaskRunner):
                 f"({type(returned).__name__}): it should return the number of clips, an integer from 0 to {MAX_CLIPS}"
             )
         return size
+
+    @contextmanager
+    def _reporting(self, task: Task, round_number: int) -> Iterator[None]:
+        """Report the steps of a task, as far as it takes them from a loader that counts them."""
+        data = self.data_loader
+        self.data_loader = CountedData(data)
+        begin_task(task.name, round_number)
+        try:
+            yield
+        finally:
+            begin_task("", round_number)
+            self.data_loader = data
 
     @contextmanager
     def _time_limit(self) -> Iterator[None]:

@@ -16,6 +16,7 @@ from openfl_audio.protocol.messages import (
     ExperimentRequest,
     FederationStatus,
     HistoryRequest,
+    LiveRound,
     ModelRequest,
     RoundRecord,
     StatusRequest,
@@ -92,17 +93,18 @@ class DirectorCalls:
         with self.translated_errors():
             send_chunks(self.rounds.submit, submission)
 
-    def stream_history(self, experiment_name: str) -> Iterator[dict[str, Any] | Waits | Ended]:
+    def stream_history(self, experiment_name: str) -> Iterator[dict[str, Any] | LiveRound | Waits | Ended]:
         """Yield one record a round until the experiment has ended, then an Ended. Raises ExperimentFailedError.
 
-        Records are dictionaries with the fields of RoundRecord. Between them come Waits. A director that goes away
+        Records are dictionaries with the fields of RoundRecord. Between them come Waits, and every second a
+        LiveRound. A director that goes away
         meanwhile is waited for, and a log message says so.
         """
         received, waiting = 0, False
         with self.translated_errors():
             while True:
                 try:
-                    request = HistoryRequest(experiment=experiment_name, first=received)
+                    request = HistoryRequest(experiment=experiment_name, first=received, live=True)
                     for answer in self.rounds.get_history(encode(request)):
                         message, waiting = decode_history(answer), False
                         if isinstance(message, Ended) and message.error:

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -11,15 +12,15 @@ from typing import Protocol
 
 import pandas as pd
 
-from openfl_audio.protocol.messages import Ended, Waits
+from openfl_audio.protocol.messages import Ended, EnvoyProgress, LiveRound, Waits
+from openfl_audio.protocol.plan import VALIDATE
 from openfl_audio.training.history import (
-    NOTES,
     Record,
     note_sentences,
     scores_by_round,
-    show_value,
-    table_columns,
-    table_row,
+    show_seconds,
+    shown_columns,
+    shown_row,
     to_frame,
 )
 
@@ -27,18 +28,20 @@ from openfl_audio.training.history import (
 SECONDS_BETWEEN_PICTURES = 0.5
 # The middle of a longer table is left out in Jupyter, where every round sends it anew.
 MOST_ROWS_SHOWN = 20
+# Envoys of the open round that are named.
+MOST_ENVOYS_SHOWN = 5
 
 
 def without_envoys(record: Record) -> Record:
-    """Return a record without each envoy's metrics.
+    """Return a record with the number of its updates that count in place of each envoy's metrics.
 
     They are not shown, and with hundreds of envoys fill the memory.
     """
-    return {key: value for key, value in record.items() if key != "envoys"}
+    return {key: value for key, value in record.items() if key != "envoys"} | {"counted": len(record["envoys"])}
 
 
 def show_progress(
-    messages: Iterable[Record | Waits | Ended], name: str, metric: str, direction: str, past_rounds: int
+    messages: Iterable[Record | LiveRound | Waits | Ended], name: str, metric: str, direction: str, past_rounds: int
 ) -> pd.DataFrame:
     """Show messages of `DirectorClient.stream_history` as they come, and return the history as `to_frame` does.
 
@@ -53,10 +56,16 @@ def show_progress(
             if isinstance(message, Ended):
                 status = message.status
                 continue
+            if isinstance(message, LiveRound):
+                for view in views:
+                    view.move(records, live_sentence(message))
+                continue
             if isinstance(message, Waits):
+                for view in views:
+                    view.move(records, "")
                 print(f"experiment '{name}' {f'waits: {message.waits}' if message.waits else 'resumes'}", flush=True)
                 continue
-            records.append(without_envoys(message))
+            records.append(without_envoys(message) if "envoys" in message else message)
             for view in views:
                 view.show(records)
     finally:
@@ -73,30 +82,48 @@ class View(Protocol):
     def show(self, records: Sequence[Record]) -> None:
         """Show the records of the rounds so far."""
 
+    def move(self, records: Sequence[Record], sentence: str) -> None:
+        """Show what happens in the open round, in place of what was shown of it before."""
+
     def end(self, records: Sequence[Record]) -> None:
         """Show the records for the last time."""
 
 
 class Lines:
-    """Printed lines, one a round, below names of columns that are printed again when there are more of them."""
+    """Printed lines, one a round, below names of columns that are printed again when there are more of them.
 
-    def __init__(self) -> None:
+    In a terminal a line that moves follows them.
+    """
+
+    def __init__(self, metric: str | None = None) -> None:
+        """Print what an experiment is judged by: `metric`, which chooses the best model; without one all metrics."""
+        self._metric = metric
         self._columns: list[str] = []
+        self._moving = False
 
     def show(self, records: Sequence[Record]) -> None:
         """Print the last record."""
-        row = table_row(records[-1])
-        row.pop(NOTES, None)  # too long for a column
-        if not row.keys() <= set(self._columns):
-            self._columns = [name for name in table_columns(records) if name != NOTES]
-            print("  ".join(f"{name:>10}" for name in self._columns))
-        values = ((name, show_value(name, row.get(name))) for name in self._columns)
+        self.move(records, "")
+        columns = shown_columns(records, self._metric)
+        if columns != self._columns:
+            self._columns = columns
+            print("  ".join(f"{name:>10}" for name in columns))
+        values = zip(columns, shown_row(records[-1], columns), strict=True)
         print("  ".join(f"{value:>{max(10, len(name))}}" for name, value in values), flush=True)
         for sentence in note_sentences(records[-1]):
             print(f"{'':>10}  {sentence}", flush=True)
 
+    def move(self, records: Sequence[Record], sentence: str) -> None:
+        """Replace the line that moves. In a file or a pipe there is none."""
+        if not sys.stdout.isatty() or not (sentence or self._moving):
+            return
+        width = shutil.get_terminal_size().columns - 1
+        print(f"\r\x1b[K{shorten_line(sentence, width)}", end="", flush=True)
+        self._moving = bool(sentence)
+
     def end(self, records: Sequence[Record]) -> None:
-        """Do nothing: all records have been printed."""
+        """Remove the line that moves: all records have been printed."""
+        self.move(records, "")
 
 
 class LiveDisplay:
@@ -107,6 +134,7 @@ class LiveDisplay:
 
         self._name, self._metric, self._direction, self._past_rounds = name, metric, direction, past_rounds
         self._drawn = 0.0
+        self._page, self._shown, self._sentence = "", -1, ""
         self._handle = display(self._content([]), raw=True, display_id=True)
 
     def show(self, records: Sequence[Record]) -> None:
@@ -114,16 +142,29 @@ class LiveDisplay:
         # Rounds of the past come all at once: one picture will do for them.
         is_past = len(records) < self._past_rounds
         if not is_past and time.monotonic() - self._drawn > SECONDS_BETWEEN_PICTURES:
-            self.end(records)
+            self._replace(records)
+
+    def move(self, records: Sequence[Record], sentence: str) -> None:
+        """Replace the line that moves, below the table."""
+        self._sentence = sentence
+        if len(records) >= self._past_rounds:
+            self._replace(records)
 
     def end(self, records: Sequence[Record]) -> None:
-        """Replace the display."""
+        """Replace the display, without a line that moves."""
+        self._sentence = ""
+        self._replace(records)
+
+    def _replace(self, records: Sequence[Record]) -> None:
         self._handle.update(self._content(records), raw=True)
         self._drawn = time.monotonic()
 
     def _content(self, records: Sequence[Record]) -> dict[str, str]:
-        page = to_html(records, self._name, self._metric, self._direction)
-        return {"text/html": page, "text/plain": _text_frame(records).to_string(index=False)}
+        if len(records) != self._shown:  # drawing takes a tenth of a second, and the line moves every second
+            self._page, self._shown = to_html(records, self._name, self._metric, self._direction), len(records)
+        line = f"<p>{html.escape(self._sentence)}</p>" if self._sentence else ""
+        text = _text_frame(records, self._metric).to_string(index=False)
+        return {"text/html": self._page + line, "text/plain": text + f"\n{self._sentence}" * bool(self._sentence)}
 
 
 def to_html(records: Sequence[Record], name: str, metric: str, direction: str) -> str:
@@ -133,7 +174,7 @@ def to_html(records: Sequence[Record], name: str, metric: str, direction: str) -
         curve = f'<img alt="{html.escape(metric)} by round" src="data:image/png;base64,{encoded}">'
     else:
         curve = f"<p>{html.escape(name)}: no round has validated '{html.escape(metric)}' so far</p>"
-    table = _text_frame(records).to_html(index=False, max_rows=MOST_ROWS_SHOWN, border=0)
+    table = _text_frame(records, metric).to_html(index=False, max_rows=MOST_ROWS_SHOWN, border=0)
     said = [f"round {record['round']}: {sentence}" for record in records for sentence in note_sentences(record)]
     items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in said[-MOST_ROWS_SHOWN:])
     return curve + table + (f"<ul>{items}</ul>" if said else "")
@@ -167,9 +208,9 @@ def _views(name: str, metric: str, direction: str, past_rounds: int) -> list[Vie
     Jupyter's server names the notebook to its kernels. papermill and nbclient do not, and pass printed lines on.
     """
     if not _is_kernel():
-        return [Lines()]
+        return [Lines(metric)]
     display = LiveDisplay(name, metric, direction, past_rounds)
-    return [display] if "JPY_SESSION_NAME" in os.environ else [display, Lines()]
+    return [display] if "JPY_SESSION_NAME" in os.environ else [display, Lines(metric)]
 
 
 def _is_kernel() -> bool:
@@ -177,8 +218,38 @@ def _is_kernel() -> bool:
     return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
-def _text_frame(records: Sequence[Record]) -> pd.DataFrame:
+def _text_frame(records: Sequence[Record], metric: str) -> pd.DataFrame:
     """Return the history as people read it."""
-    rows = [table_row(record) for record in records]
-    columns = [name for name in table_columns(records) if name != NOTES]  # below the table
-    return pd.DataFrame([[show_value(name, row.get(name)) for name in columns] for row in rows], columns=columns)
+    columns = shown_columns(records, metric)
+    return pd.DataFrame([shown_row(record, columns) for record in records], columns=columns)
+
+
+def live_sentence(now: LiveRound) -> str:
+    """Return what happens in the open round as one sentence, such as "round 3 of 20, 41 s: a train 120/400, b done"."""
+    names = [f"{envoy.name} {doing_of(envoy)}" for envoy in now.envoys[:MOST_ENVOYS_SHOWN]]
+    others = now.others + len(now.envoys) - len(names)
+    if others:
+        names.append(f"{others} more")
+    left = (
+        "" if now.seconds_left is None or now.live >= now.rounds else f"; about {show_seconds(now.seconds_left)} left"
+    )
+    said = ", ".join(names) or "nobody has a task"
+    return f"round {now.live} of {now.rounds}, {show_seconds(now.seconds)}: {said}{left}"
+
+
+def doing_of(envoy: EnvoyProgress) -> str:
+    """Return what an envoy does, such as "train 120/400 (loss 0.530)"."""
+    if envoy.state == "offline":
+        return "offline" + (time.strftime(" since %H:%M:%S", time.localtime(envoy.since)) if envoy.since else "")
+    if envoy.state != "works":
+        return envoy.state
+    if not envoy.task:
+        return "at work"
+    task = "validate" if envoy.task == VALIDATE else envoy.task
+    steps = f" {envoy.step}/{envoy.total}" if envoy.total else f" {envoy.step}" if envoy.step else ""
+    return task + steps + (f" (loss {envoy.values['loss']:.3f})" if "loss" in envoy.values else "")
+
+
+def shorten_line(sentence: str, width: int) -> str:
+    """Return a sentence that fits into one line, as a second one could not be replaced."""
+    return sentence if len(sentence) <= width else sentence[: max(0, width - 3)] + "..."

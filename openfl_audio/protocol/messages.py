@@ -14,6 +14,9 @@ from openfl_audio.errors import WireError
 MAX_REQUEST_BYTES = 64 << 10
 # More than any corpus has; a mean's weights stay far from overflow.
 MAX_CLIPS = 10**9
+# Losses and scores in one report of progress.
+MAX_VALUES = 10
+MAX_STEPS = 10**12
 
 
 class Message(BaseModel):
@@ -50,10 +53,14 @@ class DropRequest(ExperimentRequest):
 
 
 class HistoryRequest(ExperimentRequest):
-    """A user requests the records of rounds from record `first` on; `follow` waits for those to come."""
+    """A user requests the records of rounds from record `first` on.
+
+    `follow` waits for those to come, and `live` also asks what happens in the open round.
+    """
 
     first: int = Field(default=0, ge=0)
     follow: bool = True
+    live: bool = False
 
 
 class StatusRequest(Message):
@@ -87,6 +94,31 @@ class UpdateMessage(UpdateEnvelope):
     """Metadata of one envoy's answer to one round."""
 
     results: dict[str, TaskResult] = Field(max_length=100)
+
+
+class ProgressReport(Message):
+    """How far the task of an envoy is, as it reports it while the task runs.
+
+    Attributes:
+        round: the round that the task belongs to.
+        seconds: how long the task has run.
+        step: how many steps are done.
+        total: how many there are, None where that is not known.
+        values: losses and the like.
+        memory_bytes: the memory that the worker holds.
+    """
+
+    experiment: str
+    envoy: str
+    round: int = Field(ge=0)
+    task: str = Field(max_length=64)
+    seconds: float = Field(ge=0, allow_inf_nan=False)
+    step: int = Field(default=0, ge=0, le=MAX_STEPS)
+    total: int | None = Field(default=None, ge=0, le=MAX_STEPS)
+    values: dict[Annotated[str, Field(max_length=64)], Annotated[float, Field(allow_inf_nan=False)]] = Field(
+        default={}, max_length=MAX_VALUES
+    )
+    memory_bytes: int = Field(default=0, ge=0, le=MAX_STEPS)
 
 
 class Answer(BaseModel):
@@ -145,6 +177,52 @@ class Waits(Answer):
     """An experiment waits for envoys, or for what the director lacks, or resumes, when `waits` is ""."""
 
     waits: str
+
+
+class EnvoyProgress(Answer):
+    """What an envoy does in the open round.
+
+    Attributes:
+        state: "done" when its update counts, "refused" when it does not, "offline", or "works".
+        since: when it went away, in seconds of the director's clock; None unless it is offline.
+        task: what it works on, as far as it reports that.
+        seconds_left: how long the task will take at its pace, None where that is not known.
+    """
+
+    name: str
+    state: str
+    since: float | None = None
+    task: str = ""
+    step: int = 0
+    total: int | None = None
+    values: dict[str, float] = {}
+    seconds_left: float | None = None
+
+
+class LiveRound(Answer):
+    """The open round, while it lasts.
+
+    Attributes:
+        live: the number of the round, from 0.
+        rounds: how many rounds train.
+        seconds: how long it has been open.
+        seconds_left: how long the experiment will take if its rounds take as long as the last one.
+        envoys: what its participants do; of many, those that are not done come first, and others are only counted.
+        others: how many participants are not named.
+    """
+
+    live: int
+    rounds: int
+    seconds: float
+    seconds_left: float | None
+    envoys: list[EnvoyProgress]
+    others: int = 0
+
+
+class Reported(Answer):
+    """The director has noted a report of progress, and would like the next one after so many seconds."""
+
+    seconds: float
 
 
 class Ended(Answer):
@@ -208,12 +286,28 @@ class ExperimentDetails(ExperimentSummary):
 
 
 class EnvoySummary(Answer):
-    """The entry of one envoy in a list of all; `experiment` is the one it works on, "" for none."""
+    """The entry of one envoy in a list of all.
+
+    Attributes:
+        experiment: the one it works on, "" for none.
+        since: when it came or went away, in seconds of the director's clock.
+        progress: what it does in the open round of its experiment.
+        memory_bytes: the memory that its worker held when it last reported.
+        last_error: the last line of why an experiment last failed on it, "" for users, as it may be another one's.
+        versions: its versions of Python and libraries, by name.
+        certificate_expires: when its certificate expires, in seconds of the clock; None without TLS.
+    """
 
     name: str
     corpus: str
     online: bool
     experiment: str
+    since: float = 0.0
+    progress: EnvoyProgress | None = None
+    memory_bytes: int = 0
+    last_error: str = ""
+    versions: dict[str, str] = {}
+    certificate_expires: float | None = None
 
 
 class FederationStatus(Answer):
@@ -241,7 +335,7 @@ class Accepted(Answer):
 
 
 Kind = TypeVar("Kind", bound=BaseModel)
-HistoryMessage = RoundRecord | Waits | Ended
+HistoryMessage = RoundRecord | LiveRound | Waits | Ended
 UploadMessage = Credit | Counted | Accepted
 
 
@@ -257,8 +351,11 @@ def _told_by(*fields: str) -> Discriminator:
 
 _HISTORY: TypeAdapter[HistoryMessage] = TypeAdapter(
     Annotated[
-        Annotated[Waits, Tag("waits")] | Annotated[Ended, Tag("status")] | Annotated[RoundRecord, Tag("round")],
-        _told_by("waits", "status", "round"),
+        Annotated[Waits, Tag("waits")]
+        | Annotated[LiveRound, Tag("live")]
+        | Annotated[Ended, Tag("status")]
+        | Annotated[RoundRecord, Tag("round")],
+        _told_by("waits", "live", "status", "round"),
     ]
 )
 _UPLOAD: TypeAdapter[UploadMessage] = TypeAdapter(

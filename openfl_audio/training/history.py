@@ -50,13 +50,58 @@ def _names(envoys: Sequence[str]) -> str:
     return shown if len(envoys) <= MOST_NAMES_SHOWN else f"{shown} and {len(envoys) - MOST_NAMES_SHOWN} more"
 
 
-def show_value(name: str, value: float | None) -> str:
+def shown_columns(records: Sequence[Record], metric: str | None) -> list[str]:
+    """Return the columns that are shown of a history, as a screen is narrow: what an experiment is judged by.
+
+    They are the validation `metric` that chooses the best model, losses of validation and training, how many updates
+    counted, seconds and bytes. Without a metric all columns are shown.
+    """
+    if metric is None:
+        return [name for name in table_columns(records) if name != NOTES]
+    wanted = {metric, metric + MEAN_OF_SITES, "loss", "train loss"}
+    columns = [name for name in table_columns(records) if name in wanted]
+    return ["round", *columns, "envoys", "seconds", "sent"]
+
+
+def shown_row(record: Record, columns: Sequence[str]) -> list[str]:
+    """Return the values of `columns` as people read them."""
+    row = table_row(record) | {"envoys": updates_that_counted(record)}
+    return [show_value(name, row.get(name)) for name in columns]
+
+
+def updates_that_counted(record: Record) -> str | None:
+    """Return how many of a round's participants have an update that counts, as "2 of 3"."""
+    if "counted" not in record and "envoys" not in record:
+        return None
+    counted = record["counted"] if "counted" in record else len(record["envoys"])
+    return f"{counted} of {counted + len(record.get('refused', ())) + len(record.get('missing', ()))}"
+
+
+def show_value(name: str, value: Any) -> str:
     """Return the value of a column as people read it."""
     if value is None:
         return "-"
     if name == "sent":
-        return f"{value / 1e6:.2f} MB"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+        return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.2f} MB"
+    if name == "seconds":
+        return show_seconds(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3f}" if abs(value) < 1e5 else f"{value:.3g}"
+
+
+def show_seconds(seconds: float) -> str:
+    """Return a duration as people read it.
+
+    >>> show_seconds(0.36), show_seconds(41.2), show_seconds(200), show_seconds(7500)
+    ('0.4 s', '41 s', '3 min 20 s', '2 h 05 min')
+    """
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{rest} s"
+    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def table_columns(records: Sequence[Record]) -> list[str]:

@@ -21,6 +21,7 @@ from openfl_audio.protocol.messages import (
     DropRequest,
     ExperimentRequest,
     ModelRequest,
+    ProgressReport,
     StatusRequest,
     encode,
 )
@@ -74,6 +75,9 @@ CALLS_OF_ENVOYS: dict[str, list[bytes | Message]] = {
     AGGREGATOR + "SendLocalTaskResults": [base_pb2.DataStream(npbytes=RESULTS.SerializeToString())],
     ROUNDS + "Attend": [encode(AttendRequest(envoy="b", instance="fake-b"))],
     ROUNDS + "GetModel": [encode(ModelRequest(experiment=EXPERIMENT, envoy="b"))],
+    ROUNDS + "ReportProgress": [
+        encode(ProgressReport(experiment=EXPERIMENT, envoy="b", round=0, task="train", seconds=1.0))
+    ],
     ROUNDS + "SendUpdate": list(stream({"weight": np.ones(3, np.float32)}, UPDATE)),
 }
 # Each call as the experiment's owner would make it.

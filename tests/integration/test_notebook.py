@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import matplotlib.image
@@ -218,10 +219,13 @@ def test_two_experiments_run_at_once_and_status_shows_both_and_why_one_failed(
     gate = tmp_path / "gate"
     bad = start(held_at(gate, slope=6, then="no such luck"), "b")
     wait_for_rounds(bad, 2)
-    assert json.loads(ask("envoys", running, certificates, "--json")) == [
-        {"name": "a", "corpus": "points", "online": True, "experiment": held.experiment_name},
-        {"name": "b", "corpus": "points", "online": True, "experiment": bad.experiment_name},
+    envoys = json.loads(ask("envoys", running, certificates, "--json"))
+    assert [[envoy[key] for key in ("name", "corpus", "online", "experiment")] for envoy in envoys] == [
+        ["a", "points", True, held.experiment_name],
+        ["b", "points", True, bad.experiment_name],
     ]
+    assert all(envoy["versions"]["openfl-audio"] == version("openfl-audio") for envoy in envoys)
+    assert all(envoy["certificate_expires"] > time.time() > envoy["since"] for envoy in envoys)
     keys = ("owner", "status", "round", "rounds", "waiting_for", "error")
     experiments = json.loads(ask("experiments", running, certificates, "--json"))
     found = {each["name"]: [each[key] for key in keys] for each in experiments}

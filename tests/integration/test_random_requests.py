@@ -26,6 +26,7 @@ from openfl_audio.protocol.messages import (
     DropRequest,
     ExperimentRequest,
     ModelRequest,
+    ProgressReport,
     StatusRequest,
     encode,
 )
@@ -104,6 +105,11 @@ def requests() -> dict[str, list[bytes]]:
     return {path: [message.SerializeToString()] for path, message in messages.items()} | {
         rounds + "Attend": [encode(AttendRequest(envoy="noise", instance="noise"))],
         rounds + "GetModel": [encode(ModelRequest(experiment=NAME, envoy=ENVOY))],
+        rounds + "ReportProgress": [
+            encode(
+                ProgressReport(experiment=NAME, envoy=ENVOY, round=0, task="train", seconds=1.0, values={"loss": 0.5})
+            )
+        ],
         rounds + "SendUpdate": list(stream({"weight": np.ones(3, np.float32)}, UPDATE)),
         rounds + "Submit": [submission_of(plan_of("of-noise", envoys=["nobody"]))],
         rounds + "GetHistory": [experiment],

@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import re
+import signal
 from functools import partial
 
 import pytest
@@ -10,7 +12,8 @@ from safetensors.numpy import load_file
 
 from openfl_audio.cli.main import main
 from openfl_audio.errors import DefinitionError, DirectorError, ExperimentExistsError, ExperimentFailedError
-from tests.integration.conftest import MONITOR, OPERATOR, USER
+from openfl_audio.protocol.messages import LiveRound
+from tests.integration.conftest import MONITOR, OPERATOR, READY_SECONDS, USER, points, wait_for
 from tests.integration.test_notebook import held_at, rounds_in, wait_for_rounds
 
 pytestmark = pytest.mark.integration
@@ -165,7 +168,7 @@ def test_the_command_line_shows_and_steers(make, running, certificates, tmp_path
     assert json.loads(ask("show", "at-work", "--json"))["plan"]["rounds"] == 3
     shown = ask("show", "at-work", user=OPERATOR)
     assert re.search(r"status +finished since \d{4}-\d\d-\d\d", shown)
-    assert re.search(r"^ +2 +-4\.000 +6\.000 ", shown, re.M)
+    assert re.search(r"^ +2 +-4\.000 +3\.000 +1 of 1 ", shown, re.M)
 
     fetch = "fetch", "at-work", "--model", "best", "--out", str(model)
     assert ask(*fetch) == f"wrote {model}: 2 tensors, 0.00 MB\n"
@@ -198,3 +201,55 @@ def test_jupyter_shows_of_an_error_its_sentence_and_no_traceback(connect, runnin
     assert capsys.readouterr().out.strip() == (
         f"DirectorError: the director at 127.0.0.1:{running.port} refused: user '{USER}' has no experiment 'nobodys'"
     )
+
+
+def test_while_a_task_runs_its_steps_are_seen_and_what_a_site_keeps_is_not(
+    make, running, certificates, tmp_path, capsys
+):
+    """An envoy that is killed is seen as well."""
+
+    gate = tmp_path / "gate"
+
+    def train(model, points, device, optimizer, gate=gate):
+        import time
+
+        import torch
+        from toy.experiment import add_points
+
+        from openfl_audio import report
+
+        report(120, 400, loss=torch.tensor(0.5, requires_grad=True), accuracy=float("nan"))
+        while not gate.exists():
+            time.sleep(0.02)
+        return add_points(model, points, device, optimizer)
+
+    running.start_envoy("c", points(2), reports="steps")
+    running.wait_until_ready(["c"], READY_SECONDS)
+    experiment, start = make(train=train, envoys=("b", "c"), rounds=1)
+    start()
+    client = experiment.federation.dir_client
+
+    def states() -> dict[str, tuple]:
+        now = next(each for each in client.stream_history(experiment.experiment_name) if isinstance(each, LiveRound))
+        return {each.name: (each.state, each.task, each.step, each.total, each.values) for each in now.envoys}
+
+    at_work = {
+        "b": ("works", "train", 120, 400, {"loss": 0.5}),
+        "c": ("works", "train", 120, 400, {}),
+    }
+    wait_for(lambda: states() == at_work)
+    where = ["--director", f"127.0.0.1:{running.port}", "--certificates", str(certificates), "--user"]
+    assert main(["envoys", *where, USER]) == 0
+    assert re.search(r"^ +b .* train 120/400 \(loss 0\.500\) +\d+ MB", capsys.readouterr().out, re.M)
+    assert main(["envoys", *where, "colleague"]) == 0
+    assert "120/400" not in capsys.readouterr().out
+
+    os.killpg(running.pid("c"), signal.SIGKILL)
+    running.stop("c")
+    wait_for(lambda: states()["c"][0] == "offline")
+    assert main(["envoys", *where, OPERATOR]) == 0
+    assert re.search(r"^ +c +points +no since .* offline since \d\d:\d\d:\d\d", capsys.readouterr().out, re.M)
+    gate.touch()
+    wait_for(lambda: states()["b"][0] == "done")
+    experiment.drop("c")
+    assert experiment.watch()["slope"].tolist() == [0, 3]

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.amp.grad_scaler import GradScaler
 
+from openfl_audio.node.progress import report
 from openfl_audio.protocol.metrics import MeanOver
 from openfl_audio.training.proximal import ProximalTerm
 from openfl_audio.training.schedules import linear_rate, set_rate
@@ -105,6 +106,7 @@ def train_round(
         proximal.add_gradients()
         scaler.step(optimizer)
         scaler.update()
+        report(step + 1, steps)
     seconds = time.monotonic() - began
     samples = sum(crop.num_samples for batch in plan for crop in batch)
     finite = [norm for norm in map(float, norms) if math.isfinite(norm) or settings.autocast != "float16"]

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from transformers import EvalPrediction, PrinterCallback, Trainer, TrainingArguments
 
 from openfl_audio.training.schedules import linear_schedule
+from openfl_audio.training.trainer_progress import ReportSteps
 from workspaces.keyword_spotting.tasks import ACCURACY
 from workspaces.keyword_spotting_wav2vec2.data import TrainClips
 
@@ -100,6 +101,7 @@ def _trainer(**arguments: Any) -> _ClipTrainer:
     trainer.model_accepts_loss_kwargs = False
     # It prints a line of metrics at every step of a run; they are the task's result.
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(ReportSteps())
     return trainer
 
 

@@ -9,6 +9,7 @@ import evaluate
 import numpy as np
 import torch
 
+from openfl_audio.node.progress import report
 from openfl_audio.training.schedules import set_rate, stepwise_rate
 from workspaces.speech_enhancement.data import Sources
 from workspaces.speech_enhancement.loss import (
@@ -65,6 +66,7 @@ def train_round(
         if settings.clip_grad_norm:
             torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad_norm)
         optimizer.step()
+        report(len(losses), loss=losses[-1])
     return {name: float(np.mean(losses))}
 
 

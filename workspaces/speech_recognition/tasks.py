@@ -9,6 +9,7 @@ import evaluate
 import numpy as np
 import torch
 
+from openfl_audio.node.progress import report
 from openfl_audio.protocol.metrics import MeanOver
 from openfl_audio.training.schedules import linear_rate, set_rate
 from workspaces.speech_recognition.data import Clips
@@ -62,6 +63,7 @@ def train_round(
             torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad_norm)
             optimizer.step()
             total, letters, step = total + loss.item(), letters + len(batch.targets), step + 1
+            report(step, steps, loss=total / letters)
     return {"loss": total / letters, "learning_rate": rate}
 
 

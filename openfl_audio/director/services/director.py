@@ -1,10 +1,11 @@
 """OpenFL's service `Director`: envoys register and hear of experiments, notebooks see what there is."""
 
 import json
+from typing import Annotated
 
 import grpc
 from openfl.protocols import director_pb2, director_pb2_grpc
-from pydantic import ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from openfl_audio.director.authorization import READERS, Context, Gate, header_of, made_by, refuse
 from openfl_audio.director.director import Director
@@ -17,6 +18,9 @@ from openfl_audio.protocol.shard_sizes import SIZES
 from openfl_audio.protocol.tensors import CHUNK_BYTES
 
 MAX_REASON_CHARACTERS = 10_000
+MAX_LAST_ERROR_CHARACTERS = 300
+_Text = Annotated[str, Field(max_length=64)]
+VERSIONS = TypeAdapter(Annotated[dict[_Text, _Text], Field(max_length=20)])
 
 
 class DirectorService(director_pb2_grpc.DirectorServicer):
@@ -46,12 +50,16 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
         corpus, instance = header_of(context, "corpus"), header_of(context, "instance") or name
         try:
             sizes = SIZES.validate_json(header_of(context, "sizes") or "{}")
+            versions = VERSIONS.validate_json(header_of(context, "versions") or "{}")
         except ValidationError as error:
-            await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, f"sizes of a shard: {describe_faults(error)}")
+            sentence = f"sizes of a shard, or versions: {describe_faults(error)}"
+            await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, sentence)
         try:
-            self.director.register(request.shard_info, corpus, instance, context.peer(), sizes)
+            entry = self.director.register(request.shard_info, corpus, instance, context.peer(), sizes)
         except EnvoyRefusedError as error:
             await refuse(context, grpc.StatusCode.ALREADY_EXISTS, str(error))
+        entry.versions = versions
+        entry.certificate_expires = self.gate.expiry(context)
         return director_pb2.UpdateShardInfoResponse(accepted=True)
 
     @made_by("envoy")
@@ -94,6 +102,8 @@ class DirectorService(director_pb2_grpc.DirectorServicer):
         experiment = await find_envoys_experiment(self.director, context, request.experiment_name, name)
         reason = request.error_description[-MAX_REASON_CHARACTERS:] or "failed without a reason"
         experiment.scheduler.depart(name, reason)
+        if name in self.director.envoys:
+            self.director.envoys[name].last_error = reason.strip().rpartition("\n")[2][:MAX_LAST_ERROR_CHARACTERS]
         self.director.assign()
         return director_pb2.SetExperimentFailedResponse()
 

@@ -38,6 +38,8 @@ from openfl_audio.protocol.messages import (
     HistoryRequest,
     Kind,
     ModelRequest,
+    ProgressReport,
+    Reported,
     StatusRequest,
     UpdateEnvelope,
     decode,
@@ -71,6 +73,7 @@ class RoundsService:
                 "Attend": grpc.unary_stream_rpc_method_handler(self.attend),
                 "GetModel": grpc.unary_stream_rpc_method_handler(self.get_model),
                 "SendUpdate": grpc.stream_stream_rpc_method_handler(self.send_update),
+                "ReportProgress": grpc.unary_unary_rpc_method_handler(self.report_progress),
                 "Submit": grpc.stream_stream_rpc_method_handler(self.submit),
                 "GetHistory": grpc.unary_stream_rpc_method_handler(self.get_history),
                 "GetExperiment": grpc.unary_unary_rpc_method_handler(self.get_experiment),
@@ -145,6 +148,14 @@ class RoundsService:
 
         return aclosing(self._uploads.receive(chunks, grant))
 
+    @made_by("envoy")
+    async def report_progress(self, request: bytes, context: Context) -> bytes:
+        """Note how far the task of an envoy is. Answers with Reported."""
+        message = await parse(context, request, ProgressReport)
+        name = await self.gate.envoy(context, message.envoy)
+        experiment = await find_envoys_experiment(self.director, context, message.experiment, name)
+        return encode(Reported(seconds=experiment.live.note(message)))
+
     # Calls of notebooks, operators and monitors
 
     @made_by(USER)
@@ -177,7 +188,7 @@ class RoundsService:
         """Answer with the messages of `View.history`, then with an Ended."""
         message = await parse(context, request, HistoryRequest)
         experiment = await find_persons_experiment(self.director, self.gate, context, message.experiment)
-        async for line in experiment.view.history(message.first, message.follow):
+        async for line in experiment.view.history(message.first, message.follow, message.live):
             yield line
         yield encode(Ended(status=experiment.state.status.value, error=experiment.state.error))
 

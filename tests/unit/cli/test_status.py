@@ -1,6 +1,7 @@
 """How a status is shown. That it is the director's: see tests/integration/test_notebook.py."""
 
 import io
+import time
 
 import pytest
 from rich.console import Console
@@ -17,8 +18,16 @@ EXPERIMENT = {
 }  # fmt: skip
 STATUS = {
     "envoys": [
-        {"name": "a", "corpus": "speech_commands", "online": True, "experiment": "words-of-many-speakers"},
-        {"name": "b", "corpus": "", "online": False, "experiment": ""},
+        {
+            "name": "a", "corpus": "speech_commands", "online": True, "experiment": "words-of-many-speakers",
+            "since": 1e9, "memory_bytes": 123_000_000, "last_error": "",
+            "progress": {"name": "a", "state": "works", "task": "train", "step": 3, "total": 7,
+                         "values": {"loss": 0.5}},
+        },
+        {
+            "name": "b", "corpus": "", "online": False, "experiment": "", "since": 0.0, "memory_bytes": 0,
+            "last_error": "ValueError: no luck", "progress": None,
+        },
     ],
     "experiments": [
         EXPERIMENT,
@@ -45,8 +54,11 @@ def cells(text: str, name: str) -> list[str]:
 
 def test_envoys_are_shown_with_corpus_and_whether_they_are_there():
     text = shown(STATUS)
-    assert cells(text, "a") == ["a", "speech_commands", "yes", "words-of-many-speakers"]
-    assert cells(text, "b") == ["b", "-", "no", "-"]
+    since = time.strftime("%m-%d %H:%M:%S", time.localtime(1e9))
+    assert cells(text, "a") == [
+        "a", "speech_commands", f"yes since {since}", "words-of-many-speakers", "train 3/7 (loss 0.500)", "123 MB", "-",
+    ]  # fmt: skip
+    assert cells(text, "b") == ["b", "-", "no", "-", "-", "-", "ValueError: no luck"]
 
 
 def test_an_experiment_is_shown_in_one_line_however_long():

@@ -6,8 +6,16 @@ import time
 import numpy as np
 import pytest
 
+from openfl_audio.director.live import UNWATCHED_SECONDS, WATCHED_SECONDS, Live
 from openfl_audio.director.run_folder import RunFolder, Status
-from openfl_audio.protocol.messages import ExperimentSummary, RoundRecord, decode_history
+from openfl_audio.protocol.messages import (
+    EnvoyProgress,
+    ExperimentSummary,
+    LiveRound,
+    ProgressReport,
+    RoundRecord,
+    decode_history,
+)
 from openfl_audio.protocol.plan import Task
 from tests.unit.director.toy_experiment import (
     CLIPS,
@@ -384,3 +392,42 @@ def test_a_summary_says_who_is_waited_for(tmp_path):
     assert (after.status, after.waiting_for, after.round) == ("finished", [], 2)
     assert after.submitted < after.ended
     assert after.seconds_per_round == experiment.folder.history[-1]["seconds"]
+
+
+def test_the_open_round_shows_who_is_done_refused_offline_and_how_far_the_others_are(tmp_path):
+    gone = set()
+    experiment = make_experiment(tmp_path, members="abcd", is_online=lambda envoy: envoy not in gone)
+    report = ProgressReport(experiment="toy", envoy="d", round=0, task="train", seconds=10, step=2, total=8)
+
+    async def look() -> LiveRound:
+        await answer(experiment, "a")
+        await until(lambda: experiment.rounds.results.keys() == {"a"})
+        gone.add("b")
+        experiment.rounds.refuse("c", "NaN")
+        assert experiment.view.progress_of("d") == EnvoyProgress(name="d", state="works")
+        experiment.live.note(report)
+        now = experiment.view.live_round()
+        experiment.live.note(report.model_copy(update={"round": 1}))
+        assert experiment.view.progress_of("d") == EnvoyProgress(name="d", state="works")
+        experiment.stop()
+        return now
+
+    (now,) = play(experiment, look())
+    assert (now.live, now.rounds, now.seconds_left, now.others) == (0, 2, None, 0)
+    assert now.envoys == [
+        EnvoyProgress(name="b", state="offline", since=0.0),
+        EnvoyProgress(name="c", state="refused"),
+        EnvoyProgress(name="d", state="works", task="train", step=2, total=8, seconds_left=30),
+        EnvoyProgress(name="a", state="done"),
+    ]
+
+
+def test_envoys_report_less_often_while_nobody_looks(monkeypatch):
+    live = Live()
+    report = ProgressReport(experiment="toy", envoy="a", round=0, task="train", seconds=1)
+    assert live.note(report) == UNWATCHED_SECONDS
+    with live.watched():
+        assert live.note(report) == WATCHED_SECONDS
+    assert live.note(report) == UNWATCHED_SECONDS
+    live.looked()
+    assert live.note(report) == WATCHED_SECONDS

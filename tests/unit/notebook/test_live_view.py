@@ -1,14 +1,16 @@
 import base64
 import io
 import re
+import sys
+import time
 
 import matplotlib.image
 import pandas as pd
 import pytest
 
-from openfl_audio.notebook.live_view import MOST_ROWS_SHOWN, draw, show_progress, to_html
-from openfl_audio.protocol.messages import Ended, Waits
-from openfl_audio.training.history import columns_of, scores_by_round, to_frame
+from openfl_audio.notebook.live_view import MOST_ROWS_SHOWN, draw, live_sentence, show_progress, to_html
+from openfl_audio.protocol.messages import Ended, EnvoyProgress, LiveRound, Waits
+from openfl_audio.training.history import columns_of, scores_by_round, to_frame, updates_that_counted
 
 EXPERIMENT = ("toy", "accuracy", "max", 0)
 
@@ -16,7 +18,8 @@ EXPERIMENT = ("toy", "accuracy", "max", 0)
 def record(number: int, best: bool = False, train: dict | None = None, **validation: float) -> dict:
     metrics = {"aggregated_model_validate": validation} if validation else {}
     metrics |= {"train": train} if train else {}
-    return {"round": number, "best": best, "metrics": metrics, "seconds": 1.25, "bytes_up": 2_500_000}
+    kept = {"envoys": {"a": {}, "b": {}}, "refused": {"c": "NaN"}, "missing": []}
+    return {"round": number, "best": best, "metrics": metrics, "seconds": 1.25, "bytes_up": 2_500_000} | kept
 
 
 RECORDS = [
@@ -29,10 +32,10 @@ RECORDS = [
 def test_a_table_grows_by_a_line_a_round(capsys):
     history = show_progress([*RECORDS, Ended(status="finished", error="")], *EXPERIMENT)
     assert capsys.readouterr().out.splitlines() == [
-        "     round    accuracy  train loss     seconds        sent",
-        "         0       0.250       2.000       1.250     2.50 MB",
-        "         1       0.750       1.000       1.250     2.50 MB",
-        "         2       0.500           -       1.250     2.50 MB",
+        "     round    accuracy  train loss      envoys     seconds        sent",
+        "         0       0.250       2.000      2 of 3       1.2 s     2.50 MB",
+        "         1       0.750       1.000      2 of 3       1.2 s     2.50 MB",
+        "         2       0.500           -      2 of 3       1.2 s     2.50 MB",
     ]
     pd.testing.assert_frame_equal(history, to_frame(RECORDS))
 
@@ -40,7 +43,7 @@ def test_a_table_grows_by_a_line_a_round(capsys):
 def test_a_mean_of_sites_is_called_one(capsys):
     rounds = [record(0, train={"f1": 0.5}, f1=0.25, loss=1.0), record(1, f1=0.75)]
     rounds[0]["means_of_sites"] = {"aggregated_model_validate": ["f1"]}
-    history = show_progress(rounds, *EXPERIMENT)
+    history = show_progress(rounds, "toy", "f1", "max", 0)
     assert "f1 (mean of sites)" in capsys.readouterr().out.splitlines()[0]
     assert columns_of(history, "f1") == ["f1", "f1 (mean of sites)"]
     assert columns_of(history, "accuracy") == []
@@ -61,18 +64,18 @@ def test_a_metric_that_comes_later_gets_a_column_and_the_names_are_printed_again
     records = [record(0, train={"loss": 2.0}), record(1, train={"loss": 1.0}, accuracy=0.5, f1=0.25), record(2, f1=0.5)]
     history = show_progress(records, *EXPERIMENT)
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
-        ["round", "train", "loss", "seconds", "sent"],
-        ["0", "2.000", "1.250", "2.50", "MB"],
-        ["round", "accuracy", "f1", "train", "loss", "seconds", "sent"],
-        ["1", "0.500", "0.250", "1.000", "1.250", "2.50", "MB"],
-        ["2", "-", "0.500", "-", "1.250", "2.50", "MB"],
+        ["round", "train", "loss", "envoys", "seconds", "sent"],
+        ["0", "2.000", "2", "of", "3", "1.2", "s", "2.50", "MB"],
+        ["round", "accuracy", "train", "loss", "envoys", "seconds", "sent"],
+        ["1", "0.500", "1.000", "2", "of", "3", "1.2", "s", "2.50", "MB"],
+        ["2", "-", "-", "2", "of", "3", "1.2", "s", "2.50", "MB"],
     ]
     assert list(history) == ["round", "accuracy", "f1", "train loss", "seconds", "sent"]
     assert history["accuracy"].isna().tolist() == [True, False, True]
 
 
 def test_values_stand_below_a_long_name(capsys):
-    show_progress([record(0, word_error_rate=0.5)], *EXPERIMENT)
+    show_progress([record(0, word_error_rate=0.5)], "toy", "word_error_rate", "min", 0)
     names, values = capsys.readouterr().out.splitlines()
     assert names.index("word_error_rate") + len("word_error_rate") == values.index("0.500") + len("0.500")
 
@@ -144,9 +147,9 @@ def picture_in(html: str) -> bytes | None:
 def test_the_display_has_a_picture_and_a_row_a_round():
     html = to_html(RECORDS, "toy", "accuracy", "max")
     assert picture_in(html) == draw(RECORDS, "toy", "accuracy", "max")
-    assert re.findall(r"<td>([^<]+)</td>", html)[:10] == [
-        "0", "0.250", "2.000", "1.250", "2.50 MB",
-        "1", "0.750", "1.000", "1.250", "2.50 MB",
+    assert re.findall(r"<td>([^<]+)</td>", html)[:12] == [
+        "0", "0.250", "2.000", "2 of 3", "1.2 s", "2.50 MB",
+        "1", "0.750", "1.000", "2 of 3", "1.2 s", "2.50 MB",
     ]  # fmt: skip
 
 
@@ -184,3 +187,71 @@ def test_names_are_text_in_the_display(records):
     html = to_html(records, "<i>toy</i>", "<b>", "max")
     assert "<i>" not in html
     assert "<b>" not in html
+
+
+WORKS = EnvoyProgress(name="a", state="works", task="train", step=120, total=400, values={"loss": 0.5})
+NOW = LiveRound(
+    live=3,
+    rounds=20,
+    seconds=41.2,
+    seconds_left=720,
+    envoys=[WORKS, EnvoyProgress(name="b", state="done"), EnvoyProgress(name="c", state="offline", since=1e9)],
+)
+
+
+def test_the_line_that_moves_says_who_does_what_and_how_long_it_takes():
+    since = time.strftime("%H:%M:%S", time.localtime(1e9))
+    assert live_sentence(NOW) == (
+        f"round 3 of 20, 41 s: a train 120/400 (loss 0.500), b done, c offline since {since}; about 12 min 00 s left"
+    )
+    validates = EnvoyProgress(name="a", state="works", task="aggregated_model_validate", step=7)
+    many = [validates, EnvoyProgress(name="b", state="works"), *[EnvoyProgress(name="c", state="refused")] * 5]
+    last = LiveRound(live=20, rounds=20, seconds=1, seconds_left=3, envoys=many, others=480)
+    assert live_sentence(last) == (
+        "round 20 of 20, 1.0 s: a validate 7, b at work, c refused, c refused, c refused, 482 more"
+    )
+    nobody = LiveRound(live=0, rounds=2, seconds=0, seconds_left=None, envoys=[])
+    assert live_sentence(nobody) == "round 0 of 2, 0.0 s: nobody has a task"
+
+
+def test_a_screen_of_100_columns_has_room_for_the_table(capsys):
+    metrics = {f"metric number {number}": 1303085009.707 for number in range(20)}
+    show_progress([record(0, train={"loss": 2.0}, accuracy=0.25, loss=1303085009.707, **metrics)], *EXPERIMENT)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert lines[1].split() == ["0", "0.250", "1.3e+09", "2.000", "2", "of", "3", "1.2", "s", "2.50", "MB"]
+
+
+def test_in_a_pipe_no_line_moves(capsys):
+    show_progress([NOW, RECORDS[0], NOW], *EXPERIMENT)
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_in_a_terminal_the_line_is_replaced_and_gone_at_the_end(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setenv("COLUMNS", "50")
+    show_progress(
+        [NOW, NOW, RECORDS[0], NOW, Waits(waits="b is offline"), Ended(status="finished", error="")], *EXPERIMENT
+    )
+    moving = "\r\x1b[K" + live_sentence(NOW)[:46] + "..."
+    assert len(moving) == len("\r\x1b[K") + 49
+    written = sys.stdout.getvalue()
+    assert written.startswith(moving + moving + "\r\x1b[K     round")
+    assert written.endswith(moving + "\r\x1b[Kexperiment 'toy' waits: b is offline\n")
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"counted": 1, "refused": {"b": "NaN"}, "missing": ["c"]}, "1 of 3"),
+        ({"envoys": {"a": {}, "b": {}}, "refused": {}, "missing": []}, "2 of 2"),
+        ({}, None),
+    ],
+)
+def test_a_round_says_how_many_updates_counted(record, said):
+    assert updates_that_counted(record) == said

@@ -1,0 +1,45 @@
+"""What the envoys of an experiment do at the moment, as far as they report it."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from openfl_audio.protocol.messages import ProgressReport
+
+# Between two reports of an envoy: while somebody looks, and while nobody does.
+WATCHED_SECONDS, UNWATCHED_SECONDS = 1.0, 10.0
+# Somebody who asked for the state of an experiment may ask again.
+LOOK_SECONDS = 30.0
+
+
+class Live:
+    """The last reports of an experiment's envoys, in memory only."""
+
+    def __init__(self) -> None:
+        self._reports: dict[str, ProgressReport] = {}
+        self._watchers = 0
+        self._looked = -LOOK_SECONDS
+
+    def note(self, report: ProgressReport) -> float:
+        """Keep a report, and return after how many seconds the next one is welcome."""
+        self._reports[report.envoy] = report
+        is_seen = self._watchers or time.monotonic() - self._looked < LOOK_SECONDS
+        return WATCHED_SECONDS if is_seen else UNWATCHED_SECONDS
+
+    def of(self, envoy: str, round_number: int) -> ProgressReport | None:
+        """Return the last report of `envoy` on a round, if there is one."""
+        report = self._reports.get(envoy)
+        return report if report is not None and report.round == round_number else None
+
+    def looked(self) -> None:
+        """Note that somebody has asked for the state of the experiment."""
+        self._looked = time.monotonic()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Note that somebody watches for as long as the block lasts."""
+        self._watchers += 1
+        try:
+            yield
+        finally:
+            self._watchers -= 1

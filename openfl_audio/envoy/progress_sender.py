@@ -1,0 +1,86 @@
+"""A worker's thread that tells the director how far its task is: one small message a second at most."""
+
+import contextlib
+import logging
+import math
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import grpc
+import psutil
+
+from openfl_audio.errors import WireError
+from openfl_audio.node.progress import Progress, current
+from openfl_audio.protocol.messages import MAX_VALUES, ProgressReport, Reported, decode_answer, encode
+from openfl_audio.protocol.wire import RoundsStub
+
+logger = logging.getLogger(__name__)
+
+Reports = Literal["nothing", "steps", "losses"]
+SECONDS = 1.0
+# A message that takes longer is given up, and the next one comes after as long.
+TIMEOUT_SECONDS = 5.0
+# Without news an envoy that works is heard of so often.
+QUIET_SECONDS = 10.0
+
+
+class ProgressSender:
+    """Sends the progress of this process's task for as long as the process lives.
+
+    What leaves is chosen by `reports`: with "steps" the task, its step, the memory that the process holds; with
+    "losses" also the values that the task reports.
+    """
+
+    def __init__(self, channel: grpc.Channel, envoy: str, experiment: str, reports: Reports) -> None:
+        self._rounds = RoundsStub(channel)
+        self._envoy, self._experiment, self._reports = envoy, experiment, reports
+        self._process = psutil.Process()
+
+    def start(self) -> None:
+        """Start the thread, unless nothing is to be sent. It ends with the process."""
+        if self._reports != "nothing":
+            threading.Thread(target=self._run, daemon=True, name="progress").start()
+
+    def _run(self) -> None:
+        sent, sent_at, pause = Progress(), 0.0, SECONDS
+        while True:
+            time.sleep(pause)
+            progress = current()
+            if not progress.task or (progress is sent and time.monotonic() - sent_at < QUIET_SECONDS):
+                continue
+            try:
+                pause = self._send(progress)
+            # A task must go on whatever happens here, and its next step may be told as well.
+            except (grpc.RpcError, WireError, ValueError, TypeError, RuntimeError, psutil.Error) as error:
+                logger.debug("progress was not sent: %s", error)
+                pause = TIMEOUT_SECONDS
+            sent, sent_at = progress, time.monotonic()
+
+    def _send(self, progress: Progress) -> float:
+        """Send the progress, and return after how many seconds the director would like to hear more."""
+        report = ProgressReport(
+            experiment=self._experiment,
+            envoy=self._envoy,
+            round=progress.round_number,
+            task=progress.task,
+            seconds=time.monotonic() - progress.began,
+            step=progress.step,
+            total=progress.total,
+            values=numbers(progress.values) if self._reports == "losses" else {},
+            memory_bytes=self._process.memory_info().rss,
+        )
+        answer = self._rounds.report_progress(encode(report), timeout=TIMEOUT_SECONDS)
+        return max(SECONDS, decode_answer(answer, Reported).seconds)
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return those of the values that are finite numbers."""
+    found = {}
+    for name, value in list(values.items())[:MAX_VALUES]:
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):
+            number = float(value)
+            if math.isfinite(number):
+                found[name] = number
+    return found

@@ -1,0 +1,83 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from openfl_audio.envoy.progress_sender import numbers
+from openfl_audio.node.progress import CountedData, begin_task, counted, current, report
+from openfl_audio.protocol.messages import MAX_VALUES
+
+
+@pytest.fixture(autouse=True)
+def task() -> Any:
+    begin_task("train", 3)
+    yield
+    begin_task("", 3)
+
+
+def test_a_loader_reports_the_steps_that_are_taken_from_it():
+    loader = counted(DataLoader(TensorDataset(torch.arange(10)), batch_size=3))
+    seen = [(current().step, current().total, batch[0].tolist()) for batch in loader]
+    assert seen == [(0, 4, [0, 1, 2]), (1, 4, [3, 4, 5]), (2, 4, [6, 7, 8]), (3, 4, [9])]
+    assert current()[:2] + current()[3:5] == ("train", 3, 4, 4)
+
+
+def test_a_counted_loader_is_the_same_object_and_draws_the_same_batches():
+    class Special(DataLoader):
+        pass
+
+    def batches(loader: DataLoader) -> list[list[int]]:
+        torch.manual_seed(0)
+        return [batch[0].tolist() for batch in loader]
+
+    loader = Special(TensorDataset(torch.arange(10)), batch_size=3, shuffle=True)
+    plain = batches(loader)
+    again = counted(counted(loader))
+    assert again is loader
+    assert isinstance(again, Special)
+    assert type(again).__name__ == "Special"
+    assert batches(again) == plain
+    assert batches(again) == plain
+
+
+def test_of_a_loader_without_a_length_the_steps_are_counted():
+    class Endless(IterableDataset):
+        def __iter__(self) -> Any:
+            return iter(range(4))
+
+    loader = iter(counted(DataLoader(Endless(), batch_size=2)))
+    next(loader), next(loader)
+    assert current()[3:5] == (1, None)
+
+
+def test_both_loaders_of_a_data_interface_count_and_others_are_as_they_were():
+    class Data:
+        train, valid = DataLoader(TensorDataset(torch.arange(2))), [1, 2, 3]
+
+        def get_train_loader(self) -> Any:
+            return self.train
+
+        def get_valid_loader(self) -> Any:
+            return self.valid
+
+    data = CountedData(Data())
+    for _ in data.get_train_loader():
+        assert current().total == 2
+    assert data.get_valid_loader() is Data.valid
+
+
+def test_a_report_holds_no_graph_and_what_is_no_number_is_not_sent():
+    report(
+        2, 5, loss=torch.tensor(0.25, requires_grad=True) * 2, lr=1e-3, note="warm", bad=math.nan, many=torch.ones(3)
+    )
+    assert not current().values["loss"].requires_grad
+    assert numbers(current().values) == {"loss": 0.5, "lr": 1e-3}
+    assert len(numbers({str(number): number for number in range(99)})) == MAX_VALUES
+
+
+def test_the_next_task_begins_without_steps():
+    report(5, 7)
+    begin_task("validate", 4)
+    assert (current().task, current().round_number, current().step, current().total) == ("validate", 4, 0, None)
