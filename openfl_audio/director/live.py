@@ -43,3 +43,32 @@ class Live:
             yield
         finally:
             self._watchers -= 1
+
+
+class Clock:
+    """Measures what each envoy's part of a round took: the download of the model, its tasks, and the upload."""
+
+    def __init__(self) -> None:
+        self._spans: dict[str, dict[str, tuple[float, float]]] = {}
+
+    def restart(self) -> None:
+        """Forget the round before; what of it is still on its way is not measured."""
+        self._spans = {}
+
+    @contextmanager
+    def measure(self, envoy: str, part: str) -> Iterator[None]:
+        """Measure a block that is a "download" or an "upload" of an envoy. Of a repeated one the last counts."""
+        spans, began = self._spans, time.monotonic()
+        yield
+        spans.setdefault(envoy, {})[part] = began, time.monotonic()
+
+    def seconds(self) -> dict[str, dict[str, float]]:
+        """Return seconds by envoy and part; "tasks" is what lies between download and upload."""
+        return {envoy: _seconds(spans) for envoy, spans in sorted(self._spans.items())}
+
+
+def _seconds(spans: dict[str, tuple[float, float]]) -> dict[str, float]:
+    seconds = {part: end - began for part, (began, end) in spans.items()}
+    if "download" in spans and "upload" in spans:
+        seconds["tasks"] = max(0.0, spans["upload"][0] - spans["download"][1])
+    return {part: round(value, 4) for part, value in seconds.items()}

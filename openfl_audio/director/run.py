@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from enum import Enum
 
 from openfl_audio.director.calls import Transfers
-from openfl_audio.director.live import Live
+from openfl_audio.director.live import Clock, Live
 from openfl_audio.director.notification import Changes
 from openfl_audio.director.run_folder import RunFolder, Status
 from openfl_audio.director.shortage import RETRY_SECONDS, Lacks, telling_lack
@@ -38,6 +38,7 @@ class Run:
         lacks: what the director lacks at the moment, and the experiment waits for.
         transfers: open transfers of the experiment's models and updates.
         live: what the envoys do at the moment.
+        clock: what their parts of the round took.
         answered: notified when an envoy has answered, or will not answer in this round.
         news: notified when there is something new for those who follow the history.
     """
@@ -51,7 +52,7 @@ class Run:
         self.rounds.registered = self.state.registered
         self.envoys = {*self.state.members, *self.state.departed}
         self.transfers = Transfers()
-        self.live = Live()
+        self.live, self.clock = Live(), Clock()
         # Apart: with hundreds of envoys, what concerns one of them must not wake hundreds.
         self.answered = Changes()
         self.news = Changes()

@@ -224,6 +224,7 @@ class Scheduler:
         if resumed is not None:
             await self._retry(self._intake.recount)
         self._intake.n_bytes = self.n_bytes = 0
+        self._run.clock.restart()
         self._run.open_round()
 
     async def _wait_until_complete(self) -> None:
@@ -242,6 +243,7 @@ class Scheduler:
             "seconds": round(self.seconds_open, 4),
             "bytes_up": self._intake.n_bytes,
             "bytes_down": self.n_bytes,
+            "timings": self._run.clock.seconds(),
         }
         for name in self._rounds.better_scores():
             await self._retry(lambda: self._folder.link_model(name))  # noqa: B023

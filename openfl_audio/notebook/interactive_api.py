@@ -48,7 +48,7 @@ from openfl_audio.protocol.plan import (
     name_of_best,
 )
 from openfl_audio.protocol.tensors import file_chunks
-from openfl_audio.training.history import to_frame
+from openfl_audio.training.history import per_envoy, to_frame
 
 __all__ = [
     "Aggregation",
@@ -289,6 +289,14 @@ class FLExperiment(openfl_experiment.FLExperiment):
         """Return the rounds so far, a row for each. Its columns: see `watch`."""
         records = self.federation.dir_client.read_history(self.experiment_name)
         return to_frame([without_envoys(record) for record in records])
+
+    def per_envoy(self) -> pd.DataFrame:
+        """Return the rounds so far, a row for each envoy and round: metrics, seconds, and why an update did not count.
+
+        Its columns: see `training.history.per_envoy`. `per_envoy().pivot(index="round", columns="envoy",
+        values="accuracy").plot()` draws a curve for each envoy.
+        """
+        return per_envoy(self.federation.dir_client.read_history(self.experiment_name))
 
     def stop(self) -> None:
         """End the experiment. Its history and models stay, and `resume` continues it."""

@@ -37,7 +37,8 @@ def without_envoys(record: Record) -> Record:
 
     They are not shown, and with hundreds of envoys fill the memory.
     """
-    return {key: value for key, value in record.items() if key != "envoys"} | {"counted": len(record["envoys"])}
+    kept = {key: value for key, value in record.items() if key not in ("envoys", "timings")}
+    return kept | {"counted": len(record["envoys"])}
 
 
 def show_progress(

@@ -158,6 +158,7 @@ class RoundRecord(Answer):
         seconds: how long the round was open.
         bytes_up: bytes that all envoys together have sent.
         bytes_down: bytes that all envoys together have received.
+        timings: seconds of each envoy for "download", "tasks" and "upload", as far as they were measured.
     """
 
     round: int
@@ -171,6 +172,7 @@ class RoundRecord(Answer):
     seconds: float
     bytes_up: int
     bytes_down: int
+    timings: dict[str, dict[str, float]] = {}  # version 0.1.0 has none
 
 
 class Waits(Answer):

@@ -1,6 +1,6 @@
 """The records of an experiment's rounds as a table, as sentences and as scores."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -34,6 +34,30 @@ def table_row(record: Record) -> dict[str, Any]:
     row = {"round": record["round"], **metrics, **trained, "seconds": record["seconds"], "sent": record["bytes_up"]}
     sentences = note_sentences(record)
     return row | ({NOTES: "; ".join(sentences)} if sentences else {})
+
+
+def per_envoy(records: Iterable[Record]) -> pd.DataFrame:
+    """Return a table with a row for each envoy and round.
+
+    Its columns are `round`, `envoy`, whether its update counted ("counted", "refused" or "missing") and `why` not, then
+    as far as they are known its metrics of validation and of training (`train ...`), the `train size` and `size` that
+    they are means over, and the seconds that its `download`, `tasks` and `upload` took.
+    """
+    rows = [row for record in records for row in _envoy_rows(record)]
+    return pd.DataFrame(rows, columns=list(dict.fromkeys(name for row in [*_NO_ROW, *rows] for name in row)))
+
+
+_NO_ROW: list[dict[str, Any]] = [{"round": 0, "envoy": "", "state": "", "why": ""}]
+
+
+def _envoy_rows(record: Record) -> Iterator[dict[str, Any]]:
+    why = record.get("refused", {}) | dict.fromkeys(record.get("missing", []), "no answer when the round closed")
+    for envoy in sorted({*record["envoys"], *why}):
+        state = "counted" if envoy not in why else "refused" if envoy in record["refused"] else "missing"
+        results = record["envoys"].get(envoy, {})
+        metrics = results.get(VALIDATE, {}) | {f"train {name}": value for name, value in results.get(TRAIN, {}).items()}
+        seconds = record.get("timings", {}).get(envoy, {})
+        yield {"round": record["round"], "envoy": envoy, "state": state, "why": why.get(envoy, "")} | metrics | seconds
 
 
 def note_sentences(record: Record) -> list[str]:

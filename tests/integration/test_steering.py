@@ -129,6 +129,11 @@ def test_an_operator_drops_an_envoy_stops_and_deletes_what_others_started(make, 
     # From 2.5 on envoy 'b' alone adds its three points a round.
     assert history["slope"].tolist() == [0, 2.5, 5.5, 8.5]
 
+    by_envoy = experiment.per_envoy().set_index(["round", "envoy"])
+    assert by_envoy.loc[(1, "a"), ["state", "why"]].tolist() == ["refused", f"was dropped by operator '{OPERATOR}'"]
+    assert by_envoy.loc[(1, "b"), ["state", "size", "slope", "train loss"]].tolist() == ["counted", 3, 2.5, 3]
+    assert by_envoy.loc[(1, "b"), ["download", "tasks", "upload"]].between(0, 60, inclusive="right").all()
+
     monitor = FLExperiment(connect(running, MONITOR)).attach(experiment.experiment_name)
     assert monitor.history.equals(experiment.history)
     with pytest.raises(DirectorError, match=f"that of monitor '{MONITOR}', this call is for notebook users and oper"):

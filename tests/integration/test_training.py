@@ -71,7 +71,7 @@ def train(mode: str, corpus: Path, out: Path, *arguments: str) -> dict[str, Any]
 def history_of(out: Path) -> list[dict[str, Any]]:
     """Return a run's records without what a clock or the network says."""
     records = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
-    return [{key: r[key] for key in r if key not in ("seconds", "bytes_up", "bytes_down")} for r in records]
+    return [{key: r[key] for key in r if key not in ("seconds", "bytes_up", "bytes_down", "timings")} for r in records]
 
 
 def last_model(folder: Path) -> Tensors:

@@ -102,11 +102,13 @@ class RoundsService:
     async def get_model(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
         """Answer with this round's global model for an envoy, or a kept one for a user, in chunks."""
         message = await parse(context, request, ModelRequest)
+        measuring: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         with self._downloads.chunk_sizes() as sizes:
             if message.envoy is not None:
                 name = await self.gate.envoy(context, message.envoy)
                 experiment = await find_envoys_experiment(self.director, context, message.experiment, name)
                 chunks, peer = experiment.scheduler.global_model(sizes), name
+                measuring = experiment.clock.measure(name, "download")
             else:
                 experiment = await find_persons_experiment(self.director, self.gate, context, message.experiment)
                 try:
@@ -114,7 +116,7 @@ class RoundsService:
                 except WireError as error:
                     await refuse(context, grpc.StatusCode.NOT_FOUND, str(error))
                 peer = f"user '{experiment.owner}'"
-            with experiment.transfers.open("download", peer), contextlib.closing(chunks):
+            with measuring, experiment.transfers.open("download", peer), contextlib.closing(chunks):
                 async for chunk in without_blocking(chunks):
                     yield chunk
 
@@ -131,7 +133,8 @@ class RoundsService:
             experiment = await find_envoys_experiment(self.director, context, sender.experiment, name)
             experiment.intake.n_bytes += len(packed)
             async with self._with_credit(chunks, context) as data:
-                counted = await experiment.intake.receive(sender, header, data)
+                with experiment.clock.measure(name, "upload"):
+                    counted = await experiment.intake.receive(sender, header, data)
         except (WireError, TensorFormatError, UpdateRefusedError) as error:
             await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except BrokenUploadError as error:

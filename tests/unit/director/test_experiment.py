@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from openfl_audio.director.live import UNWATCHED_SECONDS, WATCHED_SECONDS, Live
+from openfl_audio.director.run import Phase
 from openfl_audio.director.run_folder import RunFolder, Status
 from openfl_audio.protocol.messages import (
     EnvoyProgress,
@@ -431,3 +432,25 @@ def test_envoys_report_less_often_while_nobody_looks(monkeypatch):
     assert live.note(report) == UNWATCHED_SECONDS
     live.looked()
     assert live.note(report) == WATCHED_SECONDS
+
+
+def test_what_an_envoys_part_of_a_round_took_is_in_its_record(tmp_path):
+    experiment = make_experiment(tmp_path, rounds=1, members="a")
+
+    async def story() -> None:
+        with experiment.clock.measure("a", "upload"):
+            pass  # of the round before
+        await until(lambda: experiment.phase is Phase.OPEN)
+        with experiment.clock.measure("a", "download"):
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.02)
+        with experiment.clock.measure("a", "upload"):
+            await answer(experiment, "a")
+        await serve(experiment, "a")
+
+    play(experiment, story())
+    first, second = experiment.folder.history
+    assert first["timings"]["a"].keys() == {"download", "tasks", "upload"}
+    assert first["timings"]["a"]["download"] >= 0.01
+    assert first["timings"]["a"]["tasks"] >= 0.02
+    assert second["timings"] == {}
