@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
 from openfl_audio.address import check_host
@@ -16,6 +16,7 @@ from openfl_audio.text import read_text
 Host = Annotated[str, AfterValidator(check_host)]
 # More faults than these are told after they are mended.
 MAX_FAULTS = 5
+SECONDS_PER_DAY = 86_400
 
 
 class Settings(BaseModel):
@@ -31,6 +32,20 @@ class Settings(BaseModel):
         if field.annotation in (Path, Path | None) and isinstance(value, str):
             return ((info.context or {})["folder"] / Path(value).expanduser()).resolve()
         return value
+
+
+class Retention(Settings):
+    """How many experiments that have ended are kept, and for how many days; without a number, all of them."""
+
+    experiments: int | None = Field(default=None, ge=0)
+    days: float | None = Field(default=None, ge=0)
+
+    def outdated(self, ended: Mapping[str, float], now: float) -> list[str]:
+        """Return the names of experiments that are not to be kept, of those that `ended` at these times (seconds)."""
+        newest_first = sorted(ended, key=lambda name: ended[name], reverse=True)
+        too_many = newest_first[self.experiments :] if self.experiments is not None else []
+        oldest = float("-inf") if self.days is None else now - self.days * SECONDS_PER_DAY
+        return [name for name in newest_first if name in too_many or ended[name] < oldest]
 
 
 Model = TypeVar("Model", bound=BaseModel)

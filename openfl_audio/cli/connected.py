@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -85,3 +86,8 @@ def shorten(error: str) -> str:
 def printable(text: str) -> str:
     """Return `text` without what would steer a terminal: an error has what an envoy's process wrote."""
     return "".join(character if character.isprintable() or character == "\n" else " " for character in text)
+
+
+def moment(seconds: float) -> str:
+    """Return a moment of the clock as people read it here."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else ""

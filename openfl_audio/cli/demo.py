@@ -25,10 +25,17 @@ class Demo(Command):
         None,
     )
     out: Path = option("folder of the run", Path("runs/demo"))
+    keep: bool = option("leave director and envoys running, to look and play", False)
+    stop: bool = option("only end the director and the envoys that an earlier demo in this folder has left", False)
 
     def run(self) -> None:
         # Three envoys on a small machine: threads beyond the cores would only wait for each other.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+        if self.stop:
+            from openfl_audio.experiments.local_federation import stop_left_over
+
+            print(f"ended {stop_left_over(self.out.resolve())} processes of {self.out}")
+            return
         from openfl_audio.testing.demo import report, run_demo
 
-        report(self.workload, run_demo(self.workload, self.data, self.out), self.out)
+        report(self.workload, run_demo(self.workload, self.data, self.out, keep=self.keep), self.out)

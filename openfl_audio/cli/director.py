@@ -1,5 +1,6 @@
 """`openfl-audio director`: the director of a federation."""
 
+import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -26,3 +27,53 @@ class Director(Command):
 
         settings = load_settings(self.config, DirectorFile, dict(map(parse_change, self.set_))).settings
         run(settings, tls=not self.disable_tls)
+
+
+class CheckDirector(Command):
+    """Check a director's settings, and say what lies on its disk.
+
+    Nothing is changed: a director may work there. The certificate is checked, experiments are listed with the bytes
+    that they take, and those that the setting `retention` would remove are named.
+    """
+
+    example: ClassVar[str] = "openfl-audio check director -c director/director_config.yaml"
+
+    config: Path = option("YAML file of the settings", short="-c", metavar="FILE")
+    set_: list[str] = changes_option("settings.retention.days=30")
+    disable_tls: bool = option("the director runs without certificates", False)
+
+    def run(self) -> None:
+        from openfl_audio.cli.connected import moment, print_tables, table_of
+        from openfl_audio.director.check import free_bytes, stored_experiments
+        from openfl_audio.director.server import DirectorFile
+        from openfl_audio.protocol.certificates import load_credentials, names_of, owner_of
+
+        settings = load_settings(self.config, DirectorFile, dict(map(parse_change, self.set_))).settings
+        if not self.disable_tls:
+            certificate = load_credentials(settings.certificates, "director").certificate
+            names = ", ".join(names_of(certificate))
+            print(f"the certificate is for {names}, until {moment(owner_of(certificate)[1])}")
+        if not settings.runs.exists():
+            print(f"{settings.runs} does not exist yet: the first start makes it")
+            return
+        stored = list(stored_experiments(settings.runs))
+        ended = {each.name: each.ended for each in stored if each.has_ended}
+        outdated = settings.retention.outdated(ended, time.time())
+        rows = [
+            [
+                each.name,
+                each.owner,
+                each.status,
+                moment(each.ended),
+                f"{each.n_bytes / 1e6:.1f} MB",
+                "removed" if each.name in outdated else "kept",
+            ]
+            for each in stored
+        ]
+        columns = ("name", "owner", "status", "ended or submitted", "on disk", "by retention")
+        total = sum(each.n_bytes for each in stored)
+        print_tables(
+            table_of("Experiments", columns, rows),
+            f"{len(stored)} experiments take {total / 1e6:.1f} MB in {settings.runs}; "
+            f"{free_bytes(settings.runs) / 1e9:.1f} GB are free there",
+        )

@@ -28,7 +28,10 @@ TREE: Group = (
     {
         "director": "director.Director",
         "envoy": "envoy.Envoy",
-        "check": ("Look at settings before something runs.", {"envoy": "envoy.CheckEnvoy"}),
+        "check": (
+            "Look at settings before something runs.",
+            {"director": "director.CheckDirector", "envoy": "envoy.CheckEnvoy"},
+        ),
         "experiments": "status.Experiments",
         "show": "steering.Show",
         "watch": "steering.Watch",

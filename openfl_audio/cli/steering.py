@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.table import Table
 
-from openfl_audio.cli.connected import Connected, print_json, print_tables, shorten, table_of
+from openfl_audio.cli.connected import Connected, moment, print_json, print_tables, shorten, table_of
 from openfl_audio.cli.options import argument, option
 from openfl_audio.errors import SettingsError
 from openfl_audio.files import replacing
@@ -216,8 +216,3 @@ def tables_of(details: dict[str, Any]) -> list[Table | str]:
     rounds = table_of("Rounds", columns, (shown_row(record, columns) for record in records))
     said = [f"round {record['round']}: {sentence}" for record in records for sentence in note_sentences(record)]
     return [state, *([rounds] if records else []), *said]
-
-
-def moment(seconds: float) -> str:
-    """Return a moment of the clock as people here read it."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else ""

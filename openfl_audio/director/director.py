@@ -12,6 +12,7 @@ from pathlib import Path
 
 from openfl.protocols import director_pb2
 
+from openfl_audio.config import Retention
 from openfl_audio.director.authorization import Caller
 from openfl_audio.director.experiment import Experiment
 from openfl_audio.director.notification import Changes
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 # After a notebook has called, envoys keep a spare worker for this long: its libraries take seconds to load.
 PRESTART_SECONDS = 900.0
 LOOK_SECONDS = 30.0
+# Between two looks for experiments that are not to be kept.
+RETENTION_SECONDS = 60.0
 # Envoys that are named where an experiment waits for many.
 MOST_REASONS = 5
 SUBMISSION = ".submission-"
@@ -257,6 +260,21 @@ class Director:
         (self.runs / name).rename(leftover)
         logger.info("experiment '%s' is deleted by %s", name, who)
         await asyncio.to_thread(shutil.rmtree, leftover)
+
+    async def retain(self, retention: Retention) -> None:
+        """Delete experiments that have ended and are not to be kept, now and then, for ever."""
+        while True:
+            ended = {
+                name: experiment.state.ended_at or experiment.state.submitted
+                for name, experiment in self.experiments.items()
+                if experiment.ended
+            }
+            for name in retention.outdated(ended, time.time()):
+                try:
+                    await self.delete(name, "the director's setting `retention`")
+                except (SteeringError, OSError) as error:
+                    logger.warning("experiment '%s' is not deleted: %s", name, error)
+            await asyncio.sleep(RETENTION_SECONDS)
 
     async def _ended(self, name: str, advice: str) -> Experiment:
         """Return an experiment that has ended, once nothing works on it any more.

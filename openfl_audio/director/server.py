@@ -12,7 +12,7 @@ from openfl.protocols import aggregator_pb2_grpc, director_pb2_grpc
 from pydantic import Field
 
 from openfl_audio.address import DEFAULT_PORT, join_address
-from openfl_audio.config import Host, Settings
+from openfl_audio.config import Host, Retention, Settings
 from openfl_audio.director.authorization import Gate
 from openfl_audio.director.calls import OpenCalls
 from openfl_audio.director.director import Director
@@ -63,6 +63,7 @@ class DirectorSettings(Settings):
     # Only TLS needs them.
     certificates: Path | None = None
     runs: Path
+    retention: Retention = Retention()
 
 
 class DirectorFile(Settings):
@@ -89,7 +90,12 @@ async def serve(settings: DirectorSettings, credentials: Credentials | None, max
         await server.start()
         how = "with TLS" if credentials else "without TLS: any client may connect"
         logger.info("director listens on %s %s", address, how)
-        watches = calls.watch(), connections.watch(), end_silent_lines(max_connections(max_files))
+        watches = (
+            calls.watch(),
+            connections.watch(),
+            end_silent_lines(max_connections(max_files)),
+            director.retain(settings.retention),
+        )
         watching = [asyncio.create_task(watch) for watch in watches]
         await stopped.wait()
         for task in watching:

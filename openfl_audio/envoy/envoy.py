@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +21,7 @@ from openfl.interface.interactive_api.shard_descriptor import ShardDescriptor
 from openfl.protocols import director_pb2, director_pb2_grpc
 
 from openfl_audio.address import join_address, route_to
+from openfl_audio.config import Retention
 from openfl_audio.envoy.job import Job
 from openfl_audio.envoy.keeper import STOP_SECONDS as WORKER_STOP_SECONDS
 from openfl_audio.envoy.rounds_client import REFUSALS, RETRY_SECONDS, wait_to_repeat
@@ -177,6 +178,8 @@ class Envoy:
         """Remove what was downloaded for an experiment; its log and its clients' state stay."""
         if NAME.fullmatch(experiment):
             remove_download(self._folder / experiment)
+        running = self._running.experiment if self._running else ""
+        remove_outdated(self._folder, self.settings.retention, {experiment, running})
 
     def _tidy_up(self) -> None:
         """Remove what an envoy that was killed had downloaded, and keep the rest from other users of the machine."""
@@ -184,6 +187,7 @@ class Envoy:
             self._folder.chmod(0o700)
             for folder in filter(Path.is_dir, self._folder.iterdir()):
                 remove_download(folder)
+            remove_outdated(self._folder, self.settings.retention, set())
 
     @property
     def _folder(self) -> Path:
@@ -308,6 +312,15 @@ def remove_download(folder: Path) -> None:
     """Remove an experiment's code and pickles from its folder: they are downloaded whenever it is run."""
     shutil.rmtree(folder / WORKSPACE, ignore_errors=True)
     (folder / ARCHIVE).unlink(missing_ok=True)
+
+
+def remove_outdated(folder: Path, retention: Retention, kept: Container[str]) -> None:
+    """Remove logs and state of experiments that are not to be kept, save for those of `kept`."""
+    folders = [path for path in folder.glob("*") if path.is_dir() and path.name not in kept]
+    ended = {path.name: path.stat().st_mtime for path in folders}
+    for name in retention.outdated(ended, time.time()):
+        logger.info("experiment '%s' is not kept any longer", name)
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def end_of(log: Path, start: int) -> str:

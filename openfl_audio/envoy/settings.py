@@ -14,7 +14,7 @@ from openfl.interface.interactive_api.shard_descriptor import ShardDescriptor
 from pydantic import Field
 
 from openfl_audio.address import DEFAULT_PORT, join_address
-from openfl_audio.config import Host, Settings
+from openfl_audio.config import Host, Retention, Settings
 from openfl_audio.errors import SettingsError
 from openfl_audio.protocol.certificates import load_credentials
 from openfl_audio.protocol.wire import channel_credentials, open_channel
@@ -39,6 +39,8 @@ class EnvoySettings(Settings):
     # What leaves the site while a task runs, besides the update that it ends with: nothing; its steps and the memory
     # that it holds; or also losses that it reports.
     reports: Literal["nothing", "steps", "losses"] = "losses"
+    # Of experiments that run here no more, logs and what tasks keep from round to round.
+    retention: Retention = Retention()
 
 
 class ShardDescriptorSettings(Settings):

@@ -28,6 +28,21 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def stop_left_over(folder: Path) -> int:
+    """End the director and the envoys of an earlier federation in `folder`, and return how many processes there were.
+
+    Such are left by a process that was killed itself, and by `LocalFederation.leave`.
+    """
+    settings = str(folder / "settings") + os.sep
+    left = [p for p in psutil.process_iter(["cmdline"]) if any(a.startswith(settings) for a in p.info["cmdline"] or ())]
+    for process in left:
+        process.terminate()
+    _, alive = psutil.wait_procs(left, timeout=STOP_SECONDS)
+    for process in alive:
+        process.kill()
+    return len(left)
+
+
 class LocalFederation:
     """A context manager; `folder` gets settings, logs and what director and envoys write.
 
@@ -53,17 +68,9 @@ class LocalFederation:
     def __exit__(self, *_: object) -> None:
         self.stop(*reversed(self._processes))
 
-    def stop_left_over(self) -> None:
-        """End the director and the envoys of an earlier run in this folder that was killed itself."""
-        settings = str(self.folder / "settings") + os.sep
-        left = [
-            p for p in psutil.process_iter(["cmdline"]) if any(a.startswith(settings) for a in p.info["cmdline"] or ())
-        ]
-        for process in left:
-            process.terminate()
-        _, alive = psutil.wait_procs(left, timeout=STOP_SECONDS)
-        for process in alive:
-            process.kill()
+    def leave(self) -> None:
+        """Let director and envoys run on when the block ends; `stop_left_over` ends them."""
+        self._processes.clear()
 
     def start_director(self) -> None:
         """Start the director, which keeps its runs in `folder`."""

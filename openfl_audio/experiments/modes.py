@@ -10,7 +10,7 @@ from openfl.interface.interactive_api.shard_descriptor import ShardDescriptor
 
 from openfl_audio.envoy.settings import ShardDescriptorSettings, build_shard_descriptor
 from openfl_audio.errors import SettingsError
-from openfl_audio.experiments.local_federation import LocalFederation
+from openfl_audio.experiments.local_federation import LocalFederation, stop_left_over
 from openfl_audio.experiments.progress import RunProgress
 from openfl_audio.notebook.interactive_api import Federation, FLExperiment
 from openfl_audio.protocol.certificates import write_certificates
@@ -147,7 +147,7 @@ def federate(clients: Clients, out: Path, progress: RunProgress) -> dict[str, to
     if not certificates.exists():
         write_certificates(certificates, director_hosts=["127.0.0.1"], envoys=clients.names, users=[USER])
     with LocalFederation(out, certificates, USER) as local:
-        local.stop_left_over()
+        stop_left_over(local.folder)
         local.start_director()
         for name in clients.names:
             local.start_envoy(name, clients.shard(name).model_dump())

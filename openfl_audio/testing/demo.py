@@ -17,7 +17,7 @@ from pathlib import Path
 import papermill
 
 from openfl_audio.errors import StartError
-from openfl_audio.experiments.local_federation import LocalFederation
+from openfl_audio.experiments.local_federation import LocalFederation, stop_left_over
 from openfl_audio.files import write_result
 from openfl_audio.protocol.certificates import write_certificates
 from openfl_audio.testing.corpora.fsd50k import make_fsd50k
@@ -34,7 +34,7 @@ from workspaces.hubert_codebooks.targets import make_targets
 NOTEBOOKS = Path(__file__).with_name("notebooks")
 ENVOYS = ("envoy_1", "envoy_2", "envoy_3")
 EVALUATOR = "evaluation"
-USER = "scientist"
+USER, OPERATOR = "scientist", "operator"
 READY_SECONDS = 120
 TARGETS, CLUSTERS = "federated-mfcc39-50", 50
 SMALL_SUDORMRF = {
@@ -238,18 +238,24 @@ WORKLOADS = {
 }
 
 
-def run_demo(workload: str, data: Path | None, out: Path, **parameters: object) -> dict:
-    """Run the demo into the folder `out` and return what its result.json holds. `parameters` are the notebook's."""
+def run_demo(workload: str, data: Path | None, out: Path, keep: bool = False, **parameters: object) -> dict:
+    """Run the demo into the folder `out` and return what its result.json holds. `parameters` are the notebook's.
+
+    With `keep` director and envoys run on, until `stop_left_over(out)` or the next demo in this folder ends them.
+    """
     began = time.monotonic()
     chosen = WORKLOADS[workload]
     out = out.resolve()
+    stop_left_over(out)
     set_earlier_run_aside(out)
     # What is prepared of other recordings has a folder of its own.
     corpus = chosen.corpus.name if data is None else f"{chosen.corpus.name}-{data.resolve().name}"
     data = chosen.corpus.prepare(out.with_name(f"{out.name}-{corpus}"), data and data.resolve())
     shards = chosen.corpus.shards(data)
     certificates = out / "certificates"
-    write_certificates(certificates, director_hosts=["127.0.0.1"], envoys=list(shards), users=[USER])
+    write_certificates(
+        certificates, director_hosts=["127.0.0.1"], envoys=list(shards), users=[USER], operators=[OPERATOR]
+    )
 
     with LocalFederation(out, certificates, USER) as federation:
         logs = out / "logs"
@@ -272,6 +278,9 @@ def run_demo(workload: str, data: Path | None, out: Path, **parameters: object) 
             **parameters,
         }
         execute_notebook(NOTEBOOKS / chosen.notebook, out, parameters, log=logs / "notebook.log")
+        if keep:
+            federation.leave()
+            say_how_to_play(federation.port, certificates, out)
 
     result = json.loads((out / "result.json").read_text()) | {"seconds": round(time.monotonic() - began, 1)}
     write_result(out / "result.json", **result)
@@ -332,6 +341,21 @@ def report(workload: str, result: dict, out: Path) -> None:
         if model in scores:
             print(f"    {scores[model]:.3f}  {what}")
     say(f"{out} has {', '.join(sorted(path.name for path in out.iterdir()))}")
+
+
+def say_how_to_play(port: int, certificates: Path, out: Path) -> None:
+    """Print how to look at a federation that runs on, and how to end it."""
+    where = f"--director 127.0.0.1:{port} --certificates {certificates}"
+    say("director and envoys run on; look at them, and stop or delete experiments, as their owner or as the operator:")
+    print(f"    openfl-audio envoys {where} --user {USER}")
+    print(f"    openfl-audio show demo {where} --user {USER}")
+    print(f"    openfl-audio delete --older-than 0h {where} --user {OPERATOR}")
+    say("or in a notebook or Python:")
+    names = ", ".join(f'"{certificates / name}"' for name in ("ca.crt", f"{USER}.crt", f"{USER}.key"))
+    print("    from openfl_audio import Federation, FLExperiment")
+    print(f'    federation = Federation("{USER}", "127.0.0.1", {port}, True, {names})')
+    print('    FLExperiment(federation).attach("demo").watch()')
+    say(f"and end them by: openfl-audio demo --stop --out {out} (or make demo STOP=1)")
 
 
 def say(sentence: str) -> None:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -15,6 +17,7 @@ pytest.importorskip("espeakng_loader")
 
 from openfl_audio.cli.main import main
 from openfl_audio.errors import StartError
+from openfl_audio.experiments.local_federation import stop_left_over
 from openfl_audio.testing.corpora.speech_commands import make_speech_commands
 from openfl_audio.testing.demo import ENVOYS, LIBRISPEECH, WORKLOADS, Workload, run_demo, set_earlier_run_aside
 from tests.integration.conftest import REPOSITORY, wait_for
@@ -32,11 +35,14 @@ def corpus(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(corpus, tmp_path_factory) -> tuple[dict, Path]:
+def run(corpus, tmp_path_factory) -> Iterator[tuple[dict, Path]]:
     out = tmp_path_factory.mktemp("demo") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        return run_demo("wav2vec2", corpus, out, ROUNDS=2), out
+        try:
+            yield run_demo("wav2vec2", corpus, out, keep=True, ROUNDS=2), out
+        finally:
+            stop_left_over(out)
 
 
 def test_the_demo_leaves_what_it_promises(run):
@@ -48,6 +54,21 @@ def test_the_demo_leaves_what_it_promises(run):
     assert all(0 <= value <= 1 for value in result["accuracy"].values())
     assert {"seconds", "versions", "seed"} <= set(result)
     assert {path.stem for path in (out / "logs").iterdir()} == {"director", "notebook", *ENVOYS}
+
+
+def test_a_demo_that_is_kept_can_be_looked_at_until_it_is_stopped(run, capsys):
+    _, out = run
+    port = re.search(r"listen_port: (\d+)", (out / "settings" / "director.yaml").read_text())[1]
+    where = ["--director", f"127.0.0.1:{port}", "--certificates", str(out / "certificates"), "--user", "operator"]
+    assert main(["envoys", *where]) == 0
+    assert capsys.readouterr().out.count(" yes since ") == len(ENVOYS)
+    assert main(["show", "demo", *where]) == 0
+    assert re.search(r"status +finished since", capsys.readouterr().out)
+    assert main(["demo", "--stop", "--out", str(out)]) == 0
+    # Each envoy may have a spare worker.
+    ended = re.fullmatch(rf"ended (\d+) processes of {out}\n", capsys.readouterr().out)
+    assert int(ended[1]) >= 1 + len(ENVOYS)
+    wait_for(lambda: processes_of(out) == [], 30)
 
 
 def test_the_executed_notebook_shows_a_row_a_round(run):

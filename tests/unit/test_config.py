@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from openfl_audio.config import load_settings
+from openfl_audio.config import Retention, load_settings
 from openfl_audio.director.server import DirectorFile
 from openfl_audio.envoy.settings import EnvoyFile, ShardDescriptorSettings, build_shard_descriptor
 from openfl_audio.errors import SettingsError
@@ -117,3 +117,19 @@ def test_settings_in_no_encoding_that_can_be_told_are_named(tmp_path):
     path.write_text("# Rechner von Müller\n" + GOOD, encoding="latin-1")
     with pytest.raises(SettingsError, match=r"config.yaml is not UTF-8 \(byte 0xfc in line 1\): save it as UTF-8"):
         load_settings(path, DirectorFile)
+
+
+@pytest.mark.parametrize(
+    ("retention", "outdated"),
+    [
+        ({}, []),
+        ({"experiments": 2}, ["b"]),
+        ({"experiments": 0}, ["c", "a", "b"]),
+        ({"days": 1.5}, ["b"]),
+        ({"experiments": 1, "days": 10}, ["a", "b"]),
+    ],
+)
+def test_retention_keeps_the_newest_and_the_young(retention, outdated):
+    day = 86_400
+    ended = {"a": 99 * day, "b": 98 * day, "c": 100 * day}
+    assert Retention(**retention).outdated(ended, 100 * day) == outdated

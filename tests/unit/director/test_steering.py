@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from openfl_audio.config import Retention
 from openfl_audio.director.authorization import Caller
 from openfl_audio.director.director import Director
 from openfl_audio.director.experiment import Experiment
@@ -260,3 +261,23 @@ def test_people_see_by_their_roles_what_is_others():
     assert not Caller("ada").sees("bob")
     assert Caller("olga", "operator").sees("bob")
     assert Caller("max", "monitor").sees("bob")
+
+
+def test_experiments_that_have_ended_are_kept_as_long_as_the_settings_say_and_running_ones_always(direct):
+    async def story(director: Director) -> None:
+        await register(director, "abc")
+        for name, envoy in (("first", "a"), ("second", "b"), ("third", "c")):
+            await is_running(await submit(director, name, envoys=[envoy]))
+        director.experiments["first"].stop()
+        director.experiments["second"].fail("no luck")
+        director.experiments["first"].state.ended_at -= 10
+        retaining = asyncio.create_task(director.retain(Retention(experiments=1)))
+        await until(lambda: "first" not in director.experiments)
+        await asyncio.sleep(0.05)
+        assert [*director.experiments] == ["second", "third"]
+        retaining.cancel()
+        retaining = asyncio.create_task(director.retain(Retention(days=0)))
+        await until(lambda: [*director.experiments] == ["third"])
+        retaining.cancel()
+
+    direct(story)

@@ -1,8 +1,10 @@
+import os
 import stat
 from pathlib import Path
 
 from benchmarks.rounds_peers.shard import FewItemsShardDescriptor
-from openfl_audio.envoy.envoy import Envoy
+from openfl_audio.config import Retention
+from openfl_audio.envoy.envoy import Envoy, remove_outdated
 from openfl_audio.envoy.settings import EnvoySettings
 from openfl_audio.protocol.plan import ARCHIVE
 
@@ -22,3 +24,15 @@ def test_what_an_envoy_that_was_killed_had_downloaded_is_removed_and_the_rest_is
     assert left == {"one/worker.log", "one/state/1.pt", "notes.txt"}
     assert stat.S_IMODE(mine.stat().st_mode) == 0o700
     assert (others / "one/workspace/code/model.pkl").exists(), "another envoy may be at work there"
+
+
+def test_logs_of_experiments_that_are_not_to_be_kept_are_removed_and_never_those_of_a_running_one(tmp_path):
+    for number, name in enumerate(("oldest", "older", "newest")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "worker.log").write_text("said")
+        os.utime(tmp_path / name, (number, number))
+    remove_outdated(tmp_path, Retention(), set())
+    assert len([*tmp_path.iterdir()]) == 3
+    remove_outdated(tmp_path, Retention(experiments=1), {"oldest"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["newest", "oldest"]
+    remove_outdated(tmp_path / "nowhere", Retention(experiments=1), set())

@@ -1,0 +1,36 @@
+import math
+
+from openfl_audio.training.history import per_envoy
+
+RECORD = {
+    "round": 3,
+    "envoys": {
+        "b": {"aggregated_model_validate": {"size": 5, "accuracy": 0.5}, "train": {"size": 7, "loss": 2.0}},
+        "a": {"aggregated_model_validate": {"size": 4, "accuracy": 0.75}},
+    },
+    "refused": {"c": "NaN in 'head'"},
+    "missing": ["d"],
+    "timings": {"b": {"download": 0.5, "upload": 0.25, "tasks": 9.0}, "c": {"download": 0.125}},
+}
+
+
+def test_each_envoy_of_a_round_has_a_row_with_its_metrics_and_seconds_or_why_it_did_not_count():
+    frame = per_envoy([RECORD])
+    assert frame[["round", "envoy", "state", "why"]].to_numpy().tolist() == [
+        [3, "a", "counted", ""],
+        [3, "b", "counted", ""],
+        [3, "c", "refused", "NaN in 'head'"],
+        [3, "d", "missing", "no answer when the round closed"],
+    ]
+    by_name = frame.set_index("envoy")
+    assert by_name.loc["b", ["size", "accuracy", "train size", "train loss"]].tolist() == [5, 0.5, 7, 2.0]
+    assert by_name.loc["b", ["download", "tasks", "upload"]].tolist() == [0.5, 9.0, 0.25]
+    assert by_name["accuracy"]["a"] == 0.75
+    assert math.isnan(by_name["train loss"]["a"])
+    assert by_name["download"]["c"] == 0.125
+
+
+def test_without_rounds_there_are_columns_and_no_row():
+    frame = per_envoy([])
+    assert list(frame) == ["round", "envoy", "state", "why"]
+    assert frame.empty
