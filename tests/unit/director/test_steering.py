@@ -151,19 +151,23 @@ def test_an_envoy_that_the_others_need_is_not_dropped(tmp_path, members, plan, e
     assert experiment.state.members == list(members)
 
 
-def test_the_only_one_who_trains_in_a_round_is_not_dropped_in_it(tmp_path):
-    experiment = make_experiment(tmp_path, participation={"count": 1, "seed": 0})
+def test_the_only_one_who_trains_in_a_round_is_dropped_when_the_experiment_is_stopped(tmp_path):
+    experiment = make_experiment(tmp_path, rounds=1, participation={"count": 1, "seed": 0})
 
-    async def story() -> None:
+    async def story() -> str:
         async with running(experiment):
             await until(lambda: experiment.phase is Phase.OPEN)
             [trainer] = experiment.rounds.participants
             with pytest.raises(SteeringError, match="round 0 of experiment 'toy' could not reach its quorum without"):
                 experiment.scheduler.drop(trainer, "was dropped")
-            [other] = {"a", "b"} - {trainer}
-            experiment.scheduler.drop(other, "was dropped")
+            experiment.stop()
+            experiment.scheduler.drop(trainer, "was dropped")
+            return trainer
 
-    asyncio.run(story())
+    [other] = {"a", "b"} - {asyncio.run(story())}
+    again = resumed(RunFolderOf(experiment))
+    play(again, serve(again, other))
+    assert [[*record["envoys"]] for record in again.folder.history] == [[other], [other]]
 
 
 def test_the_director_resumes_an_experiment_and_its_envoy_hears_of_an_end_before(direct):
