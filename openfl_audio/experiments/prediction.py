@@ -43,7 +43,10 @@ CLASSIFICATION, RECOGNITION, ENHANCEMENT = "Classification", "ForCTC", "SpeechEn
 
 @dataclass(frozen=True)
 class Heard:
-    """What a model hears in a file: scores in [0, 1] by label, the highest first, or a text."""
+    """What a model hears in a file: scores by label, the highest first, or a text.
+
+    Scores are probabilities, in [0, 1], but for a model that predicts numbers.
+    """
 
     file: str
     scores: dict[str, float] = field(default_factory=dict)
@@ -142,12 +145,14 @@ def _fit(waveform: np.ndarray, sample_rate: int, config: Any) -> np.ndarray:
 
 
 def _classifier(name: str, model: Any) -> Callable[[str, Any], Heard]:
-    several = model.config.problem_type == "multi_label_classification"
+    kind = model.config.problem_type
     labels = model.config.id2label
 
     def hear(file: str, inputs: Any) -> Heard:
         logits = model(**inputs).logits[0]
-        scores = (logits.sigmoid() if several else logits.softmax(-1)).tolist()
+        if kind != "regression":
+            logits = logits.sigmoid() if kind == "multi_label_classification" else logits.softmax(-1)
+        scores = logits.tolist()
         order = sorted(range(len(scores)), key=lambda i: -scores[i])
         return Heard(file, {labels[i]: scores[i] for i in order})
 

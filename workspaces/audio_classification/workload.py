@@ -10,6 +10,7 @@ from openfl.interface.interactive_api.experiment import DataInterface, TaskInter
 from pydantic import Field, field_validator
 
 from openfl_audio.protocol.plan import Direction
+from openfl_audio.training.export import extend_config
 from openfl_audio.training.run_settings import Group, RunSettings
 from openfl_audio.training.sites import judge_sites
 from openfl_audio.training.workload import Metrics, Workload, register_tasks
@@ -168,6 +169,7 @@ class AudioClassification(Workload[Settings]):
         model.save_pretrained(folder)
         if (extractor := self.extractor(config)) is not None:
             extractor.save_pretrained(folder)
+        extend_config(folder, {"clip_seconds": config.clip_s})
 
 
 def summarize(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -11,11 +11,17 @@ import soundfile
 import torch
 
 from openfl_audio.cli.main import main
+from openfl_audio.config import load_settings
 from openfl_audio.training.export import extend_config, label_names
 from shard_descriptors.common.audio import read_waveform
 from shard_descriptors.fsd50k.preparation import MelTransform
 from shard_descriptors.fsd50k.store import PATCH_FRAMES, PATCH_HOP, count_patches
 from tests.unit.workspaces.speech_recognition.speech import TINY
+from workspaces.audio_classification.model import CONFIGS as CLASSIFIERS
+from workspaces.audio_classification.model import create_classifier
+from workspaces.audio_classification.targets import Targets
+from workspaces.audio_classification.workload import AudioClassification
+from workspaces.audio_classification.workload import Settings as ClassifierSettings
 from workspaces.hubert.model import create_hubert, save_model
 from workspaces.keyword_spotting.export import save_keywords
 from workspaces.keyword_spotting.model import EncoderModel
@@ -33,6 +39,7 @@ from workspaces.speech_recognition.letters import decode
 from workspaces.speech_recognition.model import create_recognizer, save_recognizer
 
 LABELS = ("yes", "no", "other")
+SMALL_CLASSIFIER = CLASSIFIERS / "small.yaml"
 TAGGER = {"architecture": "vgg", "classes": 3, "normalisation": "group", "width": 0.25}
 SMALL = SudoRmRfSettings(
     out_channels=16, in_channels=32, num_blocks=1, upsampling_depth=3, num_bases=48, num_groups=2, num_sources=3
@@ -90,6 +97,31 @@ def test_wav2vec2_hears_the_first_second_and_a_short_clip_filled_up(recording, t
         with torch.inference_mode():
             expected = probabilities(model(**inputs).logits[0])
         assert scores_of(capsys, str(tmp_path / "model"), str(path)) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("targets", "activation"),
+    [
+        (Targets("label", LABELS), lambda logits: logits.softmax(-1)),
+        (Targets("labels", LABELS), torch.sigmoid),
+        (Targets("number"), lambda logits: logits),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+def test_a_classifier_of_a_sites_own_hears_as_much_as_it_was_trained_on(
+    targets, activation, recording, tmp_path, capsys
+):
+    config = load_settings(SMALL_CLASSIFIER, ClassifierSettings, {"clip_s": 0.5})
+    model = create_classifier(config=config.model.config, targets=targets).eval()
+    AudioClassification().save(model, config, tmp_path / "model")
+    waveform = read_waveform(recording, 16_000)[:8_000]
+    inputs = AudioClassification().extractor(config)(waveform, sampling_rate=16_000, return_tensors="pt")
+    with torch.inference_mode():
+        expected = activation(model(**inputs).logits[0]).tolist()
+    labels = targets.classes or ("LABEL_0",)
+    assert scores_of(capsys, str(tmp_path / "model"), str(recording)) == pytest.approx(
+        dict(zip(labels, expected, strict=True)), abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("features", ["log_mel", "power"])

@@ -78,6 +78,9 @@ def execute(tmp_path, monkeypatch):
         }
         run(demo.notebook, demo.parameters | own | parameters)
         result = json.loads((folder / "out" / "result.json").read_text())
+        card = (folder / "out" / "model" / "README.md").read_text()
+        assert "| rounds | 1 |" in card
+        assert f"jupyter lab notebooks/{demo.notebook}" in card
         return result, {path.name for path in (folder / "out").iterdir()}
 
     return execute
