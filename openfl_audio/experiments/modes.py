@@ -1,5 +1,6 @@
 """The four modes of an experiment: who its clients are, and where its rounds run."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,7 @@ def start_arguments(clients: Clients) -> dict[str, Any]:
     """Return the arguments of `FLExperiment.start` and `Simulation.start`."""
     settings = clients.settings
     participation = Participation(
-        fraction=settings.fraction if len(clients.trainers) > 1 else None,
+        **_share(settings, len(clients.trainers)),
         seed=settings.seed,
         evaluators=[EVALUATOR],
         validate_every=settings.validate_every,
@@ -118,6 +119,16 @@ def start_arguments(clients: Clients) -> dict[str, Any]:
         "keep": settings.keep,
         "precision": settings.precision,
     }
+
+
+def _share(settings: RunSettings, clients: int) -> dict[str, Any]:
+    """Return the arguments of Participation that say how many of the `clients` train in a round."""
+    if clients == 1:
+        return {}
+    if settings.fraction_rounding == "up":
+        return {"fraction": settings.fraction}
+    # Rounded first, as 0.29 * 100 is 28.999999999999996.
+    return {"count": max(1, math.floor(round(settings.fraction * clients, 9)))}
 
 
 def simulate(

@@ -50,7 +50,8 @@ class OptimizerSettings(Group):
 class RunSettings(Group):
     """Settings of a run of any workload.
 
-    In a round a `fraction` of the `clients` train `local_epochs` each; "natural" clients are those of the corpus.
+    In a round a `fraction` of the `clients` train `local_epochs` each; "natural" clients are those of the corpus. A
+    tenth of 21 clients is 3, or with `fraction_rounding` "down" 2; it is one at least.
     `init` is what this one starts from: an earlier run, of which the best model is taken, the folder of an exported
     model, or a safetensors file, such as that of a kept round.
     """
@@ -60,6 +61,7 @@ class RunSettings(Group):
         default="natural", description="number of clients, or natural: those of the corpus"
     )
     fraction: float = Field(default=1.0, gt=0, le=1, description="share of the clients that train in a round")
+    fraction_rounding: Literal["up", "down"] = "up"
     local_epochs: int = Field(default=1, ge=1, description="passes of a client over its data in a round")
     batch_size: int = Field(ge=1)
     optimizer: OptimizerSettings

@@ -26,9 +26,13 @@ class DataSettings(Group):
 
 
 class SpeechCommandsSettings(RunSettings):
-    """`warmup` is the share of all steps in which the learning rate rises."""
+    """`warmup` is the share of all steps in which the learning rate rises.
+
+    `metric_for_best` chooses the best model: the highest accuracy of the validation, or its lowest loss.
+    """
 
     data: DataSettings = DataSettings()
+    metric_for_best: Literal["accuracy", "loss"] = "accuracy"
     warmup: float | None = Field(default=None, ge=0, lt=1)
 
 
@@ -45,7 +49,7 @@ class SpeechCommandsWorkload(Workload[Config]):
         """Return the metrics of `model` on all clips of a split."""
 
     def best(self, config: Config) -> tuple[str, Direction]:
-        return "accuracy", "max"
+        return config.metric_for_best, "max" if config.metric_for_best == "accuracy" else "min"
 
     def metric_bounds(self, config: Config) -> Mapping[str, tuple[float, float]]:
         return {"accuracy": (0, 1)}

@@ -153,10 +153,15 @@ class SpeechEnhancement(Workload[Settings]):
         return LibriFsd50kShardDescriptor.natural_clients(data)
 
     def evaluate(self, model: Any, config: Settings, data: Path, device: str) -> Metrics:
-        """Return SI-SDR improvements in dB on all validation clips and on the test clips."""
+        """Return SI-SDR improvements in dB on all validation and on the test clips, and their spread over clips."""
         descriptor = LibriFsd50kShardDescriptor(data)
         model.to(device)
-        return {split: tasks.validate_clips(model, Sources(descriptor.get_dataset(split)), device) for split in SPLITS}
+        metrics: Metrics = {}
+        for split in SPLITS:
+            clips = Sources(descriptor.get_dataset(split))
+            metrics[split] = tasks.validate_clips(model, clips, device)
+            metrics[f"{split}_spread"] = tasks.spread_over_clips(model, clips, device)
+        return metrics
 
     def save(self, model: Any, config: Settings, folder: Path) -> None:
         save_sudormrf(model, folder)

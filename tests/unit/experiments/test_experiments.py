@@ -11,7 +11,7 @@ from openfl_audio.config import load_settings
 from openfl_audio.errors import SettingsError
 from openfl_audio.experiments import comparison
 from openfl_audio.experiments.comparison import Comparison, mean_history, results_table
-from openfl_audio.experiments.modes import EVALUATOR, choose_clients, client_names, start_arguments
+from openfl_audio.experiments.modes import EVALUATOR, Clients, choose_clients, client_names, start_arguments
 from openfl_audio.experiments.per_client import client_scores, summarize
 from openfl_audio.experiments.run import claim, run
 from openfl_audio.experiments.workloads import find_workload, workload_names
@@ -97,6 +97,15 @@ def test_settings_become_arguments_of_an_experiment(corpus):
     assert arguments["opt_treatment"] == "CONTINUE_LOCAL"
     alone = dataclasses.replace(clients, trainers=["client-0"])
     assert start_arguments(alone)["participation"].fraction is None
+
+
+@pytest.mark.parametrize(("clients", "fraction", "count"), [(21, 0.1, 2), (100, 0.29, 29), (4, 0.1, 1), (3, 1.0, 3)])
+def test_a_fraction_of_the_clients_may_be_rounded_down(clients, fraction, count, corpus):
+    settings = load(clients=clients, fraction=fraction, fraction_rounding="down")
+    chosen = Clients(KeywordSpotting(), settings, corpus, clients, client_names(clients))
+    participation = start_arguments(chosen)["participation"]
+    assert (participation.count, participation.fraction) == (count, None)
+    assert len(participation.trainers(0, client_names(clients))) == count
 
 
 def test_a_run_without_a_corpus_or_without_a_round_leaves_its_folder_to_the_next(tmp_path, corpus):

@@ -32,6 +32,11 @@ def test_a_model_needs_one_source():
         load(**{"model.pretrained": "facebook/wav2vec2-base"})
 
 
+def test_the_best_model_is_chosen_by_the_metric_of_the_settings():
+    chosen = [WORKLOAD.start_arguments(load(metric_for_best=name))["best"] for name in ("accuracy", "loss")]
+    assert chosen == [("accuracy", "max"), ("loss", "min")]
+
+
 def test_the_package_that_it_builds_on_travels_along():
     names = [package.__name__ for package in WORKLOAD.packages]
     assert names == ["workspaces.keyword_spotting_wav2vec2", "workspaces.keyword_spotting"]

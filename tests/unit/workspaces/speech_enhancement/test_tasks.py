@@ -15,6 +15,7 @@ from workspaces.speech_enhancement.tasks import (
     TrainingSettings,
     accumulate_gradients,
     batches,
+    spread_over_clips,
     train_round,
     validate_clips,
 )
@@ -153,6 +154,7 @@ def test_crops_are_taken_out_of_what_was_recorded(clips, monkeypatch):
 def test_validation_is_the_mean_over_all_clips_with_one_noise_and_with_two(clips, tiny_model):
     model, sources = create_sudormrf(tiny_model), clips("unsupervised", "validation")
     scores = validate_clips(model, sources, "cpu", batch_size=3)
+    spread = spread_over_clips(model, sources, "cpu", batch_size=3)
     speech, noise, extra = sources.whole(np.arange(4)).double().unbind(1)
 
     def db(estimate: torch.Tensor) -> torch.Tensor:
@@ -164,8 +166,10 @@ def test_validation_is_the_mean_over_all_clips_with_one_noise_and_with_two(clips
     for metric, mixture in (("si_sdri_1_noise", speech + noise), ("si_sdri_2_noises", speech + noise + extra)):
         with torch.no_grad():
             estimate = model.separate(mixture.float())[:, 0].double()
-        expected = (db(estimate) - db(mixture)).mean().item()
-        assert scores[metric] == pytest.approx(expected, abs=1e-3)
+        improvements = db(estimate) - db(mixture)
+        assert scores[metric] == pytest.approx(improvements.mean().item(), abs=1e-3)
+        assert spread[f"{metric}_median"] == pytest.approx(np.median(improvements), abs=1e-3)
+        assert spread[f"{metric}_deviation"] == pytest.approx(improvements.std(correction=0).item(), abs=1e-3)
     assert scores["si_sdri_1_noise"] != pytest.approx(scores["si_sdri_2_noises"], abs=0.01)
 
 
