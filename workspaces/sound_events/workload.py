@@ -52,6 +52,7 @@ class Settings(RunSettings):
     What Green & Plumbley (arXiv 2105.08550) call C, E, B and lr are `fraction`, `local_epochs`, `batch_size` and
     `optimizer.learning_rate` here. `loss` is one of loss.py, or the dotted name of a function of logits and labels,
     such as torch.nn.functional.multilabel_soft_margin_loss, which must be installed on every node.
+    The validation's is binary cross-entropy in any case.
     """
 
     model: ModelSettings

@@ -20,7 +20,7 @@ LINE = Path(__file__).parents[2] / "workloads" / "line"
 def test_a_workload_in_a_folder_is_compared_centralized_simulated_and_federated(tmp_path, capsys):
     assert main(["compare", str(LINE), "--data", str(LINE), "--out", str(tmp_path / "runs")]) == 0
     rows = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    assert rows == ["| run", "| ---", "| centralized", "| simulated", "| federated"]
+    assert rows == ["| run", "| ---", "| centralized", "| centralized, equal steps", "| simulated", "| federated"]
     assert (tmp_path / "runs" / "comparison.png").exists()
     models = {}
     for mode in ("centralized", "simulated", "federated"):

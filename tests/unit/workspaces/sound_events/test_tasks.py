@@ -56,6 +56,16 @@ def test_an_epoch_is_every_patch_once_and_the_loss_is_their_mean(make_clips):
     assert loss["loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_training_lowers_the_loss_that_the_settings_name(make_clips):
+    """The negative logits: binary cross-entropy would raise most of them."""
+    clips, model = Patches(make_clips(7)), create_tagger("vgg", 4, "group", width=0.25)
+    settings = TrainingSettings(local_epochs=2, batch_size=16, loss=lambda logits, labels: -logits.mean())
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    losses = [train_round(model, clips, optimizer, "cpu", r, settings)["loss"] for r in range(2)]
+    assert losses[1] < losses[0] < 0.5
+    assert (score_clips(model, clips, "cpu")[0] > 0.5).all()
+
+
 def test_every_round_has_an_order_of_its_own(make_clips):
     dataset = make_clips(10)
     model = create_tagger("vgg", 4, width=0.25)
