@@ -32,10 +32,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 HERE = str(Path(__file__).parent)
 ENVOYS = {"a": 1, "b": 3}  # points each
 USER, OPERATOR, MONITOR = "scientist", "operator", "monitor"
-READY_SECONDS = 60
+READY_SECONDS = 120
 
 
-def wait_for(condition: Callable, seconds: float = 60, interval: float = 0.05):
+def wait_for(condition: Callable, seconds: float = 120, interval: float = 0.05):
     """Return what `condition` gives as soon as that is true, asked every `interval`; fail after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):

@@ -63,6 +63,7 @@ def test_a_killed_search_resumes_and_ends_the_trial_that_falls_behind(tmp_path):
     assert (out / "curves.png").exists()
 
 
+@pytest.mark.slow
 def test_a_grid_leaves_a_table_and_a_heat_map(tmp_path, capsys):
     out = tmp_path / "grid"
     over = ["--over", "fraction=0.3,1", "--over", "steps=1,2", "--set", "rounds=1", "--workers", "2"]

@@ -17,14 +17,14 @@ def train(model, patches, rounds, learning_rate=3e-3):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "normalisation", "rounds"),
-    [("vgg", "group", 4), ("crnn", "group", 4), ("vgg", "evaluation_batch", 4)],
+    ("architecture", "normalisation", "n_train", "n_unseen"),
+    [("vgg", "group", 40, 24), ("crnn", "group", 60, 40), ("vgg", "evaluation_batch", 40, 24)],
 )
-def test_training_learns(make_clips, architecture, normalisation, rounds):
-    unseen = Patches(make_clips(40, seed=1))
+def test_training_learns(make_clips, architecture, normalisation, n_train, n_unseen):
+    unseen = Patches(make_clips(n_unseen, seed=1))
     model = create_tagger(architecture, 4, normalisation, width=0.25)
     before = validate_clips(model, unseen, "cpu")
-    losses = train(model, Patches(make_clips(60)), rounds=4)
+    losses = train(model, Patches(make_clips(n_train)), rounds=4)
     after = validate_clips(model, unseen, "cpu")
     assert losses[-1] < losses[0]
     assert after["loss"] < before["loss"]
