@@ -147,3 +147,8 @@ def test_a_hubert_is_pretrained_and_a_student_learns_from_it(execute, speech_and
     assert set(result["loss"]) == {"initial", "last", "best"}
     assert result["size_and_speed"]["teacher_parameters"] > result["size_and_speed"]["student_parameters"]
     assert {"progress.png", "model"} <= files
+
+
+def test_every_notebook_is_executed_here():
+    executed = {demo.notebook for demo in WORKLOADS.values()} | {"librispeech_distillation.ipynb"}
+    assert executed == {path.name for path in NOTEBOOKS.glob("*.ipynb")}
