@@ -346,9 +346,9 @@ def test_hundreds_of_shards_open_at_once_and_no_audio_is_looked_at(tmp_path):
         for k in range(1 + (pair % 4 > 1))
     ]
     write_table(tmp_path, chunks)
-    began = time.perf_counter()
+    began = time.process_time()
     shards = all_shards(tmp_path, 256, **HALF)
-    took_s = time.perf_counter() - began
+    took_s = time.process_time() - began
     assert sum(len(shard.get_dataset("train")) for shard in shards) == pytest.approx(22_500, rel=0.01)
     assert took_s < 10  # about 0.5 s, of which half is the table; a table per shard would take a minute
     with pytest.raises(AudioError, match=r"train/0/speech/0_0_id_x.wav: cannot be read \(No such file"):
