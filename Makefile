@@ -22,7 +22,7 @@ endif
 .venv/.installed: pyproject.toml
 	@PYTHON="$(PYTHON)" bash scripts/install.sh
 
-demo: install ## federate keyword spotting, or WORKLOAD=whisper, fsd50k, librifsd50k, librispeech, over one director and three envoys (DATA=a real corpus; KEEP=1 leaves them running, STOP=1 ends them)
+demo: install ## federate keyword spotting, or WORKLOAD=whisper, fsd50k, librifsd50k, librispeech, own_data, over one director and three envoys (DATA=a real corpus; KEEP=1 leaves them running, STOP=1 ends them)
 	@$(RUN) -m openfl_audio.cli demo --workload $(WORKLOAD) $(if $(DATA),--data "$(DATA)") $(if $(KEEP),--keep) $(if $(STOP),--stop)
 
 # Many tests wait for processes: one file a core at a time, in the order of the folders, as the long ones are in the middle.

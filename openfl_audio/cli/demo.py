@@ -16,7 +16,7 @@ class Demo(Command):
 
     example: ClassVar[str] = "openfl-audio demo --workload whisper --data data/speech_commands"
 
-    workload: Literal["wav2vec2", "whisper", "fsd50k", "librifsd50k", "librispeech"] = option(
+    workload: Literal["wav2vec2", "whisper", "fsd50k", "librifsd50k", "librispeech", "own_data"] = option(
         "what is trained", "wav2vec2"
     )
     data: Path | None = option(

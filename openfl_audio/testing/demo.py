@@ -7,6 +7,7 @@ the envoys, and executes the workload's notebook against them, with TLS.
 import contextlib
 import itertools
 import json
+import logging
 import os
 import sys
 import time
@@ -22,6 +23,7 @@ from openfl_audio.files import write_result
 from openfl_audio.protocol.certificates import write_certificates
 from openfl_audio.testing.corpora.fsd50k import make_fsd50k
 from openfl_audio.testing.corpora.librispeech import make_librispeech
+from openfl_audio.testing.corpora.own_data import make_own_data
 from openfl_audio.testing.corpora.speech_commands import make_speech_commands
 from shard_descriptors.fsd50k import Fsd50kShardDescriptor
 from shard_descriptors.fsd50k.layout import read_layout
@@ -52,13 +54,16 @@ class Corpus:
     """A corpus of the demo, and what each envoy serves of it.
 
     `prepare` takes a folder for what it makes, and the corpus that the user gave, to the `data_path` of the envoys.
-    `shards` are the other parameters of each envoy's shard descriptor, by its name.
+    `shards` are the other parameters of each envoy's shard descriptor, by its name; a "template" among them is another
+    shard descriptor.
     """
 
     name: str
     shard_descriptor: str
     prepare: Callable[[Path, Path | None], Path]
     shards: Callable[[Path], dict[str, dict[str, object]]]
+    # What the notebook tests on, below what was prepared.
+    test_data: str = "."
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,15 @@ def prepare_speech_commands(folder: Path, data: Path | None) -> Path:
         return data
     say(f"a corpus of synthetic speech in {folder}")
     make_speech_commands(folder)
+    return folder
+
+
+def prepare_own_data(folder: Path, data: Path | None) -> Path:
+    """Make recordings of three sites, unless there are such folders in `data`."""
+    if data is not None:
+        return data
+    say(f"recordings of three sites, with their tables and slips, in {folder}")
+    make_own_data(folder)
     return folder
 
 
@@ -148,6 +162,24 @@ def three_parts_with_targets(data: Path) -> dict[str, dict[str, object]]:
     return {name: part | {"targets": TARGETS} for name, part in parts.items()}
 
 
+def three_sites(data: Path) -> dict[str, dict[str, object]]:
+    """Return the settings of three sites, each of which has recordings in a form of its own."""
+    table = "shard_descriptors.table.TableShardDescriptor"
+    return {
+        ENVOYS[0]: {
+            "template": table,
+            "data_path": str(data / "clinic" / "Aufnahmen.csv"),
+            "columns": {"path": "Datei", "label": "Wort", "group": "Patient"},
+        },
+        ENVOYS[1]: {
+            "template": table,
+            "data_path": str(data / "school" / "clips.csv"),
+            "columns": {"path": "path", "label": "label", "group": "speaker", "split": "split"},
+        },
+        ENVOYS[2]: {"data_path": str(data / "archive"), "group_pattern": r"(voice\d+)_"},
+    }
+
+
 SUPERB = Corpus("superb", "shard_descriptors.superb.SuperbShardDescriptor", prepare_speech_commands, three_parts)
 FSD50K = Corpus("fsd50k", "shard_descriptors.fsd50k.Fsd50kShardDescriptor", prepare_fsd50k, three_uploaders)
 LIBRIFSD50K = Corpus(
@@ -161,6 +193,13 @@ LIBRISPEECH = Corpus(
     "shard_descriptors.librispeech.LibriSpeechShardDescriptor",
     prepare_sentences,
     three_parts_with_targets,
+)
+OWN_DATA = Corpus(
+    "own-data",
+    "shard_descriptors.folder.FolderShardDescriptor",
+    prepare_own_data,
+    three_sites,
+    test_data="unseen",
 )
 KEYWORD_ACCURACY = "accuracy", "test accuracy on speakers that no envoy has (chance is 1/12 = 0.083)"
 
@@ -235,6 +274,13 @@ WORKLOADS = {
         },
         ("masked_accuracy", f"accuracy on masked frames, {CLUSTERS} clusters, of speakers that no envoy has"),
     ),
+    "own_data": Workload(
+        OWN_DATA,
+        "your_own_data.ipynb",
+        "a small Wav2Vec2",
+        {"SETTINGS": "small.yaml", "CHANGES": {"rounds": 40}, "MAPPING": {"Yes": "yes", "GO": "go"}},
+        ("accuracy", "accuracy on speakers that no site has (chance is 1/4 = 0.25)"),
+    ),
 }
 
 
@@ -263,7 +309,8 @@ def run_demo(workload: str, data: Path | None, out: Path, keep: bool = False, **
         federation.start_director()
         for name, part in shards.items():
             params = {"data_path": str(data), **part}
-            federation.start_envoy(name, {"template": chosen.corpus.shard_descriptor, "params": params})
+            template = params.pop("template", chosen.corpus.shard_descriptor)
+            federation.start_envoy(name, {"template": template, "params": params})
         federation.wait_until_ready(shards, READY_SECONDS)
         say(f"{chosen.notebook}: {chosen.model} from a random start")
         parameters = {
@@ -272,7 +319,7 @@ def run_demo(workload: str, data: Path | None, out: Path, keep: bool = False, **
             "DIRECTOR_PORT": federation.port,
             "USER": USER,
             "CERTIFICATES": str(certificates),
-            "TEST_DATA": str(data),
+            "TEST_DATA": str(data / chosen.corpus.test_data),
             "OUT": str(out),
             "NAME": "demo",
             **parameters,
@@ -304,6 +351,8 @@ def execute_notebook(notebook: Path, out: Path, parameters: dict, log: Path) -> 
 
     Raises StartError if a cell fails.
     """
+    # It warns of parameters that are not alone in their line, and sets them.
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     with log.open("w") as errors, _failing_as_start_error():
         papermill.execute_notebook(
             str(notebook),

@@ -145,6 +145,36 @@ def test_the_whisper_notebook_sends_the_head_alone_and_its_model_comes_back(corp
 
 
 @pytest.mark.slow
+def test_three_sites_with_tables_and_folders_of_their_own_come_to_a_model_that_a_pipeline_loads(tmp_path, monkeypatch):
+    from transformers import pipeline
+
+    from openfl_audio.testing.corpora.own_data import make_own_data
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    make_own_data(tmp_path / "data", n_speakers=3)
+    out = tmp_path / "run"
+    result = run_demo("own_data", tmp_path / "data", out, CHANGES={"rounds": 2})
+    assert set(result["accuracy"]) == {"initial", "last", "best"}
+    assert set(result["sites"]["by_site"]) == set(ENVOYS)
+    assert result["sites"]["worst"] == min(result["sites"]["by_site"].values())
+    assert result["classes"] == ["go", "no", "stop", "yes"]
+    assert pictures_in(out / "your_own_data.ipynb") == 1
+    executed = nbformat.read(out / "your_own_data.ipynb", as_version=4)
+    printed = "".join(
+        output["text"]
+        for cell in executed.cells
+        for output in cell.get("outputs", ())
+        if output.output_type == "stream"
+    )
+    assert "clips of 'GO' count as 'go'" in printed
+    assert "true/0" not in printed, "shares of classes are no columns"
+    logs = (out / "logs" / "envoy_2.log").read_text()
+    assert "as it is AAC, which is not decoded here" in logs
+    assert "is in test as well, with the same content" in logs
+    heard = pipeline("audio-classification", model=str(out / "model"))(np.zeros(16_000, np.float32))
+    assert {each["label"] for each in heard} == {"go", "no", "stop", "yes"}
+
+
 def test_uploaders_train_a_tagger_that_one_envoy_evaluates(tmp_path, monkeypatch):
     from safetensors.numpy import load_file
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
+from openfl.interface.interactive_api.shard_descriptor import ShardDataset
 from pydantic import Field, field_validator
 
 from openfl_audio.protocol.plan import Direction
@@ -47,6 +48,15 @@ class TargetSettings(Group):
     kind: Literal["label", "labels", "number"] | None = None
     classes: list[str] | None = None
     mapping: dict[str, str | None] = Field(default_factory=dict)
+
+    @field_validator("classes", "mapping", mode="before")
+    @classmethod
+    def check_labels(cls, labels: Any) -> Any:
+        """Raise ValueError for labels that YAML does not take for text."""
+        named = [*labels, *labels.values()] if isinstance(labels, dict) else labels
+        if isinstance(named, list) and any(isinstance(label, bool) for label in named):
+            raise ValueError("write labels in quotes, as yes, no, on and off are true and false in YAML")
+        return labels
 
 
 class AugmentationSettings(Group):
@@ -149,21 +159,23 @@ class AudioClassification(Workload[Settings]):
         A site is judged by its own validation clips.
         """
         shard = self.open(config, data, 1, 1)
-        extractor, targets = self.extractor(config), self.targets(config)
-
-        def score(shard: RecordingsShardDescriptor, split: str) -> dict[str, float]:
-            clips = Clips(shard.get_dataset(split), targets, config.clip_s, extractor)
-            return summarize(validate_clips(model, clips, device)) if len(clips) else {}
-
-        metrics = {split: score(shard, split) for split in ("validation", "test")}
+        metrics = {
+            split: self.score(model, config, shard.get_dataset(split), device) for split in ("validation", "test")
+        }
         if config.clients != "natural" and config.clients > 1:
             name, direction = self.best(config)
             shards = [self.open(config, data, rank, config.clients) for rank in range(1, config.clients + 1)]
-            scores = {str(each.rank): score(each, "validation").get(name) for each in shards}
-            metrics["sites"] = judge_sites(
-                {site: value for site, value in scores.items() if value is not None}, direction
-            )
+            found = {
+                str(each.rank): self.score(model, config, each.get_dataset("validation"), device) for each in shards
+            }
+            scores = {site: metrics[name] for site, metrics in found.items() if metrics}
+            metrics["sites"] = judge_sites(scores, direction)
         return metrics
+
+    def score(self, model: Any, config: Settings, dataset: ShardDataset, device: str = "cpu") -> dict[str, float]:
+        """Return metrics of a model on all clips of a split, none where it has no clip."""
+        clips = Clips(dataset, self.targets(config), config.clip_s, self.extractor(config))
+        return summarize(validate_clips(model, clips, device)) if len(clips) else {}
 
     def save(self, model: Any, config: Settings, folder: Path) -> None:
         model.save_pretrained(folder)

@@ -153,6 +153,14 @@ def test_labels_that_do_not_agree_stop_a_run_before_it_starts(table, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_labels_that_yaml_takes_for_true_and_false_are_refused(tmp_path):
+    for changes in ({"targets.mapping": {True: "yes"}}, {"targets.classes": [True, False]}):
+        with pytest.raises(
+            SettingsError, match="write labels in quotes, as yes, no, on and off are true and false in YAML"
+        ):
+            settings(tmp_path, **changes)
+
+
 def test_clients_are_speakers_by_nature(table, tmp_path):
     workload, config = AudioClassification(), settings(tmp_path)
     train = workload.open(config, table, 1, 1).get_dataset("train")
