@@ -11,7 +11,7 @@ import numpy as np
 from openfl.interface.interactive_api.shard_descriptor import ShardDataset, ShardDescriptor
 
 from openfl_audio.config import load_settings
-from openfl_audio.envoy.envoy import corpus_of
+from openfl_audio.envoy.envoy import corpus_of, shape_of
 from openfl_audio.envoy.settings import EnvoyFile, build_shard_descriptor
 from openfl_audio.errors import OpenFLAudioError, SettingsError
 from openfl_audio.protocol.shard_sizes import SPLITS
@@ -64,14 +64,11 @@ def check_registration(shard_descriptor: ShardDescriptor, check: ShardCheck) -> 
         check.faults.append(f"corpus is {corpus!r}: it should be a name in ASCII")
     for name in ("sample_shape", "target_shape"):
         try:
-            shape = getattr(shard_descriptor, name)
+            check.lines.append(f"{name}: {', '.join(shape_of(shard_descriptor, name))}")
+        except SettingsError as error:
+            check.faults.append(str(error))
         except Exception as error:
             check.faults.append(f"{name} cannot be read: {explain(error)}")
-            continue
-        if isinstance(shape, list | tuple) and all(isinstance(size, str) for size in shape):
-            check.lines.append(f"{name}: {', '.join(shape)}")
-        else:
-            check.faults.append(f"{name} is {shape!r}: it should be a list of strings, such as ['16000']")
     try:
         description = shard_descriptor.dataset_description
     except Exception as error:

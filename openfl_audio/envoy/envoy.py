@@ -26,7 +26,7 @@ from openfl_audio.envoy.job import Job
 from openfl_audio.envoy.keeper import STOP_SECONDS as WORKER_STOP_SECONDS
 from openfl_audio.envoy.rounds_client import REFUSALS, RETRY_SECONDS, wait_to_repeat
 from openfl_audio.envoy.settings import EnvoySettings, connect
-from openfl_audio.errors import ArchiveError, ConnectionRefusedByDirectorError
+from openfl_audio.errors import ArchiveError, ConnectionRefusedByDirectorError, SettingsError
 from openfl_audio.node.compatibility import describe_environment
 from openfl_audio.protocol.archive import unpack_archive
 from openfl_audio.protocol.certificates import load_credentials
@@ -134,8 +134,8 @@ class Envoy:
     def _register(self, deadline: float = float("inf")) -> None:
         info = director_pb2.ShardInfo(
             shard_description=self.shard_descriptor.dataset_description,
-            sample_shape=self.shard_descriptor.sample_shape,
-            target_shape=self.shard_descriptor.target_shape,
+            sample_shape=shape_of(self.shard_descriptor, "sample_shape"),
+            target_shape=shape_of(self.shard_descriptor, "target_shape"),
         )
         info.node_info.name = self.name
         request = director_pb2.UpdateShardInfoRequest(shard_info=info)
@@ -393,3 +393,17 @@ def stdin_of(worker: subprocess.Popen) -> int:
 def corpus_of(shard_descriptor: ShardDescriptor) -> str:
     """Return the corpus that a shard descriptor says it serves, or the name of its class."""
     return getattr(shard_descriptor, "corpus", type(shard_descriptor).__name__)
+
+
+def shape_of(shard_descriptor: ShardDescriptor, name: str) -> list[str]:
+    """Return `sample_shape` or `target_shape` of a shard descriptor as texts, -1 where it has none.
+
+    Raises SettingsError for what is no shape.
+    """
+    try:
+        shape = getattr(shard_descriptor, name)
+    except (AttributeError, NotImplementedError):  # OpenFL's own class has one that is not implemented
+        return ["-1"]
+    if not isinstance(shape, list | tuple) or not all(isinstance(size, int | str) for size in shape):
+        raise SettingsError(f"{name} is {shape!r}: it should be a list of sizes, such as [16000]")
+    return [str(size) for size in shape]

@@ -61,6 +61,19 @@ def check(tmp_path, monkeypatch):
     sys.modules.pop("my_shard", None)
 
 
+@pytest.mark.parametrize(
+    ("extra", "shapes"),
+    [
+        ("    sample_shape, target_shape = [16_000], (1, 2)", ["sample_shape: 16000", "target_shape: 1, 2"]),
+        ("    del sample_shape, target_shape", ["sample_shape: -1", "target_shape: -1"]),
+    ],
+)
+def test_shapes_are_integers_too_and_may_be_left_out(check, extra, shapes):
+    found = check(extra)
+    assert found.faults == []
+    assert found.lines[2:4] == shapes
+
+
 def test_a_good_shard_is_described_with_ten_items_of_each_split(check):
     found = check()
     assert found.faults == []
@@ -157,9 +170,9 @@ FAULTY_ITEM = "\nclass Dataset(Dataset):\n" + ITEM + "        good = super().__g
         (FAULTY_ITEM.format("float('nan')"), "train item 0: item has 1 of 1 values that are not finite"),
         (FAULTY_ITEM.format("None"), "train item 0: item is None"),
         (FAULTY_ITEM.format("good if index < 11 else 1 / 0"), "train item 11 cannot be read: ZeroDivisionError: "),
-        ("    del sample_shape", "sample_shape cannot be read: AttributeError: "),
-        ("    target_shape = (3, 4)", "target_shape is (3, 4): it should be a list of strings, such as ['16000']"),
-        ("    sample_shape = '16000'", "sample_shape is '16000': it should be a list of strings"),
+        ("    target_shape = (3, 0.5)", "target_shape is (3, 0.5): it should be a list of sizes, such as [16000]"),
+        ("    sample_shape = '16000'", "sample_shape is '16000': it should be a list of sizes, such as [16000]"),
+        ("    sample_shape = property(lambda self: 1 / 0)", "sample_shape cannot be read: ZeroDivisionError: "),
         ("    corpus = 3", "corpus is 3: it should be a name in ASCII"),
         ("    dataset_description = None", "dataset_description is a NoneType: it should be a string"),
         ("    del dataset_description", "dataset_description cannot be read: AttributeError: "),
