@@ -10,6 +10,7 @@ from openfl.interface.interactive_api.experiment import DataInterface, TaskInter
 from openfl.interface.interactive_api.shard_descriptor import ShardDataset
 from pydantic import Field, field_validator
 
+from openfl_audio.config import load_settings
 from openfl_audio.protocol.plan import Direction
 from openfl_audio.training.export import extend_config
 from openfl_audio.training.run_settings import Group, RunSettings
@@ -19,7 +20,7 @@ from shard_descriptors.common.recordings_shard import RecordingsShardDescriptor,
 from shard_descriptors.folder import FolderShardDescriptor
 from shard_descriptors.table import TableShardDescriptor
 from workspaces.audio_classification.data import Augmentation, Clips, RecordingsData
-from workspaces.audio_classification.model import create_classifier, create_extractor
+from workspaces.audio_classification.model import CONFIGS, create_classifier, create_extractor
 from workspaces.audio_classification.targets import Targets, agree
 from workspaces.audio_classification.tasks import TrainingSettings, macro_f1, train_round, validate_clips
 
@@ -182,6 +183,15 @@ class AudioClassification(Workload[Settings]):
         if (extractor := self.extractor(config)) is not None:
             extractor.save_pretrained(folder)
         extend_config(folder, {"clip_seconds": config.clip_s})
+
+
+def read_settings(name: str | Path, targets: Targets, changes: Mapping[str, Any] | None = None) -> Settings:
+    """Return the settings of a file in `configs/`, or of a path, for targets that the sites agreed on.
+
+    `changes` are keys with dots between groups, such as {"optimizer.learning_rate": 0.01}.
+    """
+    agreed = {"kind": targets.kind, "classes": list(targets.classes) or None, "mapping": dict(targets.mapping)}
+    return load_settings(CONFIGS / name, Settings, {**(changes or {}), "targets": agreed})
 
 
 def summarize(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from openfl_audio.training.sites import judge_sites
 from workspaces.audio_classification.data import Clips
 from workspaces.audio_classification.model import CONFIGS, create_classifier, create_extractor, predict
 from workspaces.audio_classification.targets import Targets
-from workspaces.audio_classification.workload import AudioClassification, Settings
+from workspaces.audio_classification.workload import AudioClassification, Settings, read_settings
 
 WORDS = Targets("label", ("high", "low"))
 TINY = {
@@ -165,3 +165,11 @@ def test_clients_are_speakers_by_nature(table, tmp_path):
     workload, config = AudioClassification(), settings(tmp_path)
     train = workload.open(config, table, 1, 1).get_dataset("train")
     assert workload.natural_clients(config, table) == len(set(train.groups)) == 6
+
+
+def test_a_notebook_reads_settings_for_the_targets_that_sites_agreed_on():
+    targets = Targets("label", ("a", "b"), (("B", "b"), ("hum", None)))
+    config = read_settings("small.yaml", targets, {"rounds": 3, "optimizer.learning_rate": 0.5})
+    assert (config.rounds, config.optimizer.learning_rate, config.clip_s) == (3, 0.5, 1.0)
+    assert AudioClassification().targets(config) == targets
+    assert AudioClassification().targets(read_settings("small.yaml", Targets("number"))) == Targets("number")
