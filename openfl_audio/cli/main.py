@@ -35,6 +35,7 @@ TREE: Group = (
         "experiments": "status.Experiments",
         "show": "steering.Show",
         "watch": "steering.Watch",
+        "logs": "steering.Logs",
         "stop": "steering.Stop",
         "resume": "steering.Resume",
         "drop": "steering.Drop",

@@ -1,4 +1,4 @@
-"""`openfl-audio show`, `watch`, `stop`, `resume`, `drop`, `delete` and `fetch`: one experiment, seen and steered."""
+"""`openfl-audio show`, `watch`, `logs`, `stop`, `resume`, `drop`, `delete`, `fetch`: experiments, seen and steered."""
 
 import re
 import time
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.table import Table
 
-from openfl_audio.cli.connected import Connected, moment, print_json, print_tables, shorten, table_of
+from openfl_audio.cli.connected import Connected, moment, print_json, print_tables, printable, shorten, table_of
 from openfl_audio.cli.options import argument, option
 from openfl_audio.errors import SettingsError
 from openfl_audio.files import replacing
@@ -70,6 +70,30 @@ class Watch(Connected):
                 show_progress(messages, self.name, best.metric, best.direction, experiment.round)
                 status = calls.get_experiment(self.name).status
         return STOPPED if status == "stopped" else None
+
+
+class Logs(Connected):
+    """Show what tasks printed on an envoy.
+
+    The site of the envoy lets that leave with `reports: logs` in its settings, and only the experiment's owner reads
+    it. Without an envoy all of them are shown, one after the other.
+    """
+
+    example: ClassVar[str] = "openfl-audio logs my-experiment site-a -f --director fl.example.org:50051 --user ada"
+
+    name: str = argument(NAME)
+    envoys: list[str] = argument("names of envoys", metavar="ENVOY", nargs="*")
+    follow: bool = option("show what comes until the experiment has ended; of one envoy", False, "-f")
+
+    def run(self) -> None:
+        if self.follow and len(self.envoys) != 1:
+            raise SettingsError("--follow follows the log of one envoy: name it")
+        with self.calls() as calls:
+            for envoy in self.envoys or calls.get_experiment(self.name).envoys:
+                if len(self.envoys) != 1:
+                    print(f"==> {envoy}")
+                for text in calls.get_log(self.name, envoy, self.follow):
+                    print(printable(text), end="", flush=True)
 
 
 class Stop(Connected):

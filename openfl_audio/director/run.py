@@ -12,6 +12,7 @@ from openfl_audio.director.live import Clock, Live
 from openfl_audio.director.notification import Changes
 from openfl_audio.director.run_folder import RunFolder, Status
 from openfl_audio.director.shortage import RETRY_SECONDS, Lacks, telling_lack
+from openfl_audio.director.task_logs import TaskLogs
 from openfl_audio.errors import LackError
 from openfl_audio.protocol.plan import ExperimentPlan
 from openfl_audio.protocol.rounds import Rounds
@@ -38,6 +39,7 @@ class Run:
         lacks: what the director lacks at the moment, and the experiment waits for.
         transfers: open transfers of the experiment's models and updates.
         live: what the envoys do at the moment.
+        logs: what tasks printed, of sites that let it leave.
         clock: what their parts of the round took.
         answered: notified when an envoy has answered, or will not answer in this round.
         news: notified when there is something new for those who follow the history.
@@ -53,6 +55,7 @@ class Run:
         self.envoys = {*self.state.members, *self.state.departed}
         self.transfers = Transfers()
         self.live, self.clock = Live(), Clock()
+        self.logs = TaskLogs(folder.path / "logs")
         # Apart: with hundreds of envoys, what concerns one of them must not wake hundreds.
         self.answered = Changes()
         self.news = Changes()

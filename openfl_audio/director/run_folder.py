@@ -8,6 +8,7 @@
     updates/             the current round's updates, one file each; the files are reused in the next round
     initial, last, best, best-METRIC, round-R .safetensors   links to models, for people
     tensorboard/         the history once more
+    logs/                what tasks printed, by envoy, where sites let it leave
 
 No file counts before it is whole: it is written under another name, then renamed. An update gets the length at its
 front, without which it is none, at its end.

@@ -51,6 +51,8 @@ WATCH_PAUSES = 19
 # back to the system and ask for it again, which costs more time than filling it.
 REUSED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
 MAX_ARCHIVE_BYTES = 1 << 30
+# A larger log of earlier runs of an experiment is set aside when it is run again.
+MAX_LOG_BYTES = 10 << 20
 # Where an experiment's archive is unpacked, in its folder.
 WORKSPACE = "workspace"
 
@@ -275,6 +277,7 @@ class RunningExperiment:
     def _work(self, workspace: Path) -> str:
         """Let the worker run the experiment. Returns why it failed, or nothing."""
         log = workspace.with_name("worker.log")
+        rotate(log)
         written = log.stat().st_size if log.exists() else 0
         logger.info("experiment '%s' starts, its output goes to %s", self.experiment, log)
         job = Job(experiment=self.experiment, workspace=str(workspace), log=str(log))
@@ -321,6 +324,12 @@ def remove_outdated(folder: Path, retention: Retention, kept: Container[str]) ->
     for name in retention.outdated(ended, time.time()):
         logger.info("experiment '%s' is not kept any longer", name)
         shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def rotate(log: Path) -> None:
+    """Let a log that has grown large begin anew; one before it is kept, with ".1" after its name."""
+    if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
+        log.replace(log.with_name(f"{log.name}.1"))
 
 
 def end_of(log: Path, start: int) -> str:

@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import grpc
@@ -13,12 +14,19 @@ import psutil
 
 from openfl_audio.errors import WireError
 from openfl_audio.node.progress import Progress, current
-from openfl_audio.protocol.messages import MAX_VALUES, ProgressReport, Reported, decode_answer, encode
+from openfl_audio.protocol.messages import (
+    MAX_LOG_CHARACTERS,
+    MAX_VALUES,
+    ProgressReport,
+    Reported,
+    decode_answer,
+    encode,
+)
 from openfl_audio.protocol.wire import RoundsStub
 
 logger = logging.getLogger(__name__)
 
-Reports = Literal["nothing", "steps", "losses"]
+Reports = Literal["nothing", "steps", "losses", "logs"]
 SECONDS = 1.0
 # A message that takes longer is given up, and the next one comes after as long.
 TIMEOUT_SECONDS = 5.0
@@ -30,13 +38,14 @@ class ProgressSender:
     """Sends the progress of this process's task for as long as the process lives.
 
     What leaves is chosen by `reports`: with "steps" the task, its step, the memory that the process holds; with
-    "losses" also the values that the task reports.
+    "losses" also the values that the task reports, and with "logs" what is written to the file `log` from now on.
     """
 
-    def __init__(self, channel: grpc.Channel, envoy: str, experiment: str, reports: Reports) -> None:
+    def __init__(self, channel: grpc.Channel, envoy: str, experiment: str, reports: Reports, log: Path) -> None:
         self._rounds = RoundsStub(channel)
         self._envoy, self._experiment, self._reports = envoy, experiment, reports
         self._process = psutil.Process()
+        self._log, self._read = log, log.stat().st_size if log.exists() else 0
 
     def start(self) -> None:
         """Start the thread, unless nothing is to be sent. It ends with the process."""
@@ -48,28 +57,54 @@ class ProgressSender:
         while True:
             time.sleep(pause)
             progress = current()
-            if not progress.task or (progress is sent and time.monotonic() - sent_at < QUIET_SECONDS):
+            log = self._new_log()
+            is_news = progress is not sent or time.monotonic() - sent_at >= QUIET_SECONDS
+            if not log and not (progress.task and is_news):
                 continue
             try:
-                pause = self._send(progress)
+                pause = self._send(progress, log)
             # A task must go on whatever happens here, and its next step may be told as well.
             except (grpc.RpcError, WireError, ValueError, TypeError, RuntimeError, psutil.Error) as error:
                 logger.debug("progress was not sent: %s", error)
                 pause = TIMEOUT_SECONDS
             sent, sent_at = progress, time.monotonic()
 
-    def _send(self, progress: Progress) -> float:
+    def flush(self) -> None:
+        """Send what has been printed since the last report, before the process ends."""
+        log = self._new_log()
+        if log:
+            with contextlib.suppress(grpc.RpcError, WireError, ValueError, psutil.Error):
+                self._send(current(), log)
+
+    def _new_log(self) -> str:
+        """Return what was printed since the last call; of much the last part, and how much is left out."""
+        if self._reports != "logs":
+            return ""
+        try:
+            with self._log.open("rb") as file:
+                file.seek(self._read)
+                new = file.read().decode(errors="replace")
+                self._read = file.tell()
+        except OSError:
+            return ""
+        if len(new) <= MAX_LOG_CHARACTERS:
+            return new
+        kept = new[-MAX_LOG_CHARACTERS + 100 :]
+        return f"[{len(new) - len(kept)} characters are left out]\n{kept}"
+
+    def _send(self, progress: Progress, log: str) -> float:
         """Send the progress, and return after how many seconds the director would like to hear more."""
         report = ProgressReport(
             experiment=self._experiment,
             envoy=self._envoy,
             round=progress.round_number,
             task=progress.task,
-            seconds=time.monotonic() - progress.began,
+            seconds=time.monotonic() - progress.began if progress.task else 0.0,
             step=progress.step,
             total=progress.total,
-            values=numbers(progress.values) if self._reports == "losses" else {},
+            values=numbers(progress.values) if self._reports in ("losses", "logs") else {},
             memory_bytes=self._process.memory_info().rss,
+            log=log,
         )
         answer = self._rounds.report_progress(encode(report), timeout=TIMEOUT_SECONDS)
         return max(SECONDS, decode_answer(answer, Reported).seconds)

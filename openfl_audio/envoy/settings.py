@@ -37,8 +37,8 @@ class EnvoySettings(Settings):
     # A task that takes longer counts as hung, and its worker is ended. Without a value there is no limit.
     task_timeout_seconds: float | None = Field(default=None, gt=0)
     # What leaves the site while a task runs, besides the update that it ends with: nothing; its steps and the memory
-    # that it holds; or also losses that it reports.
-    reports: Literal["nothing", "steps", "losses"] = "losses"
+    # that it holds; or also losses that it reports; or also what it prints.
+    reports: Literal["nothing", "steps", "losses", "logs"] = "losses"
     # Of experiments that run here no more, logs and what tasks keep from round to round.
     retention: Retention = Retention()
 

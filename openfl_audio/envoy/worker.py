@@ -52,7 +52,8 @@ def run_experiment(name: str, settings: EnvoyFile, config: Path, tls: bool, job:
     client = RoundsClient(
         channel, name, job.experiment, plan.aggregator_uuid, plan.federation_uuid, extras["precision"]
     )
-    ProgressSender(channel, name, job.experiment, settings.params.reports).start()
+    sender = ProgressSender(channel, name, job.experiment, settings.params.reports, Path(job.log))
+    sender.start()
     # As a simulation does: what opening the shard draws is the same in every process.
     seed_generators(f"{extras['seed']}:{name}")
     collaborator: RoundCollaborator = plan.get_collaborator(name, client=client, shard_descriptor=shard_descriptor)
@@ -61,6 +62,7 @@ def run_experiment(name: str, settings: EnvoyFile, config: Path, tls: bool, job:
         folder = Path(job.workspace).with_name("state")
         plan.runner_.states = ClientStates(folder, extras["local_tensors"], keeps_optimizer, plan.federation_uuid)
     collaborator.run()
+    sender.flush()
 
 
 def load_libraries(job_comes: bool) -> None:

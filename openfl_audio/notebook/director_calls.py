@@ -1,5 +1,6 @@
 """Calls that people make to the director, from a notebook or from the command line."""
 
+import codecs
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from openfl_audio.protocol.messages import (
     FederationStatus,
     HistoryRequest,
     LiveRound,
+    LogRequest,
     ModelRequest,
     RoundRecord,
     StatusRequest,
@@ -161,6 +163,14 @@ class DirectorCalls:
         with self.translated_errors():
             request = encode(DropRequest(experiment=experiment_name, envoy=envoy))
             self.rounds.drop_envoy(request, timeout=self._timeout)
+
+    def get_log(self, experiment_name: str, envoy: str, follow: bool = False) -> Iterator[str]:
+        """Yield what the tasks of an envoy printed, as it comes; with `follow` until the experiment has ended."""
+        request = encode(LogRequest(experiment=experiment_name, envoy=envoy, follow=follow))
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        with self.translated_errors():
+            for chunk in self.rounds.get_log(request):
+                yield decoder.decode(chunk)
 
     def get_status(self) -> FederationStatus:
         """Return the envoys and the experiments of the whole federation."""

@@ -298,6 +298,13 @@ class FLExperiment(openfl_experiment.FLExperiment):
         """
         return per_envoy(self.federation.dir_client.read_history(self.experiment_name))
 
+    def logs(self, envoy: str) -> str:
+        """Return what the tasks printed on `envoy` so far, where its site lets that leave (`reports: logs`).
+
+        Of much it is the end, about a megabyte.
+        """
+        return "".join(self.federation.dir_client.get_log(self.experiment_name, envoy))
+
     def stop(self) -> None:
         """End the experiment. Its history and models stay, and `resume` continues it."""
         self.federation.dir_client.stop_experiment(self.experiment_name)

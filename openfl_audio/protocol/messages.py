@@ -17,6 +17,8 @@ MAX_CLIPS = 10**9
 # Losses and scores in one report of progress.
 MAX_VALUES = 10
 MAX_STEPS = 10**12
+# What tasks printed, in one report of progress.
+MAX_LOG_CHARACTERS = 8000
 
 
 class Message(BaseModel):
@@ -50,6 +52,13 @@ class DropRequest(ExperimentRequest):
     """A user or an operator wants an experiment to continue without one of its envoys."""
 
     envoy: str
+
+
+class LogRequest(ExperimentRequest):
+    """A user requests what the tasks of an envoy printed; `follow` waits for more until the experiment has ended."""
+
+    envoy: str
+    follow: bool = False
 
 
 class HistoryRequest(ExperimentRequest):
@@ -106,6 +115,7 @@ class ProgressReport(Message):
         total: how many there are, None where that is not known.
         values: losses and the like.
         memory_bytes: the memory that the worker holds.
+        log: what the worker has printed since the last report.
     """
 
     experiment: str
@@ -119,6 +129,7 @@ class ProgressReport(Message):
         default={}, max_length=MAX_VALUES
     )
     memory_bytes: int = Field(default=0, ge=0, le=MAX_STEPS)
+    log: str = Field(default="", max_length=MAX_LOG_CHARACTERS)
 
 
 class Answer(BaseModel):

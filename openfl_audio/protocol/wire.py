@@ -165,4 +165,5 @@ class RoundsStub:
         self.resume_experiment = channel.unary_unary(f"/{SERVICE}/ResumeExperiment")
         self.delete_experiment = channel.unary_unary(f"/{SERVICE}/DeleteExperiment")
         self.drop_envoy = channel.unary_unary(f"/{SERVICE}/DropEnvoy")
+        self.get_log = channel.unary_stream(f"/{SERVICE}/GetLog")
         self.get_status = channel.unary_unary(f"/{SERVICE}/GetStatus")

@@ -20,6 +20,7 @@ from openfl_audio.protocol.messages import (
     AttendRequest,
     DropRequest,
     ExperimentRequest,
+    LogRequest,
     ModelRequest,
     ProgressReport,
     StatusRequest,
@@ -94,13 +95,14 @@ CALLS_OF_NOTEBOOKS: dict[str, list[bytes | Message]] = {
     ROUNDS + "ResumeExperiment": [encode(ExperimentRequest(experiment=EXPERIMENT))],
     ROUNDS + "DeleteExperiment": [encode(ExperimentRequest(experiment=EXPERIMENT))],
     ROUNDS + "DropEnvoy": [encode(DropRequest(experiment=EXPERIMENT, envoy="b"))],
+    ROUNDS + "GetLog": [encode(LogRequest(experiment=EXPERIMENT, envoy="b"))],
     ROUNDS + "GetStatus": [encode(StatusRequest())],
 }
 STATE = ("GetExperimentStatus", "GetEnvoys", "GetExperiment", "GetStatus", "GetDatasetInfo")
 # What a role may not do of what users may.
 FORBIDDEN = {
-    OPERATOR: ("Submit", "ResumeExperiment"),
-    MONITOR: ("Submit", "GetModel", "StopExperiment", "ResumeExperiment", "DeleteExperiment", "DropEnvoy"),
+    OPERATOR: ("Submit", "ResumeExperiment", "GetLog"),
+    MONITOR: ("Submit", "GetLog", "GetModel", "StopExperiment", "ResumeExperiment", "DeleteExperiment", "DropEnvoy"),
 }
 NOT_SERVED: dict[str, list[bytes | Message]] = {
     DIRECTOR + "SetNewExperiment": [director_pb2.ExperimentInfo(name="new")],

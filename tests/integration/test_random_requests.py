@@ -25,6 +25,7 @@ from openfl_audio.protocol.messages import (
     AttendRequest,
     DropRequest,
     ExperimentRequest,
+    LogRequest,
     ModelRequest,
     ProgressReport,
     StatusRequest,
@@ -119,6 +120,7 @@ def requests() -> dict[str, list[bytes]]:
         rounds + "ResumeExperiment": [encode(ExperimentRequest(experiment="of-nobody"))],
         rounds + "DeleteExperiment": [encode(ExperimentRequest(experiment="of-nobody"))],
         rounds + "DropEnvoy": [encode(DropRequest(experiment="of-nobody", envoy=ENVOY))],
+        rounds + "GetLog": [encode(LogRequest(experiment=NAME, envoy=ENVOY))],
         rounds + "GetStatus": [encode(StatusRequest())],
     }
 

@@ -223,13 +223,16 @@ def test_while_a_task_runs_its_steps_are_seen_and_what_a_site_keeps_is_not(
 
         from openfl_audio import report
 
+        print("of nobody's business", flush=True)
         report(120, 400, loss=torch.tensor(0.5, requires_grad=True), accuracy=float("nan"))
         while not gate.exists():
             time.sleep(0.02)
         return add_points(model, points, device, optimizer)
 
     running.start_envoy("c", points(2), reports="steps")
-    running.wait_until_ready(["c"], READY_SECONDS)
+    running.stop("b")
+    running.start_envoy("b", points(3), reports="logs")
+    running.wait_until_ready(["b", "c"], READY_SECONDS)
     experiment, start = make(train=train, envoys=("b", "c"), rounds=1)
     start()
     client = experiment.federation.dir_client
@@ -249,6 +252,11 @@ def test_while_a_task_runs_its_steps_are_seen_and_what_a_site_keeps_is_not(
     assert main(["envoys", *where, "colleague"]) == 0
     assert "120/400" not in capsys.readouterr().out
 
+    wait_for(lambda: "of nobody's business\n" in experiment.logs("b"))
+    assert experiment.logs("c") == ""
+    with pytest.raises(DirectorError, match="envoy 'a' is no member of experiment"):
+        experiment.logs("a")
+
     os.killpg(running.pid("c"), signal.SIGKILL)
     running.stop("c")
     wait_for(lambda: states()["c"][0] == "offline")
@@ -258,3 +266,7 @@ def test_while_a_task_runs_its_steps_are_seen_and_what_a_site_keeps_is_not(
     wait_for(lambda: states()["b"][0] == "done")
     experiment.drop("c")
     assert experiment.watch()["slope"].tolist() == [0, 3]
+    assert main(["logs", experiment.experiment_name, "b", "-f", *where, USER]) == 0
+    assert "of nobody's business\n" in capsys.readouterr().out
+    assert main(["logs", experiment.experiment_name, "-f", *where, USER]) == 1
+    assert "--follow follows the log of one envoy: name it" in capsys.readouterr().err

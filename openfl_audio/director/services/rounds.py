@@ -37,6 +37,7 @@ from openfl_audio.protocol.messages import (
     ExperimentRequest,
     HistoryRequest,
     Kind,
+    LogRequest,
     ModelRequest,
     ProgressReport,
     Reported,
@@ -81,6 +82,7 @@ class RoundsService:
                 "ResumeExperiment": grpc.unary_unary_rpc_method_handler(self.resume_experiment),
                 "DeleteExperiment": grpc.unary_unary_rpc_method_handler(self.delete_experiment),
                 "DropEnvoy": grpc.unary_unary_rpc_method_handler(self.drop_envoy),
+                "GetLog": grpc.unary_stream_rpc_method_handler(self.get_log),
                 "GetStatus": grpc.unary_unary_rpc_method_handler(self.get_status),
             },
         )
@@ -157,6 +159,8 @@ class RoundsService:
         message = await parse(context, request, ProgressReport)
         name = await self.gate.envoy(context, message.envoy)
         experiment = await find_envoys_experiment(self.director, context, message.experiment, name)
+        if message.log:
+            experiment.logs.add(name, message.log)
         return encode(Reported(seconds=experiment.live.note(message)))
 
     # Calls of notebooks, operators and monitors
@@ -194,6 +198,17 @@ class RoundsService:
         async for line in experiment.view.history(message.first, message.follow, message.live):
             yield line
         yield encode(Ended(status=experiment.state.status.value, error=experiment.state.error))
+
+    @made_by(USER)
+    async def get_log(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
+        """Answer with what the tasks of an envoy printed, as UTF-8 in chunks."""
+        message = await parse(context, request, LogRequest)
+        experiment = await find_persons_experiment(self.director, self.gate, context, message.experiment)
+        if message.envoy not in experiment.envoys:
+            sentence = f"envoy '{message.envoy[:80]}' is no member of experiment '{message.experiment}'"
+            await refuse(context, grpc.StatusCode.NOT_FOUND, sentence)
+        async for chunk in experiment.logs.read(message.envoy, lambda: experiment.ended or not message.follow):
+            yield chunk
 
     @made_by(*READERS)
     async def get_experiment(self, request: bytes, context: Context) -> bytes:

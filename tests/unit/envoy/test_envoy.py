@@ -4,7 +4,7 @@ from pathlib import Path
 
 from benchmarks.rounds_peers.shard import FewItemsShardDescriptor
 from openfl_audio.config import Retention
-from openfl_audio.envoy.envoy import Envoy, remove_outdated
+from openfl_audio.envoy.envoy import MAX_LOG_BYTES, Envoy, remove_outdated, rotate
 from openfl_audio.envoy.settings import EnvoySettings
 from openfl_audio.protocol.plan import ARCHIVE
 
@@ -36,3 +36,14 @@ def test_logs_of_experiments_that_are_not_to_be_kept_are_removed_and_never_those
     remove_outdated(tmp_path, Retention(experiments=1), {"oldest"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["newest", "oldest"]
     remove_outdated(tmp_path / "nowhere", Retention(experiments=1), set())
+
+
+def test_a_large_log_of_earlier_runs_is_set_aside(tmp_path):
+    log = tmp_path / "worker.log"
+    rotate(log)
+    log.write_bytes(bytes(MAX_LOG_BYTES))
+    rotate(log)
+    assert [path.name for path in tmp_path.iterdir()] == ["worker.log"]
+    log.write_bytes(bytes(MAX_LOG_BYTES + 1))
+    rotate(log)
+    assert [path.name for path in tmp_path.iterdir()] == ["worker.log.1"]
