@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from openfl_audio.protocol.messages import ProgressReport
 
 # Between two reports of an envoy: while somebody looks, and while nobody does.
-WATCHED_SECONDS, UNWATCHED_SECONDS = 1.0, 10.0
+WATCHED_SECONDS, UNWATCHED_SECONDS = 1.0, 4.0
 # Somebody who asked for the state of an experiment may ask again.
 LOOK_SECONDS = 30.0
 

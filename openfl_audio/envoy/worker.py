@@ -8,6 +8,7 @@ import argparse
 import faulthandler
 import importlib
 import importlib.util
+import io
 import json
 import logging
 import os
@@ -90,6 +91,9 @@ def main() -> int:
     with Path(job.log).open("ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+    # What a task prints is in the log when it was printed, also after a crash.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     faulthandler.enable()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("openfl").setLevel(logging.WARNING)

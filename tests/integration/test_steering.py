@@ -223,7 +223,7 @@ def test_while_a_task_runs_its_steps_are_seen_and_what_a_site_keeps_is_not(
 
         from openfl_audio import report
 
-        print("of nobody's business", flush=True)
+        print("of nobody's business")
         report(120, 400, loss=torch.tensor(0.5, requires_grad=True), accuracy=float("nan"))
         while not gate.exists():
             time.sleep(0.02)
