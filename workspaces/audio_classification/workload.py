@@ -9,6 +9,7 @@ import torch
 from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
 from openfl.interface.interactive_api.shard_descriptor import ShardDataset
 from pydantic import Field, field_validator
+from safetensors.torch import save_model
 
 from openfl_audio.config import load_settings
 from openfl_audio.protocol.plan import Direction
@@ -179,6 +180,11 @@ class AudioClassification(Workload[Settings]):
         return summarize(validate_clips(model, clips, device)) if len(clips) else {}
 
     def save(self, model: Any, config: Settings, folder: Path) -> None:
+        """Write the model so that a pipeline loads it with its extractor; of another module model.safetensors alone."""
+        if not hasattr(model, "save_pretrained"):
+            folder.mkdir(parents=True, exist_ok=True)
+            save_model(model, str(folder / "model.safetensors"))
+            return
         model.save_pretrained(folder)
         if (extractor := self.extractor(config)) is not None:
             extractor.save_pretrained(folder)

@@ -1,18 +1,21 @@
 """Small models of Transformers of several kinds, and the workload from a table to a model that a pipeline loads."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file
 from transformers import pipeline
 
 from openfl_audio.config import load_settings
 from openfl_audio.errors import SettingsError
 from openfl_audio.experiments.run import run
 from openfl_audio.training.sites import judge_sites
+from tests.unit.workspaces.audio_classification.recordings import create_cnn
 from workspaces.audio_classification.data import Clips
 from workspaces.audio_classification.model import CONFIGS, create_classifier, create_extractor, predict
 from workspaces.audio_classification.targets import Targets
@@ -173,3 +176,35 @@ def test_a_notebook_reads_settings_for_the_targets_that_sites_agreed_on():
     assert (config.rounds, config.optimizer.learning_rate, config.clip_s) == (3, 0.5, 1.0)
     assert AudioClassification().targets(config) == targets
     assert AudioClassification().targets(read_settings("small.yaml", Targets("number"))) == Targets("number")
+
+
+class OwnModule(AudioClassification):
+    """A workload with a module of one's own, which hears waveforms."""
+
+    def model(self, config):
+        return partial(create_cnn, self.targets(config).num_outputs, config.seed)
+
+    def extractor(self, config):
+        return None
+
+
+@pytest.mark.parametrize("kind", ["labels", "number"])
+def test_a_module_of_ones_own_is_trained_in_a_run_on_several_labels_and_on_a_number(table, tmp_path, kind):
+    rows = [row.split(";") for row in table.read_text().splitlines()[1:]]
+    cells = {
+        "labels": {"low": "low|loud", "high": "high", "High": ""},
+        "number": {"low": "0,4", "high": "1,6", "High": "1,6"},
+    }
+    content = [f"{name};{cells[kind][word]};{speaker}" for name, word, speaker in rows]
+    table.write_text("\n".join(["file;target;speaker", *content]))
+    columns = {"path": "file", kind: "target", "group": "speaker"}
+    config = settings(tmp_path, **{"corpus": {"columns": columns}, "targets.mapping": {}})
+    result = run(OwnModule(), config, "simulated", table, tmp_path / "out")
+    expected = {"labels": {"loss", "macro_f1"}, "number": {"loss", "absolute_error"}}[kind]
+    assert set(result["metrics"]["best"]["validation"]) == expected
+    assert result["settings"]["targets"]["kind"] == kind
+    assert result["settings"]["targets"]["classes"] == {"labels": ["high", "loud", "low"], "number": None}[kind]
+    weights = load_file(tmp_path / "out" / "model" / "model.safetensors")
+    assert {name: tensor.shape for name, tensor in weights.items()} == {
+        name: tensor.shape for name, tensor in create_cnn({"labels": 3, "number": 1}[kind]).state_dict().items()
+    }
