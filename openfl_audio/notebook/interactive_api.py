@@ -118,8 +118,9 @@ class FLExperiment(openfl_experiment.FLExperiment):
     ) -> None:
         """Prepare an experiment whose tasks, model and data interface are in the imported package `workspace`.
 
-        If it builds on others, give a list of packages: all are sent to the envoys. Of a package's folder the modules
-        and settings are sent (.py, .yaml, .json, .toml, .cfg, .ini), nothing hidden, and of the first one what matches
+        It may be a module as well, such as a .py file beside the notebook, which is then sent alone. If a package
+        builds on others, give a list of packages: all are sent to the envoys. Of a package's folder the modules and
+        settings are sent (.py, .yaml, .json, .toml, .cfg, .ini), nothing hidden, and of the first one what matches
         one of the glob patterns `workspace_files`, relative to the folder ("vocabulary.txt", "tables/*.csv"). `start`
         says what is left out.
         """
@@ -424,12 +425,13 @@ class FLExperiment(openfl_experiment.FLExperiment):
 def _package_files(package: ModuleType, also: Iterable[str] = ()) -> list[tuple[Path, str]]:
     """Return files of an imported package to send, and the `__init__.py` of packages around it, with archive names.
 
-    Logs what of the package's folder is left out. `also` are patterns for `workspace.select_files`.
+    Of a module that is a file beside a notebook, that file is sent. Logs what of the package's folder is left out.
+    `also` are patterns for `workspace.select_files`.
     """
-    if not package.__file__ or Path(package.__file__).name != "__init__.py":
-        raise DefinitionError(
-            f"workspace '{package.__name__}' is not a package: give the imported folder with an __init__.py"
-        )
+    if not package.__file__:
+        raise DefinitionError(f"workspace '{package.__name__}' has no file: give an imported module, or a package")
+    if Path(package.__file__).name != "__init__.py":
+        return [_module_file(package, Path(package.__file__), also)]
     folder = Path(package.__file__).parent
     parents = list(folder.parents)[: package.__name__.count(".")]
     root = folder.parents[len(parents)]
@@ -444,6 +446,23 @@ def _package_files(package: ModuleType, also: Iterable[str] = ()) -> list[tuple[
         )
     around = [parent / "__init__.py" for parent in parents]
     return [(path, path.relative_to(root).as_posix()) for path in (*filter(Path.exists, around), *sent)]
+
+
+def _module_file(module: ModuleType, path: Path, also: Iterable[str]) -> tuple[Path, str]:
+    """Return the file of a module that is in no package, with its archive name."""
+    if "." in module.__name__:
+        package = module.__name__.rpartition(".")[0]
+        raise DefinitionError(
+            f"workspace '{module.__name__}' is a module of a package: give the imported package '{package}'"
+        )
+    if path.suffix != ".py":
+        raise DefinitionError(f"workspace '{module.__name__}' is {path}: only a .py file can be sent")
+    if list(also):
+        raise DefinitionError(
+            f"workspace_files are files of a package's folder, and '{module.__name__}' is a module: give a package"
+        )
+    logger.info("module '%s' is sent to every envoy: %.1f kB", module.__name__, path.stat().st_size / 1e3)
+    return path, path.name
 
 
 logging.getLogger("openfl.federated.plan.plan").setLevel(logging.WARNING)  # it prints the whole plan at every step

@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from openfl_audio.errors import DefinitionError
 from openfl_audio.notebook.interactive_api import DataInterface, FLExperiment, ModelInterface, TaskInterface
 from openfl_audio.notebook.workspace import describe_left_out, select_files
 from openfl_audio.protocol.archive import check_archive, unpack_archive
@@ -106,6 +107,24 @@ def test_packages_that_build_on_each_other_travel_together(tmp_path, monkeypatch
         "packed_together/first/a.csv",
         "packed_together/second/__init__.py",
     ]
+
+
+def test_a_module_beside_the_notebook_travels_alone(tmp_path, monkeypatch):
+    write(tmp_path, "notebook_tasks.py", "secret.py", "recordings.csv")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("notebook_tasks")
+    archive = zipfile.ZipFile(BytesIO(pack(module)))
+    sent = {name for name in archive.namelist() if name.endswith((".py", ".csv"))}
+    assert sent == {"notebook_tasks.py"}
+    assert archive.read("notebook_tasks.py") == b"x = 1\n"
+    with pytest.raises(DefinitionError, match="'notebook_tasks' is a module: give a package"):
+        pack(module, "*.csv")
+
+
+def test_a_module_of_a_package_is_refused_with_the_package_that_would_do(package):
+    module = importlib.import_module("packed_experiment.tasks")
+    with pytest.raises(DefinitionError, match="a module of a package: give the imported package 'packed_experiment'"):
+        pack(module)
 
 
 def test_start_says_what_travels_and_what_is_left_out(package, caplog):
