@@ -43,8 +43,13 @@ TREE: Group = (
         "fetch": "steering.Fetch",
         "envoys": "status.Envoys",
         "certificates": (
-            "Make the certificates of a federation.",
-            {"make": "certificates.Make"},
+            "Make, request, sign and revoke the certificates of a federation.",
+            {
+                "make": "certificates.Make",
+                "request": "certificates.Request",
+                "sign": "certificates.Sign",
+                "revoke": "certificates.Revoke",
+            },
         ),
         "data": (
             "Download, make, prepare and check corpora.",

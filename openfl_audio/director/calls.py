@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from openfl_audio.errors import CallEndedError, TooManyCallsError
+from openfl_audio.protocol.certificates import Owner
+from openfl_audio.protocol.revocation import RevocationList
 
 # A notebook has a handful of calls open, an envoy and its worker too.
 MAX_CALLS_PER_CERTIFICATE = 64
@@ -73,43 +75,50 @@ class Transfers:
 
 
 class OpenCalls:
-    """Counter of open calls by certificate, which ends those whose certificate expires."""
+    """Counter of open calls by certificate, which ends those whose certificate expires or is revoked."""
 
-    def __init__(self) -> None:
+    def __init__(self, revoked: RevocationList) -> None:
+        self._revoked = revoked
         self._counts: Counter[str] = Counter()
-        self._open: dict[Endable, tuple[str, float]] = {}
+        self._open: dict[Endable, Owner] = {}
 
     @contextmanager
-    def open(self, owner: str, expires: float) -> Iterator[None]:
-        """Run a block that is one call of `owner`, until `expires` (seconds of the clock).
+    def open(self, owner: Owner) -> Iterator[None]:
+        """Run a block that is one call of `owner`.
 
-        Raises TooManyCallsError at once, and CallEndedError when the certificate has expired.
+        Raises TooManyCallsError at once, and CallEndedError when the certificate has expired or is revoked.
         """
-        if time.time() > expires:
-            raise CallEndedError(_expired(owner, expires))
-        if self._counts[owner] >= MAX_CALLS_PER_CERTIFICATE:
-            raise TooManyCallsError(f"{owner} has {MAX_CALLS_PER_CERTIFICATE} calls open, as many as it may")
-        self._counts[owner] += 1
+        if ended := self._ended(owner):
+            raise CallEndedError(ended)
+        name = owner.name
+        if self._counts[name] >= MAX_CALLS_PER_CERTIFICATE:
+            raise TooManyCallsError(f"{name} has {MAX_CALLS_PER_CERTIFICATE} calls open, as many as it may")
+        self._counts[name] += 1
         try:
             with Endable() as call:
-                self._open[call] = owner, expires
+                self._open[call] = owner
                 try:
                     yield
                 finally:
                     del self._open[call]
         finally:
-            self._counts[owner] -= 1
-            if not self._counts[owner]:
-                del self._counts[owner]
+            self._counts[name] -= 1
+            if not self._counts[name]:
+                del self._counts[name]
 
     async def watch(self) -> None:
-        """End calls whose certificate has expired, for ever. The clock is read: it may be set, and machines sleep."""
+        """End calls whose certificate has ended, for ever. The clock is read: it may be set, and machines sleep."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            for call, (owner, expires) in list(self._open.items()):
-                if time.time() > expires:
-                    call.end(_expired(owner, expires))
+            for call, owner in list(self._open.items()):
+                if ended := self._ended(owner):
+                    call.end(ended)
 
-
-def _expired(owner: str, expires: float) -> str:
-    return f"the certificate of {owner} expired on {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(expires))}"
+    def _ended(self, owner: Owner) -> str:
+        """Return why the certificate counts no more, or "" if it does."""
+        if owner.serial in self._revoked.current():
+            return f"the certificate of {owner.name} is revoked"
+        if time.time() > owner.expires:
+            when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(owner.expires))
+            return f"the certificate of {owner.name} expired on {when}"
+        return ""

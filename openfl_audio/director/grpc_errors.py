@@ -87,12 +87,12 @@ class GuardingInterceptor(aio.ServerInterceptor):
         if not certificates:
             return contextlib.nullcontext()
         check_role(certificates[0], roles)
-        return self._calls.open(*owner_of(certificates[0]))
+        return self._calls.open(owner_of(certificates[0]))
 
     def _connection(self, context: Context) -> Connection:
         certificates = context.auth_context().get("x509_pem_cert")
         peer = context.peer()
-        return self._connections.of(peer, owner_of(certificates[0])[0] if certificates else peer.rpartition(":")[0])
+        return self._connections.of(peer, owner_of(certificates[0]).name if certificates else peer.rpartition(":")[0])
 
 
 async def _drop(context: Context, code: grpc.StatusCode, sentence: str) -> NoReturn:

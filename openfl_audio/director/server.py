@@ -1,6 +1,7 @@
 """The director's server: its settings, its port, and its end."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import signal
@@ -14,7 +15,7 @@ from pydantic import Field
 from openfl_audio.address import DEFAULT_PORT, join_address
 from openfl_audio.config import Host, Retention, Settings
 from openfl_audio.director.authorization import Gate
-from openfl_audio.director.calls import OpenCalls
+from openfl_audio.director.calls import LOOK_SECONDS, OpenCalls
 from openfl_audio.director.director import Director
 from openfl_audio.director.grpc_errors import GuardingInterceptor
 from openfl_audio.director.receiving import Connections, end_silent_lines
@@ -22,10 +23,11 @@ from openfl_audio.director.runs_lock import sole_director
 from openfl_audio.director.services.aggregator import AggregatorService
 from openfl_audio.director.services.director import DirectorService
 from openfl_audio.director.services.rounds import RoundsService
-from openfl_audio.errors import StartError
+from openfl_audio.errors import CertificateError, StartError
 from openfl_audio.process import prepare_process, share_one_heap
-from openfl_audio.protocol.certificates import Credentials, load_credentials
+from openfl_audio.protocol.certificates import Credentials, describe_end, load_credentials
 from openfl_audio.protocol.messages import MAX_REQUEST_BYTES
+from openfl_audio.protocol.revocation import REVOKED, RevocationList
 from openfl_audio.protocol.tensors import MAX_HEADER_BYTES
 from openfl_audio.protocol.wire import CHANNEL_OPTIONS
 
@@ -35,6 +37,7 @@ logger = logging.getLogger("director")
 MAX_RECEIVED_BYTES = MAX_HEADER_BYTES + MAX_REQUEST_BYTES
 # A client that does not finish its handshake is disconnected. TLS takes a few round trips, on a busy machine seconds.
 HANDSHAKE_SECONDS = 10.0
+DAY_SECONDS = 86_400.0
 # Connections may be this share of the files that a process may open, so that experiments can write theirs.
 CONNECTIONS_SHARE = 0.75
 
@@ -75,7 +78,8 @@ class DirectorFile(Settings):
 async def serve(settings: DirectorSettings, credentials: Credentials | None, max_files: int) -> None:
     """Serve until SIGINT or SIGTERM. Raises OSError if the port or the folder of experiments cannot be had."""
     stopped = interruption()
-    calls, connections = OpenCalls(), Connections()
+    revoked = RevocationList(settings.certificates / REVOKED if settings.certificates and credentials else None)
+    calls, connections = OpenCalls(revoked), Connections()
     guard = GuardingInterceptor(calls, connections, settings.runs)
     server = aio.server(options=server_options(max_files), interceptors=[guard])
     # Both before the folder is touched: a director that was started by mistake must not resume experiments.
@@ -90,18 +94,38 @@ async def serve(settings: DirectorSettings, credentials: Credentials | None, max
         await server.start()
         how = "with TLS" if credentials else "without TLS: any client may connect"
         logger.info("director listens on %s %s", address, how)
-        watches = (
-            calls.watch(),
-            connections.watch(),
-            end_silent_lines(max_connections(max_files)),
-            director.retain(settings.retention),
-        )
+        silent = end_silent_lines(max_connections(max_files))
+        watches = [calls.watch(), connections.watch(), silent, director.retain(settings.retention)]
+        watches.append(stop_revoked(director, revoked))
+        if credentials:
+            watches.append(warn_of_end(settings.certificates, credentials))
         watching = [asyncio.create_task(watch) for watch in watches]
         await stopped.wait()
         for task in watching:
             task.cancel()
         logger.info("director stops")
         await server.stop(grace=1)
+
+
+async def warn_of_end(folder: Path | None, credentials: Credentials) -> None:
+    """Say every day that the director's certificate ends soon, if it does, for ever."""
+    while True:
+        with contextlib.suppress(CertificateError):  # a renewal that cannot be used is reported by the server
+            credentials = load_credentials(folder, credentials.name)
+        if sentence := describe_end(credentials):
+            logger.warning(sentence)
+        await asyncio.sleep(DAY_SECONDS)
+
+
+async def stop_revoked(director: Director, revoked: RevocationList) -> None:
+    """Stop the experiments of those whose certificate is revoked with that wish, for ever."""
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        for entry in revoked.current().values():
+            for experiment in list(director.experiments.values()):
+                if not experiment.ended and entry.stops(experiment.state.owner, experiment.state.submitted):
+                    logger.warning("experiment '%s': its owner's certificate is revoked", experiment.plan.name)
+                    experiment.stop()
 
 
 def bind(server: aio.Server, settings: DirectorSettings, credentials: Credentials | None) -> str:
@@ -111,7 +135,7 @@ def bind(server: aio.Server, settings: DirectorSettings, credentials: Credential
         if credentials is None:
             server.add_insecure_port(address)
         else:
-            server.add_secure_port(address, server_credentials(credentials))
+            server.add_secure_port(address, server_credentials(settings.certificates, credentials))
     except RuntimeError as error:
         raise OSError(f"cannot listen on {address}: is another director running there?") from error
     return address
@@ -125,12 +149,32 @@ def interruption() -> asyncio.Event:
     return stopped
 
 
-def server_credentials(credentials: Credentials) -> grpc.ServerCredentials:
-    """Return gRPC's credentials of a server that takes clients of the same authority only."""
-    return grpc.ssl_server_credentials(
-        [(credentials.private_key, credentials.certificate)],
-        root_certificates=credentials.root,
-        require_client_auth=True,
+def server_credentials(folder: Path | None, credentials: Credentials) -> grpc.ServerCredentials:
+    """Return gRPC's credentials of a server that takes clients of the same authority only.
+
+    Those in the files of `folder` take the place of `credentials` as soon as the files change.
+    """
+    used = credentials
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal used
+        try:
+            found = load_credentials(folder, used.name)
+        except CertificateError as error:
+            logger.warning("%s The certificate of before is used further.", error)
+            return None
+        if found == used:
+            return None
+        logger.info("new connections are made with the renewed certificate of the director")
+        used = found
+        return _configuration(found)
+
+    return grpc.dynamic_ssl_server_credentials(_configuration(credentials), fetch, require_client_authentication=True)
+
+
+def _configuration(credentials: Credentials) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration(
+        [(credentials.private_key, credentials.certificate)], root_certificates=credentials.root
     )
 
 

@@ -22,6 +22,7 @@ from openfl.protocols import director_pb2, director_pb2_grpc
 
 from openfl_audio.address import join_address, route_to
 from openfl_audio.config import Retention
+from openfl_audio.envoy.channel import RenewedChannel, fault_of
 from openfl_audio.envoy.job import Job
 from openfl_audio.envoy.keeper import STOP_SECONDS as WORKER_STOP_SECONDS
 from openfl_audio.envoy.rounds_client import REFUSALS, RETRY_SECONDS, wait_to_repeat
@@ -29,11 +30,10 @@ from openfl_audio.envoy.settings import EnvoySettings, connect
 from openfl_audio.errors import ArchiveError, ConnectionRefusedByDirectorError, SettingsError
 from openfl_audio.node.compatibility import describe_environment
 from openfl_audio.protocol.archive import unpack_archive
-from openfl_audio.protocol.certificates import load_credentials
 from openfl_audio.protocol.messages import AttendRequest, Order, decode_answer, encode
 from openfl_audio.protocol.plan import ARCHIVE, NAME
 from openfl_audio.protocol.shard_sizes import sizes_of
-from openfl_audio.protocol.wire import RoundsStub, explain_unreachable, wait_for_connection
+from openfl_audio.protocol.wire import RoundsStub, certificate_fault, explain_unreachable, wait_for_connection
 
 logger = logging.getLogger("envoy")
 
@@ -82,7 +82,6 @@ class Envoy:
         self._changes = changes
         self._instance = uuid.uuid4().hex
         self._address = join_address(settings.director_host, settings.director_port)
-        self._root = load_credentials(settings.certificates, name).root if tls else None
         self._channel = connect(settings, name, tls, instance=self._instance, corpus=corpus_of(shard_descriptor))
         self._stub = director_pb2_grpc.DirectorStub(self._channel)
         self._rounds = RoundsStub(self._channel)
@@ -155,11 +154,15 @@ class Envoy:
                     raise ConnectionRefusedByDirectorError(
                         f"the director at {self._address} refused: {error.details()}"
                     ) from error
-                if time.monotonic() > deadline:
+                root = self._channel.root if isinstance(self._channel, RenewedChannel) else None
+                fault = certificate_fault(self._address, root)
+                # Only an envoy that starts has somebody who looks. Later, a certificate may be mended at any time.
+                if time.monotonic() > deadline or (fault and deadline < float("inf")):
                     raise ConnectionRefusedByDirectorError(
-                        explain_unreachable(self._address, error.details(), self._root, "envoy")
+                        explain_unreachable(self._address, error.details(), root, "envoy")
                     ) from error
-                logger.info("waiting for the director at %s: %s", route_to(self._address), error.details())
+                reason = fault or fault_of(self._channel) or error.details()
+                logger.info("waiting for the director at %s: %s", route_to(self._address), reason)
                 wait_to_repeat(self._channel)
 
     def download(self, experiment: str) -> Path:

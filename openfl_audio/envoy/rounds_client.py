@@ -9,6 +9,7 @@ import grpc
 import numpy as np
 from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc
 
+from openfl_audio.envoy.channel import fault_of
 from openfl_audio.errors import DirectorRefusedError
 from openfl_audio.protocol.messages import GlobalModel, ModelRequest, TaskResult, UpdateMessage, encode, validate
 from openfl_audio.protocol.tensors import Receiver, Tensors, stream
@@ -96,5 +97,6 @@ class RoundsClient:
             except grpc.RpcError as error:
                 if error.code() in REFUSALS:
                     raise DirectorRefusedError(f"the director refused: {error.details()}") from None
-                logger.warning("the director is out of reach: %s %s", error.code().name, error.details())
+                reason = fault_of(self._channel) or f"{error.code().name} {error.details()}"
+                logger.warning("the director is out of reach: %s", reason)
                 wait_to_repeat(self._channel)

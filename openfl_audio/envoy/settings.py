@@ -15,9 +15,9 @@ from pydantic import Field
 
 from openfl_audio.address import DEFAULT_PORT, join_address
 from openfl_audio.config import Host, Retention, Settings
+from openfl_audio.envoy.channel import RenewedChannel
 from openfl_audio.errors import SettingsError
-from openfl_audio.protocol.certificates import load_credentials
-from openfl_audio.protocol.wire import channel_credentials, open_channel
+from openfl_audio.protocol.wire import open_channel
 
 GROUP = "openfl_audio.shard_descriptors"
 
@@ -88,11 +88,11 @@ def _load(template: str) -> Callable[..., ShardDescriptor]:
 
 
 def connect(settings: EnvoySettings, name: str, tls: bool, **headers: str) -> grpc.Channel:
-    """Open a channel to the director.
+    """Open a channel to the director: a RenewedChannel with TLS.
 
     Raises CertificateError if envoy `name` has no certificate that is good for TLS.
     """
-    credentials = None
+    address = join_address(settings.director_host, settings.director_port)
     if tls:
-        credentials = channel_credentials(load_credentials(settings.certificates, name))
-    return open_channel(join_address(settings.director_host, settings.director_port), credentials, **headers)
+        return RenewedChannel(address, settings.certificates, name, **headers)
+    return open_channel(address, None, **headers)

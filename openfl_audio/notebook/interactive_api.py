@@ -11,6 +11,7 @@ import json
 import logging
 import tempfile
 import uuid
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, count
@@ -36,7 +37,7 @@ from openfl_audio.notebook.live_view import show_progress, without_envoys
 from openfl_audio.notebook.workspace import describe_left_out, select_files
 from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.archive import stream_archive
-from openfl_audio.protocol.certificates import read_credentials
+from openfl_audio.protocol.certificates import describe_end, read_credentials
 from openfl_audio.protocol.participation import Participation
 from openfl_audio.protocol.plan import (
     ARCHIVE,
@@ -95,6 +96,8 @@ class Federation(openfl_federation.Federation):
             if not (client_id and cert_chain and api_cert and api_private_key):
                 raise DefinitionError("with tls=True, client_id, cert_chain, api_cert and api_private_key are needed")
             credentials = read_credentials(Path(cert_chain), Path(api_cert), Path(api_private_key), client_id)
+            if sentence := describe_end(credentials):
+                warnings.warn(sentence, stacklevel=2)
         address = join_address(self.director_node_fqdn, self.director_port)
         self.dir_client = DirectorClient(client_id or "anonymous", address, credentials)
         with self.dir_client.translated_errors():

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -22,7 +23,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from openfl_audio.address import check_host, ip_address
 from openfl_audio.errors import AddressError, CertificateError
-from openfl_audio.files import replacing
+from openfl_audio.files import Journal, replacing
 
 DIRECTOR = "director"
 ENVOY = "envoy"
@@ -32,12 +33,14 @@ MONITOR = "monitor"
 ROLES = (DIRECTOR, ENVOY, USER, OPERATOR, MONITOR)
 
 AUTHORITY = "ca"
+ISSUED = "issued.jsonl"  # in the authority's folder: serial, name, role and end of every certificate that it signed
 AUTHORITY_DAYS = 3650
 LEAF_DAYS = 365
+WARNING_DAYS = 30
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 # A name becomes a file name and a common name (64 characters at most in X.509), hence neither "../x" nor "-x".
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # Certificates hold from a little before they are made: the clock of a small device may run behind the director's.
 _CLOCK_TOLERANCE = timedelta(hours=1)
 _HOW = "openfl-audio certificates make writes it, or --disable-tls runs without."
@@ -45,7 +48,7 @@ _HOW = "openfl-audio certificates make writes it, or --disable-tls runs without.
 
 @dataclass(frozen=True)
 class Credentials:
-    """Certificate, key and authority of one side of a TLS connection, as PEM, and its name."""
+    """Certificate, key and authorities of one side of a TLS connection, as PEM, and its name."""
 
     root: bytes
     certificate: bytes
@@ -84,30 +87,35 @@ def issue(
     days: int = LEAF_DAYS,
     now: datetime | None = None,
 ) -> tuple[bytes, bytes]:
-    """Sign a new key pair, and return (certificate, private key) as PEM.
+    """Make a key pair and sign it, and return (certificate, private key) as PEM; see `sign`."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    return sign(authority, key.public_key(), name, role, hosts=hosts, days=days, now=now), private_pem(key)
+
+
+def sign(
+    authority: Authority,
+    public_key: ec.EllipticCurvePublicKey,
+    name: str,
+    role: str,
+    *,
+    hosts: Sequence[str] = (),
+    days: int = LEAF_DAYS,
+    now: datetime | None = None,
+) -> bytes:
+    """Return a certificate (PEM) of `public_key` for `name`, which stands on the authority's list from now on.
 
     The role is the subject's organizational unit, so that the director can tell an envoy from a notebook. `hosts` are
     the names and addresses under which a director is reached; without any, the name itself is the alternative name.
     """
-    if role not in ROLES:
-        raise CertificateError(f"There is no role {role!r}; a certificate is for one of: {', '.join(ROLES)}.")
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name(
-        [
-            x509.NameAttribute(NameOID.COMMON_NAME, name),
-            x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, role),
-        ]
-    )
     # One direction each: an envoy's certificate, copied off a device, cannot play the director.
     purpose = ExtendedKeyUsageOID.SERVER_AUTH if role == DIRECTOR else ExtendedKeyUsageOID.CLIENT_AUTH
-    alternative_names = [_general_name(host) for host in dict.fromkeys(hosts)] or [x509.DNSName(name)]
     issuer = authority.certificate
     builder = (
-        _builder(subject, issuer.subject, key.public_key(), days, now)
+        _builder(subject_of(name, role), issuer.subject, public_key, days, now)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
-        .add_extension(x509.SubjectAlternativeName(alternative_names), critical=False)
+        .add_extension(alternative_names(name, hosts), critical=False)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.private_key.public_key()), critical=False
         )
@@ -115,10 +123,27 @@ def issue(
     certificate = builder.sign(authority.private_key, hashes.SHA256())
     if certificate.not_valid_after_utc > issuer.not_valid_after_utc:
         raise CertificateError(
-            f"The authority itself ends on {_day(issuer.not_valid_after_utc)}, before {days} days are over: "
+            f"The authority itself ends on {day(issuer.not_valid_after_utc)}, before {days} days are over: "
             "ask for fewer days, or begin a new authority in another folder."
         )
-    return certificate.public_bytes(serialization.Encoding.PEM), _private_pem(key)
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def subject_of(name: str, role: str) -> x509.Name:
+    """Return what a certificate says of its owner. Raises CertificateError for a role that there is not."""
+    if role not in ROLES:
+        raise CertificateError(f"There is no role {role!r}; a certificate is for one of: {', '.join(ROLES)}.")
+    return x509.Name(
+        [
+            x509.NameAttribute(NameOID.COMMON_NAME, name),
+            x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, role),
+        ]
+    )
+
+
+def alternative_names(name: str, hosts: Sequence[str]) -> x509.SubjectAlternativeName:
+    """Return the names and addresses that a certificate is for: `hosts`, or without any the name itself."""
+    return x509.SubjectAlternativeName([_general_name(host) for host in dict.fromkeys(hosts)] or [x509.DNSName(name)])
 
 
 def write_certificates(
@@ -142,9 +167,9 @@ def write_certificates(
         raise CertificateError(f"A certificate has to hold for at least one day, not {days}.")
     names = {ENVOY: envoys, USER: users, OPERATOR: operators, MONITOR: monitors}
     roles = _roles(director_hosts is not None, names)
-    hosts = tuple(dict.fromkeys(_checked_host(host) for host in (*LOCAL_HOSTS, *(director_hosts or ()))))
+    hosts = tuple(dict.fromkeys(checked_host(host) for host in (*LOCAL_HOSTS, *(director_hosts or ()))))
     for name in roles:
-        for path in _pair_paths(folder, name):
+        for path in pair_paths(folder, name):
             if path.exists() and not force:
                 raise CertificateError(f"{path} exists already: --force replaces it.")
 
@@ -161,57 +186,91 @@ def write_certificates(
         folder.mkdir(parents=True, exist_ok=True)
         if not _authority_exists(folder):
             certificate = authority.certificate.public_bytes(serialization.Encoding.PEM)
-            written += _write_pair(folder, AUTHORITY, certificate, _private_pem(authority.private_key))
+            written += write_pair(folder, AUTHORITY, certificate, private_pem(authority.private_key))
         for name, (certificate, private_key) in leaves.items():
-            written += _write_pair(folder, name, certificate, private_key)
+            note_issued(folder, certificate)
+            written += write_pair(folder, name, certificate, private_key)
     except OSError as error:
         raise CertificateError(f"{error.filename or folder} cannot be written: {error.strerror}.") from error
     return written
 
 
+def note_issued(folder: Path, pem: bytes) -> None:
+    """Put a certificate on the authority's list, from which it can be revoked."""
+    certificate, (name, role) = x509.load_pem_x509_certificate(pem), role_of(pem)
+    expires = certificate.not_valid_after_utc.isoformat()
+    record = {"serial": f"{certificate.serial_number:x}", "name": name, "role": role, "expires": expires}
+    Journal(folder / ISSUED).append(record, durable=True)
+
+
 def load_authority(folder: Path) -> Authority:
     """Return the authority in `folder`, with the key that signs."""
-    certificate_path, key_path = _pair_paths(folder, AUTHORITY)
+    certificate_path, key_path = pair_paths(folder, AUTHORITY)
     certificate = _certificate(_read(certificate_path), certificate_path)
-    private_key = _private_key(_read(key_path), key_path)
-    if not isinstance(private_key, ec.EllipticCurvePrivateKey):
-        raise CertificateError(f"{key_path} is not an elliptic-curve key, as this project makes them.")
+    private_key = load_key(key_path)
     _check_key(certificate, private_key, certificate_path, key_path)
     _check_dates(certificate, certificate_path)
     return Authority(certificate, private_key)
 
 
+def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """Return the private key in a PEM file. Raises CertificateError."""
+    private_key = _private_key(_read(path), path)
+    if not isinstance(private_key, ec.EllipticCurvePrivateKey):
+        raise CertificateError(f"{path} is not an elliptic-curve key, as this project makes them.")
+    return private_key
+
+
 def load_credentials(folder: Path | None, name: str) -> Credentials:
     """Read `ca.crt`, `NAME.crt` and `NAME.key` from `folder`, checked as `read_credentials` does.
 
-    Raises CertificateError, also without a folder: only TLS needs one.
+    Without a `ca.crt` the authority is the one in `NAME.crt`, as an answer to a request has it. Raises
+    CertificateError, also without a folder: only TLS needs one.
     """
     if folder is None:
         raise CertificateError("TLS needs certificates: set `certificates` to their folder, or use --disable-tls.")
-    if not _NAME.fullmatch(name):
-        raise CertificateError(_bad_name(name))
+    if not NAME.fullmatch(name):
+        raise CertificateError(bad_name(name))
     if not folder.is_dir():
         raise CertificateError(f"The certificate folder {folder} does not exist: {_HOW}")
-    return read_credentials(folder / f"{AUTHORITY}.crt", *_pair_paths(folder, name), name)
+    root_path, (certificate_path, key_path) = folder / f"{AUTHORITY}.crt", pair_paths(folder, name)
+    if not root_path.exists() and certificate_path.exists() and _authorities(_read(certificate_path), certificate_path):
+        root_path = certificate_path
+    return read_credentials(root_path, certificate_path, key_path, name)
 
 
 def read_credentials(root_path: Path, certificate_path: Path, key_path: Path, name: str) -> Credentials:
-    """Read three PEM files, and check that they are those of `name` and that a handshake would not fail on them."""
-    root_pem, certificate_pem, key_pem = _read(root_path), _read(certificate_path), _read(key_path)
-    root = _certificate(root_pem, root_path)
+    """Read three PEM files, and check that they are those of `name` and that a handshake would not fail on them.
+
+    The first file may have several authorities: while one takes over from another, both are good.
+    """
+    certificate_pem, key_pem = _read(certificate_path), _read(key_path)
+    authorities = _authorities(_read(root_path), root_path)
     certificate = _certificate(certificate_pem, certificate_path)
     private_key = _private_key(key_pem, key_path)
-    _check_dates(root, root_path)
+    if not authorities:
+        raise CertificateError(f"{root_path} has no certificate of an authority.")
+    issuers = [root for root in authorities if _has_signed(root, certificate)]
+    if not issuers:
+        raise CertificateError(f"{certificate_path} was not signed by the authority in {root_path}.")
+    _check_dates(issuers[0], root_path)
     _check_dates(certificate, certificate_path)
-    try:
-        certificate.verify_directly_issued_by(root)
-    except (InvalidSignature, ValueError, TypeError) as error:
-        raise CertificateError(f"{certificate_path} was not signed by the authority in {root_path}.") from error
     _check_key(certificate, private_key, certificate_path, key_path)
     common_name, role = role_of(certificate_pem)
     if common_name != name:
         raise CertificateError(f"{certificate_path} is made out to {common_name!r}, not to {name!r}.")
+    root_pem = b"".join(root.public_bytes(serialization.Encoding.PEM) for root in authorities)
     return Credentials(root_pem, certificate_pem, key_pem, name, role)
+
+
+def describe_end(own: Credentials, now: datetime | None = None) -> str:
+    """Return a sentence about a certificate that ends within WARNING_DAYS, and "" about another one."""
+    expires = x509.load_pem_x509_certificate(own.certificate).not_valid_after_utc
+    left = expires - (now or datetime.now(timezone.utc))
+    if left > timedelta(days=WARNING_DAYS):
+        return ""
+    when = f"in {left.days} days" if left.days > 1 else "within two days"
+    return f"the certificate of {own.role} '{own.name}' ends {when}, on {day(expires)}: renew it"
 
 
 def names_of(certificate: bytes) -> list[str]:
@@ -230,15 +289,20 @@ def is_for(names: Sequence[str], host: str) -> bool:
     return host in names or f"*.{host.partition('.')[2]}" in names
 
 
-@lru_cache(maxsize=4096)
-def owner_of(pem: bytes) -> tuple[str, float]:
-    """Return the owner of a certificate, as "role 'name'", and when it expires, in seconds of the clock.
+class Owner(NamedTuple):
+    """Whose a certificate is, as "role 'name'", its serial number, and its end in seconds of the clock."""
 
-    Raises CertificateError.
-    """
+    name: str
+    serial: int
+    expires: float
+
+
+@lru_cache(maxsize=4096)
+def owner_of(pem: bytes) -> Owner:
+    """Return the owner of a certificate. Raises CertificateError."""
     name, role = role_of(pem)
-    expires = x509.load_pem_x509_certificate(pem).not_valid_after_utc
-    return f"{role} '{name}'", expires.timestamp()
+    certificate = x509.load_pem_x509_certificate(pem)
+    return Owner(f"{role} '{name}'", certificate.serial_number, certificate.not_valid_after_utc.timestamp())
 
 
 @lru_cache(maxsize=4096)
@@ -269,8 +333,8 @@ def _roles(with_director: bool, names: Mapping[str, Sequence[str]]) -> dict[str,
     roles: dict[str, str] = {DIRECTOR: DIRECTOR} if with_director else {}
     seen: set[str] = set()
     for role, name in [(role, name) for role, members in names.items() for name in members]:
-        if not _NAME.fullmatch(name):
-            raise CertificateError(_bad_name(name))
+        if not NAME.fullmatch(name):
+            raise CertificateError(bad_name(name))
         # Compared without case, as some file systems do: "CA" would overwrite "ca".
         if name.casefold() in (AUTHORITY, DIRECTOR):
             raise CertificateError(f"The name {name!r} is reserved; give the {role} another one.")
@@ -283,14 +347,16 @@ def _roles(with_director: bool, names: Mapping[str, Sequence[str]]) -> dict[str,
     return roles
 
 
-def _bad_name(name: str) -> str:
+def bad_name(name: str) -> str:
+    """Return the sentence about a name that is none."""
     return (
         f"{name!r} cannot be a name: up to 64 letters, digits, dots, dashes and underscores, "
         "beginning with a letter or a digit."
     )
 
 
-def _checked_host(host: str) -> str:
+def checked_host(host: str) -> str:
+    """Return a name or address by which a director is reached, as a certificate has it. Raises CertificateError."""
     try:
         checked = check_host(host)
     except AddressError as error:
@@ -337,18 +403,20 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
     )
 
 
-def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """Return a private key as PEM, without a passphrase."""
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
 
 
-def _pair_paths(folder: Path, name: str) -> tuple[Path, Path]:
+def pair_paths(folder: Path, name: str) -> tuple[Path, Path]:
+    """Return the files of a certificate and of its private key."""
     return folder / f"{name}.crt", folder / f"{name}.key"
 
 
 def _authority_exists(folder: Path) -> bool:
-    certificate, key = _pair_paths(folder, AUTHORITY)
+    certificate, key = pair_paths(folder, AUTHORITY)
     if certificate.exists() != key.exists():
         found, missing = (certificate, key) if certificate.exists() else (key, certificate)
         raise CertificateError(
@@ -364,6 +432,30 @@ def _read(path: Path) -> bytes:
         raise CertificateError(f"{path} does not exist: {_HOW}") from error
     except OSError as error:
         raise CertificateError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _authorities(pem: bytes, path: Path) -> list[x509.Certificate]:
+    """Return the certificates of authorities in a PEM file."""
+    try:
+        certificates = x509.load_pem_x509_certificates(pem)
+    except ValueError as error:
+        raise CertificateError(f"{path} is not a PEM certificate.") from error
+    return [each for each in certificates if _may_sign(each)]
+
+
+def _may_sign(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return False
+
+
+def _has_signed(root: x509.Certificate, certificate: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(root)
+    except (InvalidSignature, ValueError, TypeError):
+        return False
+    return True
 
 
 def _certificate(pem: bytes, path: Path) -> x509.Certificate:
@@ -385,13 +477,13 @@ def _check_dates(certificate: x509.Certificate, path: Path) -> None:
     now = datetime.now(timezone.utc)
     if now > certificate.not_valid_after_utc:
         raise CertificateError(
-            f"{path} expired on {_day(certificate.not_valid_after_utc)}: make a new one with "
+            f"{path} expired on {day(certificate.not_valid_after_utc)}: make a new one with "
             "openfl-audio certificates make."
         )
     if now < certificate.not_valid_before_utc:
         raise CertificateError(
-            f"{path} is not valid before {_day(certificate.not_valid_before_utc)}, and this machine's clock says "
-            f"{_day(now)}."
+            f"{path} is not valid before {day(certificate.not_valid_before_utc)}, and this machine's clock says "
+            f"{day(now)}."
         )
 
 
@@ -402,18 +494,20 @@ def _check_key(
         raise CertificateError(f"{key_path} is not the private key that belongs to {certificate_path}.")
 
 
-def _day(moment: datetime) -> str:
+def day(moment: datetime) -> str:
+    """Return a moment as people write it, to the minute."""
     return f"{moment:%Y-%m-%d %H:%M} UTC"
 
 
-def _write_pair(folder: Path, name: str, certificate: bytes, private_key: bytes) -> tuple[Path, Path]:
-    certificate_path, key_path = _pair_paths(folder, name)
-    _replace(key_path, private_key, mode=0o600)
-    _replace(certificate_path, certificate, mode=0o644)
+def write_pair(folder: Path, name: str, certificate: bytes, private_key: bytes) -> tuple[Path, Path]:
+    """Write a certificate and its private key, which only its owner may read, and return their files."""
+    certificate_path, key_path = pair_paths(folder, name)
+    write_pem(key_path, private_key, mode=0o600)
+    write_pem(certificate_path, certificate)
     return certificate_path, key_path
 
 
-def _replace(path: Path, content: bytes, *, mode: int) -> None:
+def write_pem(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     """Write `content` to `path`, whole or not at all; the file has its mode from its creation on."""
     with replacing(path, durable=True) as temporary:
         temporary.unlink(missing_ok=True)

@@ -27,6 +27,8 @@ SERVICE = "openfl_audio.Rounds"
 MAX_MESSAGE_BYTES = 256 << 20
 # Timeout of a look at the certificate of a director that gRPC could not connect to.
 PROBE_SECONDS = 3.0
+# OpenSSL's codes of a chain that ends at no authority that is trusted.
+UNKNOWN_AUTHORITY = (2, 18, 19, 20, 21)
 # A dead peer is noticed by keep-alive; two directors on one port must not share it silently.
 CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -74,34 +76,50 @@ def explain_unreachable(address: str, details: str | None, root: bytes | None, w
 
     `details` are gRPC's. `root` is the authority's certificate (PEM), None without TLS. `who` does not reach it.
     """
-    host, port = split_address(address)
+    host, _ = split_address(address)
     sentence = f"cannot reach the director at {route_to(address)} ({details}): "
-    names = _names_presented(host, port, root) if root and not proxy_of(host) else []
-    if names and not is_for(names, host):
-        return sentence + (
-            f"its certificate is for {', '.join(names)}, and not for {host}; "
-            f"openfl-audio certificates make --director {host} --force writes one that is"
-        )
+    if fault := certificate_fault(address, root):
+        return sentence + fault
     if proxy_of(host):
         sentence += f"does the proxy let it through (no_proxy={host} goes without), "
     return sentence + f"is it running there, and with TLS {'on' if root else 'off'} like this {who}?"
 
 
-def _names_presented(host: str, port: int, root: bytes) -> list[str]:
-    """Return the names in the certificate that a director shows, or none if none is shown."""
+def certificate_fault(address: str, root: bytes | None) -> str:
+    """Return what is wrong with the certificate that a director shows, or "" if nothing is, or it shows none.
+
+    Waiting does not mend it. `root` is the authority's certificate (PEM), None without TLS.
+    """
+    host, port = split_address(address)
+    if root is None or proxy_of(host):
+        return ""
+    try:
+        names = names_of(presented_certificate(host, port, root))
+    except ssl.SSLCertVerificationError as error:
+        if error.verify_code in UNKNOWN_AUTHORITY:
+            return "its certificate is signed by another authority than the one in this side's ca.crt"
+        return f"its certificate does not hold ({error.verify_message})"
+    except (OSError, ValueError):
+        return ""
+    if is_for(names, host):
+        return ""
+    return (
+        f"its certificate is for {', '.join(names)}, and not for {host}; "
+        f"openfl-audio certificates make --director {host} --force writes one that is"
+    )
+
+
+def presented_certificate(host: str, port: int, root: bytes) -> bytes:
+    """Return the certificate (DER) that a server shows, whatever names it is for. Raises OSError and ValueError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.set_alpn_protocols(["h2"])
-    try:
-        context.load_verify_locations(cadata=root.decode())
-        with (
-            socket.create_connection((host, port), timeout=PROBE_SECONDS) as line,
-            context.wrap_socket(line) as connection,
-        ):
-            certificate = connection.getpeercert(binary_form=True)
-    except (OSError, ValueError):
-        return []
-    return names_of(certificate) if certificate else []
+    context.load_verify_locations(cadata=root.decode())
+    with (
+        socket.create_connection((host, port), timeout=PROBE_SECONDS) as line,
+        context.wrap_socket(line) as connection,
+    ):
+        return connection.getpeercert(binary_form=True) or b""
 
 
 def wait_for_connection(channel: grpc.Channel, seconds: float) -> None:

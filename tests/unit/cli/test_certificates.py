@@ -1,5 +1,8 @@
 """The command is run as a user runs it: a process of its own, from another folder."""
 
+import re
+import shlex
+import shutil
 import stat
 import subprocess
 import sys
@@ -76,3 +79,32 @@ def test_nothing_to_sign_is_refused(tmp_path: Path) -> None:
         "an operator or a monitor.\n"
     )
     assert not (tmp_path / "certificates").exists()
+
+
+def test_the_commands_of_the_page_work_one_after_the_other(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs/certificates.md").read_text()
+    commands = [line for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
+    assert len(commands) == 8
+    for command in commands:
+        ended = subprocess.run(
+            [sys.executable, "-m", "openfl_audio.cli", *shlex.split(command)[1:]],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (ended.returncode, ended.stderr) == (0, ""), command
+        if "sign" in command:
+            shutil.copy(tmp_path / "authority/site-a.crt", tmp_path / "site")
+    assert load_credentials(tmp_path / "site", "site-a").role == "envoy"
+    assert len((tmp_path / "authority/revoked.txt").read_text().splitlines()) == 3  # site-a before and after, scientist
+
+
+def test_what_cannot_be_signed_is_one_sentence(tmp_path: Path) -> None:
+    assert make(tmp_path, "--user", "ada").returncode == 0
+    command = [sys.executable, "-m", "openfl_audio.cli", "certificates", "sign", "no.csr", "--role", "envoy"]
+    ended = subprocess.run(
+        [*command, "--authority", "certificates"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 1
+    assert ended.stderr == "openfl-audio certificates sign: no.csr cannot be read: No such file or directory.\n"

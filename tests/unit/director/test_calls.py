@@ -7,7 +7,9 @@ import pytest
 from openfl_audio.director.calls import MAX_CALLS_PER_CERTIFICATE, Endable, OpenCalls
 from openfl_audio.director.run_folder import Status
 from openfl_audio.errors import CallEndedError, TooManyCallsError
+from openfl_audio.protocol.certificates import Owner
 from openfl_audio.protocol.messages import UpdateMessage
+from openfl_audio.protocol.revocation import RevocationList
 from openfl_audio.protocol.tensors import Header, stream
 from tests.unit.director.toy_experiment import MODEL, TRAIN, make_experiment, play, results_of, serve, train, until
 
@@ -49,16 +51,19 @@ def test_a_task_that_is_cancelled_by_itself_is_cancelled():
 
 def test_one_certificate_has_so_many_calls_open_and_no_more_and_others_have_theirs():
     async def story() -> None:
-        calls = OpenCalls()
-        blocks = [calls.open("envoy 'a'", LATER) for _ in range(MAX_CALLS_PER_CERTIFICATE)]
+        calls = OpenCalls(RevocationList(None))
+        blocks = [calls.open(Owner("envoy 'a'", 1, LATER)) for _ in range(MAX_CALLS_PER_CERTIFICATE)]
         for block in blocks:
             block.__enter__()
-        with pytest.raises(TooManyCallsError, match="envoy 'a' has 64 calls open"), calls.open("envoy 'a'", LATER):
+        with (
+            pytest.raises(TooManyCallsError, match="envoy 'a' has 64 calls open"),
+            calls.open(Owner("envoy 'a'", 1, LATER)),
+        ):
             pass
-        with calls.open("envoy 'b'", LATER):
+        with calls.open(Owner("envoy 'b'", 1, LATER)):
             pass
         blocks[0].__exit__(None, None, None)
-        with calls.open("envoy 'a'", LATER):
+        with calls.open(Owner("envoy 'a'", 1, LATER)):
             pass
 
     asyncio.run(story())
@@ -70,10 +75,10 @@ def test_the_end_of_a_call_is_as_much_work_however_many_others_are_open():
             raise AssertionError("looks at the calls of all others")
 
     async def story() -> None:
-        calls = OpenCalls()
+        calls = OpenCalls(RevocationList(None))
         calls._counts = Looking()
-        with calls.open("envoy 'b'", LATER):
-            with calls.open("envoy 'a'", LATER), calls.open("envoy 'a'", LATER):
+        with calls.open(Owner("envoy 'b'", 1, LATER)):
+            with calls.open(Owner("envoy 'a'", 1, LATER)), calls.open(Owner("envoy 'a'", 1, LATER)):
                 pass
             assert list(calls._counts) == ["envoy 'b'"]
 
@@ -84,12 +89,12 @@ def test_a_call_ends_when_its_certificate_expires_although_nothing_happens_in_it
     monkeypatch.setattr("openfl_audio.director.calls.LOOK_SECONDS", 0.01)
 
     async def story() -> None:
-        calls = OpenCalls()
+        calls = OpenCalls(RevocationList(None))
         watching = asyncio.create_task(calls.watch())
         ended = pytest.raises(CallEndedError, match="the certificate of envoy 'a' expired on ")
-        with ended, calls.open("envoy 'a'", time.time() + 0.05):
+        with ended, calls.open(Owner("envoy 'a'", 1, time.time() + 0.05)):
             await asyncio.sleep(60)
-        with pytest.raises(CallEndedError, match="expired"), calls.open("envoy 'a'", time.time() - 1):
+        with pytest.raises(CallEndedError, match="expired"), calls.open(Owner("envoy 'a'", 1, time.time() - 1)):
             pass
         watching.cancel()
 

@@ -21,7 +21,9 @@ from cryptography.x509.verification import PolicyBuilder, Store, VerificationErr
 from openfl_audio.errors import CertificateError
 from openfl_audio.protocol.certificates import (
     AUTHORITY,
+    ISSUED,
     create_authority,
+    describe_end,
     is_for,
     issue,
     load_authority,
@@ -82,7 +84,7 @@ def test_private_keys_are_private_before_the_first_byte(tmp_path: Path, monkeypa
 
 
 def test_no_temporary_file_is_left(folder: Path) -> None:
-    assert {path.suffix for path in folder.iterdir()} == {".crt", ".key"}
+    assert {path.suffix for path in folder.iterdir()} == {".crt", ".key", ".jsonl"}
 
 
 def test_director_is_known_by_its_names_addresses_and_locally(folder: Path) -> None:
@@ -150,7 +152,7 @@ def verify_as_server(root: x509.Certificate, certificate: x509.Certificate, host
 
 
 def test_later_call_adds_an_envoy_under_the_same_authority(folder: Path) -> None:
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ISSUED}
     written = write_certificates(folder, envoys=["site-c"])
     assert written == [folder / "site-c.crt", folder / "site-c.key"]
     assert {name: (folder / name).read_bytes() for name in before} == before
@@ -506,3 +508,13 @@ def test_a_certificate_is_for_the_names_it_has(host, good):
 def test_without_a_folder_tls_is_what_is_missing():
     with pytest.raises(CertificateError, match="TLS needs certificates: set `certificates`"):
         load_credentials(None, "a")
+
+
+@pytest.mark.parametrize(
+    ("days_left", "when"), [(31, None), (29, "in 29 days, on"), (1, "within two days"), (0, "within two days")]
+)
+def test_that_a_certificate_ends_soon_is_said(folder: Path, days_left: int, when: str | None) -> None:
+    own = load_credentials(folder, "site-a")
+    sentence = describe_end(own, read(folder, "site-a").not_valid_after_utc - timedelta(days=days_left, hours=1))
+    assert when is None or f"the certificate of envoy 'site-a' ends {when}" in sentence
+    assert (when is None) == (sentence == "")
