@@ -49,7 +49,7 @@ class Watch(Connected):
     example: ClassVar[str] = "openfl-audio watch my-experiment --director fl.example.org:50051 --user ada"
 
     name: str = argument(NAME)
-    json_: bool = option("print a line of JSON a round, for machines", False)
+    json_: bool = option("print a line of JSON a round, and a second while one is open, for machines", False)
 
     def run(self) -> int | None:
         import json
@@ -60,11 +60,12 @@ class Watch(Connected):
         with self.calls() as calls:
             experiment = calls.get_experiment(self.name)
             messages = calls.stream_history(self.name)
+            status = ""
             if self.json_:
                 for message in messages:
                     content = message if isinstance(message, dict) else message.model_dump()
                     print(json.dumps(content), flush=True)
-                    status = message.status if isinstance(message, Ended) else ""
+                    status = message.status if isinstance(message, Ended) else status
             else:
                 best = experiment.best
                 show_progress(messages, self.name, best.metric, best.direction, experiment.round)
