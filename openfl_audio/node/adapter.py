@@ -42,6 +42,8 @@ NARROW_FLOATS = (
 class FrameworkAdapterPlugin(FrameworkAdapterPluginInterface):
     """Adapter that transmits parameters that require a gradient, and buffers; frozen parameters stay on the node.
 
+    So do the buffers of torchaudio's transforms, as these are constants that the recipe of the model makes.
+
     One memory under several names (tied weights, views) is transmitted once, under one of them. A complex tensor
     becomes a real one with a last dimension of 2, a float that NumPy does not know becomes float32. Extra state of
     modules is not transmitted.
@@ -101,7 +103,8 @@ def transmitted(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return trained parameters and buffers of `model` by name, each memory once. They are the model's own memory."""
     tensors = _named_tensors(model)
     holders = _holders(tensors)
-    names = [name for name in tensors if holders.get(name) == name]
+    constants = _constants(model)
+    names = [name for name in tensors if holders.get(name) == name and name not in constants]
     # Buffers first: where one holds a trained parameter and more, what is written to the parameter counts.
     names.sort(key=lambda name: isinstance(tensors[name], Parameter))
     return {name: tensors[name].detach() for name in names}
@@ -152,6 +155,16 @@ def _named_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
         name: value
         for name, value in model.state_dict(keep_vars=True).items()
         if isinstance(value, torch.Tensor) and name.rpartition(".")[2] != "_extra_state"
+    }
+
+
+def _constants(model: torch.nn.Module) -> set[str]:
+    """Return the names of buffers that never change: windows, filters and kernels of torchaudio's transforms."""
+    return {
+        f"{place}.{name}" if place else name
+        for place, module in model.named_modules()
+        if type(module).__module__.startswith("torchaudio.transforms.")
+        for name, _ in module.named_buffers(recurse=False)
     }
 
 

@@ -319,3 +319,21 @@ class Counting(torch.nn.Linear):
 
 def test_extra_state_does_not_travel():
     assert Adapter.get_tensor_dict(Counting(1, 1)).keys() == {"weight", "bias"}
+
+
+def test_constants_of_torchaudios_transforms_stay_and_what_batch_norm_counts_is_transmitted():
+    from torchaudio.transforms import MelSpectrogram
+
+    def create():
+        return torch.nn.Sequential(MelSpectrogram(16_000, n_mels=8), torch.nn.BatchNorm1d(8), torch.nn.Linear(6, 2))
+
+    model, other = create(), create()
+    names = {"1.weight", "1.bias", "1.running_mean", "1.running_var", "1.num_batches_tracked", "2.weight", "2.bias"}
+    tensors = Adapter.get_tensor_dict(model)
+    assert set(tensors) == names
+    assert {"0.spectrogram.window", "0.mel_scale.fb"} < set(model.state_dict())
+    with torch.no_grad():
+        other[0].spectrogram.window.zero_()
+    Adapter.set_tensor_dict(other, tensors)
+    torch.testing.assert_close(other[2].weight, model[2].weight)
+    assert not other[0].spectrogram.window.any(), "it is not written to"
