@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from openfl_audio import files
 from openfl_audio.errors import FolderInUseError, SettingsError
@@ -44,6 +45,7 @@ def run(
     experiments[0].open(EVALUATOR)
     alone = [clients.trainers[0] for clients in experiments] if mode == "individual" else None
     values = settings.model_dump(mode="json")
+    add_new_settings(out, workload.config_class)
     claim(out, {"workspace": workload.name, "mode": mode, "alone": alone, "data": str(data), "settings": values})
     results = {}
     for clients in experiments:
@@ -125,6 +127,19 @@ def _score_clients(clients: Clients, model: torch.nn.Module, device: str, out: P
     summary = summarize(scores, metric, direction)
     plot_per_client(scores, metric, summary, out / "per_client.png")
     return {metric: summary} if summary else {}
+
+
+def add_new_settings(out: Path, config_class: type[RunSettings]) -> None:
+    """Give the run of an earlier version in `out` the defaults of settings that it did not have: it did as they say."""
+    path = out / "run.json"
+    if not path.exists():
+        return
+    run = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        settings = config_class.model_validate(run.get("settings"))
+    except ValidationError:
+        return  # `claim` names what is different
+    write_json(path, run | {"settings": settings.model_dump(mode="json")})
 
 
 def claim(out: Path, run: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from openfl_audio.experiments import comparison
 from openfl_audio.experiments.comparison import Comparison, mean_history, results_table
 from openfl_audio.experiments.modes import EVALUATOR, Clients, choose_clients, client_names, start_arguments
 from openfl_audio.experiments.per_client import client_scores, summarize
-from openfl_audio.experiments.run import claim, run
+from openfl_audio.experiments.run import add_new_settings, claim, run
 from openfl_audio.experiments.workloads import find_workload, workload_names
 from shard_descriptors.common.errors import CorpusError
 from tests.unit.workspaces.keyword_spotting.words import make_corpus
@@ -119,6 +119,21 @@ def test_a_run_without_a_corpus_or_without_a_round_leaves_its_folder_to_the_next
     claim(out, {"settings": {"clients": 2}})
     assert json.loads((out / "run.json").read_text()) == {"settings": {"clients": 2}}
     assert not (out / "experiment.json").exists()
+
+
+def test_a_run_of_an_earlier_version_has_the_defaults_of_newer_settings(tmp_path):
+    """It is resumed with them, and refused with anything else."""
+    values = load().model_dump(mode="json")
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({"settings": {name: values[name] for name in values if name != "fraction_rounding"}}))
+    (tmp_path / "history.jsonl").write_text("{}")
+    add_new_settings(tmp_path, Settings)
+    claim(tmp_path, {"settings": values})
+    with pytest.raises(SettingsError, match="has a run with settings.fraction_rounding 'up', now it is 'down'"):
+        claim(tmp_path, {"settings": values | {"fraction_rounding": "down"}})
+    path.write_text('{"settings": {"rounds": "many"}}')
+    add_new_settings(tmp_path, Settings)
+    assert path.read_text() == '{"settings": {"rounds": "many"}}'
 
 
 def test_a_folder_belongs_to_one_run(tmp_path):
