@@ -122,7 +122,8 @@ def test_a_class_that_every_clip_has_counts_for_map_and_not_for_d_prime():
     scores, labels = draw(0)
     with_all = np.append(labels, np.ones((len(labels), 1), np.float32), axis=1)
     with_scores = np.append(scores, scores[:, :1], axis=1)
-    assert score("d_prime", with_scores, with_all) == pytest.approx(score("d_prime", scores, labels), **CLOSE)
+    for name in ("d_prime", "d_prime_mean"):
+        assert score(name, with_scores, with_all) == pytest.approx(score(name, scores, labels), **CLOSE)
     assert score("mean_average_precision", with_scores, with_all) > score("mean_average_precision", scores, labels)
 
 

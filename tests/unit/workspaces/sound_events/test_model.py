@@ -65,8 +65,11 @@ def test_the_vgg_like_network_is_what_the_paper_describes():
     torch.testing.assert_close(model(patches(3)), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_crnn_is_what_the_paper_describes():
-    model, x = create_tagger("crnn", 5, "evaluation_batch"), centred(patches(2))
+@pytest.mark.parametrize(
+    ("architecture", "combine"), [("crnn", torch.mul), ("crnn_joined", lambda *states: torch.cat(states, 1))]
+)
+def test_the_crnn_is_what_the_paper_describes(architecture, combine):
+    model, x = create_tagger(architecture, 5, "evaluation_batch"), centred(patches(2))
     for layer, pool in ((0, (2, 5)), (2, (2, 4)), (4, (2, 2))):
         x = conv(x, model, layer, kernel_size=pool)
     assert x.shape == (2, 128, 12, 2)
@@ -78,7 +81,7 @@ def test_the_crnn_is_what_the_paper_describes():
             getattr(cell, kind).data = getattr(model.gru, f"{kind}_l0{suffix}").data
         for step in range(12) if direction == 0 else reversed(range(12)):
             states[direction] = cell(steps[:, step], states[direction])
-    expected = (states[0] * states[1]) @ model.output.weight.T + model.output.bias
+    expected = combine(*states) @ model.output.weight.T + model.output.bias
     torch.testing.assert_close(model(patches(2)), expected, rtol=1e-4, atol=1e-5)
 
 
