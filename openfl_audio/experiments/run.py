@@ -136,10 +136,11 @@ def add_new_settings(out: Path, config_class: type[RunSettings]) -> None:
         return
     run = json.loads(path.read_text(encoding="utf-8"))
     try:
-        settings = config_class.model_validate(run.get("settings"))
+        settings = config_class.model_validate(run.get("settings")).model_dump(mode="json")
     except ValidationError:
         return  # `claim` names what is different
-    write_json(path, run | {"settings": settings.model_dump(mode="json")})
+    if settings != run["settings"]:
+        write_json(path, run | {"settings": settings})
 
 
 def claim(out: Path, run: dict[str, Any]) -> None:
