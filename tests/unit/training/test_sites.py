@@ -1,0 +1,44 @@
+"""Scores of sites out of an experiment's records, and which metrics are columns of a table."""
+
+import math
+
+import pytest
+
+from openfl_audio.protocol.plan import VALIDATE
+from openfl_audio.training.history import to_frame
+from openfl_audio.training.sites import scores_by_site
+from workspaces.audio_classification.report import best_round, recalls_by_site, report_sites
+
+SHARES = {"true/0": 0.5, "hit/0": 0.25, "true/1": 0.5, "hit/1": 0.5}
+
+
+def record(number: int, accuracy: float, **of_sites: dict[str, float]) -> dict:
+    envoys = {site: {VALIDATE: metrics} for site, metrics in of_sites.items()}
+    metrics = {VALIDATE: {"accuracy": accuracy, **SHARES}}
+    return {"round": number, "metrics": metrics, "envoys": envoys, "seconds": 1.0, "bytes_up": 8}
+
+
+RECORDS = [
+    record(0, 0.4, b={"accuracy": 0.2}, a={"accuracy": 0.6}),
+    record(1, 0.8, b={"accuracy": 0.7, **SHARES}, a={"accuracy": 0.9, **SHARES, "true/0": 0.0, "hit/0": 0.0}, c={}),
+    record(2, 0.6, a={"accuracy": 0.6}),
+]
+
+
+def test_the_sites_are_reported_in_the_round_of_the_best_model():
+    assert scores_by_site(RECORDS, "accuracy", 0) == {"a": 0.6, "b": 0.2}
+    report = report_sites(RECORDS, ("accuracy", "max"))
+    assert report["by_site"] == {"a": 0.9, "b": 0.7}
+    assert (report["worst"], report["sites"]) == (0.7, 2)
+    assert best_round(RECORDS, ("accuracy", "min")) == 0
+
+
+def test_recalls_are_of_the_classes_that_a_site_has():
+    recalls = recalls_by_site(RECORDS[1])
+    assert recalls["b"] == pytest.approx([0.5, 1.0])
+    assert math.isnan(recalls["a"][0])
+    assert set(recalls) == {"a", "b"}
+
+
+def test_shares_of_classes_are_no_columns():
+    assert list(to_frame(RECORDS).columns) == ["round", "accuracy", "seconds", "sent"]
