@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import WeightedRandomSampler
 
+from openfl_audio.node.progress import report
 from openfl_audio.training.schedules import linear_schedule
 from workspaces.keyword_spotting.data import EncoderClips
 from workspaces.keyword_spotting.model import EncoderModel
@@ -64,7 +65,7 @@ def train_round(
     sums = torch.zeros(2, device=device)  # of the batches' losses and accuracies
     model.train()
     with _seeded(seed, device):
-        for items in draw_batches(clips.labels, clips.num_clips, settings, generator):
+        for step, items in enumerate(draw_batches(clips.labels, clips.num_clips, settings, generator), 1):
             inputs, labels = clips.batch(items)
             logits = model.head(inputs) if model.frozen else model(model.vary(inputs, generator))
             loss = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
@@ -74,6 +75,7 @@ def train_round(
             if rate is not None:
                 rate.step()
             sums += torch.stack([loss.detach(), (logits.argmax(-1) == labels).float().mean()])
+            report(step, steps, loss=loss)
     loss_mean, accuracy = (sums / steps).tolist()
     return {"loss": loss_mean, "accuracy": accuracy}
 

@@ -7,6 +7,7 @@ import evaluate
 import numpy as np
 import torch
 
+from openfl_audio.node.progress import report
 from openfl_audio.protocol.metrics import MeanOver
 from workspaces.sound_events.data import Patches
 from workspaces.sound_events.loss import Loss, binary_cross_entropy
@@ -41,14 +42,15 @@ def train_round(
 ) -> dict[str, float]:
     """Train `model` in place for `settings.local_epochs`. Returns the mean loss over the patches of all epochs."""
     model.train().to(device)
-    total = 0.0
+    total, step = 0.0, 0
     for epoch in range(settings.local_epochs):
         for _, inputs, labels in patches.batches(settings.batch_size, (settings.seed, round_number, epoch), device):
             loss = settings.loss(model(inputs), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            total += loss.item() * len(inputs)
+            total, step = total + loss.item() * len(inputs), step + 1
+            report(step, loss=loss)
     return {"loss": total / (settings.local_epochs * len(patches))}
 
 

@@ -220,6 +220,7 @@ def test_a_deleted_experiment_is_gone_from_the_disk_and_its_name_is_free(direct)
         await director.delete("one", "user 'me'")
         assert [path.name for path in director.runs.iterdir()] == []
         assert director.status(Caller("me")).experiments == []
+        assert director.federations == {}
         with pytest.raises(SteeringError, match="experiment 'one' is deleted"):
             await director.resume("one")
         again = await submit(director, "one", weights=5)
