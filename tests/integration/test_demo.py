@@ -145,7 +145,6 @@ def test_the_whisper_notebook_sends_the_head_alone_and_its_model_comes_back(corp
 
 
 @pytest.mark.slow
-@pytest.mark.slow  # what it runs is tested in pieces without processes
 def test_three_sites_with_tables_and_folders_of_their_own_come_to_a_model_that_a_pipeline_loads(tmp_path, monkeypatch):
     from transformers import pipeline
 
