@@ -276,6 +276,7 @@ def test_experiments_that_have_ended_are_kept_as_long_as_the_settings_say_and_ru
         director.experiments["first"].stop()
         director.experiments["second"].fail("no luck")
         director.experiments["first"].state.ended_at -= 10
+        director.experiments["third"].state.submitted += 100  # it counts for nothing
         retaining = asyncio.create_task(director.retain(Retention(experiments=1)))
         await until(lambda: "first" not in director.experiments)
         await asyncio.sleep(0.05)
