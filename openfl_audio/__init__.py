@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from openfl_audio.protocol.metrics import MeanOver as MeanOver
     from openfl_audio.protocol.participation import Participation as Participation
     from openfl_audio.simulation.simulation import Simulation as Simulation
+    from openfl_audio.training.export import extend_config as extend_config
+    from openfl_audio.training.export import label_names as label_names
+    from openfl_audio.training.export import write_card as write_card
     from openfl_audio.training.run_settings import RunSettings as RunSettings
     from openfl_audio.training.workload import Workload as Workload
     from openfl_audio.training.workload import register_tasks as register_tasks
@@ -58,6 +61,7 @@ _MODULES = {
     "protocol.metrics": ("MeanOver",),
     "protocol.participation": ("Participation",),
     "simulation.simulation": ("Simulation",),
+    "training.export": ("extend_config", "label_names", "write_card"),
     "training.run_settings": ("RunSettings",),
     "training.workload": ("Workload", "register_tasks"),
 }
