@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -32,6 +33,8 @@ SECONDS = 1.0
 TIMEOUT_SECONDS = 5.0
 # Without news an envoy that works is heard of so often.
 QUIET_SECONDS = 10.0
+# Room in a report for the note that something is left out.
+NOTE_CHARACTERS = 100
 
 
 class ProgressSender:
@@ -82,15 +85,16 @@ class ProgressSender:
             return ""
         try:
             with self._log.open("rb") as file:
-                file.seek(self._read)
-                new = file.read().decode(errors="replace")
-                self._read = file.tell()
+                end = file.seek(0, os.SEEK_END)
+                # A task may print gigabytes.
+                new_bytes = end - self._read
+                left_out = new_bytes - MAX_LOG_CHARACTERS + NOTE_CHARACTERS if new_bytes > MAX_LOG_CHARACTERS else 0
+                file.seek(self._read + left_out)
+                new = file.read(new_bytes - left_out).decode(errors="replace")
+                self._read = end
         except OSError:
             return ""
-        if len(new) <= MAX_LOG_CHARACTERS:
-            return new
-        kept = new[-MAX_LOG_CHARACTERS + 100 :]
-        return f"[{len(new) - len(kept)} characters are left out]\n{kept}"
+        return f"[{left_out} bytes are left out]\n{new}" if left_out else new
 
     def _send(self, progress: Progress, log: str) -> float:
         """Send the progress, and return after how many seconds the director would like to hear more."""

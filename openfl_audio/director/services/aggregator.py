@@ -71,7 +71,6 @@ class AggregatorService(aggregator_pb2_grpc.AggregatorServicer):
         except DecodeError as error:
             await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, f"not the results of a task: {error}")
         experiment, name = await self._find(context, results.header)
-        experiment.intake.n_bytes += len(buffer)
         try:
             await receive_results(experiment, name, results)
         except UpdateRefusedError as error:

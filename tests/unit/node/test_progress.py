@@ -96,5 +96,5 @@ def test_of_what_was_printed_the_new_part_leaves_where_the_site_says_so(tmp_path
         file.write("x" * 20_000 + "last")
     text = sender._new_log()
     assert len(text) <= MAX_LOG_CHARACTERS
-    assert text.startswith("[12104 characters are left out]\nxxx")
+    assert text.startswith("[12104 bytes are left out]\nxxx")
     assert text.endswith("xlast")
