@@ -52,7 +52,7 @@ class CheckDirector(Command):
         if not self.disable_tls:
             certificate = load_credentials(settings.certificates, "director").certificate
             names = ", ".join(names_of(certificate))
-            print(f"the certificate is for {names}, until {moment(owner_of(certificate)[1])}")
+            print(f"the certificate is for {names}, until {moment(owner_of(certificate).expires)}")
         if not settings.runs.exists():
             print(f"{settings.runs} does not exist yet: the first start makes it")
             return

@@ -98,7 +98,7 @@ class Gate:
     def expiry(context: Context) -> float | None:
         """Return when the caller's certificate expires, in seconds of the clock; None without TLS."""
         certificates = context.auth_context().get("x509_pem_cert")
-        return owner_of(certificates[0])[1] if certificates else None
+        return owner_of(certificates[0]).expires if certificates else None
 
     @staticmethod
     async def _owner(context: Context, roles: tuple[str, ...]) -> tuple[str, str]:

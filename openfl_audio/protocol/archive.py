@@ -20,8 +20,10 @@ MAX_FILES = 10_000
 # The list of files at the end of an archive has 46 bytes for each, and its name.
 MAX_LIST_BYTES = MAX_FILES * 1024
 LIST_ENTRY = b"PK\x01\x02"
-# What zipfile raises for archives that are damaged, encrypted, or compressed in a way it does not know.
-UNREADABLE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError)
+# What zipfile raises for archives that are damaged, encrypted, or of a version or compression that it does not know.
+UNREADABLE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError
+)  # fmt: skip
 
 
 class _BoundedList(io.FileIO):
@@ -50,7 +52,7 @@ def open_archive(archive: Path) -> Iterator[zipfile.ZipFile]:
     with _BoundedList(archive) as file:
         try:
             zipped = zipfile.ZipFile(file)
-        except zipfile.BadZipFile as error:
+        except UNREADABLE as error:
             raise ArchiveError(f"{archive.name} is no zip archive: {error}") from error
         file.is_open = True
         with zipped:

@@ -68,6 +68,13 @@ def test_calls_of_a_revoked_certificate_end_at_once_and_its_experiments_by_wish(
         assert states(processes)["of-scientist"] in ("pending", "in_progress")
 
 
+def test_a_director_knows_when_an_envoys_certificate_ends(processes):
+    certificate = x509.load_pem_x509_certificate((processes.certificates / "a.crt").read_bytes())
+    with FakeEnvoy(processes, "a"):
+        [envoy] = status_of(processes)["envoys"]
+    assert envoy["certificate_expires"] == certificate.not_valid_after_utc.timestamp()
+
+
 def test_an_experiment_of_somebody_revoked_goes_on_unless_it_is_to_stop(processes):
     with FakeEnvoy(processes, "a") as envoy:
         with open_as(processes, "scientist", client_id="scientist") as channel:

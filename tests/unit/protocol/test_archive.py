@@ -111,6 +111,23 @@ def test_other_bytes_are_no_archive(tmp_path, content):
         check_archive(tmp_path / "workspace.zip")
 
 
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        # In the list of files: the version that is needed to unpack, and a name in UTF-8.
+        (b"PK\x01\x02\x14\x03\x14\x00", b"PK\x01\x02\x14\x03\xff\x00"),
+        ("\u00e9.txt".encode(), b"\xff\xff.txt"),
+    ],
+)
+def test_a_list_of_files_that_cannot_be_read_is_said(tmp_path: Path, good: bytes, bad: bytes) -> None:
+    archive = write_archive(tmp_path / "workspace.zip", named("\u00e9.txt"))
+    content = archive.read_bytes()
+    assert good in content
+    archive.write_bytes(content.replace(good, bad))
+    with pytest.raises(ArchiveError, match=r"workspace\.zip is no zip archive"):
+        check_archive(archive)
+
+
 def test_a_good_archive_is_unpacked_whatever_system_wrote_it(tmp_path):
     entries = [named("plan/plan.yaml"), named("a..b"), named("file", stat.S_IFREG | 0o644), named("pure mode", 0o644)]
     archive = write_archive(tmp_path / "workspace.zip", *entries, named("folder/", stat.S_IFDIR | 0o755))

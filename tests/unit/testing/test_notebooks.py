@@ -53,7 +53,7 @@ class SimulatedExperiment(Simulation):
         super().__init__(list(federation.params), federation.open, federation.folder / name)
         self.name, self.corpus, self.packages = name, federation.kind.corpus, workspace
 
-    def start(self, *, corpus: str | None = None, **arguments: Any) -> None:
+    def start(self, *, corpus: str | None = None, if_exists: str = "error", **arguments: Any) -> None:
         assert corpus in (None, self.corpus)
         super().start(self.name, **arguments)
 
