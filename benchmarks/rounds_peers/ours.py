@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -72,7 +72,7 @@ def _run(job: Job, experiment: FLExperiment, memory: MemoryWatch) -> Measured:
         _submit(job, experiment)
     submitted = time.monotonic() - began
     say(f"submitted after {submitted:.1f} s")
-    history = experiment.federation.dir_client.stream_history(experiment.experiment_name)
+    history = _records(experiment)
     records = []
     for number in range(job.rounds):
         with time_limit(f"round {number} did not end"):
@@ -95,6 +95,12 @@ def _run(job: Job, experiment: FLExperiment, memory: MemoryWatch) -> Measured:
     )
 
 
+def _records(experiment: FLExperiment) -> Iterator[dict[str, Any]]:
+    """Records of rounds as they end, without what the director tells in between."""
+    messages = experiment.federation.dir_client.stream_history(experiment.experiment_name)
+    return (message for message in messages if isinstance(message, dict))
+
+
 def _first_round_with_ready_workers(job: Job, federation: Federation) -> float:
     """Seconds from submission to the end of the first round, when the notebook was connected for a while before."""
     time.sleep(PAUSE_SECONDS)
@@ -102,7 +108,7 @@ def _first_round_with_ready_workers(job: Job, federation: Federation) -> float:
     began = time.monotonic()
     _submit(replace(job, rounds=1), experiment)
     with time_limit("the first round did not end"):
-        next(federation.dir_client.stream_history("benchmark-ready"))
+        next(_records(experiment))
     return time.monotonic() - began
 
 

@@ -98,9 +98,8 @@ class DirectorCalls:
     def stream_history(self, experiment_name: str) -> Iterator[dict[str, Any] | LiveRound | Waits | Ended]:
         """Yield one record a round until the experiment has ended, then an Ended. Raises ExperimentFailedError.
 
-        Records are dictionaries with the fields of RoundRecord. Between them come Waits, and every second a
-        LiveRound. A director that goes away
-        meanwhile is waited for, and a log message says so.
+        Records are dictionaries with the fields of RoundRecord. Between them come Waits, and every second a LiveRound.
+        A director that goes away meanwhile is waited for, and a log message says so.
         """
         received, waiting = 0, False
         with self.translated_errors():
