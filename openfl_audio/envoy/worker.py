@@ -16,6 +16,7 @@ import select
 import sys
 import traceback
 from pathlib import Path
+from typing import IO
 
 import torch
 from openfl.federated import Plan
@@ -31,6 +32,10 @@ from openfl_audio.node.compatibility import check_environment
 from openfl_audio.node.local_state import ClientStates
 from openfl_audio.node.task_runner import TaskRunner, seed_generators
 from openfl_audio.protocol.plan import ENVIRONMENT_FILE, PLAN_FILE
+
+
+# A notebook that has just connected submits its experiment within this time, or much later.
+SOON_SECONDS = 2.0
 
 
 def run_experiment(name: str, settings: EnvoyFile, config: Path, tls: bool, job: Job) -> None:
@@ -66,11 +71,13 @@ def run_experiment(name: str, settings: EnvoyFile, config: Path, tls: bool, job:
     sender.flush()
 
 
-def load_libraries(job_comes: bool) -> None:
-    """Load what nearly every experiment needs; without one at hand there is time for what only most of them need."""
+def load_libraries(jobs: IO[bytes]) -> None:
+    """Load what nearly every experiment needs, and, if no job comes soon, what only most of them need."""
     # The first optimizer of a process loads torch's compiler, which takes more than a second.
     torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-    if not job_comes and importlib.util.find_spec("transformers"):
+    # It takes seconds, for which a job that needs none of it would wait.
+    soon, _, _ = select.select([jobs], [], [], SOON_SECONDS)
+    if not soon and importlib.util.find_spec("transformers"):
         importlib.import_module("transformers.modeling_utils")
 
 
@@ -83,7 +90,7 @@ def main() -> int:
     parser.add_argument("--disable-tls", action="store_true")
     arguments = parser.parse_args()
     jobs = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0)
-    load_libraries(job_comes=bool(select.select([jobs], [], [], 0)[0]))
+    load_libraries(jobs)
     line = jobs.readline()
     if not line:
         return 0  # the envoy has ended, or has no experiment after all

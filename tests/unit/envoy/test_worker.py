@@ -7,11 +7,17 @@ pytestmark = pytest.mark.process
 
 # Two steps of each optimizer, as an experiment's tasks make them, after all that a worker does before it gets its job.
 CODE = """
+import os
 import sys
+import threading
 import torch
-from openfl_audio.envoy.worker import load_libraries
+from openfl_audio.envoy import worker
 
-load_libraries(job_comes={job_comes})
+reader, writer = os.pipe()
+if {job_comes}:
+    worker.SOON_SECONDS = 600  # it does not wait for as long, as the job comes while it waits
+    threading.Timer(0.1, os.write, (writer, b"job")).start()
+worker.load_libraries(os.fdopen(reader, "rb"))
 loaded = set(sys.modules)
 for kind in (torch.optim.SGD, torch.optim.AdamW):
     layer = torch.nn.Linear(2, 1)
@@ -25,9 +31,9 @@ print("transformers.modeling_utils" in loaded)
 """
 
 
-@pytest.mark.parametrize("job_comes", [False, True], ids=["no job yet", "its job is there"])
+@pytest.mark.parametrize("job_comes", [False, True], ids=["no job yet", "its job comes soon"])
 def test_a_worker_has_loaded_what_training_needs_and_transformers_only_while_it_has_nothing_else_to_do(job_comes):
     command = [sys.executable, "-c", CODE.format(job_comes=job_comes)]
-    new, has_transformers = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    new, has_transformers = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.splitlines()
     assert new.split() == []
     assert has_transformers == str(not job_comes)
