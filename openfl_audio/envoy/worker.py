@@ -33,7 +33,6 @@ from openfl_audio.node.local_state import ClientStates
 from openfl_audio.node.task_runner import TaskRunner, seed_generators
 from openfl_audio.protocol.plan import ENVIRONMENT_FILE, PLAN_FILE
 
-
 # A notebook that has just connected submits its experiment within this time, or much later.
 SOON_SECONDS = 2.0
 

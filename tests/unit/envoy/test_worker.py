@@ -34,6 +34,7 @@ print("transformers.modeling_utils" in loaded)
 @pytest.mark.parametrize("job_comes", [False, True], ids=["no job yet", "its job comes soon"])
 def test_a_worker_has_loaded_what_training_needs_and_transformers_only_while_it_has_nothing_else_to_do(job_comes):
     command = [sys.executable, "-c", CODE.format(job_comes=job_comes)]
-    new, has_transformers = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.splitlines()
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    new, has_transformers = ended.stdout.splitlines()
     assert new.split() == []
     assert has_transformers == str(not job_comes)
