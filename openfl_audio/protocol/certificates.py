@@ -102,7 +102,7 @@ def sign(
     days: int = LEAF_DAYS,
     now: datetime | None = None,
 ) -> bytes:
-    """Return a certificate (PEM) of `public_key` for `name`, which stands on the authority's list from now on.
+    """Return a certificate (PEM) of `public_key` for `name`.
 
     The role is the subject's organizational unit, so that the director can tell an envoy from a notebook. `hosts` are
     the names and addresses under which a director is reached; without any, the name itself is the alternative name.

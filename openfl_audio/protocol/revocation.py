@@ -97,6 +97,8 @@ def revoke(authority: Path, names: Sequence[str], experiments: str = KEEP) -> Pa
 
     Raises CertificateError for a name without such a certificate.
     """
+    if not names:
+        raise CertificateError("There is nobody to revoke: give one name or more.")
     path = authority / REVOKED
     revoked = read_list(path) if path.exists() else {}
     issued, now = _issued(authority), datetime.now(timezone.utc)

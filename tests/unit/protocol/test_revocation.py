@@ -44,6 +44,8 @@ def test_an_authority_without_a_list_of_what_it_signed_goes_by_its_files(authori
 def test_a_name_without_a_certificate_is_said_and_nothing_changes(authority):
     with pytest.raises(CertificateError, match="no valid certificate of 'site-c'; it has some of ada, site-a, site-b"):
         revoke(authority, ["site-a", "site-c"])
+    with pytest.raises(CertificateError, match="nobody to revoke"):
+        revoke(authority, [])
     assert not (authority / REVOKED).exists()
 
 
