@@ -35,7 +35,7 @@ class Settings(BaseModel):
 
 
 class Retention(Settings):
-    """How many experiments that have ended are kept, and for how many days; without a number, all of them."""
+    """Number of ended experiments that are kept, and of days that they are; without a number, all of them."""
 
     experiments: int | None = Field(default=None, ge=0)
     days: float | None = Field(default=None, ge=0)

@@ -1,4 +1,4 @@
-"""What the commands that ask a director have in common: their options, the connection, and tables."""
+"""Options, connection and tables that the commands which ask a director have in common."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What lies on a director's disk, read without disturbing a director that works there."""
+"""Content of a director's disk, read without disturbing a director that works there."""
 
 import json
 import shutil

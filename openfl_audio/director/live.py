@@ -1,4 +1,4 @@
-"""What the envoys of an experiment do at the moment, as far as they report it."""
+"""State of the envoys of an experiment at the moment, as far as they report it."""
 
 import time
 from collections.abc import Iterator

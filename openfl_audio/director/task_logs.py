@@ -1,4 +1,4 @@
-"""What tasks printed on the envoys whose sites let it leave: a file for each envoy, of which the end is kept."""
+"""Output of tasks on the envoys whose sites let it leave: a file for each envoy, of which the end is kept."""
 
 import asyncio
 import logging

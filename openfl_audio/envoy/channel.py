@@ -31,7 +31,7 @@ class RenewedChannel(grpc.Channel):
 
     @property
     def fault(self) -> str:
-        """Why the certificate in the files cannot be used, such as that it has expired; "" if it can."""
+        """The reason why the certificate in the files cannot be used, such as that it has expired; "" if it can."""
         try:
             load_credentials(self._folder, self._name)
         except CertificateError as error:

@@ -1,4 +1,4 @@
-"""What the global model is worth to each client: its scores on every client's own validation clips."""
+"""Scores of the global model on every client's own validation clips."""
 
 import math
 from collections.abc import Mapping

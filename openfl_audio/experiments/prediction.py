@@ -43,7 +43,7 @@ CLASSIFICATION, RECOGNITION, ENHANCEMENT = "Classification", "ForCTC", "SpeechEn
 
 @dataclass(frozen=True)
 class Heard:
-    """What a model hears in a file: scores by label, the highest first, or a text.
+    """Answer of a model to a file: scores by label, the highest first, or a text.
 
     Scores are probabilities, in [0, 1], but for a model that predicts numbers.
     """

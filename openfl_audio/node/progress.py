@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 
 class Progress(NamedTuple):
-    """How far a task is.
+    """Progress of a task.
 
     Attributes:
         task: the name of the task, "" between two tasks.

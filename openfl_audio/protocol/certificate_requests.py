@@ -32,7 +32,7 @@ from openfl_audio.protocol.certificates import (
 
 
 class Request(NamedTuple):
-    """What a request asks for, and the public key that it is for."""
+    """Content of a request: the name, role and hosts that it asks for, and the public key that it is for."""
 
     name: str
     role: str

@@ -290,7 +290,7 @@ def is_for(names: Sequence[str], host: str) -> bool:
 
 
 class Owner(NamedTuple):
-    """Whose a certificate is, as "role 'name'", its serial number, and its end in seconds of the clock."""
+    """Owner of a certificate, as "role 'name'", with its serial number and its end in seconds of the clock."""
 
     name: str
     serial: int

@@ -106,7 +106,7 @@ class UpdateMessage(UpdateEnvelope):
 
 
 class ProgressReport(Message):
-    """How far the task of an envoy is, as it reports it while the task runs.
+    """Progress of the task of an envoy, as the envoy reports it while the task runs.
 
     Attributes:
         round: the round that the task belongs to.
@@ -193,7 +193,7 @@ class Waits(Answer):
 
 
 class EnvoyProgress(Answer):
-    """What an envoy does in the open round.
+    """State of an envoy in the open round.
 
     Attributes:
         state: "done" when its update counts, "refused" when it does not, "offline", or "works".

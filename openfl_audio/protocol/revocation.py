@@ -19,7 +19,7 @@ KEEP, STOP = "keep", "stop"
 
 
 class Revoked(NamedTuple):
-    """Whose a revoked certificate is, what becomes of its owner's experiments (keep or stop), and since when."""
+    """Revoked certificate: its owner, what becomes of the owner's experiments (keep or stop), and the time."""
 
     name: str
     experiments: str

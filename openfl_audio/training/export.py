@@ -1,4 +1,4 @@
-"""What makes a folder of weights a model that others can use: the code that Transformers loads it with, and a card."""
+"""Export of a model that others can use: the code that Transformers loads it with, and a card."""
 
 import json
 import platform

@@ -1,4 +1,4 @@
-"""How a model does at each site: the worst one, the 10th percentile, and how far the sites are apart."""
+"""Scores of a model by site: the worst one, the 10th percentile, and how far the sites are apart."""
 
 from collections.abc import Mapping, Sequence
 

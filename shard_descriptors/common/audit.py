@@ -1,4 +1,4 @@
-"""What is in a site's own recordings, and what is wrong with them: each is decoded once, and nothing is changed."""
+"""Audit of a site's own recordings and of their faults: each is decoded once, and nothing is changed."""
 
 import re
 from collections import Counter

@@ -127,7 +127,7 @@ def split_by_group(
     placed: dict[str, Counter[str]] = {split: Counter() for split in wanted}
 
     def cost(split: str, group: str) -> float:
-        """By how much the group moves the split away from its share; below 0 it moves it nearer."""
+        """Return by how much the group moves the split away from its share; below 0 it moves it nearer."""
         missing = {name: wanted[split] * total[name] - placed[split][name] for name in counts[group]}
         return sum(
             number * (number - 2 * missing[name]) / (wanted[split] * total[name])

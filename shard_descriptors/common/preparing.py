@@ -1,4 +1,4 @@
-"""What preparations of corpora share: a journal from which a killed run resumes, and a bar that shows how far it is."""
+"""Journal from which a killed preparation of a corpus resumes, and a bar that shows how far it is."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed

@@ -20,7 +20,7 @@ MAX_KEPT_BYTES = 2_000_000_000
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How a clip differs from one epoch to the next; all that is drawn depends on seed, round, epoch and clip.
+    """Changes of a clip from one epoch to the next; all that is drawn depends on seed, round, epoch and clip.
 
     Attributes:
         shift_s: shifted in time by up to so many seconds either way, around the corner.

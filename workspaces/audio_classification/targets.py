@@ -1,4 +1,4 @@
-"""What a model learns to tell: its classes, or a number, and how the labels of the sites become classes."""
+"""Targets of a model: its classes, or a number, and how the labels of the sites become classes."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -57,7 +57,7 @@ class Targets:
 
     @property
     def problem_type(self) -> str:
-        """What a configuration of Transformers calls the kind."""
+        """The name of the kind in a configuration of Transformers."""
         return PROBLEM_TYPES[self.kind]
 
     def encode(self, target: Any) -> int | float | np.ndarray | None:
@@ -101,7 +101,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What sites and experiment agreed on: the targets, and what is worth knowing of the sites, a sentence each."""
+    """Agreement of sites and experiment: the targets, and notes on the sites, a sentence each."""
 
     targets: Targets
     remarks: tuple[str, ...]

@@ -62,7 +62,7 @@ class TargetSettings(Group):
 
 
 class AugmentationSettings(Group):
-    """What varies in training: see `Augmentation`."""
+    """Options of what varies in training: see `Augmentation`."""
 
     shift_s: float = Field(default=0.0, ge=0)
     gain_db: float = Field(default=0.0, ge=0)

@@ -1,4 +1,4 @@
-"""What a director's disk holds, as its operator is shown it."""
+"""The content of a director's disk is shown to its operator as it is."""
 
 import re
 import time

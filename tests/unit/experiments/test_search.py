@@ -1,4 +1,4 @@
-"""What a search makes of its trials, which run here one by one and without Ray."""
+"""A search ranks its trials, which run here one by one and without Ray."""
 
 import json
 from pathlib import Path

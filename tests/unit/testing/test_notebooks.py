@@ -29,7 +29,7 @@ STUDENT = {
 
 
 class Envoys:
-    """What a notebook asks of its `Federation`."""
+    """Stand-in for the `Federation` of a notebook."""
 
     def __init__(self, shard_descriptor: str, params: dict[str, dict[str, Any]], folder: Path) -> None:
         module, _, name = shard_descriptor.rpartition(".")
@@ -47,7 +47,7 @@ class Envoys:
 
 
 class SimulatedExperiment(Simulation):
-    """What a notebook asks of its `FLExperiment`."""
+    """Stand-in for the `FLExperiment` of a notebook."""
 
     def __init__(self, federation: Envoys, name: str, workspace: ModuleType | list[ModuleType]) -> None:
         super().__init__(list(federation.params), federation.open, federation.folder / name)

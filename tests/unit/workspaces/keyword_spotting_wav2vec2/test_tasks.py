@@ -81,7 +81,7 @@ def test_the_training_loss_is_the_mean_over_all_clips(batch_size, accumulate):
 
 
 def test_a_loss_that_is_no_number_is_told():
-    """Of one batch of two: the mean of the other would look like a validation of all."""
+    """One batch of two is broken: the mean of the other would look like a validation of all."""
     clips = Tones(8)
     broken = [clips[i] for i in range(8)]
     broken[1]["input_values"] = np.full(4_000, np.nan, dtype=np.float32)
