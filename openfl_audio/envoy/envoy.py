@@ -51,6 +51,8 @@ WATCH_PAUSES = 19
 # back to the system and ask for it again, which costs more time than filling it.
 REUSED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
 MAX_ARCHIVE_BYTES = 1 << 30
+# Between two looks at the certificate of a director that is out of reach: each is a connection of its own.
+PROBE_PAUSE_SECONDS = 60.0
 # A larger log of earlier runs of an experiment is set aside when it is run again.
 MAX_LOG_BYTES = 10 << 20
 # Where an experiment's archive is unpacked, in its folder.
@@ -88,6 +90,8 @@ class Envoy:
         self._sizes = sizes_of(shard_descriptor)
         self._running: RunningExperiment | None = None
         self._spare: subprocess.Popen | None = None
+        self._next_probe = 0.0
+        self._fault = ""
 
     def run(self) -> None:
         """Register and serve experiments until a signal ends the process.
@@ -155,15 +159,24 @@ class Envoy:
                         f"the director at {self._address} refused: {error.details()}"
                     ) from error
                 root = self._channel.root if isinstance(self._channel, RenewedChannel) else None
-                fault = certificate_fault(self._address, root)
                 # Only an envoy that starts has somebody who looks. Later, a certificate may be mended at any time.
-                if time.monotonic() > deadline or (fault and deadline < float("inf")):
+                starts = deadline < float("inf")
+                fault = self._directors_fault(root, at_once=starts)
+                if time.monotonic() > deadline or (fault and starts):
                     raise ConnectionRefusedByDirectorError(
                         explain_unreachable(self._address, error.details(), root, "envoy")
                     ) from error
                 reason = fault or fault_of(self._channel) or error.details()
                 logger.info("waiting for the director at %s: %s", route_to(self._address), reason)
                 wait_to_repeat(self._channel)
+
+    def _directors_fault(self, root: bytes | None, at_once: bool) -> str:
+        """Return what is wrong with the director's certificate, as it was found in the last minute, or now."""
+        now = time.monotonic()
+        if at_once or now >= self._next_probe:
+            self._next_probe = now + PROBE_PAUSE_SECONDS
+            self._fault = certificate_fault(self._address, root)
+        return self._fault
 
     def download(self, experiment: str) -> Path:
         """Download the experiment's archive, and return the folder it was unpacked into. Raises ArchiveError."""

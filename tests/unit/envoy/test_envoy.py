@@ -1,11 +1,20 @@
+import contextlib
 import os
+import socket
 import stat
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+
+import grpc
+import pytest
 
 from benchmarks.rounds_peers.shard import FewItemsShardDescriptor
 from openfl_audio.config import Retention
 from openfl_audio.envoy.envoy import MAX_LOG_BYTES, Envoy, remove_outdated, rotate
 from openfl_audio.envoy.settings import EnvoySettings
+from openfl_audio.errors import ConnectionRefusedByDirectorError
+from openfl_audio.protocol.certificates import write_certificates
 from openfl_audio.protocol.plan import ARCHIVE
 
 
@@ -47,3 +56,61 @@ def test_a_large_log_of_earlier_runs_is_set_aside(tmp_path):
     log.write_bytes(bytes(MAX_LOG_BYTES + 1))
     rotate(log)
     assert [path.name for path in tmp_path.iterdir()] == ["worker.log.1"]
+
+
+class Unreachable(grpc.RpcError):
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.UNAVAILABLE
+
+    def details(self) -> str:
+        return "connection refused"
+
+
+@contextlib.contextmanager
+def counted_connections() -> Iterator[tuple[int, list[int]]]:
+    """A port that ends every connection at once, and a list with an item for each of them."""
+    connections: list[int] = []
+
+    def serve(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                connections.append(1)
+                connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        try:
+            yield listener.getsockname()[1], connections
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def test_a_running_envoy_looks_at_the_directors_certificate_once_a_minute_and_one_that_starts_at_every_call(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("openfl_audio.envoy.envoy.wait_to_repeat", lambda channel: None)
+    write_certificates(tmp_path / "certificates", envoys=["a"])
+    settings = EnvoySettings(
+        director_host="127.0.0.1", director_port=1, work_dir=tmp_path, certificates=tmp_path / "certificates"
+    )
+    envoy = Envoy("a", settings, FewItemsShardDescriptor(), tmp_path / "a.yaml", tls=True)
+    failures = iter(range(3))
+
+    def call() -> str:
+        if next(failures, None) is not None:
+            raise Unreachable
+        return "answer"
+
+    with counted_connections() as (port, connections):
+        envoy._address = f"127.0.0.1:{port}"  # in place of the director, whom only the channel calls now
+        assert envoy.call(call) == "answer"
+        assert len(connections) == 1
+        failures = iter(range(3))
+        assert envoy.call(call, deadline=float(1 << 40)) == "answer"
+        assert len(connections) == 1 + 3
+        failures = iter(range(1))
+        with pytest.raises(ConnectionRefusedByDirectorError, match="cannot reach the director"):
+            envoy.call(call, deadline=0.0)
