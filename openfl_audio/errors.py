@@ -117,6 +117,10 @@ class CertificateError(OpenFLAudioError, ValueError):
     """A certificate, a key or a name cannot be used; the message is one sentence for the terminal."""
 
 
+class RecordError(OpenFLAudioError, ValueError):
+    """A record, or the head of one, cannot be used; the message names the file or the owner."""
+
+
 class UpdateRefusedError(OpenFLAudioError, ValueError):
     """An update must not count. The message names the envoy and what is wrong."""
 

@@ -17,6 +17,8 @@ from openfl_audio.address import DEFAULT_PORT, join_address
 from openfl_audio.config import Host, Retention, Settings
 from openfl_audio.envoy.channel import RenewedChannel
 from openfl_audio.errors import SettingsError
+from openfl_audio.protocol.certificates import ENVOY
+from openfl_audio.protocol.record import RECORD, Record
 from openfl_audio.protocol.wire import open_channel
 
 GROUP = "openfl_audio.shard_descriptors"
@@ -96,3 +98,8 @@ def connect(settings: EnvoySettings, name: str, tls: bool, **headers: str) -> gr
     if tls:
         return RenewedChannel(address, settings.certificates, name, **headers)
     return open_channel(address, None, **headers)
+
+
+def open_record(settings: EnvoySettings, name: str) -> Record:
+    """Open the record of envoy `name`, to which its process and the site's commands add. Raises RecordError."""
+    return Record(settings.work_dir / name / RECORD, f"{ENVOY} '{name}'")
