@@ -227,7 +227,10 @@ class _Folding:
 
 
 class _Target:
-    """A safetensors file whose tensors are written in any order; there, whole and on disk, when the block ends."""
+    """A safetensors file whose tensors are written in any order; there, whole and on disk, when the block ends.
+
+    Not `files.replacing`, as blocks of an outdated file are used again, and written to disk while the rest is made.
+    """
 
     def __init__(self, path: Path, header: Header, outdated: Path | None = None) -> None:
         """`outdated` is a file that nobody needs any more: its memory and disk blocks are used again."""

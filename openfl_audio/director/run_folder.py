@@ -290,6 +290,7 @@ class RunFolder:
 
     def link_model(self, name: str) -> None:
         """Keep the current model under `name` too. A link costs nothing, however large the model is."""
+        # Not `files.replacing`: a link is made where there is no file.
         temporary = self.path / f".{name}.partial"
         temporary.unlink(missing_ok=True)
         os.link(self.model, temporary)

@@ -204,6 +204,7 @@ def save_model(model: Hubert, folder: Path) -> None:
     extractor = Wav2Vec2FeatureExtractor(
         sampling_rate=SAMPLE_RATE, do_normalize=model.normalize, return_attention_mask=True
     )
+    # Not `files.replacing`: Transformers chooses the names of the files that it writes.
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         model.config.save_pretrained(temporary)
         extractor.save_pretrained(temporary)

@@ -147,7 +147,7 @@ def write_clips(
 ) -> None:
     """Write the rows that `make(i)` gives for clip i to `path`, one clip after the other.
 
-    A file that is complete is left as it is. An incomplete one lies beside it, and is gone on with after its last whole
+    A file that is complete is left as it is. An incomplete one lies beside it, and is resumed after its last whole
     clip; `lengths`, in rows of `row_bytes`, tell where that is. `on_clip` is called for each clip, also for those that
     are there.
     """
@@ -157,6 +157,7 @@ def write_clips(
             on_clip()
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Not `files.replacing`, which removes what an interrupted process wrote: hours, from which this one resumes.
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("ab") as file:
         done = int(np.searchsorted(ends, file.tell(), side="right"))

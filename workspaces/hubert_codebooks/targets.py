@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
-from openfl_audio.files import write_json
+from openfl_audio.files import claim, replacing, write_json
 from openfl_audio.simulation.simulation import Simulation
 from shard_descriptors.common.errors import CorpusError
 from shard_descriptors.librispeech.shard import LibriSpeechShardDataset, LibriSpeechShardDescriptor
@@ -73,7 +73,8 @@ def make_targets(
         The content of targets.json.
 
     Raises:
-        CorpusError: no prepared folder, or targets of that name with other settings.
+        CorpusError: no prepared folder, or settings that cannot be.
+        FolderInUseError: targets of that name with other settings.
         AudioError: a file that is broken since it was prepared.
         FeatureError: a clip whose features are not as many as HuBERT has frames.
     """
@@ -88,7 +89,8 @@ def make_targets(
     }
     _check(settings)
     folder = prepared.folder / TARGETS / (name or f"{codebook}-{features.name}-{clusters}")
-    _claim(folder, settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    claim(folder / SETTINGS, settings, "targets", "give them another name")
     if (folder / TARGETS_INFO).is_file():
         return json.loads((folder / TARGETS_INFO).read_text(encoding="utf-8"))
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as progress:
@@ -147,10 +149,8 @@ class _Fitting:
         path = self._folder / (f"codebook_{client}.npz" if client else "codebook.npz")
         if not path.is_file():
             kept = fit()
-            temporary = path.with_name(f"{path.name}.partial")
-            with temporary.open("wb") as file:
+            with replacing(path, durable=False) as temporary, temporary.open("wb") as file:
                 np.savez(file, **kept)
-            temporary.rename(path)
         with np.load(path) as file:
             return dict(file)
 
@@ -230,21 +230,6 @@ def _check(settings: Mapping[str, Any]) -> None:
         raise CorpusError(f"share: {settings['share']} should be above 0, and 1 at most")
     if settings["rounds"] is not None and settings["rounds"] < 2:
         raise CorpusError(f"rounds: {settings['rounds']} should be 2 or more; the first only finds where to begin")
-
-
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Note what the folder is for. Raises CorpusError if it is for something else."""
-    path = folder / SETTINGS
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, settings)
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    for key, value in settings.items():
-        if before.get(key) != value:
-            raise CorpusError(
-                f"{folder} has targets with {key} {before.get(key)!r}, now it is {value!r}: give them another name"
-            )
 
 
 def _describe(codebooks: Mapping[int, Mapping[str, np.ndarray]]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from openfl_audio.files import replacing, write_json
@@ -31,9 +31,9 @@ def save_tagger(model: nn.Module, recipe: Mapping[str, Any], folder: Path) -> No
     from transformers import Wav2Vec2FeatureExtractor
 
     folder.mkdir(parents=True, exist_ok=True)
-    weights = save({name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}, {"format": "pt"})
+    weights = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
     with replacing(folder / "model.safetensors", durable=False) as temporary:
-        temporary.write_bytes(weights)
+        save_file(weights, temporary, {"format": "pt"})
     write_json(folder / "config.json", {**recipe, "problem_type": "multi_label_classification"})
     add_code(folder, [Path(__file__).with_name(name) for name in CODE], "sound_event_tagger", CLASSES)
     Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, do_normalize=False, return_attention_mask=True).save_pretrained(

@@ -7,6 +7,7 @@ import numpy as np
 import soundfile
 import torch
 
+from openfl_audio.files import replacing
 from workspaces.speech_enhancement.data import Sources
 from workspaces.speech_enhancement.model import SAMPLE_RATE, SudoRmRf
 from workspaces.speech_enhancement.tasks import NOISES, enhance
@@ -33,9 +34,8 @@ def write_examples(model: SudoRmRf, clips: Sources, items: Iterable[int], folder
         for metric, noises in NOISES.items():
             for name, signal in separate_example(model, clips, item, noises, device).items():
                 path = folder / f"{item:04}_{metric.removeprefix('si_sdri_')}_{name}.wav"
-                temporary = path.with_suffix(".partial")
-                # A sum of sources may go beyond 1, which 16 bits would cut off.
-                soundfile.write(temporary, signal, SAMPLE_RATE, format="WAV", subtype="FLOAT")
-                temporary.rename(path)
+                with replacing(path, durable=False) as temporary:
+                    # A sum of sources may go beyond 1, which 16 bits would cut off.
+                    soundfile.write(temporary, signal, SAMPLE_RATE, format="WAV", subtype="FLOAT")
                 paths.append(path)
     return paths

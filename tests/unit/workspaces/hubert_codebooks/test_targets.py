@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
+from openfl_audio.errors import FolderInUseError
 from shard_descriptors.common.errors import CorpusError
 from shard_descriptors.librispeech import LibriSpeechShardDescriptor
 from shard_descriptors.librispeech.preparation import prepare_librispeech
@@ -136,7 +137,7 @@ def test_a_layer_of_a_model_is_clustered_too(prepared, tmp_path):
 
 
 def test_wrong_settings_are_refused_with_a_sentence(prepared):
-    with pytest.raises(CorpusError, match="has targets with clusters 8, now it is 9: give them another name"):
+    with pytest.raises(FolderInUseError, match="has targets with clusters 8, now it is 9: give them another name"):
         make_targets(prepared, "central", 9, Mfcc(), name="central-mfcc39-8")
     with pytest.raises(CorpusError, match="codebook: 'each' should be one of client, federated, central"):
         make_targets(prepared, "each", 9, Mfcc())
