@@ -1,4 +1,4 @@
-"""Pictures of a search."""
+"""Pictures of a search, and of the sites of an experiment."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,9 +6,12 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from openfl_audio.training.history import scores_by_round
+
+MOST_NAMED_POINTS = 30
 
 
 def plot_curves(histories: Mapping[str, Sequence[dict[str, Any]]], metric: str, path: Path) -> None:
@@ -44,3 +47,28 @@ def plot_heat_map(trials: pd.DataFrame, x: str, y: str, metric: str, path: Path)
     figure.colorbar(image, label=f"validation {metric}")
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def draw_points(
+    axes: Axes,
+    scores: Mapping[str, float],
+    sizes: Mapping[str, float],
+    metric: str,
+    alone: Mapping[str, float] | None = None,
+) -> None:
+    """Draw each site as a point: its score over the clips that it trains on.
+
+    A hollow point is the score of the model that the site trained `alone`, joined to that of the common one by a line.
+    """
+    for site, score in scores.items():
+        size, before = sizes.get(site), (alone or {}).get(site)
+        if size is None:
+            continue
+        if before is not None:
+            axes.plot([size, size], [before, score], color="grey", linewidth=0.8, zorder=1)
+            axes.scatter([size], [before], facecolors="white", edgecolors="C0")
+        axes.scatter([size], [score], color="C0")
+        if len(scores) <= MOST_NAMED_POINTS:
+            axes.annotate(site, (size, score), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    axes.set(xlabel="clips that the site trains on", ylabel=f"validation {metric}")
+    axes.grid(alpha=0.3)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from openfl_audio.protocol.plan import VALIDATE, Direction
+from openfl_audio.protocol.plan import TRAIN, VALIDATE, Direction
 from openfl_audio.training.history import Record
 
 
@@ -40,3 +40,13 @@ def scores_by_site(records: Sequence[Record], metric: str, round_number: int) ->
     record = next(record for record in records if record["round"] == round_number)
     tasks = {envoy: of_envoy.get(VALIDATE, {}) for envoy, of_envoy in record["envoys"].items()}
     return {envoy: metrics[metric] for envoy, metrics in sorted(tasks.items()) if metric in metrics}
+
+
+def train_sizes(records: Sequence[Record]) -> dict[str, float]:
+    """Return over how many clips each envoy trained when it last did, by name."""
+    return {
+        envoy: tasks[TRAIN]["size"]
+        for record in records
+        for envoy, tasks in sorted(record["envoys"].items())
+        if "size" in tasks.get(TRAIN, {})
+    }

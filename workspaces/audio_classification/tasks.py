@@ -3,8 +3,10 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+import evaluate
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -13,8 +15,12 @@ from openfl_audio.training.schedules import linear_rate, set_rate
 from workspaces.audio_classification.data import Clips, draw_epoch
 from workspaces.audio_classification.model import predict
 
-# A round may report so many metrics.
+RANKING = Path(__file__).parent / "metrics" / "ranking.py"
+# A round may report a thousand metrics: three shares of each class, or one of each pair of classes as well.
 MOST_COUNTED_CLASSES = 200
+MOST_CONFUSED_CLASSES = 25
+# Every other metric is a mean over clips. A rank compares the clips of all sites with each other.
+MEAN_OVER = {"auroc": None, "mAP": None}
 
 
 @dataclass(frozen=True)
@@ -118,11 +124,12 @@ def class_weights(clips: Clips) -> torch.Tensor:
 
 
 def validate_clips(model: torch.nn.Module, clips: Clips, device: str, batch_size: int = 32) -> dict[str, float]:
-    """Return means over clips, so that those of several sites merge exactly.
+    """Return metrics, which but for those of MEAN_OVER are means over clips: those of several sites merge exactly.
 
     That is the loss (lower is better); with one label the accuracy, and for each class, by its number, the shares of
-    clips that are of it (`true/0`), were taken for it (`predicted/0`), and both (`hit/0`), of which `macro_f1` is made;
-    with several labels these shares; with a number the absolute error.
+    clips that are of it (`true/0`), were taken for it (`predicted/0`), and both (`hit/0`), of which `macro_f1` is made,
+    and of up to 25 classes the share that is of one and was taken for another (`confused/0/1`); with several labels the
+    first three shares; with either AUROC and mAP, means over classes; with a number the absolute error.
     """
     logits, labels = predict_all(model, clips, device, batch_size)
     kind = clips.targets.kind
@@ -139,7 +146,12 @@ def validate_clips(model: torch.nn.Module, clips: Clips, device: str, batch_size
         for name, cells in (("true", true), ("predicted", predicted), ("hit", true & predicted)):
             shares = cells.double().mean(0).tolist()
             metrics |= {f"{name}/{i}": share for i, share in enumerate(shares)}
-    return metrics
+    if kind == "label" and number <= MOST_CONFUSED_CLASSES:
+        confused = (true.double().T @ predicted.double() / len(labels)).tolist()
+        metrics |= {f"confused/{i}/{j}": confused[i][j] for i in range(number) for j in range(number) if i != j}
+    scores = logits.softmax(1) if kind == "label" else logits
+    ranking = evaluate.load(str(RANKING))
+    return metrics | ranking.compute(predictions=scores.numpy(), references=true.float().numpy())
 
 
 @torch.no_grad()
@@ -152,6 +164,18 @@ def predict_all(
         (predict(model, inputs.to(device)).float().cpu(), labels) for inputs, labels in clips.batches(batch_size)
     ]
     return torch.cat([logits for logits, _ in batches]), torch.cat([labels for _, labels in batches])
+
+
+def confusion(metrics: Mapping[str, float]) -> np.ndarray:
+    """Return the shares of clips by true and predicted class, (classes, classes), from shares of `validate_clips`.
+
+    Shares of several sites may be merged before. Of many classes or of several labels there are none.
+    """
+    number = sum(name.startswith("true/") for name in metrics)
+    if "confused/0/1" not in metrics:
+        return np.zeros((0, 0))
+    pairs = [[metrics[f"confused/{i}/{j}" if i != j else f"hit/{i}"] for j in range(number)] for i in range(number)]
+    return np.array(pairs)
 
 
 def macro_f1(metrics: Mapping[str, float]) -> float:

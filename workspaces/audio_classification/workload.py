@@ -23,7 +23,7 @@ from shard_descriptors.table import TableShardDescriptor
 from workspaces.audio_classification.data import Augmentation, Clips, RecordingsData
 from workspaces.audio_classification.model import CONFIGS, create_classifier, create_extractor
 from workspaces.audio_classification.targets import Targets, agree
-from workspaces.audio_classification.tasks import TrainingSettings, macro_f1, train_round, validate_clips
+from workspaces.audio_classification.tasks import MEAN_OVER, TrainingSettings, macro_f1, train_round, validate_clips
 
 SCORE = {"label": "accuracy", "labels": "loss", "number": "loss"}
 
@@ -133,6 +133,9 @@ class AudioClassification(Workload[Settings]):
 
     def metric_bounds(self, config: Settings) -> Mapping[str, tuple[float, float]]:
         return {"accuracy": (0, 1)}
+
+    def mean_over(self, config: Settings) -> Mapping[str, str | None]:
+        return MEAN_OVER
 
     def complete(self, config: Settings, data: Path) -> Settings:
         """Fill in the kind and the classes of the corpus. Raises SettingsError for labels that are no class."""

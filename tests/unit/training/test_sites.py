@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from openfl_audio.protocol.plan import VALIDATE
+from openfl_audio.protocol.plan import TRAIN, VALIDATE
 from openfl_audio.training.history import to_frame
-from openfl_audio.training.sites import scores_by_site
-from workspaces.audio_classification.report import best_round, recalls_by_site, report_sites
+from openfl_audio.training.sites import scores_by_site, train_sizes
+from workspaces.audio_classification.report import best_round, plot_sites, recalls_by_site, report_sites
 
 SHARES = {"true/0": 0.5, "hit/0": 0.25, "true/1": 0.5, "hit/1": 0.5}
 
@@ -34,7 +34,7 @@ def test_the_sites_are_reported_in_the_round_of_the_best_model():
 
 
 def test_recalls_are_of_the_classes_that_a_site_has():
-    recalls = recalls_by_site(RECORDS[1])
+    recalls = recalls_by_site({site: tasks.get(VALIDATE, {}) for site, tasks in RECORDS[1]["envoys"].items()})
     assert recalls["b"] == pytest.approx([0.5, 1.0])
     assert math.isnan(recalls["a"][0])
     assert set(recalls) == {"a", "b"}
@@ -42,3 +42,18 @@ def test_recalls_are_of_the_classes_that_a_site_has():
 
 def test_shares_of_classes_are_no_columns():
     assert list(to_frame(RECORDS).columns) == ["round", "accuracy", "seconds", "sent"]
+
+
+def test_the_picture_has_sites_as_points_classes_by_sites_and_the_confusions():
+    confused = {"accuracy": 0.8, **SHARES, "predicted/0": 0.25, "predicted/1": 0.75, "confused/0/1": 0.25}
+    sites = {name: confused | {"accuracy": score} for name, score in {"a": 0.9, "b": 0.7}.items()}
+    validated = record(1, 0.8, **sites)
+    validated["metrics"][VALIDATE] |= confused | {"confused/1/0": 0.0}
+    for name, size in {"a": 40, "b": 10}.items():
+        validated["envoys"][name][TRAIN] = {"size": size}
+    assert train_sizes([validated]) == {"a": 40, "b": 10}
+    _, points, recalls, taken_for = plot_sites([validated], ("accuracy", "max"), ["no", "yes"]).axes
+    assert [each.get_offsets()[0].tolist() for each in points.collections] == [[40, 0.9], [10, 0.7]]
+    assert recalls.images[0].get_array().tolist() == [[0.5, 1.0]] * 2
+    assert taken_for.images[0].get_array().tolist() == [[0.5, 0.5], [0.0, 1.0]]
+    assert [label.get_text() for label in taken_for.get_yticklabels()] == ["no", "yes"]

@@ -3,21 +3,24 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import f1_score
+from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
 
 from openfl_audio.errors import SettingsError
 from tests.unit.workspaces.audio_classification.recordings import Tones, create_cnn
 from workspaces.audio_classification.data import Augmentation, Clips, RecordingsData, draw_epoch
 from workspaces.audio_classification.targets import Targets
 from workspaces.audio_classification.tasks import (
+    MEAN_OVER,
     TrainingSettings,
     class_weights,
+    confusion,
     loss_of,
     macro_f1,
     predict_all,
     train_round,
     validate_clips,
 )
+from workspaces.audio_classification.workload import AudioClassification, read_settings
 
 WORDS = Targets("label", ("low", "high"))
 KINDS = {
@@ -61,10 +64,33 @@ def test_metrics_of_sites_merge_to_those_of_all_clips():
     whole = clips_of(labels=labels)
     of_parts = [validate_clips(model, part, "cpu") for part in parts]
     expected = validate_clips(model, whole, "cpu")
-    merged = {name: (8 * of_parts[0][name] + 3 * of_parts[1][name]) / 11 for name in expected}
-    assert merged == pytest.approx(expected, abs=1e-6)
+    merged = {name: (8 * of_parts[0][name] + 3 * of_parts[1][name]) / 11 for name in expected.keys() - MEAN_OVER.keys()}
+    assert merged == pytest.approx({name: expected[name] for name in merged}, abs=1e-6)
     logits, encoded = predict_all(model, whole, "cpu")
+    np.testing.assert_allclose(confusion(merged) * 11, confusion_matrix(encoded, logits.argmax(1)), atol=1e-6)
     assert macro_f1(merged) == pytest.approx(f1_score(encoded, logits.argmax(1), average="macro"), abs=1e-6)
+
+
+def test_ranks_are_those_of_the_classes_that_a_site_has_and_no_means_over_sites():
+    targets, model = Targets("label", ("low", "high", "gone")), create_cnn(3, seed=3)
+    clips = clips_of(targets, ["low"] * 5 + ["high"] * 3)
+    metrics = validate_clips(model, clips, "cpu")
+    scores = predict_all(model, clips, "cpu")[0].softmax(1).numpy()
+    by_hand = [roc_auc_score(clips.encoded == i, scores[:, i]) for i in (0, 1)]
+    assert metrics["auroc"] == pytest.approx(np.mean(by_hand))
+    assert 0 < metrics["mAP"] <= 1
+    alone = validate_clips(model, clips_of(targets, ["low"] * 5), "cpu")
+    assert np.isnan(alone["auroc"])
+    assert alone["mAP"] == pytest.approx(1.0)
+    assert AudioClassification().start_arguments(read_settings("small.yaml", targets))["mean_over"] == MEAN_OVER
+    assert MEAN_OVER.keys() == {"auroc", "mAP"}
+
+
+def test_of_many_classes_no_pairs_are_told():
+    many = Targets("label", ("low", "high", *map(str, range(24))))
+    metrics = validate_clips(create_cnn(26), clips_of(many), "cpu")
+    assert not any(name.startswith("confused") for name in metrics)
+    assert confusion(metrics).shape == (0, 0)
 
 
 def test_accumulated_batches_are_one_step_on_all_their_clips():

@@ -140,7 +140,7 @@ def test_a_run_from_a_table_judges_sites_and_its_model_loads_in_a_pipeline(table
     result = run(AudioClassification(), settings(tmp_path), "simulated", table, tmp_path / "out")
     best = result["metrics"]["best"]
     assert set(best) == {"validation", "test", "sites"}
-    assert set(best["test"]) == {"loss", "accuracy", "macro_f1"}
+    assert set(best["test"]) == {"loss", "accuracy", "macro_f1", "auroc", "mAP"}
     assert set(best["sites"]) == {"mean", "worst", "p10", "spread", "sites"}
     assert best["sites"]["worst"] <= best["sites"]["mean"]
     history = [json.loads(line) for line in (tmp_path / "out" / "history.jsonl").read_text().splitlines()]
@@ -200,7 +200,7 @@ def test_a_module_of_ones_own_is_trained_in_a_run_on_several_labels_and_on_a_num
     columns = {"path": "file", kind: "target", "group": "speaker"}
     config = settings(tmp_path, **{"corpus": {"columns": columns}, "targets.mapping": {}})
     result = run(OwnModule(), config, "simulated", table, tmp_path / "out")
-    expected = {"labels": {"loss", "macro_f1"}, "number": {"loss", "absolute_error"}}[kind]
+    expected = {"labels": {"loss", "macro_f1", "auroc", "mAP"}, "number": {"loss", "absolute_error"}}[kind]
     assert set(result["metrics"]["best"]["validation"]) == expected
     assert result["settings"]["targets"]["kind"] == kind
     assert result["settings"]["targets"]["classes"] == {"labels": ["high", "loud", "low"], "number": None}[kind]
