@@ -219,16 +219,17 @@ def old_names(calls: "DirectorCalls", before: float) -> list[str]:
 
 def tables_of(details: dict[str, Any]) -> list[Table | str]:
     """Return an experiment as a table of its state, one of its last rounds, and sentences on what did not count."""
-    from openfl_audio.training.history import note_sentences, shown_columns, shown_row
+    from openfl_audio.training.history import name_of_scores, note_sentences, shown_columns, shown_row
 
     done = min(details["round"], details["rounds"])
     best = details["best"]
+    best_by = name_of_scores(details["history"], best["metric"])
     rows = [
         ["owner", details["owner"]],
         ["status", details["status"] + (f" since {moment(details['ended'])}" if details["ended"] else "")],
         ["submitted", moment(details["submitted"])],
         ["rounds", f"{done} of {details['rounds']}"],
-        ["best by", f"{best['metric']}, {'higher' if best['direction'] == 'max' else 'lower'} is better"],
+        ["best by", f"{best_by}, {'higher' if best['direction'] == 'max' else 'lower'} is better"],
         ["envoys", ", ".join(details["envoys"])],
         ["waiting for", details["waits"] or ", ".join(details["waiting_for"])],
         *([f"{envoy} left", shorten(reason)] for envoy, reason in details["departed"].items()),

@@ -12,6 +12,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from openfl_audio.files import append_at
+from openfl_audio.protocol.metrics import shown_name
 
 
 class TensorBoard:
@@ -42,10 +43,12 @@ class TensorBoard:
 
 
 def _scalars(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    origins = {"": record["metrics"], **{f"envoys/{envoy}/": tasks for envoy, tasks in record["envoys"].items()}}
-    for prefix, tasks in origins.items():
+    for task, metrics in record["metrics"].items():
+        for name, value in metrics.items():
+            yield f"{task}/{shown_name(record, task, name)}", value
+    for envoy, tasks in record["envoys"].items():
         for task, metrics in tasks.items():
             for name, value in metrics.items():
-                yield f"{prefix}{task}/{name}", value
+                yield f"envoys/{envoy}/{task}/{name}", value
     for name in ("seconds", "bytes_up", "bytes_down"):
         yield f"round/{name}", record[name]

@@ -16,6 +16,7 @@ from openfl_audio.protocol.messages import Ended, EnvoyProgress, LiveRound, Wait
 from openfl_audio.protocol.plan import VALIDATE
 from openfl_audio.training.history import (
     Record,
+    name_of_scores,
     note_sentences,
     scores_by_round,
     show_seconds,
@@ -195,7 +196,8 @@ def draw(records: Sequence[Record], name: str, metric: str, direction: str) -> b
     if best is not None:
         axes.plot(best, scores[best], "C3o", label=f"best: {scores[best]:.3f} in round {best}")
         axes.legend()
-    axes.set(title=name, xlabel="round", ylabel=f"{metric} ({'higher' if direction == 'max' else 'lower'} is better)")
+    better = "higher" if direction == "max" else "lower"
+    axes.set(title=name, xlabel="round", ylabel=f"{name_of_scores(records, metric)} ({better} is better)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
     file = io.BytesIO()

@@ -3,7 +3,11 @@
 Over sites with values m_i, each a mean over n_i, the value over all is sum(n_i * m_i) / sum(n_i).
 """
 
+from collections.abc import Mapping
 from typing import Any
+
+# The end of a metric's name where its values are means of envoys' values, not values over all clips.
+MEAN_OF_SITES = " (mean of sites)"
 
 
 class MeanOver(float):
@@ -24,3 +28,8 @@ class MeanOver(float):
 
     def __getnewargs__(self) -> tuple[Any, ...]:
         return float(self), self.count
+
+
+def shown_name(record: Mapping[str, Any], task: str, metric: str) -> str:
+    """Return the name by which a round's `metric` of a task is shown: it says where the value is a mean of sites."""
+    return metric + MEAN_OF_SITES * (metric in record.get("means_of_sites", {}).get(task, []))

@@ -5,12 +5,11 @@ from typing import Any
 
 import pandas as pd
 
+from openfl_audio.protocol.metrics import MEAN_OF_SITES, shown_name
 from openfl_audio.protocol.plan import TRAIN, VALIDATE
 
 # The column that says what did not count, and why. It is there where there is something to say.
 NOTES = "left out"
-# What the name of a metric's column ends with where the values are means of envoys' values, not values over all clips.
-MEAN_OF_SITES = " (mean of sites)"
 # Envoys that are named where many have the same to say.
 MOST_NAMES_SHOWN = 5
 
@@ -147,14 +146,18 @@ def _metrics(record: Record) -> tuple[dict[str, float], dict[str, float]]:
 
 
 def _columns(record: Record, task: str) -> dict[str, float]:
-    means_of_sites = record.get("means_of_sites", {}).get(task, [])
     metrics = sorted((name, value) for name, value in record["metrics"].get(task, {}).items() if "/" not in name)
-    return {name + MEAN_OF_SITES * (name in means_of_sites): value for name, value in metrics}
+    return {shown_name(record, task, name): value for name, value in metrics}
 
 
 def columns_of(history: pd.DataFrame, metric: str) -> list[str]:
     """Return the columns of `to_frame` that have the validation `metric`: exact, as a mean of sites, both, or none."""
     return [name for name in (metric, metric + MEAN_OF_SITES) if name in history.columns]
+
+
+def name_of_scores(records: Sequence[Record], metric: str) -> str:
+    """Return the name of the validation `metric` for what shows all its values; one mean of sites makes it one."""
+    return max((shown_name(record, VALIDATE, metric) for record in records), default=metric, key=len)
 
 
 def scores_by_round(records: Sequence[Record], metric: str) -> dict[int, float]:

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from openfl_audio.training.history import scores_by_round
+from openfl_audio.training.history import name_of_scores, scores_by_round
 
 MOST_NAMED_POINTS = 30
 
@@ -17,10 +17,11 @@ MOST_NAMED_POINTS = 30
 def plot_curves(histories: Mapping[str, Sequence[dict[str, Any]]], metric: str, path: Path) -> None:
     """Draw the validation metric by round, where it is defined, a line a trial; `histories` are records by trial."""
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    shown = name_of_scores([record for records in histories.values() for record in records], metric)
     for name, records in histories.items():
         scores = scores_by_round(records, metric)
         axes.plot(list(scores), list(scores.values()), marker=".", label=name)
-    axes.set(xlabel="round", ylabel=f"validation {metric}")
+    axes.set(xlabel="round", ylabel=f"validation {shown}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8)

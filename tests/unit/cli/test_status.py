@@ -9,6 +9,7 @@ from rich.console import Console
 from openfl_audio.cli.connected import PIPED_WIDTH
 from openfl_audio.cli.main import main
 from openfl_audio.cli.status import Envoys, Experiments
+from openfl_audio.cli.steering import tables_of
 
 ERROR = "envoy '[red]a': the process ended (exit code 1)\nTraceback\n  File \"x\"\nValueError: \x1b[31mno luck\n"
 EXPERIMENT = {
@@ -77,6 +78,21 @@ def test_of_an_error_the_first_and_the_last_line_are_shown_as_they_are():
     assert "ValueError:  [31mno luck" in text
     assert "File" not in text
     assert "\x1b" not in text
+
+
+def test_the_mean_of_sites_that_an_experiment_is_judged_by_is_called_one():
+    record = {
+        "round": 0, "best": True, "metrics": {"aggregated_model_validate": {"f1": 0.25}}, "envoys": {"a": {}},
+        "means_of_sites": {"aggregated_model_validate": ["f1"]}, "refused": {}, "missing": [], "notes": {},
+        "seconds": 1.5, "bytes_up": 100, "bytes_down": 100,
+    }  # fmt: skip
+    details = EXPERIMENT | {
+        "history": [record], "departed": {}, "submitted": 1e9, "ended": None,
+        "best": {"metric": "f1", "direction": "max"},
+    }  # fmt: skip
+    state, rounds = tables_of(details)
+    assert "f1 (mean of sites), higher is better" in list(state.columns[1].cells)
+    assert [column.header for column in rounds.columns][:2] == ["round", "f1 (mean of sites)"]
 
 
 def test_in_a_narrow_terminal_nothing_is_cut_off():

@@ -43,6 +43,15 @@ def test_a_record_is_a_point_on_a_curve_of_each_metric_and_each_envoy(tmp_path):
     assert len(found) == 2 + 5 + 3
 
 
+def test_a_mean_of_sites_is_a_curve_that_is_called_one(tmp_path):
+    TensorBoard(tmp_path, 0).add(make_record(0, 0.25) | {"means_of_sites": {"train": ["loss"]}})
+    found = curves(tmp_path)
+    assert found["train/loss (mean of sites)"] == [(0, 0.5)]
+    assert "train/loss" not in found
+    assert found["aggregated_model_validate/accuracy"] == [(0, 0.25)]
+    assert found["envoys/a/train/loss"] == [(0, 0.25)]
+
+
 def test_a_record_is_there_before_the_experiment_ends(tmp_path):
     tensorboard = TensorBoard(tmp_path, 0)
     tensorboard.add(make_record(0, 0.25))

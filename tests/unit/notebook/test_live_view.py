@@ -10,7 +10,7 @@ import pytest
 
 from openfl_audio.notebook.live_view import MOST_ROWS_SHOWN, draw, live_sentence, show_progress, to_html
 from openfl_audio.protocol.messages import Ended, EnvoyProgress, LiveRound, Waits
-from openfl_audio.training.history import columns_of, scores_by_round, to_frame, updates_that_counted
+from openfl_audio.training.history import columns_of, name_of_scores, scores_by_round, to_frame, updates_that_counted
 
 EXPERIMENT = ("toy", "accuracy", "max", 0)
 
@@ -49,6 +49,8 @@ def test_a_mean_of_sites_is_called_one(capsys):
     assert columns_of(history, "accuracy") == []
     assert history["f1 (mean of sites)"].dropna().tolist() == [0.25]
     assert history["train f1"].dropna().tolist() == [0.5]
+    assert name_of_scores(rounds, "f1") == "f1 (mean of sites)"
+    assert name_of_scores(rounds[1:], "f1") == name_of_scores([], "f1") == "f1"
 
 
 def test_a_line_is_there_before_the_next_round_ends(capsys):
