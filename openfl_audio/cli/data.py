@@ -133,6 +133,7 @@ class PrepareFsd50k(Command):
 
     data: Path = option("folder that holds FSD50K.dev_audio and so on")
     out: Path = option("folder of the store")
+    anno_dir: Path | None = option("folder of other tables than those in FSD50K.ground_truth", None)
     features: Literal["log_mel", "power"] = option("what the frames are", "log_mel")
     workers: int = option("processes; as many as there are cores by default", CORES, ge=1)
     check: bool = option("look whether the store is complete and right", False)
@@ -141,7 +142,7 @@ class PrepareFsd50k(Command):
         from shard_descriptors.fsd50k.layout import read_layout
         from shard_descriptors.fsd50k.preparation import check_store, prepare_store
 
-        layout = read_layout(self.data)
+        layout = read_layout(self.data, self.anno_dir)
         if self.check:
             faults = check_store(layout, self.out, self.features)
             print("\n".join(faults) or f"{self.out} is complete and right.")

@@ -94,7 +94,7 @@ class Scheduler:
 
     def global_model(self, sizes: Iterator[int]) -> Generator[bytes, None, None]:
         """Yield this round's global model, in chunks of these sizes, as `protocol.tensors.receive` takes them."""
-        metadata = GlobalModel(round=self._rounds.round_number).model_dump()
+        metadata = GlobalModel(round=self._rounds.round_number, rate_factor=self._rounds.rate_factor).model_dump()
         header = self._folder.model_header.with_metadata(metadata)
         with self._folder.open_model(self._folder.model, header) as model:
             half = self._plan.precision == "float16"

@@ -29,11 +29,11 @@ class RoundCollaborator(Collaborator):
 
     def run_round(self, tasks: Sequence[Task], round_number: int) -> None:
         """Run the tasks of one round, and send the update."""
-        global_model, model_round = self.client.get_model()
-        if model_round != round_number:
+        global_model, about = self.client.get_model()
+        if about.round != round_number:
             return  # the round ended meanwhile; ask what there is to do now
         results, trained = self.task_runner.run_tasks(
-            tasks, round_number, self.collaborator_name, global_model, self._device()
+            tasks, round_number, self.collaborator_name, global_model, self._device(), about.rate_factor
         )
         try:
             self.client.send_update(round_number, results, trained)

@@ -73,11 +73,11 @@ class RoundsClient:
         answer = self._retry(lambda: self._aggregator.GetTasks(request))
         return answer.tasks, answer.round_number, answer.sleep_time, answer.quit
 
-    def get_model(self) -> tuple[Tensors, int]:
-        """Return the global model, and the round that begins with it. The next call overwrites the arrays."""
+    def get_model(self) -> tuple[Tensors, GlobalModel]:
+        """Return the global model, and what is said of it. The next call overwrites the arrays."""
         request = encode(ModelRequest(experiment=self.experiment, envoy=self.envoy))
         tensors, metadata = self._retry(lambda: self._receiver.receive(self._rounds.get_model(request)))
-        return tensors, validate(metadata, GlobalModel).round
+        return tensors, validate(metadata, GlobalModel)
 
     def send_update(self, round_number: int, results: dict[str, TaskResult], tensors: Tensors) -> None:
         """Send the update of a round. Raises DirectorRefusedError for one that the director does not count."""

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 
 from openfl_audio.experiments.modes import Clients
+from openfl_audio.files import replacing
 from openfl_audio.training.export import CONFIG, SETTINGS, extend_config, write_card
 from openfl_audio.training.workload import Metrics
 
@@ -44,6 +46,19 @@ def export_models(
             extend_config(folder, described)
         command = train_command(clients, mode, f"{folder.name}/{SETTINGS}")
         write_card(folder, clients.workload.name, kind, about, metrics[kind], settings, command)
+    if clients.settings.best_epoch_path is not None:
+        write_weights(models["best"], out / clients.settings.best_epoch_path)
+
+
+def write_weights(model: torch.nn.Module, path: Path) -> None:
+    """Write the weights of `model` into a file: a state dict of PyTorch where it ends in .pt, else safetensors."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, durable=False) as temporary:
+        if path.suffix == ".pt":
+            torch.save(state, temporary)
+        else:
+            temporary.write_bytes(save(state, {"format": "pt"}))
 
 
 def train_command(clients: Clients, mode: str, settings: str) -> str:

@@ -2,7 +2,9 @@
 
 import json
 import os
+import pickle
 import sys
+import zipfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,8 @@ from openfl_audio.node.adapter import all_names, to_array, transmitted
 from openfl_audio.protocol.tensors import Tensors
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# Where a checkpoint has the state dict of its model.
+STATE_KEYS = ("state_dict", "model_state_dict", "model")
 
 
 @contextmanager
@@ -33,8 +37,11 @@ def explain_missing_weights(pretrained: str | Path | None) -> Iterator[None]:
 
 
 def read_weights(source: Path, model: torch.nn.Module) -> Tensors:
-    """Return the tensors of `model` to transmit, read from a safetensors file or a folder of `save_pretrained`.
+    """Return the tensors of `model` to transmit, read from a file or a folder of `save_pretrained`.
 
+    A file is one of safetensors, or a state dict of PyTorch (.pt), alone or within a checkpoint; of that nothing but
+    tensors is read. A model whose published code names its tensors otherwise has a method `read_published`, which gets
+    such a state dict and returns its own.
     Shards are read by their index, a tied weight under any of its names, and other floats are converted to the model's.
     Where `source` lacks a tensor of a model of Transformers under its own names (an older folder, or a
     `pytorch_model.bin`), it is read by the model's `from_pretrained`. Raises WeightsError if a tensor is not there or
@@ -43,7 +50,7 @@ def read_weights(source: Path, model: torch.nn.Module) -> Tensors:
     names = all_names(model)
     wanted = {name for others in names.values() for name in others}
     try:
-        found = _read_files(source, wanted)
+        found = _read_state(source, model) if zipfile.is_zipfile(source) else _read_files(source, wanted)
         return {name: _fitting(source, name, own, names[name], found) for name, own in transmitted(model).items()}
     except WeightsError:
         others = _read_by_transformers(source, model)
@@ -61,6 +68,22 @@ def weights_of(source: torch.nn.Module, model: torch.nn.Module) -> Tensors:
     return {
         name: _fitting(type(source).__name__, name, own, names[name], found) for name, own in transmitted(model).items()
     }
+
+
+def _read_state(source: Path, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file of PyTorch, by the names that they have in `model`."""
+    try:
+        state = torch.load(source, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise WeightsError(f"the weights to start from cannot be read: {source}: {reason:.200}") from None
+    for key in STATE_KEYS:
+        state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
+    if not isinstance(state, dict):
+        raise WeightsError(f"the weights to start from cannot be read: {source} holds no state dict")
+    tensors = {str(n).removeprefix("module."): each for n, each in state.items() if isinstance(each, torch.Tensor)}
+    read_published = getattr(model, "read_published", None)
+    return tensors if read_published is None else read_published(tensors)
 
 
 def _read_files(source: Path, wanted: Collection[str]) -> dict[str, torch.Tensor]:

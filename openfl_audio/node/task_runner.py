@@ -43,14 +43,24 @@ class TaskRunner(CoreTaskRunner):
     states: ClientStates | None = None
     task_timeout_seconds: float | None = None
     data_loader: Any
+    _rate_factor: float = 1.0
 
     def run_tasks(
-        self, tasks: Sequence[Task], round_number: int, client: str, model: Tensors, device: str
+        self,
+        tasks: Sequence[Task],
+        round_number: int,
+        client: str,
+        model: Tensors,
+        device: str,
+        rate_factor: float = 1.0,
     ) -> tuple[dict[str, TaskResult], Tensors]:
         """Return results by task, and the tensors that the training made of `model`: none if there was none.
 
-        A client without clips for a task (`get_train_data_size` or `get_valid_data_size` is 0) has no say in it.
+        The learning rate of the optimizer is multiplied by `rate_factor`; a task that sets a rate of its own, by a
+        schedule say, replaces it. A client without clips for a task (`get_train_data_size` or `get_valid_data_size` is
+        0) has no say in it.
         """
+        self._rate_factor = rate_factor
         if self.states is None:
             return self._run_in_turn(tasks, round_number, client, model, device)
         initial = self._initial_local
@@ -168,9 +178,18 @@ class TaskRunner(CoreTaskRunner):
                 # As memory for what was transmitted; a learning rate that the task before has changed is not.
                 self.optimizer.state.update(state)
         self.set_tensor_dict(input_tensor_dict, with_opt_vars=self.transmits_optimizer, device=device)
+        self._scale_rates()
         if hasattr(self.optimizer, "set_old_weights"):
             # OpenFL's FedProx optimizers pull towards the weights that the round began with.
             remember_weights(self.optimizer)
+
+    def _scale_rates(self) -> None:
+        if self._rate_factor == 1:
+            return
+        # From the recipe's rates: an optimizer that stays with its client has been scaled before.
+        groups = self.model_provider.provide_optimizer().param_groups
+        for group, first in zip(self.optimizer.param_groups, groups, strict=True):
+            group["lr"] = first["lr"] * self._rate_factor
 
     def _prepare_tensorkeys_for_agggregation(
         self, metric_dict: dict[str, Any], validation_flag: str | bool, col_name: str, round_num: int

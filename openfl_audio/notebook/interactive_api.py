@@ -152,6 +152,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
         best: tuple[str, Direction] = ("accuracy", "max"),
         also_best: Mapping[str, Direction] | None = None,
         patience: int | None = None,
+        halve_rate_after: int | None = None,
         keep: int = 0,
         precision: Literal["float32", "float16"] = "float32",
         metric_bounds: Mapping[str, tuple[float, float]] | None = None,
@@ -166,8 +167,9 @@ class FLExperiment(openfl_experiment.FLExperiment):
         left out where all envoys serve the same). `participation` says how many of them in a round, who only
         evaluates, and when a round closes; `aggregation` how updates become the next model.
         `best` is the validation metric that chooses the best model, and its direction, "max" or "min"; after `patience`
-        validations without a better one the experiment ends. For each metric of `also_best` the best model is kept too,
-        as are the models of the last `keep` rounds.
+        validations without a better one the experiment ends, and whenever `halve_rate_after` more are without one, the
+        learning rate of the optimizer is halved on all envoys. For each metric of `also_best` the best model is kept
+        too, as are the models of the last `keep` rounds.
         `metric_bounds` gives metrics their least and largest value, such as {"snr_db": (-100, 100)}: a value outside,
         or one that is undefined (NaN or None), is left out of the mean, and `watch` says so. Unless it says otherwise
         "accuracy", "pr_auc" and their like are at most 100 (per cent), and "wer" and its like at least 0. If no envoy
@@ -210,6 +212,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
             best=best,
             also_best=also_best,
             patience=patience,
+            halve_rate_after=halve_rate_after,
             keep=keep,
             precision=precision,
             metric_bounds=metric_bounds,

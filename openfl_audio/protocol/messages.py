@@ -150,9 +150,15 @@ class Order(Answer):
 
 
 class GlobalModel(Answer):
-    """Metadata of the model that an envoy gets: the round that begins with it."""
+    """Metadata of the model that an envoy gets.
+
+    Attributes:
+        round: the round that begins with it.
+        rate_factor: what the learning rate of the optimizer is multiplied by in that round.
+    """
 
     round: int
+    rate_factor: float = Field(default=1.0, gt=0, le=1)
 
 
 class RoundRecord(Answer):

@@ -86,12 +86,15 @@ class BestModel(Part):
         direction: "max" if higher values are better, "min" if lower ones are.
         others: further metrics with their directions; by each of them one more best model is kept.
         patience: an experiment ends early when that many validations in a row were no better than the best.
+        halve_rate_after: the clients' learning rate is halved whenever that many more validations in a row were no
+            better than the best.
     """
 
     metric: str
     direction: Direction
     others: dict[MetricName, Direction] = {}
     patience: int | None = Field(default=None, ge=1)
+    halve_rate_after: int | None = Field(default=None, ge=1)
 
     @property
     def models(self) -> dict[str, tuple[str, Direction]]:

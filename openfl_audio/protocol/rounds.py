@@ -31,6 +31,7 @@ class Progress(BaseModel):
         round_number: the next round, from 0.
         best_scores: the best score so far by the name of the model that it chooses.
         validations_since_best: how many validations in a row were no better than the best one.
+        rate_halvings: how often the clients' learning rate has been halved.
         aggregations: how many global models have been made from updates.
         reported: metrics that choose a best model and have been reported so far, defined or not.
     """
@@ -41,6 +42,7 @@ class Progress(BaseModel):
     round_number: int = 0
     best_scores: dict[str, float] = {}
     validations_since_best: int = 0
+    rate_halvings: int = 0
     aggregations: int = 0
     reported: list[str] = []
 
@@ -79,6 +81,11 @@ class Rounds:
         if patience is not None and self.progress.validations_since_best >= patience:
             return True
         return self.round_number > self.plan.last_round
+
+    @property
+    def rate_factor(self) -> float:
+        """Return what the clients' learning rate is multiplied by in the current round."""
+        return 0.5**self.progress.rate_halvings
 
     @property
     def trains(self) -> bool:
@@ -372,11 +379,14 @@ class Rounds:
         better, reported = self.better_scores(), self._reported_names()
         validated = bool(self._validations())
         waited = 0 if "best" in better else self.progress.validations_since_best + validated
+        halve_after = self.plan.best.halve_rate_after
+        halves = halve_after is not None and validated and waited > 0 and waited % halve_after == 0
         return self.progress.model_copy(
             update={
                 "round_number": self.round_number + 1,
                 "best_scores": self.progress.best_scores | better,
                 "validations_since_best": waited,
+                "rate_halvings": self.progress.rate_halvings + halves,
                 "aggregations": self.progress.aggregations + bool(self.trained),
                 "reported": sorted({*self.progress.reported, *(reported & self._wanted_metrics)}),
             }

@@ -155,7 +155,8 @@ class Simulation:
         plan, updates = rounds.plan, 0
         model = _as_transmitted(aggregator.model, plan.precision)
         n_bytes = len(describe(model, {}).pack()) + sum(tensor.nbytes for tensor in model.values())
-        answers = envoys.run_round(list(rounds.participants.items()), rounds.round_number, model)
+        participants = list(rounds.participants.items())
+        answers = envoys.run_round(participants, rounds.round_number, model, rounds.rate_factor)
         for client, (results, trained, sizes) in zip(rounds.participants, answers, strict=True):
             rounds.registered[client] = sizes
             update = UpdateMessage(experiment=plan.name, envoy=client, round=rounds.round_number, results=results)

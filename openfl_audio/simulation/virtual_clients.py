@@ -41,7 +41,9 @@ CONNECT = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False)"
 class Envoys(Protocol):
     """The clients of a round, wherever they run."""
 
-    def run_round(self, participants: Participants, round_number: int, model: Tensors) -> Iterator[Answer]:
+    def run_round(
+        self, participants: Participants, round_number: int, model: Tensors, rate_factor: float
+    ) -> Iterator[Answer]:
         """Yield answers in the order of `participants`. The tensors of one are valid until the next is asked for."""
 
 
@@ -66,16 +68,19 @@ class VirtualEnvoys:
         self._runner.set_task_provider(definition.task_keeper)
         self._runner.states = states
 
-    def run_round(self, participants: Participants, round_number: int, model: Tensors) -> Iterator[Answer]:
+    def run_round(
+        self, participants: Participants, round_number: int, model: Tensors, rate_factor: float
+    ) -> Iterator[Answer]:
         """Yield answers in the order of `participants`; see `Envoys`."""
-        return (self.run(client, tasks, round_number, model) for client, tasks in participants)
+        return (self.run(client, tasks, round_number, model, rate_factor) for client, tasks in participants)
 
-    def run(self, client: str, tasks: list[Task], round_number: int, model: Tensors) -> Answer:
+    def run(self, client: str, tasks: list[Task], round_number: int, model: Tensors, rate_factor: float) -> Answer:
         """Return the answer of one client. Raises SimulationError, naming it, if a task or opening its shard fails."""
         try:
             data, sizes = self._data_of(client)
             self._runner.set_data_loader(data)
-            return *self._runner.run_tasks(tasks, round_number, client, model, self._device), sizes
+            results, trained = self._runner.run_tasks(tasks, round_number, client, model, self._device, rate_factor)
+            return results, trained, sizes
         except Exception as error:
             raise SimulationError(
                 f"client '{client}' in round {round_number}: {type(error).__name__}: {error}"
@@ -101,7 +106,9 @@ class RayEnvoys:
     def __init__(self, actors: list[Any]) -> None:
         self._actors = actors
 
-    def run_round(self, participants: Participants, round_number: int, model: Tensors) -> Iterator[Answer]:
+    def run_round(
+        self, participants: Participants, round_number: int, model: Tensors, rate_factor: float
+    ) -> Iterator[Answer]:
         """Yield answers as `Envoys` does.
 
         Clients of a worker that is lost are run again by the others, with the same bits. Raises SimulationError, naming
@@ -116,7 +123,7 @@ class RayEnvoys:
             while waiting and idle and len(answers) < ANSWERS_PER_WORKER * len(self._actors):
                 client, tasks = waiting.popleft()
                 actor = idle.pop()
-                answer = actor.run.remote(client, tasks, round_number, shared)
+                answer = actor.run.remote(client, tasks, round_number, shared, rate_factor)
                 running[answer] = actor
                 answers.append((client, tasks, answer, actor))
             client, tasks, first, actor = answers[0]
@@ -136,7 +143,7 @@ class RayEnvoys:
                     ) from error
                 # It waits there until a client that runs is done.
                 actor = self._actors[0]
-                again = actor.run.remote(client, tasks, round_number, shared)
+                again = actor.run.remote(client, tasks, round_number, shared, rate_factor)
                 answers.appendleft((client, tasks, again, actor))
                 continue
             except ray.exceptions.RayError as error:

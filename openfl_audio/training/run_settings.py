@@ -53,7 +53,9 @@ class RunSettings(Group):
     In a round a `fraction` of the `clients` train `local_epochs` each; "natural" clients are those of the corpus. A
     tenth of 21 clients is 3, or with `fraction_rounding` "down" 2; it is one at least.
     `init` is what this one starts from: an earlier run, of which the best model is taken, the folder of an exported
-    model, or a safetensors file, such as that of a kept round.
+    model, or a file: of safetensors, such as that of a kept round, or a state dict of PyTorch (.pt).
+    `best_epoch_path` is a file that gets the best model's weights besides: .pt is written as PyTorch's state dict, and
+    others as safetensors. It is relative to the folder of the run.
     """
 
     rounds: int = Field(ge=1, description="number of rounds")
@@ -72,6 +74,7 @@ class RunSettings(Group):
     patience: int | None = Field(default=None, ge=1)
     keep: int = Field(default=0, ge=0)
     seed: int = Field(default=0, ge=0, description="seed of every random choice")
+    best_epoch_path: Path | None = None
     init: Path | None = Field(
         default=None, description="what is started from: an earlier run (its best model), a model, or a file"
     )
@@ -90,13 +93,13 @@ class RunSettings(Group):
         """Raise ValueError unless there are weights to start from."""
         if init is not None and not weights_of(init).exists():
             raise ValueError(
-                "it has no model/model.safetensors, and is neither an exported model nor a safetensors file"
+                "it has no model/model.safetensors, and is neither an exported model nor a file of weights"
             )
         return init
 
 
 def weights_of(init: Path) -> Path:
-    """Return the safetensors file of a run, of an exported model, or the file itself; it need not be there."""
-    if init.suffix == ".safetensors":
+    """Return the file with the weights of a run or of an exported model, or the file itself; it need not be there."""
+    if init.suffix == ".safetensors" or init.is_file():
         return init
     return init / "model.safetensors" if (init / "model.safetensors").exists() else init / "model" / "model.safetensors"

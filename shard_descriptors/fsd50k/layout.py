@@ -15,8 +15,9 @@ from shard_descriptors.common.files import list_recordings, name_key
 from shard_descriptors.common.text import read_columns, read_json, read_rows
 
 SPLITS = ("train", "validation", "test")
+GROUND_TRUTH = "FSD50K.ground_truth"
 OFFICIAL = {"train": "train", "val": "validation"}  # the column `split` of dev.csv
-VOCABULARY = "FSD50K.ground_truth/vocabulary.csv"
+VOCABULARY = f"{GROUND_TRUTH}/vocabulary.csv"
 
 
 class Part(NamedTuple):
@@ -29,13 +30,13 @@ class Part(NamedTuple):
 
 
 DEVELOPMENT = Part(
-    "FSD50K.ground_truth/dev.csv",
+    f"{GROUND_TRUTH}/dev.csv",
     "FSD50K.metadata/dev_clips_info_FSD50K.json",
     "FSD50K.dev_audio",
     ("fname", "labels", "split"),
 )
 EVALUATION = Part(
-    "FSD50K.ground_truth/eval.csv",
+    f"{GROUND_TRUTH}/eval.csv",
     "FSD50K.metadata/eval_clips_info_FSD50K.json",
     "FSD50K.eval_audio",
     ("fname", "labels"),
@@ -68,7 +69,7 @@ class Layout:
     Attributes:
         classes: names in the order of the vocabulary: 200 of them in the published corpus.
         clips: in the order of dev.csv, then eval.csv.
-        digests: SHA-256 of each table, by its path, so that a change of any is seen.
+        digests: SHA-256 of each table, by its published path, so that a change of any is seen.
     """
 
     root: Path
@@ -77,41 +78,50 @@ class Layout:
     digests: dict[str, str]
 
 
-def read_layout(data_path: str | Path) -> Layout:
+def read_layout(data_path: str | Path, anno_dir: str | Path | None = None) -> Layout:
     """Read the tables of a folder with `FSD50K.{dev,eval}_audio`, `FSD50K.ground_truth` and `FSD50K.metadata`.
+
+    `anno_dir` is another folder with vocabulary.csv, dev.csv and eval.csv, such as labels of one's own.
 
     Raises:
         CorpusError: something of the layout lacks, a label is not in the vocabulary, a clip has no uploader or is
             listed twice. Whether a clip's audio is there is not looked at.
     """
     root = Path(data_path).expanduser()
-    lacks = [name for name in TABLES if not (root / name).is_file()]
+    annotations = root / GROUND_TRUTH if anno_dir is None else Path(anno_dir).expanduser()
+    is_annotation = {name: Path(name).parent.name == GROUND_TRUTH for name in TABLES}
+    tables = {name: annotations / Path(name).name if is_annotation[name] else root / name for name in TABLES}
+    lacks = [_relative(path, root) for path in tables.values() if not path.is_file()]
     lacks += [part.audio for part in (DEVELOPMENT, EVALUATION) if not (root / part.audio).is_dir()]
     if lacks:
         raise CorpusError(f"data: {data_path} is not an FSD50K folder: it lacks {', '.join(lacks)}")
-    classes = _read_vocabulary(root)
-    clips = tuple(clip for part in (DEVELOPMENT, EVALUATION) for clip in _read_clips(root, part, classes))
+    classes = _read_vocabulary(tables[VOCABULARY])
+    clips = tuple(clip for part in (DEVELOPMENT, EVALUATION) for clip in _read_clips(root, tables, part, classes))
     twice = [name for name, count in Counter(clip.name for clip in clips).items() if count > 1]
     if twice:
         raise CorpusError(f"{root}: dev.csv and eval.csv list more than once: {first_names(twice)}")
-    digests = {name: hashlib.sha256((root / name).read_bytes()).hexdigest() for name in TABLES}
+    digests = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in tables.items()}
     return Layout(root, tuple(classes), clips, digests)
 
 
-def _read_vocabulary(root: Path) -> dict[str, int]:
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def _read_vocabulary(path: Path) -> dict[str, int]:
     """Read positions by class name. The file has no header; a row is position, name, AudioSet's id."""
-    rows = [row for _, row in read_rows(root / VOCABULARY)]
+    rows = [row for _, row in read_rows(path)]
     for position, row in enumerate(rows):
         if len(row) != 3 or row[0] != str(position):
-            raise CorpusError(f"{root / VOCABULARY}: row {position} is {row}, not {position}, a class and its id")
+            raise CorpusError(f"{path}: row {position} is {row}, not {position}, a class and its id")
     classes = {row[1]: position for position, row in enumerate(rows)}
     if not rows or len(classes) < len(rows):
-        raise CorpusError(f"{root / VOCABULARY}: {len(rows)} rows name {len(classes)} classes; each is named once")
+        raise CorpusError(f"{path}: {len(rows)} rows name {len(classes)} classes; each is named once")
     return classes
 
 
-def _read_clips(root: Path, part: Part, classes: dict[str, int]) -> Iterator[Clip]:
-    table = root / part.table
+def _read_clips(root: Path, tables: dict[str, Path], part: Part, classes: dict[str, int]) -> Iterator[Clip]:
+    table = tables[part.table]
     metadata = _read_metadata(root / part.metadata)
     there = files_by_clip(root, part)
     for number, row in read_columns(table, part.columns):

@@ -5,7 +5,7 @@ Audio Data" (arXiv 2105.08550): a few with thousands of clips, and most with one
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -16,12 +16,14 @@ from openfl.interface.interactive_api.shard_descriptor import ShardDataset, Shar
 
 from shard_descriptors.common.errors import CorpusError, first_names
 from shard_descriptors.common.partition import by_speaker, parse_rank_worldsize
-from shard_descriptors.fsd50k.layout import SPLITS
+from shard_descriptors.fsd50k.layout import OFFICIAL, SPLITS
 from shard_descriptors.fsd50k.store import N_MELS, PATCH_FRAMES, MelStore, open_store
 
 DIVISIONS = ("official", "uploader")
 PUBLISHED = {"train": 36_796, "validation": 4_170, "test": 10_231}  # clips, arXiv 2010.00475
 DESCRIBED_UPLOADERS = 20
+# A patch float32 (101, 96) to one of the same shape.
+Transform = Callable[[np.ndarray], np.ndarray]
 
 
 class Fsd50kShardDataset(ShardDataset):
@@ -32,12 +34,13 @@ class Fsd50kShardDataset(ShardDataset):
         labels  float32, shape (classes,): 1 for the classes of its clip
 
     Args:
-        split: "train", "validation" or "test".
+        split: "train", "validation" ("val" for short) or "test".
         uploader_min: leave out uploaders with fewer clips than this in the split.
         uploader_name: an uploader, several, or None for all; `set_uploader` changes it.
         subdir: the store's folder.
         division: "official", or "uploader" for a validation split of whole uploaders; see `Fsd50kShardDescriptor`.
         seed: of the division "uploader".
+        transforms: what is done to each patch when it is read.
 
     Attributes:
         clip: which clip each patch belongs to: 0, 0, 0, 1, ...; int64, shape (patches,).
@@ -56,11 +59,14 @@ class Fsd50kShardDataset(ShardDataset):
         subdir: str | Path = ".",
         division: str = "official",
         seed: int = 0,
+        transforms: Transform | None = None,
     ) -> None:
+        split = OFFICIAL.get(split, split)
         if split not in SPLITS:
             raise CorpusError(f"there is no split {split!r}; the splits are {', '.join(SPLITS)}")
         _check_parameters(uploader_min, division, seed)
         self._store = open_store(subdir)
+        self.transforms = transforms
         self._in_split = assign_splits(self._store, division, seed) == SPLITS.index(split)
         sizes = np.bincount(self._store.uploader_codes[self._in_split], minlength=len(self._store.uploader_names))
         chosen = np.flatnonzero((sizes > 0) & (sizes >= uploader_min))
@@ -99,7 +105,10 @@ class Fsd50kShardDataset(ShardDataset):
     def patches(self, indices: np.ndarray) -> np.ndarray:
         """Return many patches at once, straight from the memory map: float32, shape (len(indices), 101, 96)."""
         clips = self.clip[indices]
-        return self._store.patches(self._clips[clips], indices - self._first_patch[clips])
+        patches = self._store.patches(self._clips[clips], indices - self._first_patch[clips])
+        if self.transforms is None or not len(patches):
+            return patches
+        return np.stack([np.asarray(self.transforms(patch), dtype=np.float32) for patch in patches])
 
 
 class Fsd50kShardDescriptor(ShardDescriptor):
@@ -119,6 +128,8 @@ class Fsd50kShardDescriptor(ShardDescriptor):
         rank_worldsize: "1,3" is the first of three nodes. Not together with `uploader` or `uploaders`.
         uploader_min: train only with uploaders that have at least this many train clips; 100 are the "high-volume"
             clients of Green & Plumbley. Validation and test are not touched by it.
+        uploader_name: train only with this uploader, or with these, whom the nodes divide: with as many nodes as names,
+            node r has the r-th one. Validation and test are not touched by it.
         split: `official` has train and validation as dev.csv does. `uploader` draws whole uploaders out of both for
             a validation split of about the official size, so that no uploader is in both.
         seed: of the partition and of the split by `uploader`.
@@ -139,18 +150,21 @@ class Fsd50kShardDescriptor(ShardDescriptor):
         uploader_min: int = 0,
         split: str = "official",
         seed: int = 0,
+        uploader_name: str | Sequence[str] | None = None,
     ) -> None:
         _check_parameters(uploader_min, split, seed)
         self.rank, self.world_size = parse_rank_worldsize(rank_worldsize)
         self._store = open_store(data_path)
         self._split, self._seed = split, seed
         if uploader is None and uploaders is None:
-            division = divide(self._store, self.world_size, uploader_min, split, seed)
+            division = divide(self._store, self.world_size, uploader_min, split, seed, _as_names(uploader_name))
             self._uploaders = {
                 "train": division.train[self.rank - 1],
                 "validation": division.validation[self.rank - 1],
             }
         else:
+            if uploader_name is not None:
+                raise CorpusError("uploader_name: has no effect where the node is named by uploader or uploaders")
             named = _check_named(uploader, uploaders, self.world_size)
             self._uploaders = self._find_named(named, uploader_min)
         if not self._uploaders["train"]:
@@ -160,9 +174,19 @@ class Fsd50kShardDescriptor(ShardDescriptor):
             )
 
     @staticmethod
-    def natural_clients(data_path: str | Path, uploader_min: int = 0, split: str = "official", seed: int = 0) -> int:
-        """Return how many clients the corpus has: uploaders with at least `uploader_min` train clips (and one)."""
-        return len(Fsd50kShardDescriptor.uploader_sizes(data_path, uploader_min, split, seed))
+    def natural_clients(
+        data_path: str | Path,
+        uploader_min: int = 0,
+        split: str = "official",
+        seed: int = 0,
+        uploader_name: str | Sequence[str] | None = None,
+    ) -> int:
+        """Return how many clients the corpus has: uploaders with at least `uploader_min` train clips (and one).
+
+        Where `uploader_name` names some, they are these.
+        """
+        _check_parameters(uploader_min, split, seed)
+        return len(_trainers(open_store(data_path), uploader_min, split, seed, _as_names(uploader_name)))
 
     @staticmethod
     def uploader_sizes(
@@ -174,20 +198,26 @@ class Fsd50kShardDescriptor(ShardDescriptor):
 
     @staticmethod
     def clips_per_client(
-        data_path: str | Path, world_size: int, uploader_min: int = 0, split: str = "official", seed: int = 0
+        data_path: str | Path,
+        world_size: int,
+        uploader_min: int = 0,
+        split: str = "official",
+        seed: int = 0,
+        uploader_name: str | Sequence[str] | None = None,
     ) -> np.ndarray:
         """Return how many train clips each node has, that of rank r at [r - 1]: int64, shape (world_size,)."""
         _check_parameters(uploader_min, split, seed)
         store = open_store(data_path)
         sizes = dict(_train_sizes(store, split, seed))
-        nodes = divide(store, world_size, uploader_min, split, seed).train
+        nodes = divide(store, world_size, uploader_min, split, seed, _as_names(uploader_name)).train
         return np.array([sum(sizes[name] for name in names) for names in nodes], dtype=np.int64)
 
     def get_dataset(self, dataset_type: str) -> Fsd50kShardDataset:
-        """Return the patches of "train", "validation" or "test"."""
+        """Return the patches of "train", "validation" ("val" for short) or "test"."""
+        split = OFFICIAL.get(dataset_type, dataset_type)
         return Fsd50kShardDataset(
-            split=dataset_type,
-            uploader_name=self._uploaders.get(dataset_type),
+            split=split,
+            uploader_name=self._uploaders.get(split),
             subdir=self._store.folder,
             division=self._split,
             seed=self._seed,
@@ -257,15 +287,19 @@ class Division(NamedTuple):
 
 # Hundreds of shards of a process ask for the same division.
 @lru_cache(maxsize=8)
-def divide(store: MelStore, world_size: int, uploader_min: int, split: str, seed: int) -> Division:
+def divide(
+    store: MelStore, world_size: int, uploader_min: int, split: str, seed: int, names: tuple[str, ...] = ()
+) -> Division:
     """Give each uploader a node, as `Fsd50kShardDescriptor` says."""
-    sizes = {name: size for name, size in _train_sizes(store, split, seed) if size >= uploader_min}
+    sizes = _trainers(store, uploader_min, split, seed, names)
     if len(sizes) < world_size:
         raise CorpusError(
             f"{world_size} nodes cannot share {len(sizes)} uploaders with at least {max(uploader_min, 1)} train clips: "
             f"there can be {len(sizes)} nodes at most"
         )
     node_of = by_speaker((name for name, size in sizes.items() for _ in range(size)), world_size, seed)
+    if len(names) == world_size:
+        node_of = {name: node for node, name in enumerate(names)}
     validates = _uploaders_of(store, "validation", split, seed)
     unplaced = [name for name in validates if name not in node_of]
     # Balanced by their clips; where they are fewer than nodes, the last nodes get none.
@@ -307,6 +341,25 @@ def _train_sizes(store: MelStore, division: str, seed: int) -> list[tuple[str, i
     """Return (uploader, train clips), the most prolific first, and by name where they are equal."""
     sizes = Counter(_uploaders_of(store, "train", division, seed))
     return sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _trainers(store: MelStore, uploader_min: int, split: str, seed: int, names: tuple[str, ...]) -> dict[str, int]:
+    """Return train clips of those uploaders that train: of `names`, or of all if there are none."""
+    sizes = dict(_train_sizes(store, split, seed))
+    for name in names:
+        if sizes.get(name, 0) < max(uploader_min, 1):
+            raise CorpusError(
+                f"uploader_name: {name!r} has {sizes.get(name, 0)} train clips in {store.folder}, and "
+                f"{max(uploader_min, 1)} are wanted; the most prolific are {first_names(map(repr, sizes))}"
+            )
+    return {name: sizes[name] for name in names} or {n: size for n, size in sizes.items() if size >= uploader_min}
+
+
+def _as_names(uploader_name: str | Sequence[str] | None) -> tuple[str, ...]:
+    names = [] if uploader_name is None else [uploader_name] if isinstance(uploader_name, str) else [*uploader_name]
+    if len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
+        raise CorpusError(f"uploader_name: {uploader_name!r} should be a name, or a list of different names")
+    return tuple(names)
 
 
 def _group(names: Iterable[str], node_of: dict[str, int], world_size: int) -> tuple[tuple[str, ...], ...]:

@@ -11,7 +11,7 @@ from torch import nn
 
 FRAMES, N_MELS = 101, 96
 
-Architecture = Literal["vgg", "crnn", "crnn_joined"]
+Architecture = Literal["vgg", "vgg_code", "crnn", "crnn_joined"]
 Normalisation = Literal["group", "evaluation_batch", "fedbn"]
 
 # Scale and shift of the normalisation layers.
@@ -40,6 +40,7 @@ def create_tagger(
     """
     kinds: dict[str, Callable[[int, Normalisation, float], Tagger]] = {
         "vgg": VggLike,
+        "vgg_code": VggCode,
         "crnn": Crnn,
         "crnn_joined": CrnnJoined,
     }
@@ -63,6 +64,9 @@ class Tagger(nn.Module):
     convolution.
     """
 
+    centres = True
+    convolution_bias = False  # it would be taken away by a normalisation over the batch
+
     def __init__(self, normalisation: Normalisation) -> None:
         super().__init__()
         self.normalisation = normalisation
@@ -70,7 +74,7 @@ class Tagger(nn.Module):
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         if patches.shape[1:] != (FRAMES, N_MELS):
             raise ValueError(f"patches have shape {tuple(patches.shape)}, the model wants (batch, {FRAMES}, {N_MELS})")
-        centred = patches - patches.mean(dim=(1, 2), keepdim=True)
+        centred = patches - patches.mean(dim=(1, 2), keepdim=True) if self.centres else patches
         # One channel, in the last place in memory: on a CPU the convolutions are twice as fast that way.
         return self.classify(centred.unsqueeze(-1).permute(0, 3, 1, 2))
 
@@ -86,8 +90,7 @@ class Tagger(nn.Module):
         else:
             norm = nn.BatchNorm2d(n_out, track_running_stats=False)
         layers = nn.Sequential()
-        # A bias would be taken away by the normalisation.
-        layers.add_module("conv", nn.Conv2d(n_in, n_out, size, padding=size // 2, bias=False))
+        layers.add_module("conv", nn.Conv2d(n_in, n_out, size, padding=size // 2, bias=self.convolution_bias))
         layers.add_module("norm", norm)
         layers.add_module("relu", nn.ReLU(inplace=True))
         return layers
@@ -127,7 +130,25 @@ class VggLike(Tagger):
     def classify(self, images: torch.Tensor) -> torch.Tensor:
         features = self.convolutions(images)  # (batch, channels, 12, 12)
         pooled = torch.cat((features.amax(dim=(2, 3)), features.mean(dim=(2, 3))), dim=1)
-        return self.output(torch.relu(self.hidden(pooled)))
+        return self.output(self.activate(self.hidden(pooled)))
+
+    def activate(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Apply what is between the two dense layers."""
+        return torch.relu(hidden)
+
+
+class VggCode(VggLike):
+    """The VGG-like network as it is in Green & Plumbley's code: 265,992 parameters for 200 classes.
+
+    Nothing is between its two dense layers, which together are one; its convolutions have biases; patches are not
+    centred. With a store of --features power and the normalisation "evaluation_batch" it is theirs.
+    """
+
+    centres = False
+    convolution_bias = True
+
+    def activate(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden
 
 
 class Crnn(Tagger):

@@ -27,6 +27,7 @@ from workspaces.sound_events.model import (
     create_tagger,
 )
 
+AlsoBest = Literal["loss", "pr_auc_macro", "mAP", "d_prime", "d_prime_mean", "lwlrap"]
 SHARD_DESCRIPTOR = "shard_descriptors.fsd50k.Fsd50kShardDescriptor"
 
 
@@ -44,6 +45,7 @@ class DataSettings(Group):
 
     uploader_min: int = Field(default=0, ge=0)
     split: Literal["official", "uploader"] = "official"
+    uploader_name: str | list[str] | None = None
 
 
 class Settings(RunSettings):
@@ -53,11 +55,15 @@ class Settings(RunSettings):
     `optimizer.learning_rate` here. `loss` is one of loss.py, or the dotted name of a function of logits and labels,
     such as torch.nn.functional.multilabel_soft_margin_loss, which must be installed on every node.
     The validation's is binary cross-entropy in any case.
+    After `halve_rate_after` validations in a row without a better PR-AUC the clients' learning rate is halved, and
+    again after as many more. The best models by the metrics of `also_best` are exported too.
     """
 
     model: ModelSettings
     data: DataSettings = DataSettings()
     loss: str = "binary_cross_entropy"
+    halve_rate_after: int | None = Field(default=None, ge=1)
+    also_best: tuple[AlsoBest, ...] = ()
 
     @field_validator("loss")
     @classmethod
@@ -84,6 +90,12 @@ class SoundEvents(Workload[Settings]):
 
     def best(self, config: Settings) -> tuple[str, Direction]:
         return "pr_auc", "max"
+
+    def also_best(self, config: Settings) -> Mapping[str, Direction]:
+        return {metric: "min" if metric == "loss" else "max" for metric in config.also_best}
+
+    def start_arguments(self, config: Settings) -> dict[str, Any]:
+        return super().start_arguments(config) | {"halve_rate_after": config.halve_rate_after}
 
     def metric_bounds(self, config: Settings) -> Mapping[str, tuple[float, float]]:
         return {"pr_auc": (0, 1)}

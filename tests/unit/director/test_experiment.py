@@ -318,6 +318,13 @@ def test_patience_ends_the_experiment_early(tmp_path):
     assert [record["best"] for record in experiment.folder.history] == [True, False, False]
 
 
+def test_the_model_of_a_round_comes_with_what_the_rate_is_multiplied_by(tmp_path):
+    experiment = make_experiment(tmp_path)
+    assert global_model(experiment)[1] == {"round": 0, "rate_factor": 1.0}
+    experiment.rounds.progress = experiment.rounds.progress.model_copy(update={"rate_halvings": 2})
+    assert global_model(experiment)[1] == {"round": 0, "rate_factor": 0.25}
+
+
 def test_the_models_of_the_last_rounds_are_kept(tmp_path):
     experiment = make_experiment(tmp_path, rounds=3, keep=2, tasks=[TRAIN])
     play(experiment, serve(experiment, "a"), serve(experiment, "b"))

@@ -16,7 +16,7 @@ from openfl_audio.node.adapter import FrameworkAdapterPlugin
 from openfl_audio.node.local_state import ClientStates
 from openfl_audio.node.task_runner import TaskRunner
 from openfl_audio.notebook.interactive_api import ModelInterface
-from openfl_audio.protocol.messages import TaskResult
+from openfl_audio.protocol.messages import GlobalModel, TaskResult
 from openfl_audio.protocol.tensors import Tensors
 
 VALIDATE = Task(name="aggregated_model_validate", function_name="score", task_type="validate")
@@ -77,9 +77,9 @@ class FakeClient:
         done = round_number >= self.rounds
         return ([] if done else self.tasks), round_number, 0, done
 
-    def get_model(self) -> tuple[Tensors, int]:
+    def get_model(self) -> tuple[Tensors, GlobalModel]:
         self.calls.append("model")
-        return {name: tensor.copy() for name, tensor in self.models[-1].items()}, len(self.updates)
+        return {name: tensor.copy() for name, tensor in self.models[-1].items()}, GlobalModel(round=len(self.updates))
 
     def send_update(self, round_number: int, results: dict[str, TaskResult], tensors: Tensors) -> None:
         self.calls.append("update")
@@ -238,17 +238,34 @@ def test_an_envoy_without_validation_clips_has_no_say():
 
 def test_a_round_that_ended_meanwhile_is_left_alone():
     class Overtaken(FakeClient):
-        def get_model(self) -> tuple[Tensors, int]:
-            model, round_number = super().get_model()
+        def get_model(self) -> tuple[Tensors, GlobalModel]:
+            model, about = super().get_model()
             if self.calls.count("model") == 1:
-                self.updates.append((round_number, {}, {}))  # it closed without this envoy
-                return model, round_number + 1
-            return model, round_number
+                self.updates.append((about.round, {}, {}))  # it closed without this envoy
+                return model, GlobalModel(round=about.round + 1)
+            return model, about
 
     client = Overtaken(make_collaborator(rounds=1).client.models[0], rounds=2)
     make_collaborator(client).run()
     assert client.calls == ["tasks", "model", "tasks", "model", "update", "tasks"]
     assert [round_number for round_number, _, _ in client.updates] == [0, 1]
+
+
+def test_the_rate_is_multiplied_by_what_comes_with_the_model():
+    class Halving(FakeClient):
+        def get_model(self) -> tuple[Tensors, GlobalModel]:
+            model, about = super().get_model()
+            return model, GlobalModel(round=about.round, rate_factor=0.5**about.round)
+
+    rates = []
+
+    def note_rate(model, loader, device, optimizer):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return {}
+
+    client = Halving(make_collaborator(rounds=1).client.models[0], rounds=3)
+    make_collaborator(client, fit=note_rate).run()
+    assert rates == [rates[0], rates[0] / 2, rates[0] / 4]
 
 
 def test_an_update_that_is_refused_does_not_end_the_envoy(caplog):

@@ -285,3 +285,18 @@ def test_a_metric_that_is_no_number_is_named(value):
 def test_a_metric_whose_name_is_no_text_is_refused():
     with pytest.raises(ValueError, match=r"task 'train' \(fit\) returned a metric with the name 3"):
         run(make_runner(fit=returning({3: 1.0})), TRAIN)
+
+
+@pytest.mark.parametrize("treatment", ["RESET", "CONTINUE_LOCAL", "CONTINUE_GLOBAL"])
+def test_the_rate_of_the_optimizer_is_multiplied_by_that_of_the_round(treatment):
+    rates = []
+
+    def note_rate(model, points, device, optimizer, round_number):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return toy.fit(model, points, device, optimizer, round_number)
+
+    runner = make_runner(fit=note_rate, optimizer=toy.MOMENTUM, treatment=treatment)
+    tensors = first_tensors(treatment == "CONTINUE_GLOBAL", toy.MOMENTUM)
+    for round_number, factor in enumerate((1.0, 0.5, 0.5, 0.25)):
+        runner.run_tasks([TRAIN], round_number, "a-5", tensors, "cpu", factor)
+    assert rates == [toy.RATE, toy.RATE / 2, toy.RATE / 2, toy.RATE / 4]

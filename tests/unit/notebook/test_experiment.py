@@ -57,13 +57,14 @@ def test_arguments_become_the_plan():
         best=("loss", "min"),
         also_best={"hits": "max"},
         patience=4,
+        halve_rate_after=2,
         keep=3,
         envoys=iter(["b", "a"]),
         participation=participation,
     ).plan
     assert (plan.name, plan.rounds, plan.keep, plan.precision) == ("toy", 9, 3, "float32")
     assert plan.best.model_dump() == {
-        "metric": "loss", "direction": "min", "others": {"hits": "max"}, "patience": 4,
+        "metric": "loss", "direction": "min", "others": {"hits": "max"}, "patience": 4, "halve_rate_after": 2,
     }  # fmt: skip
     assert (plan.envoys, plan.participation) == (["b", "a"], participation)
 

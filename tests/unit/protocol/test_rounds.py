@@ -21,6 +21,7 @@ def make_rounds(
     envoys: str = "ab",
     direction: str = "max",
     patience: int | None = None,
+    halve_rate_after: int | None = None,
     also_best: dict[str, str] | None = None,
     tasks: Collection[Task] = (VALIDATE, TRAIN),
     metric_bounds: dict[str, tuple[float, float]] | None = None,
@@ -34,7 +35,13 @@ def make_rounds(
         federation_uuid="uuid",
         rounds=n_rounds,
         tasks=list(tasks),
-        best=BestModel(metric="score", direction=direction, others=also_best or {}, patience=patience),
+        best=BestModel(
+            metric="score",
+            direction=direction,
+            others=also_best or {},
+            patience=patience,
+            halve_rate_after=halve_rate_after,
+        ),
         participation=Participation(**participation),
         metric_bounds=metric_bounds or {},
         aggregation=aggregation or Aggregation(),
@@ -197,6 +204,28 @@ def test_patience_counts_validations_since_the_best_one():
         next_round(rounds)
         finished.append(rounds.finished)
     assert finished == [False, False, False, False, True]
+
+
+def test_the_rate_is_halved_after_so_many_validations_without_a_better_one_and_again_after_as_many():
+    rounds = make_rounds(n_rounds=9, halve_rate_after=2)
+    factors = []
+    for score in (0.5, 0.4, 0.5, 0.6, 0.1, 0.2, 0.3, 0.6):
+        for envoy in "ab":
+            answer(rounds, envoy, score=score)
+        next_round(rounds)
+        factors.append(rounds.rate_factor)
+    assert factors == [1, 1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.125]
+
+
+def test_a_round_that_does_not_validate_halves_no_rate():
+    rounds = make_rounds(n_rounds=9, halve_rate_after=1, validate_every=3)
+    factors = []
+    for _ in range(6):
+        for envoy in "ab":
+            answer(rounds, envoy)
+        next_round(rounds)
+        factors.append(rounds.rate_factor)
+    assert factors == [1, 1, 1, 0.5, 0.5, 0.5]
 
 
 def test_a_round_that_does_not_validate_costs_no_patience():

@@ -311,6 +311,18 @@ def test_patience_ends_it_early_and_the_best_model_is_that_of_the_best_score(tmp
     assert_weights(simulation, train_with_numpy(["all-9"], 6))
 
 
+def test_the_rate_of_a_simulation_is_halved_after_so_many_validations_without_a_better_one(tmp_path):
+    rates = []
+
+    def note_rate(model, points, device, optimizer, round_number):
+        rates.append(optimizer.param_groups[0]["lr"] / toy.RATE)
+        return {}
+
+    validate = named(scores(0.1, 0.5, 0.4, 0.3, 0.9, 0.2))
+    toy.simulate(tmp_path, ["all-9"], rounds=5, train=note_rate, validate=validate, halve_rate_after=1)
+    assert rates == [1, 1, 1, 0.5, 0.25]
+
+
 def test_models_of_the_beginning_the_best_and_the_last_round(tmp_path):
     simulation = Simulation(CLIENTS, toy.Points, tmp_path)
     arguments = toy.arguments(rounds=3, validate=named(scores(*[0.2] * 3, *[0.8] * 3, *[0.1] * 6)))

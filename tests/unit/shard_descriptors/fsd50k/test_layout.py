@@ -1,5 +1,7 @@
 """FSD50K's tables -> clips, and what is said about tables that are not right."""
 
+import shutil
+
 import pytest
 
 from shard_descriptors.common.errors import CorpusError
@@ -74,3 +76,18 @@ def test_a_clip_without_metadata_has_no_uploader(tmp_path):
     metadata.write_text(without)
     with pytest.raises(CorpusError, match="clip 10000 has no uploader there"):
         read_layout(tmp_path)
+
+
+def test_the_tables_may_be_in_a_folder_of_their_own(tmp_path):
+    make_corpus(tmp_path)
+    own = tmp_path / "own labels"
+    shutil.copytree(tmp_path / "FSD50K.ground_truth", own)
+    edit(own / "dev.csv", ",val", ",train")
+    published, changed = read_layout(tmp_path), read_layout(tmp_path, own)
+    assert [a.name for a, b in zip(published.clips, changed.clips, strict=True) if a != b] == [
+        next(clip.name for clip in published.clips if clip.split == "validation")
+    ]
+    assert [name for name in published.digests if published.digests[name] != changed.digests[name]] == [DEV]
+    (own / "eval.csv").unlink()
+    with pytest.raises(CorpusError, match="it lacks own labels/eval.csv$"):
+        read_layout(tmp_path, own)

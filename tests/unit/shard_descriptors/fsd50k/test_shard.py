@@ -99,8 +99,25 @@ def test_a_dataset_survives_the_way_into_a_worker_process(made):
 
 
 def test_an_unknown_split_lists_the_known_ones(made):
-    with pytest.raises(CorpusError, match="no split 'val'; the splits are train, validation, test"):
-        Fsd50kShardDescriptor(made[0]).get_dataset("val")
+    with pytest.raises(CorpusError, match="no split 'dev'; the splits are train, validation, test"):
+        Fsd50kShardDescriptor(made[0]).get_dataset("dev")
+
+
+def test_val_is_short_for_validation(made):
+    shard = Fsd50kShardDescriptor(made[0], uploader="ann")
+    assert names(shard, "val") == names(shard, "validation") != []
+    assert Fsd50kShardDataset("val", subdir=made[0]).clip_names == of_split(made, "validation")
+
+
+def test_transforms_are_applied_to_each_patch(made):
+    plain = Fsd50kShardDataset(subdir=made[0])
+    changed = Fsd50kShardDataset(subdir=made[0], transforms=lambda patch: patch[::-1] + patch.mean(dtype=np.float64))
+    order = np.array([4, 0, 7])
+    expected = np.stack([plain[i][0][::-1] + plain[i][0].mean(dtype=np.float64) for i in order])
+    assert changed.patches(order).dtype == np.float32
+    np.testing.assert_allclose(changed.patches(order), expected, rtol=1e-6)
+    np.testing.assert_array_equal(changed[7][0], changed.patches(order)[2])
+    assert changed.patches(order[:0]).shape == (0, 101, 96)
 
 
 # Who has what
@@ -156,6 +173,27 @@ def test_a_node_can_be_one_uploader_or_several(made):
     assert set(two.get_dataset("train").uploaders) == {"bob"}
     assert set(two.get_dataset("validation").uploaders) == {"eli"}
     assert len(Fsd50kShardDescriptor(made[0], uploader="bob").get_dataset("validation")) == 0
+
+
+def test_uploaders_who_train_can_be_named_and_the_others_validate_all_the_same(made):
+    parts = shards(made, 2, uploader_name=["cem", "ann"])
+    assert [set(shard.get_dataset("train").uploaders) for shard in parts] == [{"cem"}, {"ann"}]
+    assert sorted(name for shard in parts for name in names(shard, "validation")) == sorted(
+        of_split(made, "validation")
+    )
+    assert Fsd50kShardDescriptor.clips_per_client(made[0], 2, uploader_name=["cem", "ann"]).tolist() == [2, 6]
+    assert Fsd50kShardDescriptor.natural_clients(made[0], uploader_name=["cem", "ann"]) == 2
+    assert set(Fsd50kShardDescriptor(made[0], uploader_name="bob").get_dataset("train").uploaders) == {"bob"}
+    together = Fsd50kShardDescriptor(made[0], uploader_name=["cem", "ann"])
+    assert set(together.get_dataset("train").uploaders) == {"cem", "ann"}
+    for wrong, sentence in (
+        ({"uploader_name": "eli"}, "uploader_name: 'eli' has 0 train clips in .*, and 1 are wanted; the most .* 'ann'"),
+        ({"uploader_name": ["bob"], "uploader_min": 4}, "'bob' has 3 train clips in .*, and 4 are wanted"),
+        ({"uploader_name": ["bob", "bob"]}, "should be a name, or a list of different names"),
+        ({"uploader_name": "bob", "uploader": "ann"}, "uploader_name: has no effect where"),
+    ):
+        with pytest.raises(CorpusError, match=sentence):
+            Fsd50kShardDescriptor(made[0], **wrong)
 
 
 def test_a_validation_split_by_uploader_shares_nobody_with_train_and_has_the_official_size(made):

@@ -8,6 +8,7 @@ from workspaces.sound_events.loss import binary_cross_entropy
 from workspaces.sound_events.model import GroupNorm, create_tagger
 
 ARCHITECTURES = ("vgg", "crnn", "crnn_joined")
+ALL = (*ARCHITECTURES, "vgg_code")
 
 
 def patches(number: int, seed: int = 0) -> torch.Tensor:
@@ -65,6 +66,26 @@ def test_the_vgg_like_network_is_what_the_paper_describes():
     torch.testing.assert_close(model(patches(3)), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_the_vgg_of_the_code_has_biases_and_nothing_between_its_dense_layers():
+    model = create_tagger("vgg_code", 200, "evaluation_batch")
+    biases = 3 * 32 + 2 * 64 + 128
+    assert sum(parameter.numel() for parameter in model.parameters()) == 265_640 + biases
+    pooled = {}
+    model.hidden.register_forward_hook(lambda module, inputs, output: pooled.update(inputs=inputs[0]))
+    logits = model(patches(3))
+    weight = model.output.weight @ model.hidden.weight
+    bias = model.output.weight @ model.hidden.bias + model.output.bias
+    torch.testing.assert_close(logits, pooled["inputs"] @ weight.T + bias, rtol=1e-4, atol=1e-5)
+    # The biases are there to be trained, and a normalisation over the batch takes them away.
+    with torch.no_grad():
+        model.convolutions[0].conv.bias += 1
+    torch.testing.assert_close(model(patches(3)), logits, rtol=1e-3, atol=1e-4)
+    seen = []
+    model.convolutions.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model(patches(1))
+    torch.testing.assert_close(seen[0][0, 0], patches(1)[0])
+
+
 @pytest.mark.parametrize(
     ("architecture", "combine"), [("crnn", torch.mul), ("crnn_joined", lambda *states: torch.cat(states, 1))]
 )
@@ -114,7 +135,7 @@ def test_group_normalisation_leaves_a_patch_to_itself_and_the_batchs_does_not():
         assert torch.allclose(together, alone, atol=1e-5) == alike
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ALL)
 def test_one_patch_is_enough_for_a_training_step(architecture):
     for normalisation in ("group", "evaluation_batch"):
         model = create_tagger(architecture, 5, normalisation, width=0.25).train()
@@ -139,7 +160,7 @@ def test_weights_depend_on_the_seed_only_and_the_random_state_stays():
     assert not torch.equal(first.output.weight, other.output.weight)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ALL)
 def test_a_saved_model_comes_back_from_its_folder(architecture, tmp_path):
     recipe = {"architecture": architecture, "classes": 5, "normalisation": "group", "width": 0.25}
     model = create_tagger(**recipe, seed=3)
@@ -151,7 +172,7 @@ def test_a_saved_model_comes_back_from_its_folder(architecture, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architecture": "resnet"}, "architecture is 'resnet': it should be one of vgg, crnn, crnn_joined"),
+        ({"architecture": "resnet"}, "architecture is 'resnet': it should be one of vgg, vgg_code, crnn, crnn_joined"),
         ({"normalisation": "layer"}, "normalisation is 'layer': it should be one of group, evaluation_batch, fedbn"),
         ({"width": 0.3}, "width is 0.3: it should be one of 0.25, 0.5, 0.75, 1.0"),
     ],

@@ -13,6 +13,7 @@ mpl.use("Agg")
 from openfl_audio.cli.main import parse
 from openfl_audio.config import load_settings
 from openfl_audio.errors import SettingsError
+from openfl_audio.experiments.modes import choose_clients, start_arguments
 from openfl_audio.experiments.run import run
 from openfl_audio.protocol.participation import Participation
 from openfl_audio.simulation.simulation import Simulation
@@ -166,3 +167,43 @@ def check_card(out, result, mode):
     train, _ = parse(shlex.split(line)[1:])
     assert (train.mode, train.client_ids) == (mode, [0])
     assert load_settings(out / train.config, Settings, train.changes()).model_dump(mode="json") == result["settings"]
+
+
+def test_named_uploaders_train_with_a_rate_that_is_halved_and_the_models_asked_for_are_there(store, tmp_path):
+    names = ["uploader 2", "uploader 0"]
+    settings = load(
+        **{
+            "model.classes": None,
+            "data.uploader_name": names,
+            "halve_rate_after": 3,
+            "also_best": ["mAP", "loss"],
+            "best_epoch_path": "checkpoints/best.pt",
+        }
+    )
+    arguments = WORKLOAD.start_arguments(settings)
+    assert (arguments["halve_rate_after"], arguments["also_best"]) == (3, {"mAP": "max", "loss": "min"})
+    assert WORKLOAD.natural_clients(settings, store) == 2
+    result = run(WORKLOAD, settings, "simulated", store, tmp_path)
+    assert result["clients"] == 2
+    assert set(result["metrics"]) == {"best", "best-mAP", "best-loss", "last"}
+    least = min(record["metrics"]["aggregated_model_validate"]["loss"] for record in read_records(tmp_path))
+    assert result["metrics"]["best-loss"]["validation"]["loss"] == pytest.approx(least)
+    assert (tmp_path / "model-best-mAP" / "model.safetensors").exists()
+    state = torch.load(tmp_path / "checkpoints" / "best.pt", weights_only=True)
+    best = load_model(tmp_path / "model").state_dict()
+    assert state.keys() == best.keys()
+    assert all(torch.equal(state[name], best[name]) for name in best)
+    # A run begins with what another one left there.
+    model_provider = start_arguments_of(
+        load(**{"model.classes": 3, "init": tmp_path / "checkpoints" / "best.pt"}), store
+    )
+    assert np.array_equal(model_provider.initial_tensors(False)["output.bias"], best["output.bias"].numpy())
+
+
+def read_records(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+
+
+def start_arguments_of(settings, data):
+    [clients] = choose_clients(WORKLOAD, settings, data, "centralized", [0])
+    return start_arguments(clients)["model_provider"]
