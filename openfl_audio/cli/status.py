@@ -74,17 +74,17 @@ class Experiments(_Status):
 
 
 def _envoy(envoy: dict[str, Any]) -> list[str]:
-    from openfl_audio.notebook.live_view import doing_of
+    from openfl_audio.notebook.live_view import describe_envoy, show_memory
 
     since = f" since {time.strftime('%m-%d %H:%M:%S', time.localtime(envoy['since']))}" if envoy["since"] else ""
-    progress, memory = envoy["progress"], envoy["memory_bytes"]
+    progress = EnvoyProgress.model_validate(envoy["progress"]) if envoy["progress"] else None
     return [
         envoy["name"],
         envoy["corpus"],
         ("yes" if envoy["online"] else "no") + since,
         envoy["experiment"],
-        doing_of(EnvoyProgress.model_validate(progress)) if progress else "",
-        f"{memory / 1e6:.0f} MB" if memory else "",
+        describe_envoy(progress) if progress else "",
+        show_memory(progress) if progress else "",
         envoy["last_error"],
     ]
 

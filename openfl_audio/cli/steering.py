@@ -12,6 +12,7 @@ from openfl_audio.cli.options import argument, option
 from openfl_audio.errors import SettingsError
 from openfl_audio.files import replacing
 from openfl_audio.protocol.certificates import OPERATOR
+from openfl_audio.protocol.messages import LiveRound
 
 if TYPE_CHECKING:
     from openfl_audio.notebook.director_calls import DirectorCalls
@@ -190,6 +191,7 @@ class Fetch(Connected):
 
     def run(self) -> None:
         from openfl_audio.protocol.tensors import write_tensors
+        from openfl_audio.training.history import show_bytes
 
         path = self.out or Path(f"{self.name}-{self.model}.safetensors")
         if path.exists():
@@ -197,7 +199,7 @@ class Fetch(Connected):
         with self.calls() as calls, replacing(path, durable=False) as temporary:
             tensors = calls.get_model(self.name, self.model)
             write_tensors(temporary, tensors, {"experiment": self.name, "model": self.model})
-        print(f"wrote {path}: {len(tensors)} tensors, {path.stat().st_size / 1e6:.2f} MB")
+        print(f"wrote {path}: {len(tensors)} tensors, {show_bytes(path.stat().st_size)}")
 
 
 def seconds_of(age: str) -> float:
@@ -219,6 +221,7 @@ def old_names(calls: "DirectorCalls", before: float) -> list[str]:
 
 def tables_of(details: dict[str, Any]) -> list[Table | str]:
     """Return an experiment as a table of its state, one of its last rounds, and sentences on what did not count."""
+    from openfl_audio.notebook.live_view import NOW_COLUMNS, live_title, now_rows
     from openfl_audio.training.history import name_of_scores, note_sentences, shown_columns, shown_row
 
     done = min(details["round"], details["rounds"])
@@ -240,5 +243,7 @@ def tables_of(details: dict[str, Any]) -> list[Table | str]:
     records = details["history"][-ROUNDS_SHOWN:]
     columns = shown_columns(records, best["metric"])
     rounds = table_of("Rounds", columns, (shown_row(record, columns) for record in records))
+    live = LiveRound.model_validate(details["now"]) if details["now"] else None
+    now = [table_of(live_title(live), NOW_COLUMNS, now_rows(live))] if live else []
     said = [f"round {record['round']}: {sentence}" for record in records for sentence in note_sentences(record)]
-    return [state, *([rounds] if records else []), *said]
+    return [state, *([rounds] if records else []), *said, *now]

@@ -364,7 +364,6 @@ class Director:
         is_seen = work is not None and caller.sees(work.owner)
         if work is not None:
             work.live.looked()
-        report = work.live.of(name, work.rounds.round_number) if work is not None and is_seen else None
         return EnvoySummary(
             name=name,
             corpus=entry.corpus,
@@ -372,7 +371,6 @@ class Director:
             experiment=work.plan.name if work else "",
             since=entry.since,
             progress=work.view.progress_of(name) if work is not None and is_seen else None,
-            memory_bytes=report.memory_bytes if report else 0,
             last_error=entry.last_error if caller.role != USER else "",
             versions=entry.versions,
             certificate_expires=entry.certificate_expires,

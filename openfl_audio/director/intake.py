@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -140,7 +141,9 @@ class Intake:
         path = self._folder.take_update_file()
         counted = False
         try:
-            received = await write_update(path, header, chunks, str(sender))
+            with self._run.live.transfer(update.envoy, "upload", header.data_bytes) as transfer:
+                async with aclosing(transfer.counting(chunks)) as counted_chunks:
+                    received = await write_update(path, header, counted_chunks, str(sender))
             self.n_bytes += received  # not in one line: meanwhile other updates count theirs
             if header.entries:
                 with self._folder.open_model(self._folder.model) as model:

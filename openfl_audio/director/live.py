@@ -1,8 +1,9 @@
 """State of the envoys of an experiment at the moment, as far as they report it."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from openfl_audio.protocol.messages import ProgressReport
 
@@ -12,11 +13,41 @@ WATCHED_SECONDS, UNWATCHED_SECONDS = 1.0, 4.0
 LOOK_SECONDS = 30.0
 
 
+@dataclass
+class Transfer:
+    """A running transfer between an envoy and the director.
+
+    Attributes:
+        direction: "download" or "upload", as the envoy sees it.
+        total: how many bytes there are.
+        moved: how many have crossed.
+        began: when it began, in seconds of `time.monotonic`.
+    """
+
+    direction: str
+    total: int
+    moved: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+    async def counting(self, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        """Yield chunks, and count their bytes."""
+        async for chunk in chunks:
+            self.moved += len(chunk)
+            yield chunk
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long the rest takes at the pace so far."""
+        seconds = time.monotonic() - self.began
+        return seconds / self.moved * max(0, self.total - self.moved) if self.moved else None
+
+
 class Live:
-    """The last reports of an experiment's envoys, in memory only."""
+    """The last reports of an experiment's envoys and their running transfers, in memory only."""
 
     def __init__(self) -> None:
         self._reports: dict[str, ProgressReport] = {}
+        self._transfers: dict[str, Transfer] = {}
         self._watchers = 0
         self._looked = -LOOK_SECONDS
 
@@ -30,6 +61,21 @@ class Live:
         """Return the last report of `envoy` on a round, if there is one."""
         report = self._reports.get(envoy)
         return report if report is not None and report.round == round_number else None
+
+    @contextmanager
+    def transfer(self, envoy: str, direction: str, n_bytes: int) -> Iterator[Transfer]:
+        """Show a transfer of `envoy`, "download" or "upload", for as long as the block lasts."""
+        transfer = self._transfers[envoy] = Transfer(direction, n_bytes)
+        try:
+            yield transfer
+        finally:
+            # One that is made again, as the connection broke, may have begun before this one ends.
+            if self._transfers.get(envoy) is transfer:
+                del self._transfers[envoy]
+
+    def transfer_of(self, envoy: str) -> Transfer | None:
+        """Return the running transfer of `envoy`, if there is one."""
+        return self._transfers.get(envoy)
 
     def looked(self) -> None:
         """Note that somebody has asked for the state of the experiment."""

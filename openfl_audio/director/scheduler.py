@@ -92,15 +92,20 @@ class Scheduler:
             await self._run.wait_for_news_of_tasks(envoy, seconds)
         return tasks(), self._rounds.round_number
 
-    def global_model(self, sizes: Iterator[int]) -> Generator[bytes, None, None]:
-        """Yield this round's global model, in chunks of these sizes, as `protocol.tensors.receive` takes them."""
+    def global_model(self, envoy: str, sizes: Iterator[int]) -> Generator[bytes, None, None]:
+        """Yield this round's global model for `envoy`, in chunks of these sizes, as `tensors.receive` takes them."""
         metadata = GlobalModel(round=self._rounds.round_number, rate_factor=self._rounds.rate_factor).model_dump()
         header = self._folder.model_header.with_metadata(metadata)
-        with self._folder.open_model(self._folder.model, header) as model:
-            half = self._plan.precision == "float16"
-            for chunk in model.chunks_with_floats_as("<f2", sizes) if half else model.chunks(sizes):
+        half = self._plan.precision == "float16"
+        n_bytes = (header.with_floats_as("<f2") if half else header).data_bytes
+        with (
+            self._run.live.transfer(envoy, "download", n_bytes) as transfer,
+            self._folder.open_model(self._folder.model, header) as model,
+        ):
+            for number, chunk in enumerate(model.chunks_with_floats_as("<f2", sizes) if half else model.chunks(sizes)):
                 self.n_bytes += len(chunk)
                 yield chunk
+                transfer.moved += len(chunk) if number else 0  # the first one is the header
 
     def register(self, envoy: str, sizes: Sizes) -> None:
         """Bound what a member's results weigh by its shard. A member that later says it has more is named for it."""

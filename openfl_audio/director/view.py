@@ -54,13 +54,20 @@ class View:
         """Return the content of an ExperimentDetails, without the records of rounds."""
         self._run.live.looked()
         plan = self._run.plan.model_dump(mode="json")
-        return self.summary().model_dump() | {"departed": self._run.state.departed, "plan": plan}
+        now = self.live_round() if self._run.phase is Phase.OPEN else None
+        return self.summary().model_dump() | {
+            "now": now and now.model_dump(),
+            "departed": self._run.state.departed,
+            "plan": plan,
+        }
 
     def live_round(self) -> LiveRound:
         """Return what happens in the open round."""
         run, rounds = self._run, self._run.rounds
         everybody = [self.progress_of(envoy) for envoy in rounds.participants]
-        named = sorted(everybody, key=lambda each: each.state == "done")[:MOST_NAMED]
+        # In their order: a table that is replaced every second must not shuffle its rows.
+        first = {each.name for each in sorted(everybody, key=lambda each: each.state == "done")[:MOST_NAMED]}
+        named = [each for each in everybody if each.name in first]
         seconds, last = self._seconds_open(), (run.folder.history.last or {}).get("seconds")
         left = max(0.0, last * (run.plan.rounds - rounds.round_number) - seconds) if last is not None else None
         return LiveRound(
@@ -81,19 +88,24 @@ class View:
             return EnvoyProgress(name=envoy, state="done")
         if not self._is_online(envoy):
             return EnvoyProgress(name=envoy, state="offline", since=self._since(envoy))
-        report = self._run.live.of(envoy, rounds.round_number)
-        if report is None:
-            return EnvoyProgress(name=envoy, state="works")
-        left = report.seconds / report.step * (report.total - report.step) if report.step and report.total else None
-        return EnvoyProgress(
+        report, transfer = self._run.live.of(envoy, rounds.round_number), self._run.live.transfer_of(envoy)
+        works = EnvoyProgress(
             name=envoy,
             state="works",
-            task=report.task,
-            step=report.step,
-            total=report.total,
-            values=report.values,
-            seconds_left=None if left is None else max(0.0, left),
+            memory_bytes=report.memory_bytes if report else 0,
+            gpu_memory_bytes=report.gpu_memory_bytes if report else 0,
         )
+        if transfer is not None:
+            moving = {"transfer": transfer.direction, "bytes_moved": transfer.moved, "bytes_total": transfer.total}
+            return works.model_copy(update=moving | {"seconds_left": transfer.seconds_left})
+        if report is None:
+            return works
+        told = {"task": report.task, "step": report.step, "total": report.total, "values": report.values}
+        if report.clips and report.seconds:
+            told["clips_per_second"] = report.clips / report.seconds
+        if report.step and report.total:
+            told["seconds_left"] = report.seconds / report.step * max(0, report.total - report.step)
+        return works.model_copy(update=told)
 
     async def history(self, first: int = 0, follow: bool = True, live: bool = False) -> AsyncIterator[bytes]:
         """Yield messages as JSON: each round's RoundRecord, from record `first` on and, if `follow`, to the end.

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import grpc
 import psutil
+import torch
 
 from openfl_audio.errors import WireError
 from openfl_audio.node.progress import Progress, current
@@ -40,8 +41,8 @@ NOTE_CHARACTERS = 100
 class ProgressSender:
     """Sends the progress of this process's task for as long as the process lives.
 
-    What leaves is chosen by `reports`: with "steps" the task, its step, the memory that the process holds; with
-    "losses" also the values that the task reports, and with "logs" what is written to the file `log` from now on.
+    What leaves is chosen by `reports`: with "steps" the task, its step and pace, the memory that the process holds;
+    with "losses" also the values that the task reports, and with "logs" what is written to the file `log` from now on.
     """
 
     def __init__(self, channel: grpc.Channel, envoy: str, experiment: str, reports: Reports, log: Path) -> None:
@@ -106,12 +107,21 @@ class ProgressSender:
             seconds=time.monotonic() - progress.began if progress.task else 0.0,
             step=progress.step,
             total=progress.total,
+            clips=progress.clips,
             values=numbers(progress.values) if self._reports in ("losses", "logs") else {},
             memory_bytes=self._process.memory_info().rss,
+            gpu_memory_bytes=gpu_memory_bytes(),
             log=log,
         )
         answer = self._rounds.report_progress(encode(report), timeout=TIMEOUT_SECONDS)
         return max(SECONDS, decode_answer(answer, Reported).seconds)
+
+
+def gpu_memory_bytes() -> int:
+    """Return how much memory this process holds on its GPUs, 0 if it uses none."""
+    if not torch.cuda.is_initialized():
+        return 0
+    return sum(torch.cuda.memory_reserved(device) for device in range(torch.cuda.device_count()))
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:

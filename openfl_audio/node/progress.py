@@ -13,9 +13,10 @@ class Progress(NamedTuple):
     Attributes:
         task: the name of the task, "" between two tasks.
         round_number: the round that it belongs to.
-        began: when it began, in seconds of `time.monotonic`.
+        began: when its first step began, in seconds of `time.monotonic`; again where steps are counted anew.
         step: how many steps are done.
         total: how many there are, None where that is not known.
+        clips: how many clips, or other items, these steps took; 0 where that is not known.
         values: losses and the like, as the task has them: numbers, arrays or tensors of one value.
     """
 
@@ -24,6 +25,7 @@ class Progress(NamedTuple):
     began: float = 0.0
     step: int = 0
     total: int | None = None
+    clips: int = 0
     values: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -33,14 +35,16 @@ class _Current:
     progress = Progress()
 
 
-def report(step: int, total: int | None = None, **values: Any) -> None:
-    """Report that a task has done `step` of `total` steps, with losses or scores such as `loss=loss`.
+def report(step: int, total: int | None = None, *, clips: int = 0, **values: Any) -> None:
+    """Report that a task has done `step` of `total` steps on `clips` clips, with losses or scores such as `loss=loss`.
 
     Called in every step of a training loop. A tensor is taken as it is, and read when it is sent, once a second at
     most; whether it is sent at all the settings of the site say.
     """
+    before = _Current.progress
+    began = before.began if 0 < step >= before.step else time.monotonic()  # a second pass over a loader counts anew
     detached = {name: value.detach() if hasattr(value, "detach") else value for name, value in values.items()}
-    _Current.progress = _Current.progress._replace(step=step, total=total, values=detached)
+    _Current.progress = Progress(before.task, before.round_number, began, step, total, clips, detached)
 
 
 def begin_task(task: str, round_number: int) -> None:
@@ -89,9 +93,11 @@ def _counting(kind: Any) -> Any:
             total = len(self)
         except TypeError:  # of a dataset that only iterates
             total = None
-        for step, batch in enumerate(kind.__iter__(self)):
-            report(step, total)
+        step, batch_size = 0, self.batch_size or 0
+        report(step, total)
+        for batch in kind.__iter__(self):
             yield batch
-        report(total or 0, total)
+            step += 1
+            report(step, total, clips=step * batch_size)
 
     return type(kind.__name__, (kind,), {"__iter__": iterate, "__module__": kind.__module__, "counts_steps": True})

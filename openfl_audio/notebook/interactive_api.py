@@ -300,10 +300,13 @@ class FLExperiment(openfl_experiment.FLExperiment):
     def per_envoy(self) -> pd.DataFrame:
         """Return the rounds so far, a row for each envoy and round: metrics, seconds, and why an update did not count.
 
-        Its columns: see `training.history.per_envoy`. `per_envoy().pivot(index="round", columns="envoy",
-        values="accuracy").plot()` draws a curve for each envoy.
+        Rows of the open round say what the envoys do. Its columns: see `training.history.per_envoy`.
+        `per_envoy().pivot(index="round", columns="envoy", values="accuracy").plot()` draws a curve for each envoy.
         """
-        return per_envoy(self.federation.dir_client.read_history(self.experiment_name))
+        client, name = self.federation.dir_client, self.experiment_name
+        # First the open round: if it closes meanwhile, the history has it.
+        now = client.get_experiment(name).now
+        return per_envoy(client.read_history(name), now)
 
     def logs(self, envoy: str) -> str:
         """Return what the tasks printed on `envoy` so far, where its site lets that leave (`reports: logs`).

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import pandas as pd
@@ -19,6 +19,7 @@ from openfl_audio.training.history import (
     name_of_scores,
     note_sentences,
     scores_by_round,
+    show_bytes,
     show_seconds,
     shown_columns,
     shown_row,
@@ -60,11 +61,11 @@ def show_progress(
                 continue
             if isinstance(message, LiveRound):
                 for view in views:
-                    view.move(records, live_sentence(message))
+                    view.move(records, message)
                 continue
             if isinstance(message, Waits):
                 for view in views:
-                    view.move(records, "")
+                    view.move(records, None)
                 print(f"experiment '{name}' {f'waits: {message.waits}' if message.waits else 'resumes'}", flush=True)
                 continue
             records.append(without_envoys(message) if "envoys" in message else message)
@@ -84,7 +85,7 @@ class View(Protocol):
     def show(self, records: Sequence[Record]) -> None:
         """Show the records of the rounds so far."""
 
-    def move(self, records: Sequence[Record], sentence: str) -> None:
+    def move(self, records: Sequence[Record], now: LiveRound | None) -> None:
         """Show what happens in the open round, in place of what was shown of it before."""
 
     def end(self, records: Sequence[Record]) -> None:
@@ -105,7 +106,7 @@ class Lines:
 
     def show(self, records: Sequence[Record]) -> None:
         """Print the last record."""
-        self.move(records, "")
+        self.move(records, None)
         columns = shown_columns(records, self._metric)
         if columns != self._columns:
             self._columns = columns
@@ -115,17 +116,17 @@ class Lines:
         for sentence in note_sentences(records[-1]):
             print(f"{'':>10}  {sentence}", flush=True)
 
-    def move(self, records: Sequence[Record], sentence: str) -> None:
+    def move(self, records: Sequence[Record], now: LiveRound | None) -> None:
         """Replace the line that moves. In a file or a pipe there is none."""
-        if not sys.stdout.isatty() or not (sentence or self._moving):
+        if not sys.stdout.isatty() or not (now or self._moving):
             return
-        width = shutil.get_terminal_size().columns - 1
-        print(f"\r\x1b[K{shorten_line(sentence, width)}", end="", flush=True)
+        sentence = live_sentence(now, shutil.get_terminal_size().columns - 1) if now else ""
+        print(f"\r\x1b[K{sentence}", end="", flush=True)
         self._moving = bool(sentence)
 
     def end(self, records: Sequence[Record]) -> None:
         """Remove the line that moves: all records have been printed."""
-        self.move(records, "")
+        self.move(records, None)
 
 
 class LiveDisplay:
@@ -136,7 +137,8 @@ class LiveDisplay:
 
         self._name, self._metric, self._direction, self._past_rounds = name, metric, direction, past_rounds
         self._drawn = 0.0
-        self._page, self._shown, self._sentence = "", -1, ""
+        self._page, self._shown = "", -1
+        self._now: LiveRound | None = None
         self._handle = display(self._content([]), raw=True, display_id=True)
 
     def show(self, records: Sequence[Record]) -> None:
@@ -146,15 +148,15 @@ class LiveDisplay:
         if not is_past and time.monotonic() - self._drawn > SECONDS_BETWEEN_PICTURES:
             self._replace(records)
 
-    def move(self, records: Sequence[Record], sentence: str) -> None:
-        """Replace the line that moves, below the table."""
-        self._sentence = sentence
+    def move(self, records: Sequence[Record], now: LiveRound | None) -> None:
+        """Replace what is shown of the open round, below the table."""
+        self._now = now
         if len(records) >= self._past_rounds:
             self._replace(records)
 
     def end(self, records: Sequence[Record]) -> None:
-        """Replace the display, without a line that moves."""
-        self._sentence = ""
+        """Replace the display, without an open round."""
+        self._now = None
         self._replace(records)
 
     def _replace(self, records: Sequence[Record]) -> None:
@@ -164,9 +166,13 @@ class LiveDisplay:
     def _content(self, records: Sequence[Record]) -> dict[str, str]:
         if len(records) != self._shown:  # drawing takes a tenth of a second, and the line moves every second
             self._page, self._shown = to_html(records, self._name, self._metric, self._direction), len(records)
-        line = f"<p>{html.escape(self._sentence)}</p>" if self._sentence else ""
         text = _text_frame(records, self._metric).to_string(index=False)
-        return {"text/html": self._page + line, "text/plain": text + f"\n{self._sentence}" * bool(self._sentence)}
+        if self._now is None:
+            return {"text/html": self._page, "text/plain": text}
+        return {
+            "text/html": self._page + live_html(self._now),
+            "text/plain": f"{text}\n{live_sentence(self._now)}",
+        }
 
 
 def to_html(records: Sequence[Record], name: str, metric: str, direction: str) -> str:
@@ -227,25 +233,76 @@ def _text_frame(records: Sequence[Record], metric: str) -> pd.DataFrame:
     return pd.DataFrame([shown_row(record, columns) for record in records], columns=columns)
 
 
-def live_sentence(now: LiveRound) -> str:
-    """Return what happens in the open round as one sentence, such as "round 3 of 20, 41 s: a train 120/400, b done"."""
-    names = [f"{envoy.name} {doing_of(envoy)}" for envoy in now.envoys[:MOST_ENVOYS_SHOWN]]
-    others = now.others + len(now.envoys) - len(names)
-    if others:
-        names.append(f"{others} more")
-    left = (
-        "" if now.seconds_left is None or now.live >= now.rounds else f"; about {show_seconds(now.seconds_left)} left"
-    )
-    said = ", ".join(names) or "nobody has a task"
-    return f"round {now.live} of {now.rounds}, {show_seconds(now.seconds)}: {said}{left}"
+def live_html(now: LiveRound) -> str:
+    """Return what happens in the open round: how long it takes, above a table of what each envoy does."""
+    rows = pd.DataFrame(now_rows(now), columns=NOW_COLUMNS).to_html(index=False, border=0)
+    more = f"<p>and {now.others} more</p>" if now.others else ""
+    return f"<p>{html.escape(live_title(now))}</p>{rows}{more}"
+
+
+NOW_COLUMNS = ("envoy", "now", "clips/s", "left", "memory")
+
+
+def now_rows(now: LiveRound) -> list[list[str]]:
+    """Return the values of NOW_COLUMNS for each envoy of the open round that is named."""
+    return [
+        [envoy.name, doing_of(envoy), show_pace(envoy) or "-", show_left(envoy) or "-", show_memory(envoy) or "-"]
+        for envoy in now.envoys
+    ]
+
+
+def live_sentence(now: LiveRound, width: int | None = None) -> str:
+    """Return what happens in the open round as one sentence, such as "round 3 of 20, 41 s: a train 120/400, b done".
+
+    Pace and time left of each envoy are in it, unless it would not fit into a line of `width` characters.
+    """
+    # Of many, those that are done are of less interest.
+    named = now.envoys if len(now.envoys) <= MOST_ENVOYS_SHOWN else sorted(now.envoys, key=lambda e: e.state == "done")
+    named = named[:MOST_ENVOYS_SHOWN]
+    others = now.others + len(now.envoys) - len(named)
+    more = [f"{others} more"] if others else []
+
+    def say(describe: Callable[[EnvoyProgress], str]) -> str:
+        names = [f"{envoy.name} {describe(envoy)}" for envoy in named]
+        return f"{_heading(now)}: {', '.join(names + more) or 'nobody has a task'}{_left(now)}"
+
+    sentence = say(describe_envoy)
+    if width is None or len(sentence) <= width:
+        return sentence
+    sentence = say(doing_of)
+    # A second line could not be replaced.
+    return sentence if len(sentence) <= width else sentence[: max(0, width - 3)] + "..."
+
+
+def live_title(now: LiveRound) -> str:
+    """Return how far the experiment is, such as "round 3 of 20, 41 s; about 12 min 00 s left"."""
+    return _heading(now) + _left(now)
+
+
+def _heading(now: LiveRound) -> str:
+    return f"round {now.live} of {now.rounds}, {show_seconds(now.seconds)}"
+
+
+def _left(now: LiveRound) -> str:
+    if now.seconds_left is None or now.live >= now.rounds:
+        return ""
+    return f"; about {show_seconds(now.seconds_left)} left"
+
+
+def describe_envoy(envoy: EnvoyProgress) -> str:
+    """Return what an envoy does and how fast, such as "train 120/400 (loss 0.530) at 35 clips/s, 12 s left"."""
+    pace, left = show_pace(envoy), show_left(envoy)
+    return doing_of(envoy) + (f" at {pace} clips/s" if pace else "") + (f", {left} left" if left else "")
 
 
 def doing_of(envoy: EnvoyProgress) -> str:
-    """Return what an envoy does, such as "train 120/400 (loss 0.530)"."""
+    """Return what an envoy does, such as "train 120/400 (loss 0.530)" or "download 12.3 MB of 360 MB"."""
     if envoy.state == "offline":
         return "offline" + (time.strftime(" since %H:%M:%S", time.localtime(envoy.since)) if envoy.since else "")
     if envoy.state != "works":
         return envoy.state
+    if envoy.transfer:
+        return f"{envoy.transfer} {show_bytes(envoy.bytes_moved)} of {show_bytes(envoy.bytes_total)}"
     if not envoy.task:
         return "at work"
     task = "validate" if envoy.task == VALIDATE else envoy.task
@@ -253,6 +310,18 @@ def doing_of(envoy: EnvoyProgress) -> str:
     return task + steps + (f" (loss {envoy.values['loss']:.3f})" if "loss" in envoy.values else "")
 
 
-def shorten_line(sentence: str, width: int) -> str:
-    """Return a sentence that fits into one line, as a second one could not be replaced."""
-    return sentence if len(sentence) <= width else sentence[: max(0, width - 3)] + "..."
+def show_pace(envoy: EnvoyProgress) -> str:
+    """Return how many clips an envoy takes a second, "" where that is not known."""
+    pace = envoy.clips_per_second
+    return "" if pace is None else f"{pace:.0f}" if pace >= 10 else f"{pace:.1f}"
+
+
+def show_left(envoy: EnvoyProgress) -> str:
+    """Return how long the steps or the transfer of an envoy will take, "" where that is not known."""
+    return "" if envoy.seconds_left is None else show_seconds(envoy.seconds_left)
+
+
+def show_memory(envoy: EnvoyProgress) -> str:
+    """Return the memory of an envoy's worker, such as "880 MB, GPU 2.10 GB"; "" where that is not known."""
+    memory, gpu = envoy.memory_bytes, envoy.gpu_memory_bytes
+    return (show_bytes(memory) if memory else "") + (f", GPU {show_bytes(gpu)}" if gpu else "")

@@ -110,11 +110,13 @@ class ProgressReport(Message):
 
     Attributes:
         round: the round that the task belongs to.
-        seconds: how long the task has run.
+        seconds: how long the steps have taken.
         step: how many steps are done.
         total: how many there are, None where that is not known.
+        clips: how many clips these steps took, 0 where that is not known.
         values: losses and the like.
         memory_bytes: the memory that the worker holds.
+        gpu_memory_bytes: the memory that it holds on its GPU, 0 without one.
         log: what the worker has printed since the last report.
     """
 
@@ -125,10 +127,12 @@ class ProgressReport(Message):
     seconds: float = Field(ge=0, allow_inf_nan=False)
     step: int = Field(default=0, ge=0, le=MAX_STEPS)
     total: int | None = Field(default=None, ge=0, le=MAX_STEPS)
+    clips: int = Field(default=0, ge=0, le=MAX_STEPS)
     values: dict[Annotated[str, Field(max_length=64)], Annotated[float, Field(allow_inf_nan=False)]] = Field(
         default={}, max_length=MAX_VALUES
     )
     memory_bytes: int = Field(default=0, ge=0, le=MAX_STEPS)
+    gpu_memory_bytes: int = Field(default=0, ge=0, le=MAX_STEPS)
     log: str = Field(default="", max_length=MAX_LOG_CHARACTERS)
 
 
@@ -205,7 +209,13 @@ class EnvoyProgress(Answer):
         state: "done" when its update counts, "refused" when it does not, "offline", or "works".
         since: when it went away, in seconds of the director's clock; None unless it is offline.
         task: what it works on, as far as it reports that.
-        seconds_left: how long the task will take at its pace, None where that is not known.
+        transfer: "download" while it receives the round's model, "upload" while it sends its update.
+        bytes_moved: bytes of the transfer that have crossed.
+        bytes_total: how many there are.
+        clips_per_second: its pace, None where that is not known.
+        seconds_left: how long the steps or the transfer will take at this pace, None where that is not known.
+        memory_bytes: the memory that its worker held when it last reported, 0 where that is not known.
+        gpu_memory_bytes: the memory that its worker held on its GPU.
     """
 
     name: str
@@ -215,7 +225,13 @@ class EnvoyProgress(Answer):
     step: int = 0
     total: int | None = None
     values: dict[str, float] = {}
+    transfer: str = ""
+    bytes_moved: int = 0
+    bytes_total: int = 0
+    clips_per_second: float | None = None
     seconds_left: float | None = None
+    memory_bytes: int = 0
+    gpu_memory_bytes: int = 0
 
 
 class LiveRound(Answer):
@@ -226,7 +242,7 @@ class LiveRound(Answer):
         rounds: how many rounds train.
         seconds: how long it has been open.
         seconds_left: how long the experiment will take if its rounds take as long as the last one.
-        envoys: what its participants do; of many, those that are not done come first, and others are only counted.
+        envoys: what its participants do; of many, those that are not done are named, and others are only counted.
         others: how many participants are not named.
     """
 
@@ -294,12 +310,14 @@ class ExperimentDetails(ExperimentSummary):
 
     Attributes:
         history: the records of its last rounds.
+        now: the open round, None where none is open.
         departed: why an envoy has left the experiment, by envoy.
         plan: the experiment's plan, as the notebook sent it.
     """
 
     best: BestMetric
     history: list[RoundRecord]
+    now: LiveRound | None = None
     departed: dict[str, str] = {}
     plan: dict[str, Any] = {}
 
@@ -311,7 +329,6 @@ class EnvoySummary(Answer):
         experiment: the one it works on, "" for none.
         since: when it came or went away, in seconds of the director's clock.
         progress: what it does in the open round of its experiment.
-        memory_bytes: the memory that its worker held when it last reported.
         last_error: the last line of why an experiment last failed on it, "" for users, as it may be another one's.
         versions: its versions of Python and libraries, by name.
         certificate_expires: when its certificate expires, in seconds of the clock; None without TLS.
@@ -323,7 +340,6 @@ class EnvoySummary(Answer):
     experiment: str
     since: float = 0.0
     progress: EnvoyProgress | None = None
-    memory_bytes: int = 0
     last_error: str = ""
     versions: dict[str, str] = {}
     certificate_expires: float | None = None

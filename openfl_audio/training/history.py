@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from openfl_audio.protocol.messages import EnvoyProgress, LiveRound
 from openfl_audio.protocol.metrics import MEAN_OF_SITES, shown_name
 from openfl_audio.protocol.plan import TRAIN, VALIDATE
 
@@ -35,14 +36,17 @@ def table_row(record: Record) -> dict[str, Any]:
     return row | ({NOTES: "; ".join(sentences)} if sentences else {})
 
 
-def per_envoy(records: Iterable[Record]) -> pd.DataFrame:
-    """Return a table with a row for each envoy and round.
+def per_envoy(records: Iterable[Record], now: LiveRound | None = None) -> pd.DataFrame:
+    """Return a table with a row for each envoy and round, also of the round that is open `now`.
 
     Its columns are `round`, `envoy`, whether its update counted ("counted", "refused" or "missing") and `why` not, then
     as far as they are known its metrics of validation and of training (`train ...`), the `train size` and `size` that
-    they are means over, and the seconds that its `download`, `tasks` and `upload` took.
+    they are means over, and the seconds that its `download`, `tasks` and `upload` took. Rows of the open round have the
+    fields of an EnvoyProgress that are known, such as `state` "works", `task`, `step` and `total`.
     """
     rows = [row for record in records for row in _envoy_rows(record)]
+    if now is not None and all(row["round"] != now.live for row in rows):
+        rows += [_open_row(now.live, envoy) for envoy in now.envoys]
     return pd.DataFrame(rows, columns=list(dict.fromkeys(name for row in [*_NO_ROW, *rows] for name in row)))
 
 
@@ -57,6 +61,11 @@ def _envoy_rows(record: Record) -> Iterator[dict[str, Any]]:
         metrics = results.get(VALIDATE, {}) | {f"train {name}": value for name, value in results.get(TRAIN, {}).items()}
         seconds = record.get("timings", {}).get(envoy, {})
         yield {"round": record["round"], "envoy": envoy, "state": state, "why": why.get(envoy, "")} | metrics | seconds
+
+
+def _open_row(round_number: int, envoy: EnvoyProgress) -> dict[str, Any]:
+    known = envoy.model_dump(exclude={"name", "values"}, exclude_defaults=True)
+    return {"round": round_number, "envoy": envoy.name, "state": envoy.state, "why": ""} | known
 
 
 def note_sentences(record: Record) -> list[str]:
@@ -105,7 +114,7 @@ def show_value(name: str, value: Any) -> str:
     if value is None:
         return "-"
     if name == "sent":
-        return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.2f} MB"
+        return show_bytes(value)
     if name == "seconds":
         return show_seconds(value)
     if not isinstance(value, float):
@@ -125,6 +134,18 @@ def show_seconds(seconds: float) -> str:
     if minutes < 1:
         return f"{rest} s"
     return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def show_bytes(n_bytes: int) -> str:
+    """Return a number of bytes as people read it.
+
+    >>> show_bytes(512), show_bytes(24_310), show_bytes(3_340_000), show_bytes(151_200_000)
+    ('512 B', '24.3 kB', '3.34 MB', '151 MB')
+    """
+    if n_bytes < 1000:
+        return f"{n_bytes} B"
+    size, unit = next((n_bytes / n, unit) for n, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if n_bytes >= n)
+    return f"{size:.{2 if size < 10 else 1 if size < 100 else 0}f} {unit}"
 
 
 def table_columns(records: Sequence[Record]) -> list[str]:

@@ -21,4 +21,5 @@ class ReportSteps(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         """Report the step."""
-        report(state.global_step, state.max_steps, **self._values)
+        clips = state.global_step * args.train_batch_size * args.gradient_accumulation_steps
+        report(state.global_step, state.max_steps, clips=clips, **self._values)

@@ -176,7 +176,8 @@ def test_the_command_line_shows_and_steers(make, running, certificates, tmp_path
     assert re.search(r"^ +2 +-4\.000 +3\.000 +1 of 1 ", shown, re.M)
 
     fetch = "fetch", "at-work", "--model", "best", "--out", str(model)
-    assert ask(*fetch) == f"wrote {model}: 2 tensors, 0.00 MB\n"
+    printed = ask(*fetch)
+    assert printed == f"wrote {model}: 2 tensors, {model.stat().st_size} B\n"
     assert load_file(model)["0.weight"].item() == 3  # the nearest to 2
     assert f"{model} exists already" in ask(*fetch, code=1)
     assert "this call is for envoys, notebook users and operators" in ask(
@@ -224,7 +225,7 @@ def test_while_a_task_runs_its_steps_are_seen_and_what_a_site_keeps_is_not(
         from openfl_audio import report
 
         print("of nobody's business")
-        report(120, 400, loss=torch.tensor(0.5, requires_grad=True), accuracy=float("nan"))
+        report(120, 400, clips=480, loss=torch.tensor(0.5, requires_grad=True), accuracy=float("nan"))
         while not gate.exists():
             time.sleep(0.02)
         return add_points(model, points, device, optimizer)
@@ -248,7 +249,14 @@ def test_while_a_task_runs_its_steps_are_seen_and_what_a_site_keeps_is_not(
     wait_for(lambda: states() == at_work)
     where = ["--director", f"127.0.0.1:{running.port}", "--certificates", str(certificates), "--user"]
     assert main(["envoys", *where, USER]) == 0
-    assert re.search(r"^ +b .* train 120/400 \(loss 0\.500\) +\d+ MB", capsys.readouterr().out, re.M)
+    at_pace = r" train 120/400 \(loss 0\.500\) at [\d.]+ clips/s, .* left +\d+ MB"
+    assert re.search(f"^ +b .*{at_pace}", capsys.readouterr().out, re.M)
+    assert main(["show", experiment.experiment_name, *where, USER]) == 0
+    assert re.search(r"^ +c +train 120/400 +[\d.]+ +\d.* s +\d+ MB *$", capsys.readouterr().out, re.M)
+    of_b, of_c = (experiment.per_envoy().set_index("envoy").loc[envoy] for envoy in "bc")
+    assert of_b[["round", "state", "task", "step", "total"]].tolist() == [0, "works", "train", 120, 400]
+    assert of_c["clips_per_second"] > 0
+    assert of_c["memory_bytes"] > 1e7
     assert main(["envoys", *where, "colleague"]) == 0
     assert "120/400" not in capsys.readouterr().out
 

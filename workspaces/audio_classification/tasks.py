@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from openfl_audio.node.progress import report
 from openfl_audio.training.schedules import linear_rate, set_rate
 from workspaces.audio_classification.data import Clips, draw_epoch
 from workspaces.audio_classification.model import predict
@@ -64,7 +65,7 @@ def train_round(
     seeds = [(settings.seed, round_number, epoch) for epoch in range(settings.local_epochs)]
     epochs = [draw_epoch(clips, settings.batch_size, settings.balance == "sampling", seed) for seed in seeds]
     steps = sum(math.ceil(len(batches) / settings.accumulate) for batches in epochs)
-    total, step = 0.0, 0
+    total, step, heard = 0.0, 0, 0
     for seed, batches in zip(seeds, epochs, strict=True):
         for first in range(0, len(batches), settings.accumulate):
             if settings.learning_rate is not None:
@@ -83,7 +84,8 @@ def train_round(
             if settings.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
             optimizer.step()
-            step += 1
+            step, heard = step + 1, heard + number
+            report(step, steps, clips=heard, loss=total / heard)
     return {"loss": total / (settings.local_epochs * len(clips))}
 
 

@@ -93,6 +93,7 @@ def train_round(
     scaler = GradScaler(device, init_scale=FIRST_LOSS_SCALE, enabled=settings.autocast == "float16")
     sums: Sums = {}
     norms = []
+    heard = 0  # clips
     began = time.monotonic()
     batches = clips.load(plan, generator)
     for step in range(steps):
@@ -106,7 +107,8 @@ def train_round(
         proximal.add_gradients()
         scaler.step(optimizer)
         scaler.update()
-        report(step + 1, steps)
+        heard += sum(len(part.lengths) for part in parts)
+        report(step + 1, steps, clips=heard)
     seconds = time.monotonic() - began
     samples = sum(crop.num_samples for batch in plan for crop in batch)
     finite = [norm for norm in map(float, norms) if math.isfinite(norm) or settings.autocast != "float16"]

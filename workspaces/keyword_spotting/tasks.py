@@ -75,7 +75,7 @@ def train_round(
             if rate is not None:
                 rate.step()
             sums += torch.stack([loss.detach(), (logits.argmax(-1) == labels).float().mean()])
-            report(step, steps, loss=loss)
+            report(step, steps, clips=step * len(items), loss=loss)
     loss_mean, accuracy = (sums / steps).tolist()
     return {"loss": loss_mean, "accuracy": accuracy}
 

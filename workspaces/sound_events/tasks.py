@@ -1,5 +1,6 @@
 """Training and validation of one round, in plain PyTorch."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,15 +43,16 @@ def train_round(
 ) -> dict[str, float]:
     """Train `model` in place for `settings.local_epochs`. Returns the mean loss over the patches of all epochs."""
     model.train().to(device)
-    total, step = 0.0, 0
+    steps = settings.local_epochs * math.ceil(len(patches) / settings.batch_size)
+    total, step, seen = 0.0, 0, 0
     for epoch in range(settings.local_epochs):
         for _, inputs, labels in patches.batches(settings.batch_size, (settings.seed, round_number, epoch), device):
             loss = settings.loss(model(inputs), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            total, step = total + loss.item() * len(inputs), step + 1
-            report(step, loss=loss)
+            total, step, seen = total + loss.item() * len(inputs), step + 1, seen + len(inputs)
+            report(step, steps, clips=seen, loss=loss)
     return {"loss": total / (settings.local_epochs * len(patches))}
 
 

@@ -59,14 +59,15 @@ def train_round(
     set_rate(optimizer, rate)
     name, loss = ("supervised_loss", _supervised) if clips.supervised else ("mixit_loss", _mixit)
     model.train()
-    losses = []
+    losses: list[float] = []
+    steps = count_steps(clips, settings)
     for sources in batches(clips, settings, round_number):
         optimizer.zero_grad()
         losses.append(accumulate_gradients(model, sources.to(device), loss))
         if settings.clip_grad_norm:
             torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad_norm)
         optimizer.step()
-        report(len(losses), loss=losses[-1])
+        report(len(losses), steps, clips=len(losses) * len(sources), loss=losses[-1])
     return {name: float(np.mean(losses))}
 
 
@@ -76,14 +77,24 @@ def batches(clips: Sources, settings: TrainingSettings, round_number: int) -> It
     Of a fraction of an epoch there are as many batches, rounded. A client with less than one has a batch of all it has.
     """
     generator = np.random.default_rng((settings.seed, round_number))
-    per_epoch = max(1, len(clips) // settings.batch_size)
-    for step in range(max(1, round(settings.local_epochs * per_epoch))):
+    per_epoch = batches_per_epoch(clips, settings)
+    for step in range(count_steps(clips, settings)):
         epoch, position = divmod(step, per_epoch)
         if position == 0:
             clips.begin_epoch(round_number * math.ceil(settings.local_epochs) + epoch)
             order = generator.permutation(len(clips))
         items = order[position * settings.batch_size :][: settings.batch_size]
         yield clips.crops(items, settings.num_samples, generator)
+
+
+def count_steps(clips: Sources, settings: TrainingSettings) -> int:
+    """Return how many batches a round has."""
+    return max(1, round(settings.local_epochs * batches_per_epoch(clips, settings)))
+
+
+def batches_per_epoch(clips: Sources, settings: TrainingSettings) -> int:
+    """Return how many batches an epoch has."""
+    return max(1, len(clips) // settings.batch_size)
 
 
 def accumulate_gradients(model: SudoRmRf, sources: torch.Tensor, loss: Loss) -> float:

@@ -52,7 +52,7 @@ def train_round(
     model.train()
     generator = np.random.default_rng(int(torch.randint(2**62, ())))
     steps = settings.local_epochs * math.ceil(len(clips) / settings.batch_size)
-    total, letters, step = 0.0, 0, 0
+    total, letters, step, heard = 0.0, 0, 0, 0
     for _ in range(settings.local_epochs):
         for batch in clips.train_batches(settings.batch_size, generator):
             rate = linear_rate(settings.learning_rate, settings.warmup, settings.rounds, round_number, step, steps)
@@ -63,7 +63,8 @@ def train_round(
             torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad_norm)
             optimizer.step()
             total, letters, step = total + loss.item(), letters + len(batch.targets), step + 1
-            report(step, steps, loss=total / letters)
+            heard += len(batch.lengths)
+            report(step, steps, clips=heard, loss=total / letters)
     return {"loss": total / letters, "learning_rate": rate}
 
 

@@ -109,7 +109,7 @@ class RoundsService:
             if message.envoy is not None:
                 name = await self.gate.envoy(context, message.envoy)
                 experiment = await find_envoys_experiment(self.director, context, message.experiment, name)
-                chunks, peer = experiment.scheduler.global_model(sizes), name
+                chunks, peer = experiment.scheduler.global_model(name, sizes), name
                 measuring = experiment.clock.measure(name, "download")
             else:
                 experiment = await find_persons_experiment(self.director, self.gate, context, message.experiment)

@@ -21,12 +21,13 @@ STATUS = {
     "envoys": [
         {
             "name": "a", "corpus": "speech_commands", "online": True, "experiment": "words-of-many-speakers",
-            "since": 1e9, "memory_bytes": 123_000_000, "last_error": "",
+            "since": 1e9, "last_error": "",
             "progress": {"name": "a", "state": "works", "task": "train", "step": 3, "total": 7,
-                         "values": {"loss": 0.5}},
+                         "values": {"loss": 0.5}, "clips_per_second": 35.4, "seconds_left": 41.0,
+                         "memory_bytes": 123_000_000, "gpu_memory_bytes": 2_100_000_000},
         },
         {
-            "name": "b", "corpus": "", "online": False, "experiment": "", "since": 0.0, "memory_bytes": 0,
+            "name": "b", "corpus": "", "online": False, "experiment": "", "since": 0.0,
             "last_error": "ValueError: no luck", "progress": None,
         },
     ],
@@ -57,7 +58,8 @@ def test_envoys_are_shown_with_corpus_and_whether_they_are_there():
     text = shown(STATUS)
     since = time.strftime("%m-%d %H:%M:%S", time.localtime(1e9))
     assert cells(text, "a") == [
-        "a", "speech_commands", f"yes since {since}", "words-of-many-speakers", "train 3/7 (loss 0.500)", "123 MB", "-",
+        "a", "speech_commands", f"yes since {since}", "words-of-many-speakers",
+        "train 3/7 (loss 0.500) at 35 clips/s, 41 s left", "123 MB, GPU 2.10 GB", "-",
     ]  # fmt: skip
     assert cells(text, "b") == ["b", "-", "no", "-", "-", "-", "ValueError: no luck"]
 

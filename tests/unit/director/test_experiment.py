@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import json
 import time
+from itertools import repeat
 
 import numpy as np
 import pytest
@@ -405,7 +406,10 @@ def test_a_summary_says_who_is_waited_for(tmp_path):
 def test_the_open_round_shows_who_is_done_refused_offline_and_how_far_the_others_are(tmp_path):
     gone = set()
     experiment = make_experiment(tmp_path, members="abcd", is_online=lambda envoy: envoy not in gone)
-    report = ProgressReport(experiment="toy", envoy="d", round=0, task="train", seconds=10, step=2, total=8)
+    report = ProgressReport(
+        experiment="toy", envoy="d", round=0, task="train", seconds=10, step=2, total=8, clips=64, memory_bytes=9,
+        gpu_memory_bytes=7,
+    )  # fmt: skip
 
     async def look() -> LiveRound:
         await answer(experiment, "a")
@@ -423,11 +427,54 @@ def test_the_open_round_shows_who_is_done_refused_offline_and_how_far_the_others
     (now,) = play(experiment, look())
     assert (now.live, now.rounds, now.seconds_left, now.others) == (0, 2, None, 0)
     assert now.envoys == [
+        EnvoyProgress(name="a", state="done"),
         EnvoyProgress(name="b", state="offline", since=0.0),
         EnvoyProgress(name="c", state="refused"),
-        EnvoyProgress(name="d", state="works", task="train", step=2, total=8, seconds_left=30),
-        EnvoyProgress(name="a", state="done"),
+        EnvoyProgress(
+            name="d", state="works", task="train", step=2, total=8, clips_per_second=6.4, seconds_left=30,
+            memory_bytes=9, gpu_memory_bytes=7,
+        ),
+    ]  # fmt: skip
+
+
+def test_a_running_transfer_is_shown_with_the_bytes_that_have_crossed(tmp_path):
+    experiment = make_experiment(tmp_path, members="a")
+    seen: list[tuple[str, int, int]] = []
+
+    def look() -> None:
+        now = experiment.view.progress_of("a")
+        if now.transfer:
+            seen.append((now.transfer, now.bytes_moved, now.bytes_total))
+
+    async def story() -> None:
+        await until(lambda: experiment.phase is Phase.OPEN)
+        for _ in experiment.scheduler.global_model("a", repeat(20)):
+            look()
+        sending = asyncio.create_task(send(experiment, "a", 0, MODEL, results_of("a", [VALIDATE, TRAIN], MODEL)))
+        while not sending.done():
+            look()
+            await asyncio.sleep(0)
+        look()
+        experiment.stop()
+
+    play(experiment, story())
+    assert sorted({*seen}, key=seen.index) == [
+        *(("download", moved, 56) for moved in (0, 20, 40)),
+        *(("upload", moved, 56) for moved in (0, 28)),
     ]
+
+
+def test_the_time_that_a_transfer_will_take_follows_from_its_pace():
+    live = Live()
+    with live.transfer("a", "upload", 100) as transfer:
+        assert transfer.seconds_left is None
+        transfer.moved = 20
+        transfer.began -= 10
+        assert transfer.seconds_left == pytest.approx(40, abs=1)
+        with live.transfer("a", "upload", 100) as again:  # the connection of the first has broken unnoticed
+            assert live.transfer_of("a") is again
+        assert live.transfer_of("a") is None
+    assert live.transfer_of("a") is None
 
 
 def test_envoys_report_less_often_while_nobody_looks(monkeypatch):

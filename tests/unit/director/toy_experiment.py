@@ -67,7 +67,7 @@ def load(path: Path) -> Tensors:
 
 def global_model(experiment: Experiment) -> tuple[Tensors, dict[str, Any]]:
     """Return what an envoy gets: the model and its metadata."""
-    return receive(experiment.scheduler.global_model(repeat(CHUNK_BYTES)))
+    return receive(experiment.scheduler.global_model("a", repeat(CHUNK_BYTES)))
 
 
 def train(envoy: str, round_number: int, model: Tensors) -> Tensors:

@@ -20,9 +20,23 @@ def task() -> Any:
 
 def test_a_loader_reports_the_steps_that_are_taken_from_it():
     loader = counted(DataLoader(TensorDataset(torch.arange(10)), batch_size=3))
-    seen = [(current().step, current().total, batch[0].tolist()) for batch in loader]
-    assert seen == [(0, 4, [0, 1, 2]), (1, 4, [3, 4, 5]), (2, 4, [6, 7, 8]), (3, 4, [9])]
+    seen = [(current().step, current().total, current().clips, batch[0].tolist()) for batch in loader]
+    assert seen == [(0, 4, 0, [0, 1, 2]), (1, 4, 3, [3, 4, 5]), (2, 4, 6, [6, 7, 8]), (3, 4, 9, [9])]
     assert current()[:2] + current()[3:5] == ("train", 3, 4, 4)
+
+
+def test_each_pass_over_the_data_is_timed_by_itself():
+    loader = counted(DataLoader(TensorDataset(torch.arange(2))))
+    began = []
+    for _ in range(2):
+        for _ in loader:
+            began.append(current().began)
+        began.append(current().began)
+    first, second = began[0], began[3]
+    assert began == [first] * 3 + [second] * 3
+    assert second > first
+    report(1)  # of a loop that counts from one
+    assert current().began > second
 
 
 def test_a_counted_loader_is_the_same_object_and_draws_the_same_batches():
@@ -50,7 +64,7 @@ def test_of_a_loader_without_a_length_the_steps_are_counted():
 
     loader = iter(counted(DataLoader(Endless(), batch_size=2)))
     next(loader), next(loader)
-    assert current()[3:5] == (1, None)
+    assert current()[3:6] == (1, None, 2)
 
 
 def test_both_loaders_of_a_data_interface_count_and_others_are_as_they_were():

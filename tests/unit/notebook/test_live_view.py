@@ -8,7 +8,7 @@ import matplotlib.image
 import pandas as pd
 import pytest
 
-from openfl_audio.notebook.live_view import MOST_ROWS_SHOWN, draw, live_sentence, show_progress, to_html
+from openfl_audio.notebook.live_view import MOST_ROWS_SHOWN, draw, live_html, live_sentence, show_progress, to_html
 from openfl_audio.protocol.messages import Ended, EnvoyProgress, LiveRound, Waits
 from openfl_audio.training.history import columns_of, name_of_scores, scores_by_round, to_frame, updates_that_counted
 
@@ -214,6 +214,41 @@ def test_the_line_that_moves_says_who_does_what_and_how_long_it_takes():
     )
     nobody = LiveRound(live=0, rounds=2, seconds=0, seconds_left=None, envoys=[])
     assert live_sentence(nobody) == "round 0 of 2, 0.0 s: nobody has a task"
+
+
+def test_where_there_is_room_the_line_also_says_how_fast_each_envoy_is():
+    trains = WORKS.model_copy(update={"clips_per_second": 35.4, "seconds_left": 63.0})
+    fetches = EnvoyProgress(
+        name="b", state="works", transfer="download", bytes_moved=12_300_000, bytes_total=360_000_000, seconds_left=8.0
+    )
+    now = NOW.model_copy(update={"envoys": [trains, fetches], "seconds_left": None})
+    long = (
+        "round 3 of 20, 41 s: a train 120/400 (loss 0.500) at 35 clips/s, 1 min 03 s left, "
+        "b download 12.3 MB of 360 MB, 8.0 s left"
+    )
+    assert live_sentence(now) == live_sentence(now, len(long)) == long
+    short = "round 3 of 20, 41 s: a train 120/400 (loss 0.500), b download 12.3 MB of 360 MB"
+    assert live_sentence(now, len(long) - 1) == live_sentence(now, len(short)) == short
+    assert live_sentence(now, len(short) - 1) == short[:-4] + "..."
+
+
+def test_the_display_has_a_row_for_each_envoy_of_the_open_round():
+    fast = {"clips_per_second": 3.26, "seconds_left": 63.0, "memory_bytes": 880_000_000, "gpu_memory_bytes": 2 * 10**9}
+    trains = WORKS.model_copy(update=fast | {"name": "<a>"})
+    html = live_html(NOW.model_copy(update={"envoys": [trains, *NOW.envoys[1:2]], "others": 3}))
+    assert "<p>round 3 of 20, 41 s; about 12 min 00 s left</p>" in html
+    assert re.findall("<td>(.*?)</td>", html) == [
+        "&lt;a&gt;", "train 120/400 (loss 0.500)", "3.3", "1 min 03 s", "880 MB, GPU 2.00 GB",
+        "b", "done", "-", "-", "-",
+    ]  # fmt: skip
+    assert "and 3 more" in html
+
+
+def test_of_many_envoys_those_that_are_not_done_are_named():
+    envoys = [EnvoyProgress(name=name, state="works" if name == "h" else "done") for name in "abcdefgh"]
+    assert live_sentence(NOW.model_copy(update={"envoys": envoys, "seconds_left": None})) == (
+        "round 3 of 20, 41 s: h at work, a done, b done, c done, d done, 3 more"
+    )
 
 
 def test_a_screen_of_100_columns_has_room_for_the_table(capsys):

@@ -1,5 +1,6 @@
 import math
 
+from openfl_audio.protocol.messages import EnvoyProgress, LiveRound
 from openfl_audio.training.history import per_envoy
 
 RECORD = {
@@ -28,6 +29,18 @@ def test_each_envoy_of_a_round_has_a_row_with_its_metrics_and_seconds_or_why_it_
     assert by_name["accuracy"]["a"] == 0.75
     assert math.isnan(by_name["train loss"]["a"])
     assert by_name["download"]["c"] == 0.125
+
+
+def test_the_envoys_of_the_open_round_have_rows_with_what_they_do():
+    works = EnvoyProgress(name="a", state="works", task="train", step=3, total=7, values={"loss": 0.5})
+    open_round = {"rounds": 9, "seconds": 1.0, "seconds_left": None}
+    now = LiveRound(live=4, envoys=[works, EnvoyProgress(name="b", state="offline", since=1e9)], **open_round)
+    frame = per_envoy([RECORD], now)
+    assert frame["round"].tolist() == [3, 3, 3, 3, 4, 4]
+    assert frame.iloc[4][["envoy", "state", "task", "step", "total"]].tolist() == ["a", "works", "train", 3, 7]
+    assert frame.iloc[5][["envoy", "state", "since"]].tolist() == ["b", "offline", 1e9]
+    closed = LiveRound(live=3, envoys=[works], **open_round)  # meanwhile the history has it
+    assert per_envoy([RECORD], closed).equals(per_envoy([RECORD]))
 
 
 def test_without_rounds_there_are_columns_and_no_row():

@@ -6,6 +6,7 @@ import torch
 from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
 
 from openfl_audio.errors import SettingsError
+from openfl_audio.node.progress import current
 from tests.unit.workspaces.audio_classification.recordings import Tones, create_cnn
 from workspaces.audio_classification.data import Augmentation, Clips, RecordingsData, draw_epoch
 from workspaces.audio_classification.targets import Targets
@@ -53,6 +54,12 @@ def test_a_module_of_ones_own_learns_each_kind_of_target(kind):
     assert after["loss"] < 0.2 * before
     if kind != "number":
         assert macro_f1(after) > 0.95
+
+
+def test_each_step_is_reported():
+    train(create_cnn(2), clips_of(labels=("low", "high") * 5), local_epochs=2, accumulate=2)
+    assert (current().step, current().total, current().clips) == (4, 4, 20)
+    assert current().values["loss"] > 0
 
 
 def test_metrics_of_sites_merge_to_those_of_all_clips():

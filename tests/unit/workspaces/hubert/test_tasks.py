@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.amp.grad_scaler import GradScaler
 
+from openfl_audio.node.progress import current
 from tests.unit.workspaces.hubert.tones import CLUSTERS, Tones, batch_of, clips_of, tiny_hubert
 from workspaces.hubert.batch_size_finder import find_max_samples, free_bytes
 from workspaces.hubert.data import BatchLimits, Clips
@@ -158,6 +159,7 @@ def test_gradients_are_clipped_and_reported_as_they_were(tmp_path, few_clips):
     settings = replace(SETTINGS, local_epochs=1, max_samples=10**7, clip_grad_norm=1e-3, warmup=0.0, learning_rate=1.0)
     metrics = train_round(model, few_clips, optimizer, "cpu", 0, settings, OBJECTIVE)  # one step
     moved = sum((p - s).square().sum().item() for p, s in zip(model.parameters(), start, strict=True)) ** 0.5
+    assert (current().step, current().total, current().clips) == (1, 1, len(few_clips))
     assert metrics["learning_rate"] == pytest.approx(0.5)
     assert moved == pytest.approx(0.5e-3, rel=1e-3)
     assert metrics["gradient_norm"] > 0.1

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from openfl_audio.node.progress import current
 from workspaces.keyword_spotting import data, whisper
 from workspaces.keyword_spotting.data import EncoderClips, EncoderData, open_output_store
 from workspaces.keyword_spotting.tasks import TrainingSettings, draw_batches, train_round, validate_clips
@@ -219,6 +220,7 @@ def test_a_round_is_a_function_of_seed_and_round_number(create, frozen):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
         torch.rand(seed + 1)  # whatever happened before must not matter
         metrics = train_round(model, clips, optimizer, "cpu", round_number, TrainingSettings(rounds=9, seed=seed))
+        assert (current().step, current().total, current().clips) == (2, 2, 16)
         return metrics, torch.cat([parameter.flatten() for parameter in model.parameters()])
 
     (metrics, weights), (again, same) = outcome(0, 3), outcome(0, 3)

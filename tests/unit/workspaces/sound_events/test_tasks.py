@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 
+from openfl_audio.node.progress import current
 from workspaces.sound_events.data import Patches
 from workspaces.sound_events.model import create_tagger
 from workspaces.sound_events.tasks import METRICS, TrainingSettings, score_clips, train_round, validate_clips
@@ -49,6 +50,7 @@ def test_an_epoch_is_every_patch_once_and_the_loss_is_their_mean(make_clips):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     loss = train_round(model, Patches(dataset), optimizer, "cpu", 3, TrainingSettings(local_epochs=2, batch_size=5))
     assert sorted(dataset.read) == sorted([*range(len(dataset))] * 2)
+    assert (current().step, current().clips) == (current().total, 2 * len(dataset))
     inputs = torch.from_numpy(dataset.patches(np.arange(len(dataset))))
     labels = torch.from_numpy(dataset.clip_labels[dataset.clip])
     with torch.no_grad():

@@ -6,6 +6,7 @@ import pytest
 import soundfile
 import torch
 
+from openfl_audio.node.progress import current
 from workspaces.speech_enhancement.data import Sources
 from workspaces.speech_enhancement.listening import write_examples
 from workspaces.speech_enhancement.loss import si_sdr
@@ -77,6 +78,7 @@ def test_the_learning_rate_is_a_function_of_the_round(clips, tiny_model):
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     train_round(model, clips("supervised"), optimizer, "cpu", 6, settings)
     assert optimizer.param_groups[0]["lr"] == 0.002
+    assert (current().step, current().clips) == (current().total, 4 * current().step)
 
 
 def test_gradients_are_clipped_or_not_at_all(clips, tiny_model):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from openfl_audio.errors import SettingsError
+from openfl_audio.node.progress import current
 from tests.unit.workspaces.speech_recognition.speech import Shard, Spoken, draw_texts, tiny_recognizer
 from workspaces.speech_recognition.data import Clips, SpeechData
 from workspaces.speech_recognition.letters import decode, encode
@@ -97,6 +98,7 @@ def test_a_recognizer_learns_to_spell_and_a_round_is_a_function_of_torchs_seed(t
     assert end["loss"] < start["loss"] / 5
     assert metrics[-1]["loss"] < metrics[0]["loss"] / 5
     assert run(1)[1] == metrics[:1]
+    assert (current().step, current().total, current().clips) == (64, 64, 256)
     # All in one batch or one by one: the sums are the same.
     assert validate_clips(model, validation, "cpu", batch_size=1) == pytest.approx(end, rel=1e-4)
 
