@@ -18,9 +18,10 @@ from openfl_audio.director.experiment import Experiment
 from openfl_audio.director.notification import Changes
 from openfl_audio.director.run_folder import UNFINISHED, RunFolder, Status, owner_of
 from openfl_audio.errors import EnvoyRefusedError, RunFolderError, SteeringError, SubmissionError
-from openfl_audio.protocol.certificates import USER
+from openfl_audio.protocol.certificates import DIRECTOR, USER
 from openfl_audio.protocol.messages import EnvoySummary, ExperimentSummary, FederationStatus, Order
 from openfl_audio.protocol.plan import EXPERIMENT_PLAN, ExperimentPlan
+from openfl_audio.protocol.record import RECORD, Record
 from openfl_audio.protocol.rounds import Progress, Rounds
 from openfl_audio.protocol.shard_sizes import Sizes
 
@@ -98,10 +99,13 @@ class Director:
         experiments: experiments by name.
         federations: experiments by the id that calls of OpenFL name.
         unusable: experiments that cannot be resumed, by name.
+        record: what happened, for those who ask later.
     """
 
     def __init__(self, runs: Path, health_check_period: int) -> None:
+        """Make a director whose files are in `runs`. Raises RecordError if the record there is none of this version."""
         self.runs = runs
+        self.record = Record(runs / RECORD, f"{DIRECTOR} '{DIRECTOR}'")
         self.health_check_period = health_check_period
         self.envoys: dict[str, EnvoyEntry] = {}
         self.experiments: dict[str, Experiment] = {}
@@ -226,6 +230,18 @@ class Director:
         try:
             members = self._members(folder.plan)
             folder.accept(members, {name: self.envoys[name].sizes for name in members})
+            # What is not recorded does not run.
+            aggregation = folder.plan.aggregation.model_dump()
+            self.record.append(
+                "submitted",
+                experiment=folder.plan.name,
+                by=f"{USER} '{owner}'",
+                rounds=folder.plan.rounds,
+                envoys=members,
+                registered=folder.state.registered,
+                aggregation=aggregation,
+                **folder.hashes,
+            )
         except BaseException:
             folder.discard()
             raise
@@ -258,6 +274,7 @@ class Director:
         # Under the name of what is not finished, its rest goes also if the director is killed meanwhile.
         leftover = self.runs / f"{UNFINISHED}{uuid.uuid4().hex}"
         (self.runs / name).rename(leftover)
+        self.record.note("deleted", experiment=name, by=who)
         logger.info("experiment '%s' is deleted by %s", name, who)
         await asyncio.to_thread(shutil.rmtree, leftover)
 
@@ -377,7 +394,7 @@ class Director:
         )
 
     def _add(self, folder: RunFolder) -> Experiment:
-        experiment = Experiment(folder, self.is_online, self.changed_at)
+        experiment = Experiment(folder, self.record, self.is_online, self.changed_at)
         self.experiments[folder.plan.name] = self.federations[folder.plan.federation_uuid] = experiment
         return experiment
 

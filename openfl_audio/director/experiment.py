@@ -7,6 +7,7 @@ from openfl_audio.director.run import Run
 from openfl_audio.director.run_folder import RunFolder
 from openfl_audio.director.scheduler import Scheduler
 from openfl_audio.director.view import View
+from openfl_audio.protocol.record import Record
 
 
 class Experiment(Run):
@@ -19,13 +20,17 @@ class Experiment(Run):
     """
 
     def __init__(
-        self, folder: RunFolder, is_online: Callable[[str], bool], since: Callable[[str], float] = lambda _: 0.0
+        self,
+        folder: RunFolder,
+        record: Record,
+        is_online: Callable[[str], bool],
+        since: Callable[[str], float] = lambda _: 0.0,
     ) -> None:
-        """Make an experiment of its folder.
+        """Make an experiment of its folder, whose events go into the director's record.
 
         `is_online` tells whether an envoy is there, and `since` when it came or went, in seconds of the clock.
         """
-        super().__init__(folder)
+        super().__init__(folder, record)
         self.intake = Intake(self)
         self.scheduler = Scheduler(self, self.intake, is_online)
         self.view = View(self, lambda: self.scheduler.seconds_open, is_online, since)

@@ -23,6 +23,7 @@ from openfl_audio.errors import (
     WireError,
 )
 from openfl_audio.protocol.messages import TaskResult, UpdateEnvelope, UpdateMessage, describe_faults, validate
+from openfl_audio.protocol.record import sha256_of_names
 from openfl_audio.protocol.tensors import Header, TensorFile, Tensors
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ Result = TypeVar("Result")
 SMALL_BYTES = 1 << 20
 # A refusal quotes what was sent, and is kept in the history.
 MAX_REASON_CHARACTERS = 500
+# An update that has no tensors has this digest of their names.
+NO_NAMES = sha256_of_names(())
 
 
 @dataclass
@@ -99,7 +102,9 @@ class Intake:
     def refuse(self, sender: UpdateEnvelope, reason: str) -> None:
         """Count the sender's update as one that does not count, if the sender still has tasks in this round."""
         if sender.round == self._rounds.round_number and self._rounds.tasks_for(sender.envoy):
-            self._rounds.refuse(sender.envoy, reason[:MAX_REASON_CHARACTERS])
+            reason = reason[:MAX_REASON_CHARACTERS]
+            self._rounds.refuse(sender.envoy, reason)
+            self._run.note("refused", round=sender.round, envoy=sender.envoy, reason=reason)
             self.partial_updates.pop(sender.envoy, None)
             self._run.answered.notify()
 
@@ -112,7 +117,7 @@ class Intake:
                 update = self._check(validate(header.metadata, UpdateEnvelope), header)
                 with self._folder.open_model(self._folder.model) as model:
                     check_finite(path, str(update), header, model)
-                self._count(update, header, path)
+                self._count(update, header, path, again=True)
             except (TensorFormatError, UpdateRefusedError, WireError) as error:
                 logger.info("%s is no update of this round: %s", path.name, error)
                 self._folder.free_update_file(path)
@@ -174,9 +179,18 @@ class Intake:
         check_layout(header, expected, str(update))
         return update
 
-    def _count(self, update: UpdateMessage, header: Header, path: Path) -> None:
+    def _count(self, update: UpdateMessage, header: Header, path: Path, *, again: bool = False) -> None:
         self._rounds.count(update)
         self._counted[update.envoy] = path, header
+        names_sha256 = self._run.names_sha256 if header.entries else NO_NAMES
+        self._run.note(
+            "counted_again" if again else "received",
+            round=update.round,
+            envoy=update.envoy,
+            bytes=header.data_bytes,
+            tensors=len(header.entries),
+            names_sha256=names_sha256,
+        )
 
 
 async def unless_small(size: int, function: Callable[..., Result], *arguments: Any) -> Result:

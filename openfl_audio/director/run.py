@@ -6,6 +6,8 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable
 from enum import Enum
+from functools import cached_property
+from typing import Any
 
 from openfl_audio.director.calls import Transfers
 from openfl_audio.director.live import Clock, Live
@@ -15,6 +17,7 @@ from openfl_audio.director.shortage import RETRY_SECONDS, Lacks, telling_lack
 from openfl_audio.director.task_logs import TaskLogs
 from openfl_audio.errors import LackError
 from openfl_audio.protocol.plan import ExperimentPlan
+from openfl_audio.protocol.record import Record, sha256_of_names
 from openfl_audio.protocol.rounds import Rounds
 
 logger = logging.getLogger(__name__)
@@ -33,6 +36,7 @@ class Run:
 
     Attributes:
         folder: the experiment's files, its state on disk among them.
+        record: the director's record.
         rounds: the bookkeeping of the current round.
         envoys: all envoys that may make calls about the experiment: its members, and those that have departed, which
             hear so.
@@ -45,8 +49,9 @@ class Run:
         news: notified when there is something new for those who follow the history.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, record: Record) -> None:
         self.folder = folder
+        self.record = record
         self.state = folder.state
         self.plan: ExperimentPlan = folder.plan
         self.owner = folder.state.owner
@@ -82,6 +87,15 @@ class Run:
     def waits(self) -> str:
         """Return what the experiment waits for, or "": envoys before it begins, then what the director lacks."""
         return self._queue if self.state.status is Status.PENDING else self.lacks.first
+
+    def note(self, event: str, **fields: Any) -> None:
+        """Note an event of this experiment in the director's record."""
+        self.record.note(event, experiment=self.plan.name, **fields)
+
+    @cached_property
+    def names_sha256(self) -> str:
+        """Return the digest of the names of the model's tensors, which an update with tensors has as well."""
+        return sha256_of_names(self.folder.model_header.entries)
 
     def note_queue(self, reason: str) -> None:
         """Note for which envoys the experiment, which is pending, waits, and why."""
@@ -127,6 +141,7 @@ class Run:
         self.news.notify()
         self.wake(self._tasks)
         self._end_transfers()
+        self.note("ended", status=status.value, rounds=self.rounds.round_number, reason=error.partition("\n")[0][:500])
         self.save_soon()
         level = logging.ERROR if error else logging.INFO
         logger.log(level, "experiment '%s' is %s%s", self.plan.name, status.value, f": {error}" if error else "")

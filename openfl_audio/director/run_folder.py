@@ -44,6 +44,7 @@ from openfl_audio.files import Journal, sync_folder, write_whole
 from openfl_audio.protocol.archive import check_archive, extract_file, open_archive
 from openfl_audio.protocol.messages import describe_faults
 from openfl_audio.protocol.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL, ExperimentPlan
+from openfl_audio.protocol.record import sha256_of_file
 from openfl_audio.protocol.rounds import Progress
 from openfl_audio.protocol.shard_sizes import Sizes
 from openfl_audio.protocol.tensors import Header, TensorFile
@@ -112,10 +113,12 @@ class RunFolder:
         plan: the plan of the experiment.
         state: its state, which counts once `save_state` has written it.
         history: the records of its rounds.
+        hashes: the SHA-256 of what was submitted, where this is a new experiment.
     """
 
     def __init__(self, path: Path, plan: ExperimentPlan, state: State) -> None:
         self.path, self.plan, self.state = path, plan, state
+        self.hashes: dict[str, str] = {}
         self.history = Journal(path / "history.jsonl", state.progress.round_number)
         self._free_updates: set[Path] = set()
         self._readers: Counter[int] = Counter()
@@ -131,6 +134,11 @@ class RunFolder:
             folder = cls(new, plan, State(owner=owner, submitted=time.time()))
             folder.link_model("initial")
             folder.link_model("last")
+            folder.hashes = {
+                "archive_sha256": sha256_of_file(folder.archive),
+                "plan_sha256": sha256_of_file(new / EXPERIMENT_PLAN),
+                "model_sha256": sha256_of_file(folder.model),
+            }
         except BaseException:
             shutil.rmtree(new)
             raise

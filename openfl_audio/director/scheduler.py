@@ -119,6 +119,7 @@ class Scheduler:
 
     def join(self, envoy: str, sizes: Sizes) -> None:
         """Make `envoy` a member from the next round on."""
+        self._run.note("joined", envoy=envoy)
         self._run.envoys.add(envoy)
         self._state.members = sorted({*self._state.members, envoy})
         self.register(envoy, sizes)
@@ -167,6 +168,7 @@ class Scheduler:
 
     def _remove(self, envoy: str, reason: str) -> None:
         """Make `envoy` no member any more, and its update of this round, if it has not come, one that is refused."""
+        self._run.note("departed", envoy=envoy, reason=reason.partition("\n")[0][:MAX_REASON_CHARACTERS])
         self._state.departed[envoy] = reason
         self._state.members = [member for member in self._state.members if member != envoy]
         self._rounds.note(envoy, _departure(reason))
@@ -193,6 +195,8 @@ class Scheduler:
                 if self._rounds.trained:
                     aggregations = self._rounds.progress.aggregations + 1
                     await self._retry(lambda: asyncio.to_thread(self._aggregate, aggregations))  # noqa: B023
+                    rule = self._plan.aggregation.rule.rule
+                    self._run.note("aggregated", round=self._rounds.round_number, rule=rule, clips=self._rounds.trained)
             # It may have been stopped meanwhile. Then the round does not count.
             if not self._run.ended:
                 record = await self._close_round()
@@ -250,9 +254,14 @@ class Scheduler:
             "bytes_down": self.n_bytes,
             "timings": self._run.clock.seconds(),
         }
+        if record["missing"]:
+            self._run.note("missing", round=record["round"], envoys=record["missing"])
+        # The round counts when the state is saved: by then its entries are on the disk as well.
+        recording = asyncio.create_task(self._retry(lambda: asyncio.to_thread(self._run.record.sync)))
         for name in self._rounds.better_scores():
             await self._retry(lambda: self._folder.link_model(name))  # noqa: B023
         await self._retry(lambda: self._folder.history.append(record, durable=True))
+        await recording
         self._state.progress = self._rounds.progress = self._rounds.next_progress()
         self._state.participants = None
         self._intake.discard()

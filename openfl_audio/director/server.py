@@ -5,6 +5,7 @@ import contextlib
 import gc
 import logging
 import signal
+from importlib.metadata import version
 from pathlib import Path
 
 import grpc
@@ -23,7 +24,7 @@ from openfl_audio.director.runs_lock import sole_director
 from openfl_audio.director.services.aggregator import AggregatorService
 from openfl_audio.director.services.director import DirectorService
 from openfl_audio.director.services.rounds import RoundsService
-from openfl_audio.errors import CertificateError, StartError
+from openfl_audio.errors import CertificateError, RecordError, StartError
 from openfl_audio.process import prepare_process, share_one_heap
 from openfl_audio.protocol.certificates import Credentials, describe_end, load_credentials
 from openfl_audio.protocol.messages import MAX_REQUEST_BYTES
@@ -86,7 +87,10 @@ async def serve(settings: DirectorSettings, credentials: Credentials | None, max
     address = bind(server, settings, credentials)
     with sole_director(settings.runs):
         director = Director(settings.runs, settings.envoy_health_check_period)
-        gate = Gate(tls=credentials is not None)
+        tls = credentials is not None
+        gate = Gate(tls=tls)
+        about = settings.model_dump(mode="json", exclude={"certificates", "runs"})
+        director.record.append("director_started", version=version("openfl-audio"), tls=tls, settings=about)
         await director.recover()
         director_pb2_grpc.add_DirectorServicer_to_server(DirectorService(director, gate), server)
         aggregator_pb2_grpc.add_AggregatorServicer_to_server(AggregatorService(director, gate), server)
@@ -96,7 +100,7 @@ async def serve(settings: DirectorSettings, credentials: Credentials | None, max
         logger.info("director listens on %s %s", address, how)
         silent = end_silent_lines(max_connections(max_files))
         watches = [calls.watch(), connections.watch(), silent, director.retain(settings.retention)]
-        watches.append(stop_revoked(director, revoked))
+        watches += [stop_revoked(director, revoked), keep_record(director)]
         if credentials:
             watches.append(warn_of_end(settings.certificates, credentials))
         watching = [asyncio.create_task(watch) for watch in watches]
@@ -105,6 +109,19 @@ async def serve(settings: DirectorSettings, credentials: Credentials | None, max
             task.cancel()
         logger.info("director stops")
         await server.stop(grace=1)
+        director.record.note("director_ended")
+        with contextlib.suppress(OSError):  # said as a warning by then
+            director.record.sync()
+
+
+async def keep_record(director: Director) -> None:
+    """Bring to the disk what was noted in the record besides rounds, for ever."""
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        try:
+            await asyncio.to_thread(director.record.sync)
+        except OSError as error:
+            logger.warning("%s waits for the disk: %s", director.record.path, error)
 
 
 async def warn_of_end(folder: Path | None, credentials: Credentials) -> None:
@@ -125,6 +142,7 @@ async def stop_revoked(director: Director, revoked: RevocationList) -> None:
             for experiment in list(director.experiments.values()):
                 if not experiment.ended and entry.stops(experiment.state.owner, experiment.state.submitted):
                     logger.warning("experiment '%s': its owner's certificate is revoked", experiment.plan.name)
+                    experiment.note("stopped", by="the revocation of its owner's certificate")
                     experiment.stop()
 
 
@@ -186,7 +204,7 @@ def run(settings: DirectorSettings, tls: bool) -> None:
     credentials = load_credentials(settings.certificates, "director") if tls else None
     try:
         asyncio.run(serve(settings, credentials, max_files))
-    except OSError as error:
+    except (OSError, RecordError) as error:
         reason = str(error)
     else:
         return

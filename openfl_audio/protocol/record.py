@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -196,7 +196,7 @@ def sha256_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def sha256_of_names(names: Iterator[str] | list[str]) -> str:
+def sha256_of_names(names: Iterable[str]) -> str:
     """Return the SHA-256 of names in their alphabetical order, one a line, in hexadecimal."""
     return sha256_of("".join(f"{name}\n" for name in sorted(names)).encode())
 

@@ -118,6 +118,7 @@ class RoundsService:
                 except WireError as error:
                     await refuse(context, grpc.StatusCode.NOT_FOUND, str(error))
                 peer = f"user '{experiment.owner}'"
+                experiment.note("fetched", model=message.which, by=str(await self.gate.person(context)))
             with measuring, experiment.transfers.open("download", peer), contextlib.closing(chunks):
                 async for chunk in without_blocking(chunks):
                     yield chunk
@@ -223,6 +224,8 @@ class RoundsService:
         """End an experiment. Answers with Accepted."""
         message = await parse(context, request, ExperimentRequest)
         experiment = await find_persons_experiment(self.director, self.gate, context, message.experiment)
+        if not experiment.ended:
+            experiment.note("stopped", by=str(await self.gate.person(context)))
         experiment.stop()
         self.director.assign()
         return encode(Accepted())
@@ -232,8 +235,10 @@ class RoundsService:
         """Let an experiment that failed or was stopped continue. Answers with Accepted."""
         message = await parse(context, request, ExperimentRequest)
         await find_persons_experiment(self.director, self.gate, context, message.experiment)
+        caller = await self.gate.person(context)
         async with _refusing_steering(context):
             await self.director.resume(message.experiment)
+        self.director.record.note("resumed", experiment=message.experiment, by=str(caller))
         return encode(Accepted())
 
     @made_by(*STEERERS)
@@ -253,6 +258,7 @@ class RoundsService:
         caller = await self.gate.person(context)
         async with _refusing_steering(context):
             experiment.scheduler.drop(message.envoy, f"was dropped by {caller}")
+        experiment.note("dropped", envoy=message.envoy, by=str(caller))
         self.director.assign()
         return encode(Accepted())
 

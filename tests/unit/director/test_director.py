@@ -335,7 +335,7 @@ def test_a_member_that_registers_more_clips_later_is_named_and_weighs_those_of_b
         notes = experiment.folder.history.last["notes"]
         assert notes == {"b": [said.format("train"), said.format("validate")]}
         assert experiment.rounds.registered["b"]["train"] == {"clips": 5}
-        again = Experiment(RunFolder.load(experiment.folder.path), director.is_online)
+        again = Experiment(RunFolder.load(experiment.folder.path), experiment.record, director.is_online)
         assert again.rounds.registered == experiment.rounds.registered
 
     play(story)
@@ -588,7 +588,12 @@ def test_a_director_that_starts_again_goes_on_where_it_was(play):
         (director.runs / "notes.txt").write_text("mine")
         await director.recover()
         assert list(director.experiments) == ["done", "running", "pending-2", "pending-1"], "in order of submission"
-        assert {path.name for path in director.runs.iterdir()} == {*director.experiments, "notes", "notes.txt"}
+        assert {path.name for path in director.runs.iterdir()} == {
+            *director.experiments,
+            "notes",
+            "notes.txt",
+            "record.jsonl",
+        }
         running = director.experiments["running"]
         await is_running(running)
         assert running.rounds.round_number == 1

@@ -68,7 +68,7 @@ def test_after_a_restart_in_mid_round_the_same_envoys_make_the_same_model_to_the
     first, asked = asyncio.run(until_killed())
     assert experiment.state.status is Status.IN_PROGRESS
 
-    again = Experiment(RunFolder.load(experiment.folder.path), lambda _: True)
+    again = Experiment(RunFolder.load(experiment.folder.path), experiment.record, lambda _: True)
     done = dict(zip("abcd", play(again, *[serve(again, envoy) for envoy in "abcd"]), strict=True))
     assert again.state.status is Status.FINISHED
     assert sorted(envoy for envoy in done if 1 in done[envoy]) == [envoy for envoy in asked if envoy != first]
@@ -88,7 +88,7 @@ def test_after_a_restart_a_draw_among_those_who_were_there_stays_although_others
             await answer_first(experiment, round_number=0)
 
     asyncio.run(until_killed())
-    again = Experiment(RunFolder.load(experiment.folder.path), lambda _: True)
+    again = Experiment(RunFolder.load(experiment.folder.path), experiment.record, lambda _: True)
     play(again, *[serve(again, envoy) for envoy in "abcd"])
     assert sorted(again.folder.history[0]["envoys"]) == ["c", "d"]
 
@@ -102,7 +102,7 @@ def test_after_a_restart_an_envoy_that_left_is_not_asked_again(tmp_path):
             experiment.scheduler.depart("b", "out of memory")
 
     asyncio.run(until_killed())
-    again = Experiment(RunFolder.load(experiment.folder.path), lambda _: True)
+    again = Experiment(RunFolder.load(experiment.folder.path), experiment.record, lambda _: True)
     assert again.state.departed == {"b": "out of memory"}
     play(again, serve(again, "a"), serve(again, "c"))
     assert [record["missing"] for record in again.folder.history] == [[], []]
@@ -130,7 +130,7 @@ def test_after_a_restart_a_file_that_is_no_update_of_this_round_is_left_out(tmp_
         write_tensors(path, tensors, metadata | {"envoy": "mallory"})
     else:
         path.write_bytes(b"hello")
-    again = Experiment(RunFolder.load(experiment.folder.path), lambda _: True)
+    again = Experiment(RunFolder.load(experiment.folder.path), experiment.record, lambda _: True)
     play(again, *[serve(again, envoy) for envoy in "abcd"])
     assert sorted(again.folder.history[0]["envoys"]) == list("abcd")
     assert again.folder.named_model("last").read_bytes() == expected
@@ -159,7 +159,7 @@ def test_after_a_kill_the_file_of_an_old_update_counts_neither_as_that_nor_as_th
             uploading.cancel()
 
     asyncio.run(until_killed())
-    again = Experiment(RunFolder.load(killed), lambda _: True)
+    again = Experiment(RunFolder.load(killed), experiment.record, lambda _: True)
     play(again, *[serve(again, envoy) for envoy in "abcd"])
     assert sorted(again.folder.history[1]["envoys"]) == list("abcd")
     assert again.folder.named_model("last").read_bytes() == expected

@@ -57,7 +57,7 @@ def begin(experiment: Experiment, end: str) -> None:
 
 
 def resumed(experiment: Experiment) -> Experiment:
-    return Experiment(experiment.folder.resumed(), lambda _: True)
+    return Experiment(experiment.folder.resumed(), experiment.record, lambda _: True)
 
 
 @pytest.mark.parametrize("end", ["stop", "fail"])
@@ -82,7 +82,7 @@ class RunFolderOf:
     """The experiment as a director that was started after its end knows it."""
 
     def __init__(self, experiment: Experiment) -> None:
-        self.folder = RunFolder.load(experiment.folder.path)
+        self.folder, self.record = RunFolder.load(experiment.folder.path), experiment.record
 
 
 def test_an_experiment_whose_model_is_gone_is_not_resumed_and_stays_as_it_was(tmp_path):
@@ -218,7 +218,7 @@ def test_a_deleted_experiment_is_gone_from_the_disk_and_its_name_is_free(direct)
             await director.delete("one", "user 'me'")
         experiment.stop()
         await director.delete("one", "user 'me'")
-        assert [path.name for path in director.runs.iterdir()] == []
+        assert [path.name for path in director.runs.iterdir()] == ["record.jsonl"]
         assert director.status(Caller("me")).experiments == []
         assert director.federations == {}
         with pytest.raises(SteeringError, match="experiment 'one' is deleted"):
@@ -241,7 +241,7 @@ def test_an_experiment_that_cannot_be_taken_up_can_be_deleted(direct):
         assert [*other.unusable] == ["broken"]
         await other.delete("broken", "operator 'olga'")
         assert other.unusable == {}
-        assert [*director.runs.iterdir()] == []
+        assert [path.name for path in director.runs.iterdir()] == ["record.jsonl"]
 
     direct(story)
 

@@ -18,6 +18,7 @@ from openfl_audio.director.run_folder import RunFolder
 from openfl_audio.protocol.messages import TaskResult, UpdateMessage
 from openfl_audio.protocol.participation import Participation
 from openfl_audio.protocol.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL, BestModel, ExperimentPlan, Task
+from openfl_audio.protocol.record import RECORD, Record
 from openfl_audio.protocol.tensors import CHUNK_BYTES, Header, TensorFile, Tensors, receive, stream
 
 VALIDATE = Task(name="aggregated_model_validate", function_name="validate", task_type="validate")
@@ -57,7 +58,7 @@ def make_experiment(
         zipped.writestr(INITIAL_MODEL, safetensors.numpy.save(MODEL))
     folder = RunFolder.create(tmp_path, tmp_path / "submission", "me")
     folder.accept(list(members), {})
-    return Experiment(folder, is_online)
+    return Experiment(folder, Record(tmp_path / RECORD, "director 'director'"), is_online)
 
 
 def load(path: Path) -> Tensors:
