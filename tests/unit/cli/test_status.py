@@ -90,11 +90,25 @@ def test_the_mean_of_sites_that_an_experiment_is_judged_by_is_called_one():
     }  # fmt: skip
     details = EXPERIMENT | {
         "history": [record], "departed": {}, "submitted": 1e9, "ended": None,
-        "best": {"metric": "f1", "direction": "max"},
+        "best": {"metric": "f1", "direction": "max"}, "now": None,
     }  # fmt: skip
     state, rounds = tables_of(details)
     assert "f1 (mean of sites), higher is better" in list(state.columns[1].cells)
     assert [column.header for column in rounds.columns][:2] == ["round", "f1 (mean of sites)"]
+
+
+def test_the_open_round_of_an_experiment_is_a_table_of_what_its_envoys_do():
+    [works] = [envoy["progress"] for envoy in STATUS["envoys"] if envoy["progress"]]
+    now = {"live": 3, "rounds": 20, "seconds": 41.2, "seconds_left": None, "envoys": [works]}
+    details = EXPERIMENT | {
+        "history": [], "departed": {}, "submitted": 1e9, "ended": None, "now": now,
+        "best": {"metric": "f1", "direction": "max"},
+    }  # fmt: skip
+    _, open_round = tables_of(details)
+    assert open_round.title == "round 3 of 20, 41 s"
+    assert [cell for column in open_round.columns for cell in column.cells] == [
+        "a", "train 3/7 (loss 0.500)", "35", "41 s", "123 MB, GPU 2.10 GB",
+    ]  # fmt: skip
 
 
 def test_in_a_narrow_terminal_nothing_is_cut_off():
