@@ -1,14 +1,34 @@
 """Fixtures for tests of several folders."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from openfl_audio.experiments.local_federation import LocalFederation
 from openfl_audio.training import half_precision
 
 HALF = (torch.bfloat16, torch.float16)
+SHOWN_CHARACTERS = 4000
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Show with a failed test what the processes of its federations have printed."""
+    report = yield
+    if report.failed:
+        values = getattr(item, "funcargs", {}).values()
+        for folder in [value.folder for value in values if isinstance(value, LocalFederation)]:
+            report.sections += [
+                (f"end of {log.relative_to(folder)}", _end_of(log)) for log in sorted(folder.rglob("*.log"))
+            ]
+    return report
+
+
+def _end_of(log: Path) -> str:
+    return log.read_text(errors="replace")[-SHOWN_CHARACTERS:]
 
 
 @pytest.fixture
