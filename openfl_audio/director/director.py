@@ -161,7 +161,7 @@ class Director:
             )
         entry = EnvoyEntry(shard_info, corpus, instance, peer, sizes or {})
         # It may be back in the middle of an experiment.
-        entry.experiment = next((e for e in self.experiments.values() if _has(e, name)), None)
+        entry.experiment = next((e for e in self.experiments.values() if self._has(e, name)), None)
         self.envoys[name] = entry
         if entry.experiment:
             entry.experiment.scheduler.register(name, entry.sizes)
@@ -443,6 +443,10 @@ class Director:
             raise SubmissionError(f"of the envoys {members}: {error}") from None
         return members
 
+    def _has(self, experiment: Experiment, envoy: str) -> bool:
+        """Tell whether an envoy is a member of an experiment that runs, or is about to."""
+        return experiment.plan.name in self._running and not experiment.ended and envoy in experiment.state.members
+
     def _is_held_up(self, envoy: str) -> bool:
         """Tell whether an envoy is at work on an experiment that waits for an envoy that is gone."""
         experiment = self.envoys[envoy].experiment
@@ -468,7 +472,3 @@ def _is_resumed(experiment: Experiment | None, before: Experiment | None) -> boo
     if experiment is None or before is None or experiment is before:
         return False
     return experiment.plan.name == before.plan.name
-
-
-def _has(experiment: Experiment, envoy: str) -> bool:
-    return experiment.state.status is Status.IN_PROGRESS and envoy in experiment.state.members

@@ -12,6 +12,7 @@ from grpc import aio
 
 from openfl_audio.director.authorization import Context, check_role, refuse, roles_of
 from openfl_audio.director.calls import OpenCalls
+from openfl_audio.director.notification import within
 from openfl_audio.director.receiving import Connection, Connections
 from openfl_audio.director.shortage import telling_lack
 from openfl_audio.errors import (
@@ -98,7 +99,7 @@ class GuardingInterceptor(aio.ServerInterceptor):
 async def _drop(context: Context, code: grpc.StatusCode, sentence: str) -> NoReturn:
     """End a call whose other end may not read."""
     with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(refuse(context, code, sentence), FAREWELL_SECONDS)
+        await within(FAREWELL_SECONDS, refuse(context, code, sentence))
     raise asyncio.CancelledError  # gRPC drops it
 
 
@@ -131,7 +132,7 @@ async def _checked(requests: AsyncIterator[tuple[Any, int]], connection: Connect
     while True:
         try:
             with connection.message():
-                request, size = await asyncio.wait_for(anext(requests), seconds)
+                request, size = await within(seconds, anext(requests))
         except StopAsyncIteration:
             return
         except asyncio.TimeoutError:

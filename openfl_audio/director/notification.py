@@ -2,6 +2,10 @@
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 
 class Changes:
@@ -21,4 +25,22 @@ class Changes:
     async def wait(self, seconds: float | None = None) -> None:
         """Wait until the next change, or for `seconds`."""
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._next.wait(), seconds)
+            await within(seconds, self._next.wait())
+
+
+async def within(seconds: float | None, work: Awaitable[Result]) -> Result:
+    """Return the result of `work`, without end where `seconds` is None. Raises asyncio.TimeoutError.
+
+    asyncio.wait_for does so, too. But in Python 3.11 and earlier it loses a cancellation that comes with the result:
+    then a call whose client is gone goes on.
+    """
+    if seconds is None:
+        return await work
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait([task], timeout=seconds)
+        if task.done():
+            return task.result()
+        raise asyncio.TimeoutError
+    finally:
+        task.cancel()

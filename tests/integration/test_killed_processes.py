@@ -3,7 +3,7 @@
 import itertools
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import psutil
@@ -24,11 +24,13 @@ GROWTH = {("a",): 1.0, ("b",): 3.0, ("a", "b"): 2.5}
 
 
 @pytest.fixture
-def start(running: LocalFederation, connect: Callable) -> Callable:
+def start(running: LocalFederation, connect: Callable) -> Iterator[Callable]:
     import toy
     from toy.experiment import PointsData, add_points_slowly, first_weight, model_interface, task_interface
 
     from openfl_audio.notebook.interactive_api import FLExperiment
+
+    started = []
 
     def start(model=None, **changes):
         experiment = FLExperiment(connect(running), f"killed-{next(numbers)}", toy)
@@ -39,9 +41,14 @@ def start(running: LocalFederation, connect: Callable) -> Callable:
             "rounds_to_train": ROUNDS,
         }
         experiment.start(**settings | changes)
+        started.append(experiment)
         return experiment
 
-    return start
+    yield start
+    # After a failure it would keep the envoys from the next test.
+    for experiment in started:
+        if experiment.get_experiment_status() != "finished":
+            experiment.stop()
 
 
 def kill(running: LocalFederation, name: str) -> None:

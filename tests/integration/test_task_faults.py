@@ -13,7 +13,7 @@ pytestmark = pytest.mark.integration
 
 # A worker begins with 0.65 GB. What is left to fill takes a second, or some where the system is slow to hand it out.
 MEMORY_LIMIT_GB = 1.5
-TASK_TIMEOUT_SECONDS = 8.0
+TASK_TIMEOUT_SECONDS = 20.0
 numbers = itertools.count()
 
 
@@ -82,7 +82,7 @@ def hang_in_a_loop(model, points, device, optimizer):
     [
         (take_all_memory, [f"more than memory_limit_gb: {MEMORY_LIMIT_GB}"]),
         (leave_all_memory_to_a_session_of_its_own, [f"more than memory_limit_gb: {MEMORY_LIMIT_GB}"]),
-        (hang_in_a_loop, ["Timeout (0:00:08)!", "in hang_in_a_loop"]),
+        (hang_in_a_loop, ["Timeout (0:00:20)!", "in hang_in_a_loop"]),
     ],
 )
 def test_the_notebook_is_told_why_and_the_envoy_lives(federation, run, train, reasons):

@@ -148,6 +148,18 @@ def test_an_experiment_takes_the_envoys_of_its_corpus_and_no_others(play):
     play(story)
 
 
+def test_an_envoy_that_registers_again_before_its_experiment_has_begun_takes_part(play):
+    async def story(director: Director) -> None:
+        await register(director, "xy")
+        experiment = await submit(director, "one", corpus="esc50")
+        assert experiment.state.status is Status.PENDING
+        director.register(shard_info("x"), CORPORA["x"], "first", "peer of x")
+        await is_running(experiment)
+        assert assigned(director) == {"x": "one", "y": "one"}
+
+    play(story)
+
+
 def test_without_a_corpus_all_envoys_are_taken_if_they_serve_the_same(play):
     async def story(director: Director) -> None:
         await register(director, "cab")
