@@ -113,6 +113,10 @@ class ArchiveError(OpenFLAudioError, ValueError):
     """An archive must not be unpacked."""
 
 
+class ApprovalError(OpenFLAudioError, RuntimeError):
+    """A site's decision on an experiment cannot be made or read; the message names what is meant."""
+
+
 class CertificateError(OpenFLAudioError, ValueError):
     """A certificate, a key or a name cannot be used; the message is one sentence for the terminal."""
 

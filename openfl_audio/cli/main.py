@@ -42,6 +42,9 @@ TREE: Group = (
         "delete": "steering.Delete",
         "fetch": "steering.Fetch",
         "envoys": "status.Envoys",
+        "review": "review.Review",
+        "approve": "review.Approve",
+        "reject": "review.Reject",
         "certificates": (
             "Make, request, sign and revoke the certificates of a federation.",
             {

@@ -32,5 +32,8 @@ class Experiment(Run):
         """
         super().__init__(folder, record)
         self.intake = Intake(self)
-        self.scheduler = Scheduler(self, self.intake, is_online)
+        # One whose site has not approved the experiment takes part as little as one that is away.
+        self.scheduler = Scheduler(
+            self, self.intake, lambda envoy: is_online(envoy) and envoy not in self.awaiting_approval
+        )
         self.view = View(self, lambda: self.scheduler.seconds_open, is_online, since)

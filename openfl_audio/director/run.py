@@ -16,11 +16,15 @@ from openfl_audio.director.run_folder import RunFolder, Status
 from openfl_audio.director.shortage import RETRY_SECONDS, Lacks, telling_lack
 from openfl_audio.director.task_logs import TaskLogs
 from openfl_audio.errors import LackError
+from openfl_audio.protocol.messages import APPROVAL
 from openfl_audio.protocol.plan import ExperimentPlan
 from openfl_audio.protocol.record import Record, sha256_of_names
 from openfl_audio.protocol.rounds import Rounds
 
 logger = logging.getLogger(__name__)
+
+# Sites that are named where an experiment waits for the approval of many.
+MOST_AWAITED = 5
 
 
 class Phase(Enum):
@@ -42,6 +46,7 @@ class Run:
             hear so.
         lacks: what the director lacks at the moment, and the experiment waits for.
         transfers: open transfers of the experiment's models and updates.
+        awaiting_approval: the envoys whose sites have to approve the experiment before they take part.
         live: what the envoys do at the moment.
         logs: what tasks printed, of sites that let it leave.
         clock: what their parts of the round took.
@@ -59,6 +64,7 @@ class Run:
         self.rounds.registered = self.state.registered
         self.envoys = {*self.state.members, *self.state.departed}
         self.transfers = Transfers()
+        self.awaiting_approval: set[str] = set()
         self.live, self.clock = Live(), Clock()
         self.logs = TaskLogs(folder.path / "logs")
         # Apart: with hundreds of envoys, what concerns one of them must not wake hundreds.
@@ -85,8 +91,25 @@ class Run:
 
     @property
     def waits(self) -> str:
-        """Return what the experiment waits for, or "": envoys before it begins, then what the director lacks."""
-        return self._queue if self.state.status is Status.PENDING else self.lacks.first
+        """Return what the experiment waits for, or "".
+
+        That is envoys before it begins, then what the director lacks, then sites that have to approve it.
+        """
+        return self._queue if self.state.status is Status.PENDING else self.lacks.first or self._approvals()
+
+    def _approvals(self) -> str:
+        """Return which participants of the open round have no approval of their sites yet, or ""."""
+        if self.phase is not Phase.OPEN:
+            return ""
+        awaited = [name for name in sorted(self.awaiting_approval) if self.rounds.tasks_for(name)]
+        more = [f"{len(awaited) - MOST_AWAITED} more"] if len(awaited) > MOST_AWAITED else []
+        return APPROVAL + ", ".join(awaited[:MOST_AWAITED] + more) if awaited else ""
+
+    def note_approval(self, envoy: str, waits: bool) -> None:
+        """Note whether the experiment waits for the approval of the site of `envoy`."""
+        if waits != (envoy in self.awaiting_approval):
+            self.awaiting_approval ^= {envoy}
+            self.news.notify()
 
     def note(self, event: str, **fields: Any) -> None:
         """Note an event of this experiment in the director's record."""

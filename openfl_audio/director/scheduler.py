@@ -226,7 +226,9 @@ class Scheduler:
         for envoy, reason in gone.items():
             self._rounds.note(envoy, _departure(reason))
         for envoy in sorted(away):
-            self._rounds.note(envoy, "was away when the round began, and was not asked")
+            waits = envoy in self._run.awaiting_approval
+            why = "had no approval of its site" if waits else "was away"
+            self._rounds.note(envoy, f"{why} when the round began, and was not asked")
         self._state.participants = list(self._rounds.participants)
         await self._retry(self._folder.save_state)
         await self._retry(self._folder.delete_old_models)

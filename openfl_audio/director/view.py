@@ -88,6 +88,8 @@ class View:
             return EnvoyProgress(name=envoy, state="done")
         if not self._is_online(envoy):
             return EnvoyProgress(name=envoy, state="offline", since=self._since(envoy))
+        if envoy in self._run.awaiting_approval:
+            return EnvoyProgress(name=envoy, state="waits for approval")
         report, transfer = self._run.live.of(envoy, rounds.round_number), self._run.live.transfer_of(envoy)
         works = EnvoyProgress(
             name=envoy,

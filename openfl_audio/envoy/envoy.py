@@ -22,15 +22,17 @@ from openfl.protocols import director_pb2, director_pb2_grpc
 
 from openfl_audio.address import join_address, route_to
 from openfl_audio.config import Retention
+from openfl_audio.envoy.approval import Desk, check_name, prepare_workspace
 from openfl_audio.envoy.channel import RenewedChannel, fault_of
 from openfl_audio.envoy.job import Job
 from openfl_audio.envoy.keeper import STOP_SECONDS as WORKER_STOP_SECONDS
 from openfl_audio.envoy.rounds_client import REFUSALS, RETRY_SECONDS, wait_to_repeat
 from openfl_audio.envoy.settings import EnvoySettings, connect
-from openfl_audio.errors import ArchiveError, ConnectionRefusedByDirectorError, SettingsError
+from openfl_audio.errors import ApprovalError, ArchiveError, ConnectionRefusedByDirectorError, SettingsError
 from openfl_audio.node.compatibility import describe_environment
 from openfl_audio.protocol.archive import unpack_archive
-from openfl_audio.protocol.messages import AttendRequest, Order, decode_answer, encode
+from openfl_audio.protocol.bundle import read_bundle
+from openfl_audio.protocol.messages import ApprovalReport, AttendRequest, Order, decode_answer, encode
 from openfl_audio.protocol.plan import ARCHIVE, NAME
 from openfl_audio.protocol.shard_sizes import sizes_of
 from openfl_audio.protocol.wire import RoundsStub, certificate_fault, explain_unreachable, wait_for_connection
@@ -50,6 +52,9 @@ WATCH_PAUSES = 19
 # Chunks of models, up to a megabyte each, come from and go back to the heap. By glibc's defaults it would give each
 # back to the system and ask for it again, which costs more time than filling it.
 REUSED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
+# Between two looks at what the site has decided, and two reports that an experiment waits.
+APPROVAL_LOOK_SECONDS, APPROVAL_REPORT_SECONDS = 0.5, 10.0
+REPORT_SECONDS = 10.0
 MAX_ARCHIVE_BYTES = 1 << 30
 # Between two looks at the certificate of a director that is out of reach: each is a connection of its own.
 PROBE_PAUSE_SECONDS = 60.0
@@ -92,6 +97,10 @@ class Envoy:
         self._spare: subprocess.Popen | None = None
         self._next_probe = 0.0
         self._fault = ""
+        # An experiment takes it from a thread of its own.
+        self._spare_lock = threading.Lock()
+        root = self._channel.root if isinstance(self._channel, RenewedChannel) else None
+        self.desk = Desk(name, settings, root)
 
     def run(self) -> None:
         """Register and serve experiments until a signal ends the process.
@@ -131,10 +140,13 @@ class Envoy:
             self._running.stop(grace=GRACE_SECONDS)
             self._running = None
         if experiment and self._running is None:
+            self._running = RunningExperiment(self, experiment)
+
+    def take_worker(self) -> subprocess.Popen:
+        """Return a worker: the spare one, or a new one."""
+        with self._spare_lock:
             worker, self._spare = self._spare, None
-            if worker is None or worker.poll() is not None:
-                worker = self._start_worker()
-            self._running = RunningExperiment(self, experiment, worker)
+        return self._start_worker() if worker is None or worker.poll() is not None else worker
 
     def _register(self, deadline: float = float("inf")) -> None:
         info = director_pb2.ShardInfo(
@@ -196,6 +208,7 @@ class Envoy:
         """Remove what was downloaded for an experiment; its log and its clients' state stay."""
         if NAME.fullmatch(experiment):
             remove_download(self._folder / experiment)
+            self.desk.approvals.forget_waiting(experiment)
         running = self._running.experiment if self._running else ""
         remove_outdated(self._folder, self.settings.retention, {experiment, running})
 
@@ -205,6 +218,8 @@ class Envoy:
             self._folder.chmod(0o700)
             for folder in filter(Path.is_dir, self._folder.iterdir()):
                 remove_download(folder)
+            for waiting in self.desk.approvals.waiting():
+                self.desk.approvals.forget_waiting(waiting.name)
             remove_outdated(self._folder, self.settings.retention, set())
 
     @property
@@ -226,6 +241,14 @@ class Envoy:
         )
         self.call(lambda: self._stub.SetExperimentFailed(request))
 
+    def report_approval(self, experiment: str, waits: bool) -> None:
+        """Tell the director whether an experiment waits for the approval of this site.
+
+        Raises ConnectionRefusedByDirectorError if the experiment has ended.
+        """
+        request = encode(ApprovalReport(experiment=experiment, envoy=self.name, waits=waits))
+        self.call(lambda: self._rounds.report_approval(request, timeout=REPORT_SECONDS))
+
     def _start_worker(self) -> subprocess.Popen:
         """Start a worker, with its keeper: it loads its libraries, and then waits for a job."""
         keeper = [sys.executable, "-m", "openfl_audio.envoy.keeper"]
@@ -237,7 +260,8 @@ class Envoy:
         return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, env=REUSED_MEMORY | os.environ)
 
     def _end_spare(self) -> None:
-        spare, self._spare = self._spare, None
+        with self._spare_lock:
+            spare, self._spare = self._spare, None
         if spare is not None:
             end_worker(spare)
 
@@ -245,11 +269,13 @@ class Envoy:
 class RunningExperiment:
     """One experiment on this node, watched by a thread of its own from the download to the end."""
 
-    def __init__(self, envoy: Envoy, experiment: str, worker: subprocess.Popen) -> None:
+    def __init__(self, envoy: Envoy, experiment: str) -> None:
         self.experiment = experiment
         self._envoy = envoy
-        self._worker = worker
-        self._stopping = False
+        # What waits for an approval needs none. Otherwise it loads its libraries while the archive is downloaded.
+        self._worker = envoy.take_worker() if envoy.settings.approval == "any" else None
+        self._worker_lock = threading.Lock()
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -260,70 +286,117 @@ class RunningExperiment:
 
     def stop(self, grace: float) -> None:
         """End the experiment: its worker has `grace` seconds to hear of that and to end by itself."""
-        self._stopping = True
-        try:
-            self._worker.wait(grace)
-        except subprocess.TimeoutExpired:
-            end_worker(self._worker)
+        with self._worker_lock:
+            self._stopping.set()
+            worker = self._worker
+        if worker is not None:
+            try:
+                worker.wait(grace)
+            except subprocess.TimeoutExpired:
+                end_worker(worker)
         self._thread.join(STOP_SECONDS)
 
     def _run(self) -> None:
         try:
             reason = self._attempt()
-            if reason and not self._stopping:
+            if reason and not self._stopping.is_set():
                 self._envoy.report_failure(self.experiment, reason)
         except ConnectionRefusedByDirectorError as error:
             # It ended before this envoy came to it.
             logger.warning("experiment '%s': %s", self.experiment, error)
-            end_worker(self._worker)
+            self._end_worker()
         finally:
             self._envoy.forget(self.experiment)
+
+    def _end_worker(self) -> None:
+        if self._worker is not None:
+            end_worker(self._worker)
 
     def _attempt(self) -> str:
         """Download and run the experiment. Returns why it failed, or nothing."""
         try:
-            return self._work(self._envoy.download(self.experiment))
-        except ArchiveError as error:
+            workspace = self._envoy.download(self.experiment)
+            if self._envoy.settings.approval != "any":
+                reason = self._await_approval(workspace)
+                if reason or self._stopping.is_set():
+                    return reason
+            with self._worker_lock:
+                if self._worker is None:
+                    if self._stopping.is_set():
+                        return ""
+                    self._worker = self._envoy.take_worker()
+            return self._work(workspace, self._worker)
+        except (ArchiveError, ApprovalError, SettingsError) as error:
             reason = str(error)
         except OSError as error:
             reason = f"the envoy cannot read or write: {error}"
-        end_worker(self._worker)
+        self._end_worker()
         return reason
 
-    def _work(self, workspace: Path) -> str:
+    def _await_approval(self, workspace: Path) -> str:
+        """Wait until the site has decided of the experiment. Returns why it must not run, or nothing.
+
+        Raises ArchiveError for one that cannot be shown.
+        """
+        bundle = read_bundle(workspace)
+        check_name(bundle, self.experiment)
+        prepare_workspace(workspace)
+        desk, reported = self._envoy.desk, float("-inf")
+        while not self._stopping.is_set():
+            verdict = desk.judge(bundle)
+            if not verdict.waits:
+                self._envoy.report_approval(self.experiment, waits=False)
+                return verdict.refused
+            if reported < 0:
+                user, key = desk.author_of(bundle)
+                desk.approvals.ask(bundle, workspace, user, bool(key))
+                logger.info("experiment '%s' waits for approval: openfl-audio review shows it", self.experiment)
+            if time.monotonic() - reported >= APPROVAL_REPORT_SECONDS:
+                # Again and again, as a director that was started anew does not know.
+                self._envoy.report_approval(self.experiment, waits=True)
+                reported = time.monotonic()
+            self._stopping.wait(APPROVAL_LOOK_SECONDS)
+        return ""
+
+    def _work(self, workspace: Path, worker: subprocess.Popen) -> str:
         """Let the worker run the experiment. Returns why it failed, or nothing."""
         log = workspace.with_name("worker.log")
         rotate(log)
         written = log.stat().st_size if log.exists() else 0
         logger.info("experiment '%s' starts, its output goes to %s", self.experiment, log)
-        job = Job(experiment=self.experiment, workspace=str(workspace), log=str(log))
+        job = Job(
+            experiment=self.experiment,
+            workspace=str(workspace),
+            log=str(log),
+            shown=self._envoy.settings.approval != "any",
+        )
         # One line fits into the pipe. Of a worker that has ended already, the exit code tells.
         with contextlib.suppress(BrokenPipeError):
-            os.write(stdin_of(self._worker), job.model_dump_json().encode() + b"\n")
-        excess = self._wait()
-        end_worker(self._worker)  # and whatever it started
-        code = self._worker.returncode
+            os.write(stdin_of(worker), job.model_dump_json().encode() + b"\n")
+        excess = self._wait(worker)
+        end_worker(worker)  # and whatever it started
+        code = worker.returncode
         if code == 0:
             logger.info("experiment '%s' is done", self.experiment)
             return ""
         ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return f"the experiment's process ended ({excess or ended})\n{end_of(log, written)}"
 
-    def _wait(self) -> str:
+    def _wait(self, worker: subprocess.Popen) -> str:
         """Wait until the worker has ended. Returns "", or why it was killed: it held too much memory."""
         limit = self._envoy.settings.memory_limit_gb * 1e9
         pause = WATCH_SECONDS
         while True:
             try:
-                self._worker.wait(pause)
+                worker.wait(pause)
                 return ""
             except subprocess.TimeoutExpired:
                 started = time.monotonic()
-                held = memory_of(self._worker.pid, limit)
+                held = memory_of(worker.pid, limit)
                 pause = max(WATCH_SECONDS, WATCH_PAUSES * (time.monotonic() - started))
             if held > limit:
-                kill_below(self._worker.pid)
-                self._worker.wait()
+                kill_below(worker.pid)
+                worker.wait()
                 return f"it held {held / 1e9:.1f} GB of memory, more than memory_limit_gb: {limit / 1e9:.1f}"
 
 
@@ -335,7 +408,7 @@ def remove_download(folder: Path) -> None:
 
 def remove_outdated(folder: Path, retention: Retention, kept: Container[str]) -> None:
     """Remove logs and state of experiments that are not to be kept, save for those of `kept`."""
-    folders = [path for path in folder.glob("*") if path.is_dir() and path.name not in kept]
+    folders = [path for path in folder.glob("[!.]*") if path.is_dir() and path.name not in kept]
     ended = {path.name: path.stat().st_mtime for path in folders}
     for name in retention.outdated(ended, time.time()):
         logger.info("experiment '%s' is not kept any longer", name)

@@ -11,6 +11,7 @@ from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc
 
 from openfl_audio.envoy.channel import fault_of
 from openfl_audio.errors import DirectorRefusedError
+from openfl_audio.protocol.bundle import Bundle, describe_model
 from openfl_audio.protocol.messages import GlobalModel, ModelRequest, TaskResult, UpdateMessage, encode, validate
 from openfl_audio.protocol.tensors import Receiver, Tensors, stream
 from openfl_audio.protocol.wire import RoundsStub, send_chunks, wait_for_connection
@@ -38,6 +39,19 @@ def wait_to_repeat(channel: grpc.Channel) -> None:
     time.sleep(max(0.0, began + RETRY_SECONDS - time.monotonic()))
 
 
+def check_approved(bundle: Bundle, round_number: int, tensors: Tensors) -> None:
+    """Raise DirectorRefusedError if a director goes beyond what the site has approved.
+
+    That is more rounds than there, or another initial model.
+    """
+    if round_number > bundle.plan.last_round:
+        raise DirectorRefusedError(
+            f"the director asks for round {round_number}, and the site has approved {bundle.plan.rounds} rounds"
+        )
+    if round_number == 0 and describe_model(tensors, "float32") != bundle.model:
+        raise DirectorRefusedError("the director's initial model is not the one that the site has approved")
+
+
 class RoundsClient:
     """Client of one experiment on the director, for a worker.
 
@@ -52,7 +66,10 @@ class RoundsClient:
         aggregator_uuid: str,
         federation_uuid: str,
         precision: str,
+        approved: Bundle | None = None,
     ) -> None:
+        """Take part in `experiment` as `envoy`; `approved` is what its site has approved, if it approves anything."""
+        self._approved = approved
         self.envoy = envoy
         self.experiment = experiment
         self.precision = np.dtype(precision)
@@ -77,7 +94,10 @@ class RoundsClient:
         """Return the global model, and what is said of it. The next call overwrites the arrays."""
         request = encode(ModelRequest(experiment=self.experiment, envoy=self.envoy))
         tensors, metadata = self._retry(lambda: self._receiver.receive(self._rounds.get_model(request)))
-        return tensors, validate(metadata, GlobalModel)
+        told = validate(metadata, GlobalModel)
+        if self._approved is not None:
+            check_approved(self._approved, told.round, tensors)
+        return tensors, told
 
     def send_update(self, round_number: int, results: dict[str, TaskResult], tensors: Tensors) -> None:
         """Send the update of a round. Raises DirectorRefusedError for one that the director does not count."""

@@ -41,6 +41,12 @@ class EnvoySettings(Settings):
     # What leaves the site while a task runs, besides the update that it ends with: nothing; its steps and the memory
     # that it holds; or also losses that it reports; or also what it prints.
     reports: Literal["nothing", "steps", "losses", "logs"] = "losses"
+    # Which experiments run here: any; those that a list names, by their hash or their author; or those that somebody at
+    # this site has approved with `openfl-audio approve`. With the last two, code is sent as source, and what runs is
+    # what was shown.
+    approval: Literal["any", "listed", "ask"] = "any"
+    # The file of what is listed.
+    approved: Path | None = None
     # Of experiments that run here no more, logs and what tasks keep from round to round.
     retention: Retention = Retention()
 

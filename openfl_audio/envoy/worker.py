@@ -30,7 +30,9 @@ from openfl_audio.envoy.settings import EnvoyFile, build_shard_descriptor, conne
 from openfl_audio.node import model_interface  # noqa: F401  what pickles refer to is loaded while there is time
 from openfl_audio.node.compatibility import check_environment
 from openfl_audio.node.local_state import ClientStates
+from openfl_audio.node.objects import build_objects
 from openfl_audio.node.task_runner import TaskRunner, seed_generators
+from openfl_audio.protocol.bundle import read_bundle
 from openfl_audio.protocol.plan import ENVIRONMENT_FILE, PLAN_FILE
 
 # A notebook that has just connected submits its experiment within this time, or much later.
@@ -51,11 +53,15 @@ def run_experiment(name: str, settings: EnvoyFile, config: Path, tls: bool, job:
     # An envoy of upstream OpenFL reads its own classes in the plan; ours fetch a model in one call.
     plan.config["collaborator"]["template"] = "openfl_audio.envoy.round_loop.RoundCollaborator"
     extras = plan.config["experiment"]["settings"]
+    bundle = None
+    if job.shown:
+        bundle = read_bundle(Path(job.workspace))
+        plan.deserialize_interface_objects = lambda: build_objects(Path(job.workspace))
     plan.runner_ = TaskRunner()
     plan.runner_.seed = extras["seed"]
     plan.runner_.task_timeout_seconds = settings.params.task_timeout_seconds
     client = RoundsClient(
-        channel, name, job.experiment, plan.aggregator_uuid, plan.federation_uuid, extras["precision"]
+        channel, name, job.experiment, plan.aggregator_uuid, plan.federation_uuid, extras["precision"], bundle
     )
     sender = ProgressSender(channel, name, job.experiment, settings.params.reports, Path(job.log))
     sender.start()

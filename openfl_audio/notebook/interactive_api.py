@@ -34,21 +34,30 @@ from openfl_audio.node.model_interface import ModelInterface
 from openfl_audio.notebook.director_client import DirectorClient
 from openfl_audio.notebook.experiment import Definition, define
 from openfl_audio.notebook.live_view import show_progress, without_envoys
+from openfl_audio.notebook.source_form import write_objects
 from openfl_audio.notebook.workspace import describe_left_out, select_files
 from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.archive import stream_archive
-from openfl_audio.protocol.certificates import describe_end, read_credentials
+from openfl_audio.protocol.bundle import describe_model, fingerprint, sign_bundle
+from openfl_audio.protocol.certificates import Credentials, describe_end, read_credentials
 from openfl_audio.protocol.participation import Participation
 from openfl_audio.protocol.plan import (
     ARCHIVE,
+    AUTHOR_FILE,
     ENVIRONMENT_FILE,
     EXPERIMENT_PLAN,
     INITIAL_MODEL,
+    MODEL_FILE,
+    NOTEBOOK_MODULE,
+    OBJECTS_FILE,
+    PICKLES,
     PLAN_FILE,
+    PUBLIC_PLAN_FILE,
     Direction,
+    ExperimentPlan,
     name_of_best,
 )
-from openfl_audio.protocol.tensors import file_chunks
+from openfl_audio.protocol.tensors import Tensors, file_chunks
 from openfl_audio.training.history import per_envoy, to_frame
 
 __all__ = [
@@ -91,15 +100,17 @@ class Federation(openfl_federation.Federation):
         self.director_node_fqdn = bracket(check_host(director_node_fqdn or "localhost"))
         self.director_port = director_port or DEFAULT_PORT
         self.tls = tls
-        credentials = None
+        # They also sign what is submitted.
+        self.credentials: Credentials | None = None
         if tls:
             if not (client_id and cert_chain and api_cert and api_private_key):
                 raise DefinitionError("with tls=True, client_id, cert_chain, api_cert and api_private_key are needed")
-            credentials = read_credentials(Path(cert_chain), Path(api_cert), Path(api_private_key), client_id)
-            if sentence := describe_end(credentials):
+            files = Path(cert_chain), Path(api_cert), Path(api_private_key)
+            self.credentials = read_credentials(*files, client_id)
+            if sentence := describe_end(self.credentials):
                 warnings.warn(sentence, stacklevel=2)
         address = join_address(self.director_node_fqdn, self.director_port)
-        self.dir_client = DirectorClient(client_id or "anonymous", address, credentials)
+        self.dir_client = DirectorClient(client_id or "anonymous", address, self.credentials)
         with self.dir_client.translated_errors():
             self.sample_shape, self.target_shape = self.dir_client.get_dataset_info()
 
@@ -271,7 +282,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
         interfaces = definition.model_provider, definition.task_keeper, definition.data_loader
         entries: list[tuple[str, Iterable[bytes]]] = [
             (EXPERIMENT_PLAN, [plan.model_dump_json().encode()]),
-            (ARCHIVE, [self._pack_workspace(*interfaces)]),
+            (ARCHIVE, [self._pack_workspace(*interfaces, plan, definition.tensors)]),
             (INITIAL_MODEL, file_chunks(definition.tensors, {})),
         ]
         self.federation.dir_client.submit(stream_archive(entries))
@@ -369,7 +380,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
 
     def _prepare_plan(self, *args: Any, extras: dict[str, Any], **kwargs: Any) -> None:
         """Prepare OpenFL's plan; `extras` is what our worker has to know besides."""
-        files = {f"{kind}_interface_file": f"{kind}_obj.pkl" for kind in ("model", "tasks", "dataloader")}
+        files = dict(zip((f"{kind}_interface_file" for kind in ("model", "tasks", "dataloader")), PICKLES, strict=True))
         super()._prepare_plan(*args, **kwargs, **files)
         # OpenFL cuts the address off at its first colon.
         self.plan.config["network"]["settings"]["agg_addr"] = self.federation.director_node_fqdn
@@ -378,8 +389,11 @@ class FLExperiment(openfl_experiment.FLExperiment):
         self.plan.config["experiment"] = {"settings": {"name": self.experiment_name, **extras}}
         self.plan.resolve()
 
-    def _pack_workspace(self, *interfaces: Any) -> bytes:
-        """Return the archive for the envoys: plan, versions, pickled interfaces, and the workspace's package."""
+    def _pack_workspace(self, model: Any, tasks: Any, data: Any, plan: ExperimentPlan, tensors: Tensors) -> bytes:
+        """Return the archive for the envoys: plan, versions, interfaces twice, and the workspace's package.
+
+        The interfaces are pickled for envoys that approve nothing, and written as text for those that do.
+        """
         buffer = io.BytesIO()
         with (
             tempfile.TemporaryDirectory() as staging,
@@ -388,15 +402,26 @@ class FLExperiment(openfl_experiment.FLExperiment):
         ):
             api_layer = self.plan.config["api_layer"]
             serializer = Plan.build(api_layer["required_plugin_components"]["serializer_plugin"], {})
-            for kind, interface in zip(("model", "tasks", "dataloader"), interfaces, strict=True):
-                name = api_layer["settings"][f"{kind}_interface_file"]
+            for name, interface in zip(PICKLES, (model, tasks, data), strict=True):
                 serializer.serialize(interface, Path(staging) / name)
                 archive.write(Path(staging) / name, name)
             plan_file = Path(staging) / "plan.yaml"
             Plan.dump(plan_file, self.plan.config)
-            archive.write(plan_file, PLAN_FILE)
-            archive.writestr(ENVIRONMENT_FILE, json.dumps(describe_environment()))
-            for name, path in self._files_to_send().items():
+            objects, cells = write_objects(model, tasks, data)
+            made = {
+                PLAN_FILE: plan_file.read_bytes(),
+                ENVIRONMENT_FILE: json.dumps(describe_environment()).encode(),
+                PUBLIC_PLAN_FILE: plan.model_dump_json().encode(),
+                MODEL_FILE: describe_model(tensors, plan.precision).model_dump_json().encode(),
+                OBJECTS_FILE: objects.encode(),
+                **({f"{NOTEBOOK_MODULE}.py": cells.encode()} if cells else {}),
+            }
+            sent = self._files_to_send()
+            sha256 = fingerprint({name: path.read_bytes() for name, path in sent.items()} | made)
+            author = sign_bundle(sha256, plan.rounds, self.federation.credentials, self.federation.dir_client.client_id)
+            for name, content in (made | {AUTHOR_FILE: author.model_dump_json().encode()}).items():
+                archive.writestr(name, content)
+            for name, path in sent.items():
                 archive.write(path, name)
         return buffer.getvalue()
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import pandas as pd
 
-from openfl_audio.protocol.messages import Ended, EnvoyProgress, LiveRound, Waits
+from openfl_audio.protocol.messages import Ended, EnvoyProgress, LiveRound, Waits, say_waits
 from openfl_audio.protocol.plan import VALIDATE
 from openfl_audio.training.history import (
     Record,
@@ -66,7 +66,7 @@ def show_progress(
             if isinstance(message, Waits):
                 for view in views:
                     view.move(records, None)
-                print(f"experiment '{name}' {f'waits: {message.waits}' if message.waits else 'resumes'}", flush=True)
+                print(f"experiment '{name}' {say_waits(message.waits)}", flush=True)
                 continue
             records.append(without_envoys(message) if "envoys" in message else message)
             for view in views:

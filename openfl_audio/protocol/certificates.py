@@ -458,6 +458,15 @@ def _has_signed(root: x509.Certificate, certificate: x509.Certificate) -> bool:
     return True
 
 
+def check_issued(pem: bytes, root: bytes) -> None:
+    """Raise CertificateError unless an authority in `root` (PEM) has signed the certificate `pem`, and it holds now."""
+    path = Path("the certificate of the author")
+    certificate = _certificate(pem, path)
+    if not any(_has_signed(authority, certificate) for authority in _authorities(root, path)):
+        raise CertificateError(f"{path} was not signed by the authority of this site's ca.crt.")
+    _check_dates(certificate, path)
+
+
 def _certificate(pem: bytes, path: Path) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(pem)

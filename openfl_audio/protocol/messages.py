@@ -19,6 +19,8 @@ MAX_VALUES = 10
 MAX_STEPS = 10**12
 # What tasks printed, in one report of progress.
 MAX_LOG_CHARACTERS = 8000
+# An experiment that waits for sites to approve it says so in these words, and then whose.
+APPROVAL = "approval by "
 
 
 class Message(BaseModel):
@@ -136,6 +138,14 @@ class ProgressReport(Message):
     log: str = Field(default="", max_length=MAX_LOG_CHARACTERS)
 
 
+class ApprovalReport(Message):
+    """An envoy says that an experiment waits for the approval of its site, or waits for it no more."""
+
+    experiment: str
+    envoy: str
+    waits: bool
+
+
 class Answer(BaseModel):
     """Base of all messages that the director sends."""
 
@@ -206,7 +216,8 @@ class EnvoyProgress(Answer):
     """State of an envoy in the open round.
 
     Attributes:
-        state: "done" when its update counts, "refused" when it does not, "offline", or "works".
+        state: "done" when its update counts, "refused" when it does not, "offline", "waits for approval" of its site,
+            or "works".
         since: when it went away, in seconds of the director's clock; None unless it is offline.
         task: what it works on, as far as it reports that.
         transfer: "download" while it receives the round's model, "upload" while it sends its update.
@@ -258,6 +269,17 @@ class Reported(Answer):
     """The director has noted a report of progress, and would like the next one after so many seconds."""
 
     seconds: float
+
+
+def say_waits(waits: str) -> str:
+    """Return what an experiment does that waits, as people say it.
+
+    >>> say_waits("approval by site_b"), say_waits("site_b is offline"), say_waits("")
+    ('waits for approval by site_b', 'waits: site_b is offline', 'resumes')
+    """
+    if not waits:
+        return "resumes"
+    return f"waits for {waits}" if waits.startswith(APPROVAL) else f"waits: {waits}"
 
 
 class Ended(Answer):

@@ -18,6 +18,12 @@ VALIDATE, TRAIN = "aggregated_model_validate", "train"
 # Names of files in an experiment's archive.
 PLAN_FILE = "plan/plan.yaml"
 ENVIRONMENT_FILE = "environment.json"
+# What a site that approves experiments reads: objects without pickles, the plan of the director, the initial model, and
+# who sent it all.
+OBJECTS_FILE, NOTEBOOK_MODULE = "objects.json", "notebook_cells"
+PUBLIC_PLAN_FILE, MODEL_FILE, AUTHOR_FILE = "plan/experiment.json", "plan/model.json", "author.json"
+# OpenFL's form of the objects, for sites that approve none.
+PICKLES = ("model_obj.pkl", "tasks_obj.pkl", "dataloader_obj.pkl")
 # Names of files in what a notebook submits: the archive for the envoys, the first global model, and this module's plan.
 ARCHIVE, INITIAL_MODEL, EXPERIMENT_PLAN = "workspace.zip", "initial.safetensors", "experiment.json"
 

@@ -176,6 +176,7 @@ class RoundsStub:
         self.get_model = channel.unary_stream(f"/{SERVICE}/GetModel")
         self.send_update = channel.stream_stream(f"/{SERVICE}/SendUpdate")
         self.report_progress = channel.unary_unary(f"/{SERVICE}/ReportProgress")
+        self.report_approval = channel.unary_unary(f"/{SERVICE}/ReportApproval")
         self.submit = channel.stream_stream(f"/{SERVICE}/Submit")
         self.get_history = channel.unary_stream(f"/{SERVICE}/GetHistory")
         self.get_experiment = channel.unary_unary(f"/{SERVICE}/GetExperiment")

@@ -29,6 +29,7 @@ from openfl_audio.errors import (
 from openfl_audio.protocol.certificates import USER
 from openfl_audio.protocol.messages import (
     Accepted,
+    ApprovalReport,
     AttendRequest,
     Counted,
     Credit,
@@ -75,6 +76,7 @@ class RoundsService:
                 "GetModel": grpc.unary_stream_rpc_method_handler(self.get_model),
                 "SendUpdate": grpc.stream_stream_rpc_method_handler(self.send_update),
                 "ReportProgress": grpc.unary_unary_rpc_method_handler(self.report_progress),
+                "ReportApproval": grpc.unary_unary_rpc_method_handler(self.report_approval),
                 "Submit": grpc.stream_stream_rpc_method_handler(self.submit),
                 "GetHistory": grpc.unary_stream_rpc_method_handler(self.get_history),
                 "GetExperiment": grpc.unary_unary_rpc_method_handler(self.get_experiment),
@@ -163,6 +165,18 @@ class RoundsService:
         if message.log:
             experiment.logs.add(name, message.log)
         return encode(Reported(seconds=experiment.live.note(message)))
+
+    @made_by("envoy")
+    async def report_approval(self, request: bytes, context: Context) -> bytes:
+        """Note that an experiment waits for the approval of an envoy's site, or does no more. Answers with Accepted."""
+        message = await parse(context, request, ApprovalReport)
+        name = await self.gate.envoy(context, message.envoy)
+        experiment = await find_envoys_experiment(self.director, context, message.experiment, name)
+        if experiment.ended:
+            await refuse(context, grpc.StatusCode.NOT_FOUND, f"experiment '{experiment.plan.name}' has ended")
+        experiment.note_approval(name, message.waits)
+        self.director.assign()
+        return encode(Accepted())
 
     # Calls of notebooks, operators and monitors
 

@@ -15,7 +15,7 @@ from openfl_audio.cli.main import TREE, create_parser, load_command, main, parse
 from openfl_audio.cli.options import Command, argument, option
 from openfl_audio.errors import OpenFLAudioError
 
-MAX_LINES, MAX_COLUMNS = 44, 100
+MAX_LINES, MAX_COLUMNS = 48, 100
 HEAVY = {"torch", "transformers", "pandas", "sklearn", "grpc", "openfl"}
 
 

@@ -15,6 +15,7 @@ from openfl_audio.errors import DefinitionError
 from openfl_audio.notebook.interactive_api import DataInterface, FLExperiment, ModelInterface, TaskInterface
 from openfl_audio.notebook.workspace import describe_left_out, select_files
 from openfl_audio.protocol.archive import check_archive, unpack_archive
+from openfl_audio.protocol.plan import ExperimentPlan
 
 MODULES_AND_SETTINGS = ["__init__.py", "configs/a.yaml", "configs/deep/b.json", "tasks.py"]
 NOT_FOR_ENVOYS = {
@@ -71,11 +72,15 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def pack(package: ModuleType | list[ModuleType], *workspace_files: str, host: str = "localhost") -> bytes:
     federation = SimpleNamespace(director_node_fqdn=host, director_port=50051, tls=False, get_shard_registry=dict,
-                                 cert_chain=None, api_cert=None, api_private_key=None)  # fmt: skip
+                                 cert_chain=None, api_cert=None, api_private_key=None, credentials=None,
+                                 dir_client=SimpleNamespace(client_id="ada"))  # fmt: skip
     experiment = FLExperiment(federation, "packed", package, workspace_files)
     model = ModelInterface(dict, dict)
     experiment._prepare_plan(model, DataInterface(), 1, False, "RESET", "CPU_ONLY", None, extras={"seed": 0})
-    return experiment._pack_workspace(model, TaskInterface(), DataInterface())
+    task = {"name": "train", "function_name": "train", "task_type": "train"}
+    best = {"metric": "accuracy", "direction": "max"}
+    plan = ExperimentPlan(name="packed", federation_uuid="", rounds=1, tasks=[task], best=best)
+    return experiment._pack_workspace(model, TaskInterface(), DataInterface(), plan, {})
 
 
 def packed_names(archive: bytes) -> list[str]:

@@ -1,0 +1,131 @@
+"""Decisions of a site: kept in files, found by name or hash, and what is asked again."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from openfl_audio.envoy.approval import Approvals, Desk
+from openfl_audio.envoy.review import describe, review, show_characters
+from openfl_audio.envoy.settings import EnvoySettings
+from openfl_audio.errors import ApprovalError
+from openfl_audio.protocol.bundle import read_bundle
+from openfl_audio.protocol.plan import PUBLIC_PLAN_FILE
+from tests.unit.protocol.test_bundle import files, plan, write
+
+
+def submitted(folder: Path, **changes):
+    """A bundle that was unpacked; its files change by name."""
+    write(folder, files() | changes)
+    return read_bundle(folder)
+
+
+def desk_of(work_dir: Path, **settings):
+    values = {"director_host": "127.0.0.1", "director_port": 1, "work_dir": work_dir, "approval": "ask"}
+    return Desk("b", EnvoySettings(**values | settings), None)
+
+
+def asked(tmp_path, name, **changes):
+    desk, folder = desk_of(tmp_path / "envoys"), tmp_path / name
+    bundle = submitted(folder, **changes)
+    desk.approvals.ask(bundle, folder, "ada", False)
+    return bundle
+
+
+def named(name, rounds=3):
+    return {PUBLIC_PLAN_FILE: plan(name=name, rounds=rounds).model_dump_json().encode()}
+
+
+def test_a_decision_survives_a_restart_and_holds_for_fewer_rounds(tmp_path):
+    bundle = asked(tmp_path, "one")
+    assert desk_of(tmp_path / "envoys").judge(bundle).waits
+    Approvals(tmp_path / "envoys" / "b").approve("one")
+    desk = desk_of(tmp_path / "envoys")
+    assert not desk.judge(bundle).waits
+    assert not desk.judge(submitted(tmp_path / "two", **named("two", rounds=2))).waits
+    assert desk.judge(submitted(tmp_path / "three", **named("three", rounds=4))).waits
+    assert desk.judge(submitted(tmp_path / "four", **{"package/tasks.py": b"other"})).waits
+
+
+def test_what_is_rejected_is_refused_with_the_reason_until_it_is_approved(tmp_path):
+    bundle = asked(tmp_path, "one")
+    desk = desk_of(tmp_path / "envoys")
+    desk.approvals.reject(bundle.sha256[:8], "no consent")
+    assert desk.judge(bundle).refused == "the site of envoy 'b' has rejected this experiment: no consent"
+    desk.approvals.approve("one")
+    assert not desk.judge(bundle).refused
+
+
+def test_files_that_are_not_those_that_were_submitted_cannot_be_approved(tmp_path):
+    bundle = asked(tmp_path, "one")
+    approvals = Approvals(tmp_path / "envoys" / "b")
+    (approvals.files_of(bundle.sha256) / "package/tasks.py").write_text("other")
+    with pytest.raises(ApprovalError, match="are not those that were submitted"):
+        approvals.approve("one")
+
+
+def test_what_nobody_decided_of_is_forgotten_with_its_files_and_the_rest_is_kept(tmp_path):
+    first, second = asked(tmp_path, "one"), asked(tmp_path, "two", **named("two") | {"package/tasks.py": b"2"})
+    approvals = Approvals(tmp_path / "envoys" / "b")
+    approvals.approve("two")
+    for name in ("one", "two"):
+        approvals.forget_waiting(name)
+    assert approvals.waiting() == []
+    assert not approvals.files_of(first.sha256).exists()
+    assert approvals.files_of(second.sha256).exists()
+    assert not list(approvals.folder.rglob("*.pkl")), "pickles are not shown, and not kept"
+
+
+def test_an_unknown_name_and_a_hash_of_two_are_sentences(tmp_path):
+    asked(tmp_path, "one")
+    approvals = Approvals(tmp_path / "envoys" / "b")
+    with pytest.raises(ApprovalError, match="no experiment 'other' was submitted .* one waits"):
+        approvals.approve("other")
+    (approvals.folder / "waiting/one.json").write_text("{")
+    with pytest.raises(ApprovalError, match=r"waiting/one.json cannot be read"):
+        approvals.waiting()
+
+
+def test_a_list_has_hashes_with_rounds(tmp_path):
+    bundle = submitted(tmp_path / "one")
+    listed = tmp_path / "approved.yaml"
+    desk = desk_of(tmp_path / "envoys", approval="listed", approved=listed)
+    for content, allowed in (
+        ({}, False),
+        ({"bundles": [{"sha256": bundle.sha256}]}, True),
+        ({"bundles": [{"sha256": bundle.sha256, "rounds": 3}]}, True),
+        ({"bundles": [{"sha256": bundle.sha256, "rounds": 2}]}, False),
+        ({"bundles": [{"sha256": "0" * 64}]}, False),
+        ({"authors": ["ada"]}, False),  # nothing is signed here
+    ):
+        listed.write_text(yaml.safe_dump(content))
+        verdict = desk.judge(bundle)
+        assert (verdict.refused == "") == allowed
+        assert not verdict.waits
+    assert "not signed by a user of the federation) is not on the list" in verdict.refused
+
+
+def test_a_review_hides_nothing_that_would_run(tmp_path):
+    objects = {
+        "model": {"partial": {"name": "package.tasks:make"}, "args": [{"call": "a:b", "args": [1], "state": "secret"}]},
+        "data": {"new": "package.data:Clips", "state": {"dict": [["limit", 3]]}, "items": [4], "pairs": [["k", 5]]},
+        "tasks": [{"function": {"name": "package.tasks:train"}, "contract": {"model": "m"}, "settings": {"dict": []}}],
+    }
+    source = b"x = 1\x1b[2K\n"
+    asked(tmp_path, "one", **{"objects.json": json.dumps(objects).encode(), "package/tasks.py": source})
+    desk = desk_of(tmp_path / "envoys", reports="steps")
+    text = "\n".join(review(desk.approvals, desk._settings, desk.approvals.find("one")))
+    assert "model = partial(package.tasks.make, a.b(1, state='secret'))" in text
+    assert "data = package.data.Clips(limit=3, 4, 'k': 5)" in text
+    assert "task package.tasks.train with model='m', and {}" in text
+    assert r"x = 1\x1b[2K" in text
+    assert "\x1b" not in text
+    assert "1 tensors, 24 bytes" in text
+    assert "setting reports: steps" in text
+    assert "bandit" in text
+
+
+def test_characters_that_hide_are_shown():
+    assert show_characters("a\u202eb") == r"a\u202eb"
+    assert describe({"float": "nan"}) == '{"float": "nan"}'
