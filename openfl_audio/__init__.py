@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from openfl_audio.notebook.interactive_api import FLExperiment as FLExperiment
     from openfl_audio.notebook.interactive_api import ModelInterface as ModelInterface
     from openfl_audio.notebook.interactive_api import TaskInterface as TaskInterface
+    from openfl_audio.notebook.sites import cross_validate as cross_validate
+    from openfl_audio.notebook.sites import read_records as read_records
+    from openfl_audio.notebook.sites import scores_alone as scores_alone
+    from openfl_audio.notebook.sites import train_alone as train_alone
     from openfl_audio.protocol.aggregation import Aggregation as Aggregation
     from openfl_audio.protocol.aggregation import FedAdagrad as FedAdagrad
     from openfl_audio.protocol.aggregation import FedAdam as FedAdam
@@ -45,6 +49,7 @@ _MODULES = {
     "node.progress": ("report",),
     "node.shard_data": ("ShardData",),
     "notebook.interactive_api": ("DataInterface", "FLExperiment", "Federation", "ModelInterface", "TaskInterface"),
+    "notebook.sites": ("cross_validate", "read_records", "scores_alone", "train_alone"),
     "protocol.aggregation": (
         "Aggregation",
         "FedAdagrad",

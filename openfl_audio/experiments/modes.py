@@ -16,7 +16,7 @@ from openfl_audio.experiments.progress import RunProgress
 from openfl_audio.notebook.interactive_api import Federation, FLExperiment
 from openfl_audio.protocol.certificates import write_certificates
 from openfl_audio.protocol.participation import Participation
-from openfl_audio.protocol.plan import name_of_best
+from openfl_audio.protocol.plan import KNOWN_NO_MEANS, name_of_best
 from openfl_audio.simulation.simulation import Simulation
 from openfl_audio.training.run_settings import RunSettings, weights_of
 from openfl_audio.training.workload import Workload
@@ -99,10 +99,11 @@ def choose_clients(
 def start_arguments(clients: Clients) -> dict[str, Any]:
     """Return the arguments of `FLExperiment.start` and `Simulation.start`."""
     settings = clients.settings
+    evaluators = [] if _validate_where_they_live(clients) else [EVALUATOR]
     participation = Participation(
         **_share(settings, len(clients.trainers)),
         seed=settings.seed,
-        evaluators=[EVALUATOR],
+        evaluators=evaluators,
         validate_every=settings.validate_every,
     )
     arguments = clients.workload.start_arguments(settings)
@@ -112,13 +113,24 @@ def start_arguments(clients: Clients) -> dict[str, Any]:
     return arguments | {
         "rounds_to_train": settings.rounds,
         "opt_treatment": settings.opt_treatment,
-        "envoys": clients.names,
+        "envoys": [*clients.trainers, *evaluators],
         "participation": participation,
         "aggregation": settings.aggregation,
         "patience": settings.patience,
         "keep": settings.keep,
         "precision": settings.precision,
     }
+
+
+def _validate_where_they_live(clients: Clients) -> bool:
+    """Tell whether the clients choose the best model: an evaluator has none of the tensors that stay with them.
+
+    It chooses all the same by a metric that does not merge.
+    """
+    workload, settings = clients.workload, clients.settings
+    metric = workload.best(settings)[0]
+    unit = workload.mean_over(settings).get(metric, None if metric in KNOWN_NO_MEANS else "clips")
+    return bool(workload.local_tensors(settings)) and unit is not None
 
 
 def _share(settings: RunSettings, clients: int) -> dict[str, Any]:

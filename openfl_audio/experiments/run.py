@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from openfl_audio import files
 from openfl_audio.errors import FolderInUseError, SettingsError
 from openfl_audio.experiments.export import export_models
+from openfl_audio.experiments.judging import judge_clients, write_matrix
 from openfl_audio.experiments.modes import EVALUATOR, Clients, choose_clients, federate, simulate
-from openfl_audio.experiments.per_client import client_scores, plot_per_client, summarize
 from openfl_audio.experiments.progress import OnRound, RunProgress
 from openfl_audio.files import read_json_lines, write_json, write_json_lines, write_result
 from openfl_audio.protocol.plan import TRAIN
@@ -60,6 +60,8 @@ def run(
     if len(experiments) == 1:
         return results[experiments[0].trainers[0]]
     metrics = {client: result["metrics"] for client, result in results.items()}
+    if settings.judge == "matrix":
+        write_matrix(workload.best(settings)[0], list(results), out)
     write_result(out / "result.json", workspace=workload.name, mode=mode, clients=metrics, seed=settings.seed)
     return json.loads((out / "result.json").read_text())
 
@@ -102,7 +104,7 @@ def _run_one(
     seconds = round(sum(record["seconds"] for record in records), 2)
     sent = {key: sum(record[f"bytes_{key}"] for record in records) for key in ("up", "down")}
     facts = {"rounds": rounds, "seconds": seconds, "MB sent": round(sent["up"] / 1e6, 1), "seed": settings.seed}
-    per_client = _score_clients(clients, models["best"], device, out) if len(clients.trainers) > 1 else {}
+    per_client = judge_clients(clients, mode, models, device, out, _train_alone)
     export_models(models, metrics, clients, mode, facts, out)
     write_result(
         out / "result.json",
@@ -119,14 +121,11 @@ def _run_one(
     )
 
 
-def _score_clients(clients: Clients, model: torch.nn.Module, device: str, out: Path) -> dict[str, Any]:
-    """Write per_client.json and per_client.png, and return how the metric that chooses models is spread."""
-    metric, direction = clients.workload.best(clients.settings)
-    scores = client_scores(clients, model, device)
-    write_json(out / "per_client.json", scores)
-    summary = summarize(scores, metric, direction)
-    plot_per_client(scores, metric, summary, out / "per_client.png")
-    return {metric: summary} if summary else {}
+def _train_alone(clients: Clients, out: Path) -> dict[str, torch.nn.Module]:
+    """Train one client alone, in this process, into `out`, or resume it there; return its models."""
+    description = f"{clients.workload.name}, {clients.trainers[0]} alone"
+    with RunProgress(description, clients.settings.rounds) as progress:
+        return simulate(clients, out, progress, 1, None, 0.0)
 
 
 def add_new_settings(out: Path, config_class: type[RunSettings]) -> None:

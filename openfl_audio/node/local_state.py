@@ -12,6 +12,18 @@ from openfl_audio.files import make_folder, write_whole
 from openfl_audio.protocol.tensors import Tensors
 
 
+def read_local(folder: Path) -> Tensors:
+    """Return the tensors that stayed with a client, from its folder of a `ClientStates`; none where it never trained.
+
+    They are those after the last round that the client trained in.
+    """
+    rounds = [int(path.stem) for path in folder.glob("*.pt") if path.stem.isdecimal()]
+    if not rounds:
+        return {}
+    state = torch.load(folder / f"{max(rounds)}.pt", map_location="cpu")
+    return {name: tensor.numpy() for name, tensor in state["local"].items()}
+
+
 class ClientStates:
     """Local tensors and an optimizer's state of clients, in files FOLDER/CLIENT/ROUND.pt that `torch.load` reads.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
@@ -12,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from openfl_audio.training.history import name_of_scores, scores_by_round
 
 MOST_NAMED_POINTS = 30
+MOST_WRITTEN_VALUES = 150
 
 
 def plot_curves(histories: Mapping[str, Sequence[dict[str, Any]]], metric: str, path: Path) -> None:
@@ -48,6 +50,28 @@ def plot_heat_map(trials: pd.DataFrame, x: str, y: str, metric: str, path: Path)
     figure.colorbar(image, label=f"validation {metric}")
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def draw_values(
+    axes: Axes,
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    least: float | None = None,
+    largest: float | None = None,
+) -> None:
+    """Draw values (rows, columns) as colours from `least` to `largest`, written out where there is room.
+
+    NaN stays white.
+    """
+    image = axes.imshow(values, cmap="viridis", aspect="auto", vmin=least, vmax=largest)
+    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
+    axes.set_yticks(range(len(rows)), rows)
+    if values.size <= MOST_WRITTEN_VALUES:
+        for (row, column), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                color = "white" if np.asarray(image.norm(value)) < 0.5 else "black"
+                axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=color)
 
 
 def draw_points(

@@ -75,6 +75,11 @@ class RunSettings(Group):
     keep: int = Field(default=0, ge=0)
     seed: int = Field(default=0, ge=0, description="seed of every random choice")
     best_epoch_path: Path | None = None
+    local_tensors: list[str] = Field(default=[], description="patterns of tensors that never leave their client")
+    judge: Literal["scores", "gain", "matrix"] = Field(
+        default="scores",
+        description="scores of each client; the gain over training alone; the models of all clients at all clients",
+    )
     init: Path | None = Field(
         default=None, description="what is started from: an earlier run (its best model), a model, or a file"
     )

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from openfl_audio.protocol.plan import TRAIN, VALIDATE, Direction
-from openfl_audio.training.history import Record
+from openfl_audio.training.bootstrap import bootstrap_interval
+from openfl_audio.training.history import Record, scores_by_round
 
 
 def judge_sites(scores: Mapping[str, float], direction: Direction) -> dict[str, float]:
@@ -42,6 +43,13 @@ def scores_by_site(records: Sequence[Record], metric: str, round_number: int) ->
     return {envoy: metrics[metric] for envoy, metrics in sorted(tasks.items()) if metric in metrics}
 
 
+def best_round(records: Sequence[Record], best: tuple[str, Direction]) -> int:
+    """Return the first round whose global model has the best validation score."""
+    scores = scores_by_round(records, best[0])
+    choose = max if best[1] == "max" else min
+    return choose(scores, key=lambda round_number: scores[round_number])
+
+
 def train_sizes(records: Sequence[Record]) -> dict[str, float]:
     """Return over how many clips each envoy trained when it last did, by name."""
     return {
@@ -50,3 +58,29 @@ def train_sizes(records: Sequence[Record]) -> dict[str, float]:
         for envoy, tasks in sorted(record["envoys"].items())
         if "size" in tasks.get(TRAIN, {})
     }
+
+
+def gains_of(joined: Mapping[str, float], alone: Mapping[str, float], direction: Direction) -> dict[str, float]:
+    """Return by how much the common model is better at each client than its own; a loss that falls is a gain.
+
+    >>> gains_of({"a": 0.75, "b": 0.5, "c": 1.0}, {"a": 0.5, "b": 0.75}, "max")
+    {'a': 0.25, 'b': -0.25}
+    """
+    sign = 1 if direction == "max" else -1
+    return {name: sign * (score - alone[name]) for name, score in joined.items() if name in alone}
+
+
+def summarize_gain(gains: Mapping[str, float]) -> dict[str, float]:
+    """Return the mean gain, of two clients or more its 95 % interval over clients, and how many clients profit.
+
+    >>> summarize_gain({"a": 0.25, "b": 0.25, "c": 0.25})
+    {'mean': 0.25, 'low': 0.25, 'high': 0.25, 'profit': 3, 'clients': 3}
+    """
+    if not gains:
+        return {}
+    values = list(gains.values())
+    interval = {}
+    if len(values) > 1:
+        interval = dict(zip(("low", "high"), bootstrap_interval(values, [1] * len(values)), strict=True))
+    counts = {"profit": sum(value > 0 for value in values), "clients": len(values)}
+    return {"mean": float(np.mean(values)), **interval, **counts}

@@ -76,7 +76,7 @@ class Workload(ABC, Generic[Config]):
 
     def local_tensors(self, config: Config) -> Sequence[str]:
         """Return patterns of the tensors that never leave their node."""
-        return ()
+        return config.local_tensors
 
     def also_best(self, config: Config) -> Mapping[str, Direction]:
         """Return further metrics whose best models are kept, with their directions."""
@@ -113,6 +113,9 @@ class Workload(ABC, Generic[Config]):
 
         `part` is "rank,world size" as shard descriptors take it, and `clients` the number of those that trained.
         """
+
+    def plot_clients(self, scores: Mapping[str, Mapping[str, float]], config: Config, data: Path, out: Path) -> None:
+        """Draw the metrics of a model at each client, given by its name, into the folder `out`."""
 
     def plot_comparison(self, histories: Mapping[str, Sequence[Record]], config: Config, path: Path) -> None:
         """Draw several runs, whose records are given by name, into one picture: the metric of `best` by round."""

@@ -50,6 +50,28 @@ def finished(start, tmp_path_factory):
         return experiment, experiment.watch(), folder
 
 
+def test_each_site_is_judged_by_training_alone_and_by_the_models_of_the_others(running, connect):
+    import toy
+    from toy.experiment import PointsData, model_interface, task_interface
+
+    from openfl_audio import cross_validate, scores_alone, train_alone
+
+    arguments = {
+        "model_provider": model_interface(), "task_keeper": task_interface(), "data_loader": PointsData(),
+        "rounds_to_train": 2, "best": ("slope", "max"),
+    }  # fmt: skip
+    federation = connect(running)
+    alone = train_alone(federation, "judged", toy, ENVOYS, **arguments)
+    # Each adds its number of points in each of two rounds.
+    assert scores_alone(alone, ("slope", "max")) == {"a": 2, "b": 6}
+    models = {envoy: experiment.last_model() for envoy, experiment in alone.items()}
+    matrix = cross_validate(federation, "judged", toy, models, **arguments)
+    assert matrix == {"a": {"a": 2, "b": 2}, "b": {"a": 6, "b": 6}}
+    # Run again, it takes up what is there, and nothing trained in it.
+    assert cross_validate(federation, "judged", toy, models, **arguments) == matrix
+    assert not any("train" in record["metrics"] for record in federation.dir_client.read_history("judged-of-a"))
+
+
 def test_two_envoys_train_one_model(finished):
     experiment, history, folder = finished
     # Each envoy adds its number of points, 1 and 3, and weighs as much: (1 * 1 + 3 * 3) / 4 a round.

@@ -50,6 +50,7 @@ class Clips:
     Attributes:
         items: positions in the shard of the clips that are not left out by the experiment's mapping.
         encoded: what the loss takes for each: int64 (clips,), float32 (clips, classes) or float32 (clips,).
+        groups: the speaker, patient or device of each; "" where it is unknown.
     """
 
     def __init__(
@@ -63,6 +64,8 @@ class Clips:
         encoded = targets.encode_all(shard_dataset.targets)
         self.targets = targets
         self.items = [i for i, target in enumerate(encoded) if target is not None]
+        groups = getattr(shard_dataset, "groups", [""] * len(encoded))
+        self.groups = [groups[i] for i in self.items]
         shape = (0, len(targets.classes)) if targets.kind == "labels" else (0,)
         kept = [target for target in encoded if target is not None]
         self.encoded = np.array(

@@ -1,6 +1,7 @@
 """The global model at every site, after an experiment: scores, classes, confusions, and their pictures."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -8,35 +9,35 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from openfl_audio.notebook.interactive_api import FLExperiment
 from openfl_audio.protocol.plan import VALIDATE, Direction
 from openfl_audio.training.history import Record, scores_by_round
-from openfl_audio.training.plots import draw_points
-from openfl_audio.training.sites import judge_sites, scores_by_site, train_sizes
+from openfl_audio.training.plots import draw_points, draw_values
+from openfl_audio.training.sites import (
+    best_round,
+    gains_of,
+    judge_sites,
+    scores_by_site,
+    summarize_gain,
+    train_sizes,
+)
 from workspaces.audio_classification.tasks import confusion
 
-# Cells of a picture that have their values written in them.
-MOST_WRITTEN = 150
 
+def report_sites(
+    records: Sequence[Record], best: tuple[str, Direction], alone: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """Return the scores of each site in the round of the best model, and `judge_sites` of them.
 
-def read_records(experiment: FLExperiment) -> list[Record]:
-    """Return the records of an experiment's rounds, with the metrics of each envoy."""
-    messages = experiment.federation.dir_client.stream_history(experiment.experiment_name)
-    return [message for message in messages if isinstance(message, dict)]
-
-
-def report_sites(records: Sequence[Record], best: tuple[str, Direction]) -> dict[str, Any]:
-    """Return the scores of each site in the round of the best model, and `judge_sites` of them."""
+    With the scores of the sites that trained `alone`, `gain` says by how much the common model is better at each, and
+    at how many it is.
+    """
     metric, direction = best
     scores = scores_by_site(records, metric, best_round(records, best))
-    return {"by_site": {site: round(score, 3) for site, score in scores.items()}, **judge_sites(scores, direction)}
-
-
-def best_round(records: Sequence[Record], best: tuple[str, Direction]) -> int:
-    """Return the first round whose global model has the best validation score."""
-    scores = scores_by_round(records, best[0])
-    choose = max if best[1] == "max" else min
-    return choose(scores, key=lambda round_number: scores[round_number])
+    report = {"by_site": {site: round(score, 3) for site, score in scores.items()}, **judge_sites(scores, direction)}
+    if alone:
+        gains = gains_of(scores, alone, direction)
+        report["gain"] = {"by_site": {site: round(gain, 3) for site, gain in gains.items()}, **summarize_gain(gains)}
+    return report
 
 
 def recalls_by_site(metrics_by_site: Mapping[str, Mapping[str, float]]) -> dict[str, list[float]]:
@@ -50,8 +51,16 @@ def recalls_by_site(metrics_by_site: Mapping[str, Mapping[str, float]]) -> dict[
     return recalls
 
 
-def plot_sites(records: Sequence[Record], best: tuple[str, Direction], classes: Sequence[str]) -> Figure:
-    """Draw the score of each site by round and, with the best model, by its clips, its classes, and all confusions."""
+def plot_sites(
+    records: Sequence[Record],
+    best: tuple[str, Direction],
+    classes: Sequence[str],
+    alone: Mapping[str, float] | None = None,
+) -> Figure:
+    """Draw the score of each site by round and, with the best model, by its clips, its classes, and all confusions.
+
+    Hollow points are the scores of sites that trained `alone`.
+    """
     metric, number = best[0], best_round(records, best)
     figure, ((by_round, points), (recalls, confused)) = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
     rounds = list(scores_by_round(records, metric))
@@ -61,7 +70,7 @@ def plot_sites(records: Sequence[Record], best: tuple[str, Direction], classes: 
     by_round.axvline(number, color="grey", linestyle=":")
     by_round.set(xlabel="round", ylabel=f"validation {metric}")
     by_round.legend()
-    draw_points(points, scores[number], train_sizes(records), metric)
+    draw_points(points, scores[number], train_sizes(records), metric, alone)
     record = next(record for record in records if record["round"] == number)
     of_sites = {site: tasks.get(VALIDATE, {}) for site, tasks in record["envoys"].items()}
     draw_recalls(recalls, of_sites, classes)
@@ -70,11 +79,35 @@ def plot_sites(records: Sequence[Record], best: tuple[str, Direction], classes: 
     return figure
 
 
+def plot_confusions(records: Sequence[Record], best: tuple[str, Direction], classes: Sequence[str], path: Path) -> None:
+    """Draw what clips of each class were taken for by the best model; nothing where no pairs of classes are told."""
+    number = best_round(records, best)
+    record = next(record for record in records if record["round"] == number)
+    if len(confusion(record["metrics"][VALIDATE])):
+        figure, axes = _square(len(classes), len(classes))
+        draw_confusion(axes, record["metrics"][VALIDATE], classes)
+        figure.savefig(path, dpi=120)
+        plt.close(figure)
+
+
+def plot_recalls(scores: Mapping[str, Mapping[str, float]], classes: Sequence[str], path: Path) -> None:
+    """Draw the recall of each class at each client, given its metrics by name; nothing where there are no classes."""
+    if recalls_by_site(scores):
+        figure, axes = _square(len(scores), len(classes))
+        draw_recalls(axes, scores, classes)
+        figure.savefig(path, dpi=120)
+        plt.close(figure)
+
+
+def _square(rows: int, columns: int) -> tuple[Figure, Axes]:
+    return plt.subplots(figsize=(3 + 0.5 * min(columns, 40), 2 + 0.4 * min(rows, 40)), layout="constrained")
+
+
 def draw_recalls(axes: Axes, metrics_by_site: Mapping[str, Mapping[str, float]], classes: Sequence[str]) -> None:
     """Draw the recall of each class at each site; nothing where the targets are numbers."""
     recalls = recalls_by_site(metrics_by_site)
     if recalls:
-        _draw_shares(axes, np.array(list(recalls.values())), list(recalls), classes)
+        draw_values(axes, np.array(list(recalls.values())), list(recalls), classes, 0, 1)
     axes.set(title="recall of the best model", xlabel="class", ylabel="site")
 
 
@@ -83,19 +116,6 @@ def draw_confusion(axes: Axes, metrics: Mapping[str, float], classes: Sequence[s
     shares = confusion(metrics)
     if len(shares):
         of_class = shares.sum(axis=1, keepdims=True)
-        _draw_shares(
-            axes, np.divide(shares, of_class, where=of_class > 0, out=np.full_like(shares, np.nan)), *[classes] * 2
-        )
+        values = np.divide(shares, of_class, where=of_class > 0, out=np.full_like(shares, np.nan))
+        draw_values(axes, values, classes, classes, 0, 1)
     axes.set(title="what clips of a class were taken for", xlabel="taken for", ylabel="class")
-
-
-def _draw_shares(axes: Axes, shares: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
-    """Draw shares (rows, columns) from 0 to 1 as colours, with their values where there is room; NaN stays white."""
-    axes.imshow(shares, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
-    axes.set_yticks(range(len(rows)), rows)
-    if shares.size <= MOST_WRITTEN:
-        for (row, column), share in np.ndenumerate(shares):
-            if np.isfinite(share):
-                color = "white" if share < 0.5 else "black"
-                axes.text(column, row, f"{share:.2f}", ha="center", va="center", color=color)

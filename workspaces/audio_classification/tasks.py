@@ -1,7 +1,7 @@
 """Training and validation of one round: plain loops for any module, with a loss for each kind of target."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from openfl_audio.node.progress import report
+from openfl_audio.training.bootstrap import bootstrap_interval
 from openfl_audio.training.schedules import linear_rate, set_rate
 from workspaces.audio_classification.data import Clips, draw_epoch
 from workspaces.audio_classification.model import predict
@@ -21,7 +22,7 @@ RANKING = Path(__file__).parent / "metrics" / "ranking.py"
 MOST_COUNTED_CLASSES = 200
 MOST_CONFUSED_CLASSES = 25
 # Every other metric is a mean over clips. A rank compares the clips of all sites with each other.
-MEAN_OVER = {"auroc": None, "mAP": None}
+MEAN_OVER = dict.fromkeys(("auroc", "mAP", "accuracy_low", "accuracy_high"))
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ def validate_clips(model: torch.nn.Module, clips: Clips, device: str, batch_size
 
     That is the loss (lower is better); with one label the accuracy, and for each class, by its number, the shares of
     clips that are of it (`true/0`), were taken for it (`predicted/0`), and both (`hit/0`), of which `macro_f1` is made,
+    the accuracy's 95 % interval over groups, where there are two of them (`accuracy_low`, `accuracy_high`),
     and of up to 25 classes the share that is of one and was taken for another (`confused/0/1`); with several labels the
     first three shares; with either AUROC and mAP, means over classes; with a number the absolute error.
     """
@@ -141,7 +143,9 @@ def validate_clips(model: torch.nn.Module, clips: Clips, device: str, batch_size
     number = clips.targets.num_outputs
     if kind == "label":
         true, predicted = F.one_hot(labels, number).bool(), F.one_hot(logits.argmax(1), number).bool()
-        metrics["accuracy"] = (true & predicted).any(1).float().mean().item()
+        correct = (true & predicted).any(1)
+        metrics["accuracy"] = correct.float().mean().item()
+        metrics |= accuracy_interval(correct.numpy(), clips.groups)
     else:
         true, predicted = labels > 0.5, logits > 0
     if number <= MOST_COUNTED_CLASSES:
@@ -154,6 +158,20 @@ def validate_clips(model: torch.nn.Module, clips: Clips, device: str, batch_size
     scores = logits.softmax(1) if kind == "label" else logits
     ranking = evaluate.load(str(RANKING))
     return metrics | ranking.compute(predictions=scores.numpy(), references=true.float().numpy())
+
+
+def accuracy_interval(correct: np.ndarray, groups: Sequence[str]) -> dict[str, float]:
+    """Return the 95 % interval of the accuracy over groups that are drawn again; none of fewer than two groups.
+
+    `correct` (clips,) says which clips were recognised. Clips without a group are groups of their own.
+    """
+    names = [group or f"\0{i}" for i, group in enumerate(groups)]
+    _, group_of = np.unique(names, return_inverse=True)
+    sizes = np.bincount(group_of)
+    if len(sizes) < 2:
+        return {}
+    low, high = bootstrap_interval(np.bincount(group_of, weights=correct).tolist(), sizes.tolist())
+    return {"accuracy_low": low, "accuracy_high": high}
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """Classification of recordings of a site's own, in all four modes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from safetensors.torch import save_model
 from openfl_audio.config import load_settings
 from openfl_audio.protocol.plan import Direction
 from openfl_audio.training.export import extend_config
+from openfl_audio.training.history import Record
 from openfl_audio.training.run_settings import Group, RunSettings
 from openfl_audio.training.sites import judge_sites
 from openfl_audio.training.workload import Metrics, Workload, register_tasks
@@ -181,6 +182,19 @@ class AudioClassification(Workload[Settings]):
         """Return metrics of a model on all clips of a split, none where it has no clip."""
         clips = Clips(dataset, self.targets(config), config.clip_s, self.extractor(config))
         return summarize(validate_clips(model, clips, device)) if len(clips) else {}
+
+    def plot(self, records: Sequence[Record], config: Settings, data: Path, clients: int, part: str, out: Path) -> None:
+        """Draw confusions.png, of all validation clips with the best model."""
+        # An envoy draws nothing: it is spared the time and the memory.
+        from workspaces.audio_classification import report
+
+        report.plot_confusions(records, self.best(config), self.targets(config).classes, out / "confusions.png")
+
+    def plot_clients(self, scores: Mapping[str, Mapping[str, float]], config: Settings, data: Path, out: Path) -> None:
+        """Draw classes_by_client.png, the recall of each class at each client."""
+        from workspaces.audio_classification import report
+
+        report.plot_recalls(scores, self.targets(config).classes, out / "classes_by_client.png")
 
     def save(self, model: Any, config: Settings, folder: Path) -> None:
         """Write the model so that a pipeline loads it with its extractor; of another module model.safetensors alone."""

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 
 def plot_metrics(history: pd.DataFrame, alone: pd.DataFrame, test_accuracy: dict[str, float], path: Path) -> Figure:
-    """Draw loss and accuracy by round, of all envoys and of one alone; dots are accuracies on unseen speakers."""
+    """Draw loss and accuracy by round, of all envoys and of one alone; dots are those on unseen speakers."""
     figure, (loss, accuracy) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     loss.plot(
         history["round"], history["train loss"], color="C0", marker=".", linestyle=":", label="all envoys, training"
@@ -30,9 +30,9 @@ def plot_metrics(history: pd.DataFrame, alone: pd.DataFrame, test_accuracy: dict
         ("last", history["round"].iloc[-1], "C3"),
         ("alone", alone["round"][alone["accuracy"].idxmax()], "C1"),
     ):
-        accuracy.scatter(
-            at, test_accuracy[name], color=color, zorder=3, label=f"{name}, test: {test_accuracy[name]:.3f}"
-        )
+        if name in test_accuracy:
+            label = f"{name}, test: {test_accuracy[name]:.3f}"
+            accuracy.scatter(at, test_accuracy[name], color=color, zorder=3, label=label)
     loss.set(xlabel="round", ylabel="cross-entropy (nats)", ylim=(0, None))
     accuracy.set(xlabel="round", ylabel="accuracy", ylim=(0, 1))
     for axes in (loss, accuracy):

@@ -104,7 +104,7 @@ class SoundEvents(Workload[Settings]):
         return tasks.MEAN_OVER
 
     def local_tensors(self, config: Settings) -> Sequence[str]:
-        return [NORMALISATION_TENSORS] if config.model.normalisation == "fedbn" else []
+        return [*config.local_tensors, *[NORMALISATION_TENSORS] * (config.model.normalisation == "fedbn")]
 
     def complete(self, config: Settings, data: Path) -> Settings:
         """Return settings with as many classes as the corpus has, where they do not say how many."""

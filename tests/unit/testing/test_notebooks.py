@@ -39,11 +39,12 @@ class Envoys:
         return self.kind(**self.params[envoy])
 
     def get_shard_registry(self) -> dict[str, dict[str, Any]]:
-        described = {name: self.open(name).dataset_description for name in self.params}
-        return {
-            name: {"is_online": True, "shard_info": SimpleNamespace(shard_description=text)}
-            for name, text in described.items()
+        shards = {name: self.open(name) for name in self.params}
+        described = {
+            name: SimpleNamespace(shard_description=shard.dataset_description, target_shape=shard.target_shape)
+            for name, shard in shards.items()
         }
+        return {name: {"is_online": True, "shard_info": info} for name, info in described.items()}
 
 
 class SimulatedExperiment(Simulation):
@@ -77,6 +78,11 @@ def execute(tmp_path, monkeypatch):
             "NAME": "demo",
         }
         run(demo.notebook, demo.parameters | own | parameters)
+        # Once more, with the experiments that have ended, by somebody who has no recordings to test on.
+        run(demo.notebook, demo.parameters | own | parameters | {"TEST_DATA": None, "OUT": str(folder / "untested")})
+        untested = json.loads((folder / "untested" / "result.json").read_text())
+        assert {} in untested.values()
+        assert "There are none." in (folder / "untested" / "model" / "README.md").read_text()
         result = json.loads((folder / "out" / "result.json").read_text())
         card = (folder / "out" / "model" / "README.md").read_text()
         assert "| rounds | 1 |" in card

@@ -6,8 +6,8 @@ import pytest
 
 from openfl_audio.protocol.plan import TRAIN, VALIDATE
 from openfl_audio.training.history import to_frame
-from openfl_audio.training.sites import scores_by_site, train_sizes
-from workspaces.audio_classification.report import best_round, plot_sites, recalls_by_site, report_sites
+from openfl_audio.training.sites import best_round, scores_by_site, train_sizes
+from workspaces.audio_classification.report import plot_sites, recalls_by_site, report_sites
 
 SHARES = {"true/0": 0.5, "hit/0": 0.25, "true/1": 0.5, "hit/1": 0.5}
 

@@ -13,6 +13,7 @@ from workspaces.audio_classification.targets import Targets
 from workspaces.audio_classification.tasks import (
     MEAN_OVER,
     TrainingSettings,
+    accuracy_interval,
     class_weights,
     confusion,
     loss_of,
@@ -90,7 +91,20 @@ def test_ranks_are_those_of_the_classes_that_a_site_has_and_no_means_over_sites(
     assert np.isnan(alone["auroc"])
     assert alone["mAP"] == pytest.approx(1.0)
     assert AudioClassification().start_arguments(read_settings("small.yaml", targets))["mean_over"] == MEAN_OVER
-    assert MEAN_OVER.keys() == {"auroc", "mAP"}
+    assert MEAN_OVER.keys() == {"auroc", "mAP", "accuracy_low", "accuracy_high"}
+
+
+def test_the_interval_of_the_accuracy_draws_whole_speakers():
+    correct = np.array([True] * 40 + [False] * 10)
+    five = accuracy_interval(correct, [str(i // 10) for i in range(50)])
+    assert (five["accuracy_low"], five["accuracy_high"]) == (0.4, 1.0)
+    fifty = accuracy_interval(correct, [""] * 50)
+    assert 0.65 < fifty["accuracy_low"] < 0.75 < 0.85 < fifty["accuracy_high"] < 0.95
+    assert accuracy_interval(correct, ["ann"] * 50) == {}
+    clips = clips_of(labels=["low"] * 4)
+    clips.groups = ["a", "a", "b", "b"]
+    metrics = validate_clips(create_cnn(2), clips, "cpu")
+    assert metrics["accuracy_low"] <= metrics["accuracy"] <= metrics["accuracy_high"]
 
 
 def test_of_many_classes_no_pairs_are_told():

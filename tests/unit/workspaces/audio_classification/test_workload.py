@@ -140,9 +140,13 @@ def test_a_run_from_a_table_judges_sites_and_its_model_loads_in_a_pipeline(table
     result = run(AudioClassification(), settings(tmp_path), "simulated", table, tmp_path / "out")
     best = result["metrics"]["best"]
     assert set(best) == {"validation", "test", "sites"}
+    # Of one speaker there is no interval.
     assert set(best["test"]) == {"loss", "accuracy", "macro_f1", "auroc", "mAP"}
     assert set(best["sites"]) == {"mean", "worst", "p10", "spread", "sites"}
     assert best["sites"]["worst"] <= best["sites"]["mean"]
+    assert {"confusions.png", "classes_by_client.png", "per_client.png"} <= {
+        p.name for p in (tmp_path / "out").iterdir()
+    }
     history = [json.loads(line) for line in (tmp_path / "out" / "history.jsonl").read_text().splitlines()]
     shares = history[0]["metrics"]["aggregated_model_validate"]
     assert shares["true/0"] + shares["true/1"] == pytest.approx(1)
