@@ -37,8 +37,12 @@ class Settings(BaseModel):
 class Retention(Settings):
     """Number of ended experiments that are kept, and of days that they are; without a number, all of them."""
 
-    experiments: int | None = Field(default=None, ge=0)
-    days: float | None = Field(default=None, ge=0)
+    experiments: int | None = Field(
+        default=None, ge=0, description="number of ended experiments that are kept; without it all of them"
+    )
+    days: float | None = Field(
+        default=None, ge=0, description="days that an ended experiment is kept; without it for ever"
+    )
 
     def outdated(self, ended: Mapping[str, float], now: float) -> list[str]:
         """Return the names of experiments that are not to be kept, of those that `ended` at these times (seconds)."""
@@ -118,15 +122,16 @@ def _keys_beside(location: tuple[int | str, ...], model: type[BaseModel]) -> lis
     """Return the keys of the group that a key is in; none where it may be one of several kinds of group."""
     for part in location[:-1]:
         field = model.model_fields.get(str(part))
-        groups = list(_groups_in(field.annotation)) if field else []
+        groups = list(groups_in(field.annotation)) if field else []
         if len(groups) != 1:
             return []
         model = groups[0]
     return list(model.model_fields)
 
 
-def _groups_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def groups_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the groups of settings that a field of this type may hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for part in get_args(annotation):
-        yield from _groups_in(part)
+        yield from groups_in(part)

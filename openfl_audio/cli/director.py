@@ -1,8 +1,11 @@
 """`openfl-audio director`: the director of a federation."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from pydantic import BaseModel
 
 from openfl_audio.cli.options import Command, changes_option, option
 from openfl_audio.config import load_settings, parse_change
@@ -18,9 +21,17 @@ class Director(Command):
 
     example: ClassVar[str] = "openfl-audio director -c director/director_config.yaml --set settings.listen_port=50052"
 
+    reads_settings: ClassVar[bool] = True
+
     config: Path = option("YAML file of the settings", short="-c", metavar="FILE")
     set_: list[str] = changes_option("settings.listen_port=50052")
     disable_tls: bool = option("no encryption, and anybody may connect", False)
+
+    @classmethod
+    def settings_class(cls, given: Mapping[str, Any]) -> type[BaseModel]:
+        from openfl_audio.director.server import DirectorFile
+
+        return DirectorFile
 
     def run(self) -> None:
         from openfl_audio.director.server import DirectorFile, run

@@ -2,8 +2,11 @@
 
 import logging
 import signal
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn
+
+from pydantic import BaseModel
 
 from openfl_audio.cli.options import Command, changes_option, option
 from openfl_audio.config import load_settings, parse_change
@@ -23,10 +26,18 @@ class Envoy(Command):
         "openfl-audio envoy -n envoy_1 -c envoys/superb.yaml --set params.director_host=fl.example.org"
     )
 
+    reads_settings: ClassVar[bool] = True
+
     name: str = option("name of the envoy, the one in its certificate", short="-n")
     config: Path = option("YAML file of the settings", short="-c", metavar="FILE")
     set_: list[str] = changes_option("params.director_port=50052")
     disable_tls: bool = option("no encryption, and no proof of who is who", False)
+
+    @classmethod
+    def settings_class(cls, given: Mapping[str, Any]) -> type[BaseModel]:
+        from openfl_audio.envoy.settings import EnvoyFile
+
+        return EnvoyFile
 
     def run(self) -> None:
         from openfl_audio.envoy.envoy import Envoy as EnvoyProcess

@@ -118,10 +118,28 @@ class _PrintCompletion(argparse.Action):
         parser.exit()
 
 
+class _PrintSettings(argparse.Action):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        from openfl_audio.cli.settings_help import settings_lines
+
+        kind: type[Command] = parser.get_default("command")
+        try:
+            settings = kind.settings_class(vars(namespace))
+        except OpenFLAudioError as error:
+            parser.error(str(error))
+        print("\n".join(settings_lines(settings, _width())))
+        parser.exit()
+
+
 class _Formatter(argparse.HelpFormatter):
     def __init__(self, prog: str) -> None:
-        width = min(shutil.get_terminal_size().columns, MAX_WIDTH) - 2
-        super().__init__(prog, max_help_position=26, width=width)
+        super().__init__(prog, max_help_position=26, width=_width())
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return textwrap.wrap(text, width, break_on_hyphens=False)
@@ -137,6 +155,10 @@ class _Formatter(argparse.HelpFormatter):
         # argparse forgets that the commands of a group are indented, and puts the help of the longest below it.
         self._action_max_length += 2
         return super().format_help()
+
+
+def _width() -> int:
+    return min(shutil.get_terminal_size().columns, MAX_WIDTH) - 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -210,6 +232,11 @@ def _add_members(parser: argparse.ArgumentParser, members: dict[str, Any], argum
         command.set_defaults(command=kind, parser=command)
         if arguments is None or member == name:
             kind.add_options(command)
+            if kind.reads_settings:
+                text = "list the settings that the file may have, and end"
+                command.add_argument(
+                    "--help-settings", action=_PrintSettings, nargs=0, default=argparse.SUPPRESS, help=text
+                )
             command.usage = _usage(command)
 
 

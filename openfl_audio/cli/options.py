@@ -18,6 +18,7 @@ class Command(BaseModel):
         example: a call of the command, for the end of its help.
         resumes: whether the same command resumes what an earlier one began.
         passes_on: whether options that it does not know are for another command, in `passed_on`.
+        reads_settings: whether it reads a settings file, which --help-settings describes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -25,6 +26,7 @@ class Command(BaseModel):
     example: ClassVar[str]
     resumes: ClassVar[bool] = False
     passes_on: ClassVar[bool] = False
+    reads_settings: ClassVar[bool] = False
 
     passed_on: Sequence[str] = Field(default=(), exclude=True)
 
@@ -36,6 +38,14 @@ class Command(BaseModel):
     def add_options(cls, parser: argparse.ArgumentParser) -> None:
         """Add the options of the command to its parser."""
         add_fields(parser, cls)
+
+    @classmethod
+    def settings_class(cls, given: Mapping[str, Any]) -> type[BaseModel]:
+        """Return the class of the settings file that the command reads; `given` are arguments before --help-settings.
+
+        Raises OpenFLAudioError if they do not say which.
+        """
+        raise NotImplementedError
 
 
 def option(
@@ -105,8 +115,9 @@ def read_options(model: type[Command], values: Mapping[str, Any]) -> Command:
 def _add_option(parser: argparse.ArgumentParser, name: str, field: FieldInfo, description: str | None) -> None:
     extra: dict[str, Any] = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     kind, is_list = _kind(field.annotation)
-    choices = get_args(kind) if get_origin(kind) is Literal else extra.get("choices")
-    settings: dict[str, Any] = {"help": _help(field, description, choices)}
+    choices = _choices(field)
+    # argparse replaces what follows a per cent sign.
+    settings: dict[str, Any] = {"help": describe_option(field, description).replace("%", "%%")}
     if kind is bool:
         settings["action"] = "store_true"
     else:
@@ -147,12 +158,20 @@ def _placeholder(name: str, kind: Any) -> str:
     return {int: "N", float: "X", Path: "PATH"}.get(kind, name.strip("_").upper())
 
 
-def _help(field: FieldInfo, description: str | None, choices: Sequence[str] | None) -> str:
-    text = (description or "").replace("%", "%%")
-    if choices:
-        text += f": {', '.join(choices)}"
+def _choices(field: FieldInfo) -> Sequence[str] | None:
+    kind, _ = _kind(field.annotation)
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return field.json_schema_extra.get("choices") if isinstance(field.json_schema_extra, dict) else None  # type: ignore
+
+
+def describe_option(field: FieldInfo, description: str | None = None) -> str:
+    """Return the description of a field, by default its own, with its choices and its default."""
+    text = description or field.description or ""
+    if choices := _choices(field):
+        text += f": {', '.join(map(str, choices))}"
     default = field.get_default()
-    if field.is_required() or default is None or default is False or default in ([], ()):
+    if field.default_factory or field.is_required() or default is None or default is False or default in ([], ()):
         return text
     shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
     return f"{text} ({shown})"

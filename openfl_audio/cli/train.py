@@ -2,10 +2,11 @@
 
 import argparse
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from openfl_audio.cli.options import Command, add_fields, argument, changes_option, option
 from openfl_audio.config import load_settings, parse_change
@@ -30,6 +31,7 @@ class Train(Command):
         "      --out runs/simulated --clients 40 --fraction 0.25 --set batch_size=8"
     )
     resumes: ClassVar[bool] = True
+    reads_settings: ClassVar[bool] = True
 
     workload: str = argument(WORKLOAD)
     mode: Literal["centralized", "individual", "simulated", "federated"] = option("who the clients are")
@@ -54,6 +56,10 @@ class Train(Command):
         from openfl_audio.training.run_settings import RunSettings
 
         add_fields(parser, cls, {name: RunSettings.model_fields[name].description for name in SETTINGS})
+
+    @classmethod
+    def settings_class(cls, given: Mapping[str, Any]) -> type[BaseModel]:
+        return settings_of_workload(given)
 
     def run(self) -> None:
         use_one_thread()
@@ -95,6 +101,15 @@ class Train(Command):
                 )
             changes[key] = value
         return changes
+
+
+def settings_of_workload(given: Mapping[str, Any]) -> type[BaseModel]:
+    """Return the class of a workload's settings. Raises SettingsError if `given` names none."""
+    from openfl_audio.experiments.workloads import find_workload
+
+    if not given.get("workload"):
+        raise SettingsError("name the workload before --help-settings")
+    return find_workload(given["workload"]).config_class
 
 
 def use_one_thread() -> None:

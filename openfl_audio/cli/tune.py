@@ -1,10 +1,13 @@
 """`openfl-audio tune`: a search over settings."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pydantic import BaseModel
+
 from openfl_audio.cli.options import Command, argument, changes_option, option
-from openfl_audio.cli.train import CONFIG, WORKLOAD, use_one_thread
+from openfl_audio.cli.train import CONFIG, WORKLOAD, settings_of_workload, use_one_thread
 from openfl_audio.config import parse_change
 from openfl_audio.errors import SettingsError
 
@@ -24,6 +27,7 @@ class Tune(Command):
         "      --over fraction=0.1,0.3,0.5,0.7 --over local_epochs=1,3,5"
     )
     resumes: ClassVar[bool] = True
+    reads_settings: ClassVar[bool] = True
 
     workload: str = argument(WORKLOAD)
     data: Path = option("the corpus that the workload's shard reads")
@@ -37,6 +41,10 @@ class Tune(Command):
     workers: int = option("trials that run side by side", 1, ge=1)
     ray_address: str | None = option("address of a Ray cluster", None, metavar="ADDRESS")
     gpus_per_trial: float = option("such as 0.25", 0.0, ge=0)
+
+    @classmethod
+    def settings_class(cls, given: Mapping[str, Any]) -> type[BaseModel]:
+        return settings_of_workload(given)
 
     def run(self) -> None:
         use_one_thread()

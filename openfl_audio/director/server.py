@@ -61,19 +61,27 @@ def server_options(max_files: int) -> list[tuple[str, int]]:
 class DirectorSettings(Settings):
     """The `settings` of a director's YAML file."""
 
-    listen_host: Host = "localhost"
-    listen_port: int = Field(default=DEFAULT_PORT, ge=1, le=65_535)
-    envoy_health_check_period: int = Field(default=5, ge=1)
-    # Only TLS needs them.
-    certificates: Path | None = None
-    runs: Path
-    retention: Retention = Retention()
+    listen_host: Host = Field(
+        default="localhost",
+        description="host name or address to listen on; 0.0.0.0, or :: with IPv6, is everybody in the network",
+    )
+    listen_port: int = Field(default=DEFAULT_PORT, ge=1, le=65_535, description="the one port of the federation")
+    envoy_health_check_period: int = Field(
+        default=5,
+        ge=1,
+        description="seconds between two signs of life of an envoy, which is offline after two without any",
+    )
+    certificates: Path | None = Field(
+        default=None, description="folder with ca.crt, director.crt and director.key; only TLS needs it"
+    )
+    runs: Path = Field(description="folder of the experiments: a folder each, with history and models")
+    retention: Retention = Field(default=Retention(), description="experiments that have ended and are kept")
 
 
 class DirectorFile(Settings):
     """The content of a director's YAML file."""
 
-    settings: DirectorSettings
+    settings: DirectorSettings = Field(description="settings of the director")
 
 
 async def serve(settings: DirectorSettings, credentials: Credentials | None, max_files: int) -> None:

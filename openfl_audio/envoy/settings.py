@@ -27,42 +27,53 @@ GROUP = "openfl_audio.shard_descriptors"
 class EnvoySettings(Settings):
     """The `params` of an envoy's YAML file."""
 
-    director_host: Host
-    director_port: int = Field(default=DEFAULT_PORT, ge=1, le=65_535)
-    # Seconds to try at the start before giving up. Later, an envoy waits for its director without a limit.
-    connect_timeout: float = 60.0
-    # Only TLS needs them.
-    certificates: Path | None = None
-    work_dir: Path
-    # A worker that holds more is ended, before the system ends something else.
-    memory_limit_gb: float = Field(default_factory=lambda: 0.8 * psutil.virtual_memory().total / 1e9, gt=0)
-    # A task that takes longer counts as hung, and its worker is ended. Without a value there is no limit.
-    task_timeout_seconds: float | None = Field(default=None, gt=0)
-    # What leaves the site while a task runs, besides the update that it ends with: nothing; its steps and the memory
-    # that it holds; or also losses that it reports; or also what it prints.
-    reports: Literal["nothing", "steps", "losses", "logs"] = "losses"
-    # Which experiments run here: any; those that a list names, by their hash or their author; or those that somebody at
-    # this site has approved with `openfl-audio approve`. With the last two, code is sent as source, and what runs is
-    # what was shown.
-    approval: Literal["any", "listed", "ask"] = "any"
-    # The file of what is listed.
-    approved: Path | None = None
-    # Of experiments that run here no more, logs and what tasks keep from round to round.
-    retention: Retention = Retention()
+    director_host: Host = Field(description="name or address of the director, which is in its certificate")
+    director_port: int = Field(default=DEFAULT_PORT, ge=1, le=65_535, description="port of the director")
+    connect_timeout: float = Field(
+        default=60.0,
+        description="seconds to try at the start before giving up; later an envoy waits without a limit",
+    )
+    certificates: Path | None = Field(
+        default=None, description="folder with ca.crt, NAME.crt and NAME.key of this envoy; only TLS needs it"
+    )
+    work_dir: Path = Field(description="folder where experiments are unpacked while they run, and leave their logs")
+    memory_limit_gb: float = Field(
+        default_factory=lambda: 0.8 * psutil.virtual_memory().total / 1e9,
+        gt=0,
+        description="GB of memory above which a worker is ended; by default four fifths of the machine's",
+    )
+    task_timeout_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="seconds after which a task counts as hung, and its worker is ended; without it there is no limit",
+    )
+    reports: Literal["nothing", "steps", "losses", "logs"] = Field(
+        default="losses",
+        description="what leaves while a task runs: nothing; its steps and memory; losses too; or all that it prints",
+    )
+    # With the last two, code is sent as source, and what runs is what was shown.
+    approval: Literal["any", "listed", "ask"] = Field(
+        default="any",
+        description="what runs here: all; what a list names; or also what was approved with openfl-audio approve",
+    )
+    approved: Path | None = Field(default=None, description="file of what is listed: hashes, and authors")
+    retention: Retention = Field(
+        default=Retention(), description="experiments that have ended here, and whose logs and local state are kept"
+    )
 
 
 class ShardDescriptorSettings(Settings):
     """The `shard_descriptor` of an envoy's YAML file: what to make, and with which parameters."""
 
-    template: str
-    params: dict[str, Any] = Field(default_factory=dict)
+    template: str = Field(description="class that reads the recordings: MODULE.CLASS, or the name of an installed one")
+    params: dict[str, Any] = Field(default_factory=dict, description="arguments of that class")
 
 
 class EnvoyFile(Settings):
     """The content of an envoy's YAML file."""
 
-    params: EnvoySettings
-    shard_descriptor: ShardDescriptorSettings
+    params: EnvoySettings = Field(description="settings of the envoy")
+    shard_descriptor: ShardDescriptorSettings = Field(description="the recordings of this site")
 
 
 def build_shard_descriptor(settings: ShardDescriptorSettings, folder: Path) -> ShardDescriptor:

@@ -111,8 +111,8 @@ class Mean(_Rule):
     claims.
     """
 
-    rule: Literal["mean"] = "mean"
-    weighted: bool = True
+    rule: Literal["mean"] = Field(default="mean", description="mean of the updates")
+    weighted: bool = Field(default=True, description="weigh updates by their clips, which is FedAvg")
 
     def combine(self, updates: Iterable[np.ndarray], weights: Sequence[float], current: np.ndarray) -> np.ndarray:
         """Return the mean of `updates`, flat and of one length, as summed by RunningMean. They are taken one at a time.
@@ -128,7 +128,7 @@ class Mean(_Rule):
 class Median(_Rule):
     """Median of each coordinate; weights do not count: Yin et al. 2018, arXiv 1803.01498, definition 1."""
 
-    rule: Literal["median"] = "median"
+    rule: Literal["median"] = Field(default="median", description="median of each value; weights do not count")
     weighted: ClassVar[bool] = False
 
     def combine(self, updates: Iterable[np.ndarray], weights: Sequence[float], current: np.ndarray) -> np.ndarray:
@@ -147,9 +147,11 @@ class TrimmedMean(_Rule):
     highest value, 0.2 drops two of each. A round with so few updates that nothing would be cut off is refused.
     """
 
-    rule: Literal["trimmed_mean"] = "trimmed_mean"
+    rule: Literal["trimmed_mean"] = Field(
+        default="trimmed_mean", description="mean of each value without its extremes; weights do not count"
+    )
     weighted: ClassVar[bool] = False
-    share: float = Field(ge=0, lt=0.5)
+    share: float = Field(ge=0, lt=0.5, description="share of the updates that is cut off at each end, rounded down")
 
     def check_number(self, updates: int) -> None:
         """Raise ValueError if nothing would be cut off of so few `updates`.
@@ -190,8 +192,10 @@ class GeometricMedian(_Rule):
     Where an update itself is the median, the result is exactly that update.
     """
 
-    rule: Literal["geometric_median"] = "geometric_median"
-    weighted: bool = False
+    rule: Literal["geometric_median"] = Field(
+        default="geometric_median", description="point with the least sum of distances to the updates, tensor by tensor"
+    )
+    weighted: bool = Field(default=False, description="weigh distances by clips")
     whole_tensors: ClassVar[bool] = True
 
     def combine(self, updates: Iterable[np.ndarray], weights: Sequence[float], current: np.ndarray) -> np.ndarray:
@@ -216,7 +220,7 @@ class _ServerOptimizer(_Part):
     """
 
     slots: ClassVar[tuple[str, ...]]
-    learning_rate: float = Field(default=0.01, gt=0)
+    learning_rate: float = Field(default=0.01, gt=0, description="learning rate of the server optimizer")
 
     def initial_value(self, slot: str) -> float:
         """Return the value that fills the arrays of `slot` before the first round."""
@@ -250,7 +254,9 @@ class _AdaptiveOptimizer(_ServerOptimizer):
     epsilon and betas are those of its experiments (appendix D.2).
     """
 
-    epsilon: float = Field(default=1e-3, gt=0)
+    epsilon: float = Field(
+        default=1e-3, gt=0, description="what is added to the root of the second moment; tau of the paper"
+    )
 
     def initial_value(self, slot: str) -> float:
         return self.epsilon**2 if slot == "second_moment" else 0.0
@@ -272,8 +278,8 @@ class FedAdam(_AdaptiveOptimizer):
     """FedAdam of Reddi et al.: v = beta2 * v + (1 - beta2) * d^2."""
 
     slots = ("first_moment", "second_moment")
-    optimizer: Literal["adam"] = "adam"
-    betas: tuple[Beta, Beta] = (0.9, 0.99)
+    optimizer: Literal["adam"] = Field(default="adam", description="FedAdam of Reddi et al.")
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.99), description="decay of first and second moment")
 
     def next_moments(self, moments: dict[str, np.ndarray], change: np.ndarray) -> dict[str, np.ndarray]:
         """Return the next m and v."""
@@ -285,8 +291,8 @@ class FedYogi(_AdaptiveOptimizer):
     """FedYogi of Reddi et al.: v = v - (1 - beta2) * d^2 * sign(v - d^2)."""
 
     slots = ("first_moment", "second_moment")
-    optimizer: Literal["yogi"] = "yogi"
-    betas: tuple[Beta, Beta] = (0.9, 0.99)
+    optimizer: Literal["yogi"] = Field(default="yogi", description="FedYogi of Reddi et al.")
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.99), description="decay of first and second moment")
 
     def next_moments(self, moments: dict[str, np.ndarray], change: np.ndarray) -> dict[str, np.ndarray]:
         """Return the next m and v."""
@@ -300,7 +306,7 @@ class FedAdagrad(_AdaptiveOptimizer):
     """FedAdagrad of Reddi et al.: v = v + d^2, and m = d, as beta1 is 0 in the paper's experiments."""
 
     slots = ("second_moment",)
-    optimizer: Literal["adagrad"] = "adagrad"
+    optimizer: Literal["adagrad"] = Field(default="adagrad", description="FedAdagrad of Reddi et al.")
 
     def next_moments(self, moments: dict[str, np.ndarray], change: np.ndarray) -> dict[str, np.ndarray]:
         """Return the next m and v."""
@@ -314,7 +320,7 @@ class _OpenFLOptimizer(_ServerOptimizer):
     """
 
     openfl_class: ClassVar[type[NumPyAdam] | type[NumPyAdagrad]]
-    initial_accumulator_value: float = Field(default=0.0, ge=0)
+    initial_accumulator_value: float = Field(default=0.0, ge=0, description="value that the moments start at")
 
     def initial_value(self, slot: str) -> float:
         return self.initial_accumulator_value
@@ -337,9 +343,9 @@ class OpenFLAdam(_OpenFLOptimizer):
 
     openfl_class = NumPyAdam
     slots = ("first_moment", "second_moment")
-    optimizer: Literal["openfl_adam"] = "openfl_adam"
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-    epsilon: float = Field(default=1e-8, gt=0)
+    optimizer: Literal["openfl_adam"] = Field(default="openfl_adam", description="Adam as OpenFL has it")
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), description="decay of first and second moment")
+    epsilon: float = Field(default=1e-8, gt=0, description="what is added to the root of the second moment")
 
 
 class OpenFLYogi(_OpenFLOptimizer):
@@ -350,9 +356,11 @@ class OpenFLYogi(_OpenFLOptimizer):
 
     openfl_class = NumPyYogi
     slots = ("first_moment", "second_moment")
-    optimizer: Literal["openfl_yogi"] = "openfl_yogi"
-    betas: tuple[Beta, Annotated[float, Field(ge=0.5, lt=1)]] = (0.9, 0.999)
-    epsilon: float = Field(default=1e-8, gt=0)
+    optimizer: Literal["openfl_yogi"] = Field(default="openfl_yogi", description="Yogi as OpenFL has it")
+    betas: tuple[Beta, Annotated[float, Field(ge=0.5, lt=1)]] = Field(
+        default=(0.9, 0.999), description="decay of first and second moment"
+    )
+    epsilon: float = Field(default=1e-8, gt=0, description="what is added to the root of the second moment")
 
 
 class OpenFLAdagrad(_OpenFLOptimizer):
@@ -360,9 +368,9 @@ class OpenFLAdagrad(_OpenFLOptimizer):
 
     openfl_class = NumPyAdagrad
     slots = ("squared",)
-    optimizer: Literal["openfl_adagrad"] = "openfl_adagrad"
-    initial_accumulator_value: float = Field(default=0.1, ge=0)
-    epsilon: float = Field(default=1e-10, gt=0)
+    optimizer: Literal["openfl_adagrad"] = Field(default="openfl_adagrad", description="Adagrad as OpenFL has it")
+    initial_accumulator_value: float = Field(default=0.1, ge=0, description="value that the squares start at")
+    epsilon: float = Field(default=1e-10, gt=0, description="what is added to the root of the squares")
 
 
 ServerOptimizer = Annotated[
@@ -373,18 +381,28 @@ ServerOptimizer = Annotated[
 class Aggregation(_Part):
     """Aggregation of a round's updates, in this order: clip each, combine them, step.
 
-    Attributes:
-        rule: combines the updates; without a server optimizer, the result is the next model.
-        clip_norm: bounds how far an update may be from the global model: McMahan et al. 2017, arXiv 1710.06963.
-        max_share: bounds how much of the weight of a round one update may have: a larger weight counts as much as makes
-            it just that share. Where there are fewer than 1 / max_share updates, all weigh the same.
-        server_optimizer: steps from the global model towards what the rule made of the updates.
+    With `max_share` a larger weight counts as much as makes it just that share; where there are fewer than 1 /
+    max_share updates, all weigh the same.
     """
 
-    rule: Rule = Mean()
-    clip_norm: float | None = Field(default=None, gt=0)
-    server_optimizer: ServerOptimizer | None = None
-    max_share: float | None = Field(default=None, gt=0, lt=1)
+    rule: Rule = Field(
+        default=Mean(),
+        description="rule that combines the updates; without a server optimizer, the result is the next model",
+    )
+    clip_norm: float | None = Field(
+        default=None,
+        gt=0,
+        description="bound on an update's distance from the global model: McMahan et al. 2017, arXiv 1710.06963",
+    )
+    server_optimizer: ServerOptimizer | None = Field(
+        default=None, description="optimizer that steps from the global model towards what the rule made of the updates"
+    )
+    max_share: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="bound on one update's share of the weight of a round; a larger weight counts as just that",
+    )
 
     def weights(self, clips: Sequence[int]) -> list[float]:
         """Return the weight of each update by the clips it was trained on, once `max_share` has been applied."""

@@ -11,29 +11,39 @@ class Participation(BaseModel):
     """The participants of a round, and the moment when the round closes.
 
     By default every member trains in every round, and a round waits for all of them.
-
-    Attributes:
-        fraction: the share of the members that train in a round, drawn anew for each.
-        count: the number of members that train in a round, in place of a fraction.
-        seed: the seed of the draws.
-        evaluators: members that validate the global model and do not train; the others then do not validate, so that
-            the validations of all rounds are on the same clips.
-        validate_every: validate in rounds 0, validate_every, ... and in the last one.
-        deadline_seconds: how long a round waits for its participants; without a deadline it waits for all of them.
-        quorum: how many updates must count when a round closes at its deadline. Evaluators may be fewer.
     """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False
     )  # infinity would not come back from JSON
 
-    fraction: float | None = Field(default=None, gt=0, le=1)
-    count: int | None = Field(default=None, ge=1)
-    seed: int = 0
-    evaluators: list[str] = []
-    validate_every: int = Field(default=1, ge=1)
-    deadline_seconds: float | None = Field(default=None, gt=0)
-    quorum: int = Field(default=1, ge=1)
+    fraction: float | None = Field(
+        default=None, gt=0, le=1, description="share of the members that train in a round, drawn anew for each"
+    )
+    count: int | None = Field(
+        default=None, ge=1, description="number of members that train in a round, in place of a fraction"
+    )
+    seed: int = Field(default=0, description="seed of the draws")
+    evaluators: list[str] = Field(
+        default=[],
+        description=(
+            "members that validate the global model and do not train; the others then do not validate, so that all "
+            "validations are on the same clips"
+        ),
+    )
+    validate_every: int = Field(
+        default=1, ge=1, description="validate in rounds 0, validate_every, ... and in the last one"
+    )
+    deadline_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="how long a round waits for its participants; without a deadline it waits for all of them",
+    )
+    quorum: int = Field(
+        default=1,
+        ge=1,
+        description="number of updates that must count when a round closes at its deadline; evaluators may be fewer",
+    )
 
     @model_validator(mode="after")
     def check_that_choices_agree(self) -> "Participation":

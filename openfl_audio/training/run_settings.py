@@ -20,12 +20,12 @@ class Group(BaseModel):
 
 
 class OptimizerSettings(Group):
-    """The optimizer of the clients; `momentum` is SGD's."""
+    """Settings of the clients' optimizer."""
 
-    name: Literal["sgd", "adam", "adamw", "radam"] = "sgd"
-    learning_rate: float = Field(gt=0)
-    momentum: float = Field(default=0.0, ge=0, lt=1)
-    weight_decay: float = Field(default=0.0, ge=0)
+    name: Literal["sgd", "adam", "adamw", "radam"] = Field(default="sgd", description="optimizer of the clients")
+    learning_rate: float = Field(gt=0, description="learning rate of the clients")
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="momentum of sgd")
+    weight_decay: float = Field(default=0.0, ge=0, description="weight decay of the clients' optimizer")
 
     @field_validator("momentum")
     @classmethod
@@ -48,40 +48,48 @@ class OptimizerSettings(Group):
 
 
 class RunSettings(Group):
-    """Settings of a run of any workload.
-
-    In a round a `fraction` of the `clients` train `local_epochs` each; "natural" clients are those of the corpus. A
-    tenth of 21 clients is 3, or with `fraction_rounding` "down" 2; it is one at least.
-    `init` is what this one starts from: an earlier run, of which the best model is taken, the folder of an exported
-    model, or a file: of safetensors, such as that of a kept round, or a state dict of PyTorch (.pt).
-    `best_epoch_path` is a file that gets the best model's weights besides: .pt is written as PyTorch's state dict, and
-    others as safetensors. It is relative to the folder of the run.
-    """
+    """Settings of a run of any workload."""
 
     rounds: int = Field(ge=1, description="number of rounds")
     clients: int | Literal["natural"] = Field(
         default="natural", description="number of clients, or natural: those of the corpus"
     )
     fraction: float = Field(default=1.0, gt=0, le=1, description="share of the clients that train in a round")
-    fraction_rounding: Literal["up", "down"] = "up"
+    fraction_rounding: Literal["up", "down"] = Field(
+        default="up", description="a tenth of 21 clients is 3 up, or 2 down; it is one at least"
+    )
     local_epochs: int = Field(default=1, ge=1, description="passes of a client over its data in a round")
-    batch_size: int = Field(ge=1)
-    optimizer: OptimizerSettings
-    opt_treatment: Literal["RESET", "CONTINUE_LOCAL", "CONTINUE_GLOBAL"] = "RESET"
-    aggregation: Aggregation = Aggregation()
-    precision: Literal["float32", "float16"] = "float32"
-    validate_every: int = Field(default=1, ge=1)
-    patience: int | None = Field(default=None, ge=1)
-    keep: int = Field(default=0, ge=0)
+    batch_size: int = Field(ge=1, description="clips of a batch")
+    optimizer: OptimizerSettings = Field(description="optimizer of the clients")
+    opt_treatment: Literal["RESET", "CONTINUE_LOCAL", "CONTINUE_GLOBAL"] = Field(
+        default="RESET",
+        description="state of a client's optimizer at the start of a round: fresh, its own, or the mean of all",
+    )
+    aggregation: Aggregation = Field(default=Aggregation(), description="aggregation of the updates of a round")
+    precision: Literal["float32", "float16"] = Field(
+        default="float32", description="precision in which tensors are transmitted"
+    )
+    validate_every: int = Field(
+        default=1, ge=1, description="validate the global model in rounds 0, validate_every, ... and in the last one"
+    )
+    patience: int | None = Field(
+        default=None,
+        ge=1,
+        description="validations without a better one after which the run ends; without it all rounds are run",
+    )
+    keep: int = Field(default=0, ge=0, description="number of last rounds whose models are kept")
     seed: int = Field(default=0, ge=0, description="seed of every random choice")
-    best_epoch_path: Path | None = None
+    best_epoch_path: Path | None = Field(
+        default=None, description="file for the best model's weights besides, .pt or safetensors, in the run's folder"
+    )
     local_tensors: list[str] = Field(default=[], description="patterns of tensors that never leave their client")
     judge: Literal["scores", "gain", "matrix"] = Field(
         default="scores",
         description="scores of each client; the gain over training alone; the models of all clients at all clients",
     )
     init: Path | None = Field(
-        default=None, description="what is started from: an earlier run (its best model), a model, or a file"
+        default=None,
+        description="what is started from: an earlier run (its best model), a model, or a file",
     )
 
     @field_validator("clients", mode="before")

@@ -30,10 +30,10 @@ SCORE = {"label": "accuracy", "labels": "loss", "number": "loss"}
 
 
 class ModelSettings(Group):
-    """`pretrained` is a hub name or a folder, `config` a file in `configs/` (or a path) for a random start."""
+    """The model: pretrained, or from a random start."""
 
-    pretrained: str | None = None
-    config: str | None = None
+    pretrained: str | None = Field(default=None, description="model to start from: a hub name or a folder")
+    config: str | None = Field(default=None, description="file in configs/, or a path, for a random start")
 
     @field_validator("config")
     @classmethod
@@ -43,14 +43,18 @@ class ModelSettings(Group):
 
 
 class TargetSettings(Group):
-    """The classes, in the order of the model's outputs (None: those of the corpus), and labels written differently.
+    """The classes or numbers that are learned; the corpus completes what is not said."""
 
-    `kind` is that of the corpus, which completes it.
-    """
-
-    kind: Literal["label", "labels", "number"] | None = None
-    classes: list[str] | None = None
-    mapping: dict[str, str | None] = Field(default_factory=dict)
+    kind: Literal["label", "labels", "number"] | None = Field(
+        default=None, description="what a recording has: one label, several, or a number; by default as the corpus says"
+    )
+    classes: list[str] | None = Field(
+        default=None, description="classes in the order of the model's outputs; by default those of the corpus"
+    )
+    mapping: dict[str, str | None] = Field(
+        default_factory=dict,
+        description="labels that are written differently, by how they are written; null leaves out",
+    )
 
     @field_validator("classes", "mapping", mode="before")
     @classmethod
@@ -63,30 +67,45 @@ class TargetSettings(Group):
 
 
 class AugmentationSettings(Group):
-    """Options of what varies in training: see `Augmentation`."""
+    """Settings of `Augmentation`."""
 
-    shift_s: float = Field(default=0.0, ge=0)
-    gain_db: float = Field(default=0.0, ge=0)
-    noise_db: float | None = None
+    shift_s: float = Field(
+        default=0.0, ge=0, description="shift in time by up to so many seconds either way, around the corner"
+    )
+    gain_db: float = Field(default=0.0, ge=0, description="make louder or softer by up to so many dB")
+    noise_db: float | None = Field(
+        default=None,
+        description="white noise so many dB below the clip's own level (RMS), up to 20 dB less; or none",
+    )
 
 
 class Settings(RunSettings):
-    """Settings of a run. `corpus` are the parameters of the shard descriptor besides the path and the rank.
+    """Settings of a run of audio classification."""
 
-    `clip_s` is the length of clips in seconds; without `warmup` the learning rate is constant.
-    """
-
-    model: ModelSettings
-    targets: TargetSettings = TargetSettings()
-    corpus: dict[str, Any] = Field(default_factory=dict)
-    clip_s: float = Field(gt=0)
-    warmup: float | None = Field(default=None, ge=0, lt=1)
-    balance: Literal["none", "sampling", "weights"] = "none"
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    accumulate: int = Field(default=1, ge=1)
-    clip_norm: float | None = Field(default=None, gt=0)
-    mixed_precision: bool = False
-    augmentation: AugmentationSettings = AugmentationSettings()
+    model: ModelSettings = Field(description="model that is trained")
+    targets: TargetSettings = Field(default=TargetSettings(), description="classes or numbers that are learned")
+    corpus: dict[str, Any] = Field(
+        default_factory=dict, description="parameters of the shard descriptor besides the path and the rank"
+    )
+    clip_s: float = Field(gt=0, description="length of clips in seconds")
+    warmup: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="share of all steps in which the learning rate rises; without it, it is constant",
+    )
+    balance: Literal["none", "sampling", "weights"] = Field(
+        default="none", description="draw every class equally often (sampling), or weigh the loss so (weights)"
+    )
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="label smoothing of the cross-entropy")
+    accumulate: int = Field(default=1, ge=1, description="batches for one step of the optimizer")
+    clip_norm: float | None = Field(
+        default=None, gt=0, description="largest norm of the gradients; without it they are not clipped"
+    )
+    mixed_precision: bool = Field(default=False, description="bfloat16 where that is exact enough")
+    augmentation: AugmentationSettings = Field(
+        default=AugmentationSettings(), description="variation of clips in training"
+    )
 
 
 class AudioClassification(Workload[Settings]):

@@ -22,10 +22,12 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class AdamSettings(OptimizerSettings):
-    """`betas` and `epsilon` are those of Adam and AdamW; fairseq's for HuBERT by default."""
+    """Settings of the clients' optimizer, with those of Adam."""
 
-    betas: tuple[Share, Share] = (0.9, 0.98)
-    epsilon: float = Field(default=1e-6, gt=0)
+    betas: tuple[Share, Share] = Field(
+        default=(0.9, 0.98), description="betas of Adam and its kin; fairseq's for HuBERT by default"
+    )
+    epsilon: float = Field(default=1e-6, gt=0, description="epsilon of Adam and its kin")
 
     def recipe(self) -> Callable[..., torch.optim.Optimizer]:
         recipe = super().recipe()
@@ -33,18 +35,23 @@ class AdamSettings(OptimizerSettings):
 
 
 class ModelSettings(Group):
-    """`config` is a file in `configs/` (or a path); `feature_grad_mult` scales the gradients of the convolutions.
+    """The sizes of a HuBERT, and how it is trained."""
 
-    The sizes take the place of those in the file.
-    """
-
-    config: str
-    hidden_size: int | None = Field(default=None, ge=1)
-    num_hidden_layers: int | None = Field(default=None, ge=1)
-    num_attention_heads: int | None = Field(default=None, ge=1)
-    intermediate_size: int | None = Field(default=None, ge=1)
-    feature_grad_mult: float = Field(default=0.1, gt=0, le=1)
-    gradient_checkpointing: bool = False
+    config: str = Field(description="file in configs/, or a path, with the sizes of the model")
+    hidden_size: int | None = Field(default=None, ge=1, description="width of the Transformer, in place of the file's")
+    num_hidden_layers: int | None = Field(
+        default=None, ge=1, description="layers of the Transformer, in place of the file's"
+    )
+    num_attention_heads: int | None = Field(
+        default=None, ge=1, description="attention heads of a layer, in place of the file's"
+    )
+    intermediate_size: int | None = Field(
+        default=None, ge=1, description="width of a layer's middle, in place of the file's"
+    )
+    feature_grad_mult: float = Field(default=0.1, gt=0, le=1, description="factor of the gradients of the convolutions")
+    gradient_checkpointing: bool = Field(
+        default=False, description="compute activations again on the way back, which takes less memory and more time"
+    )
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -54,25 +61,30 @@ class ModelSettings(Group):
 
 
 class HubertSettings(RunSettings):
-    """Settings of training a HuBERT, with whatever objective.
+    """Settings of training a HuBERT, with whatever objective."""
 
-    A batch has at most `max_samples_per_batch`, padding included, and `batch_size` clips; of longer ones than
-    `max_clip_samples` a part is cut out at random. "auto" takes what the free memory allows.
-
-    `warmup` is the share of the steps of all rounds in which the learning rate rises; then it falls to 0. `autocast` is
-    the precision of training (`precision` is that of what is sent); with `proximal_mu` it is FedProx.
-    """
-
-    optimizer: AdamSettings
-    model: ModelSettings
-    batch_size: int = Field(default=64, ge=1)
-    max_samples_per_batch: int | Literal["auto"] = 1_400_000
-    max_clip_samples: int = Field(default=250_000, ge=400)
-    accumulate: int = Field(default=1, ge=1)
-    warmup: float = Field(default=0.08, ge=0, lt=1)
-    clip_grad_norm: float = Field(default=10.0, gt=0)
-    proximal_mu: float = Field(default=0.0, ge=0)
-    autocast: Literal["float32", "bfloat16", "float16"] = "float32"
+    optimizer: AdamSettings = Field(description="optimizer of the clients")
+    model: ModelSettings = Field(description="model that is trained")
+    batch_size: int = Field(default=64, ge=1, description="clips of a batch at most")
+    max_samples_per_batch: int | Literal["auto"] = Field(
+        default=1_400_000,
+        description="samples of a batch at most, padding included; auto takes what the free memory allows",
+    )
+    max_clip_samples: int = Field(
+        default=250_000, ge=400, description="samples of a clip at most; of a longer one a part is cut out at random"
+    )
+    accumulate: int = Field(default=1, ge=1, description="batches for one step of the optimizer")
+    warmup: float = Field(
+        default=0.08,
+        ge=0,
+        lt=1,
+        description="share of the steps of all rounds in which the learning rate rises; then it falls to 0",
+    )
+    clip_grad_norm: float = Field(default=10.0, gt=0, description="largest norm of the gradients")
+    proximal_mu: float = Field(default=0.0, ge=0, description="weight of FedProx's proximal term")
+    autocast: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="precision of training; float16 needs a GPU"
+    )
 
     @model_validator(mode="after")
     def check_batches(self) -> "HubertSettings":

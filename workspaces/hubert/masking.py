@@ -11,12 +11,16 @@ from openfl_audio.training.run_settings import Group
 class MaskSettings(Group):
     """HuBERT's masks: `probability` / `length` of the frames, 8 %, begin a span of `length` frames.
 
-    Some call that share itself the mask's probability: as `start_probability`, 0.08, it takes the place of the other.
+    Some call that share itself the mask's probability: it is `start_probability`.
     """
 
-    length: int = Field(default=10, ge=1)
-    probability: float = Field(default=0.8, gt=0)
-    start_probability: float | None = Field(default=None, gt=0, le=1)
+    length: int = Field(default=10, ge=1, description="frames of a span")
+    probability: float = Field(
+        default=0.8, gt=0, description="share of the frames that spans would hide if none overlapped"
+    )
+    start_probability: float | None = Field(
+        default=None, gt=0, le=1, description="share of the frames that begin a span, in place of probability / length"
+    )
 
     @property
     def starts(self) -> float:

@@ -28,26 +28,30 @@ SMALL_SHARE = 0.3  # of masked frames; with less there is little to predict
 
 
 class PretrainingModelSettings(ModelSettings):
-    """`clusters` is the number of those that are predicted, `final_dim` the width in which they are."""
+    """Settings of a model that predicts clusters."""
 
-    clusters: int = Field(default=504, ge=2)
-    final_dim: int = Field(default=256, ge=1)
+    clusters: int = Field(default=504, ge=2, description="number of clusters that are predicted")
+    final_dim: int = Field(default=256, ge=1, description="width in which clusters are predicted")
 
 
 class DataSettings(Group):
-    """`targets` names a folder that openfl-audio data prepare hubert-targets wrote."""
+    """The targets that are learned."""
 
-    targets: str
+    targets: str = Field(description="name of the targets that openfl-audio data prepare hubert-targets wrote")
 
 
 class Settings(HubertSettings):
-    """Settings of pretraining. `unmasked_weight` and `feature_penalty` are those of `MaskedPrediction`."""
+    """Settings of pretraining."""
 
-    model: PretrainingModelSettings
-    data: DataSettings
-    mask: MaskSettings = MaskSettings()
-    unmasked_weight: float = Field(default=0.0, ge=0)
-    feature_penalty: float = Field(default=10.0, ge=0)
+    model: PretrainingModelSettings = Field(description="model that is trained")
+    data: DataSettings = Field(description="targets that are learned")
+    mask: MaskSettings = Field(default=MaskSettings(), description="frames that are hidden from the model")
+    unmasked_weight: float = Field(
+        default=0.0, ge=0, description="weight of frames that are not masked, 0 in the paper"
+    )
+    feature_penalty: float = Field(
+        default=10.0, ge=0, description="weight of the mean square of the convolutions' outputs"
+    )
 
 
 class HubertTraining(HubertWorkload[Settings]):

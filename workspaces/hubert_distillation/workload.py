@@ -21,13 +21,15 @@ from workspaces.hubert_distillation.model import Student, compare_size_and_speed
 
 
 class DistillationSettings(Group):
-    """See `Distillation`. `teacher` is the folder of a model, such as model/ of a run, or a hub name."""
+    """Settings of `Distillation`."""
 
-    teacher: str
-    layers: tuple[int, ...]
-    temperature: float = Field(default=2.0, gt=0)
-    alpha: float = Field(default=0.5, ge=0)
-    beta: float = Field(default=1.0, ge=0)
+    teacher: str = Field(description="folder of the teacher, such as model/ of a run, or a hub name")
+    layers: tuple[int, ...] = Field(description="layers of the teacher that the student predicts, from 1")
+    temperature: float = Field(default=2.0, gt=0, description="temperature of the softmax over clusters")
+    alpha: float = Field(
+        default=0.5, ge=0, description="weight of the divergence between clusters; above 0 the teacher needs a head"
+    )
+    beta: float = Field(default=1.0, ge=0, description="weight of the difference between layers")
 
     @field_validator("teacher")
     @classmethod
@@ -39,7 +41,7 @@ class DistillationSettings(Group):
 class Settings(HubertSettings):
     """Settings of distillation; a student has as many clusters as its teacher."""
 
-    distillation: DistillationSettings
+    distillation: DistillationSettings = Field(description="what the student learns from its teacher")
 
 
 class HubertDistillation(HubertWorkload[Settings]):

@@ -20,20 +20,30 @@ SHARD_DESCRIPTOR = "shard_descriptors.superb.SuperbShardDescriptor"
 class DataSettings(Group):
     """The division of speakers among clients: see `SuperbShardDescriptor`."""
 
-    partition: Literal["speaker", "speaker_groups", "clips"] = "speaker"
-    speakers_per_group: int | None = None
-    silence_share: float | None = None
+    partition: Literal["speaker", "speaker_groups", "clips"] = Field(
+        default="speaker",
+        description="division among clients: of speakers, of groups of them, or of clips regardless of the speaker",
+    )
+    speakers_per_group: int | None = Field(default=None, description="speakers of a group, with speaker_groups only")
+    silence_share: float | None = Field(
+        default=None,
+        description="silence for each spoken clip, cut out of noise recordings; without it each is one clip",
+    )
 
 
 class SpeechCommandsSettings(RunSettings):
-    """`warmup` is the share of all steps in which the learning rate rises.
+    """Settings of a run on Speech Commands."""
 
-    `metric_for_best` chooses the best model: the highest accuracy of the validation, or its lowest loss.
-    """
-
-    data: DataSettings = DataSettings()
-    metric_for_best: Literal["accuracy", "loss"] = "accuracy"
-    warmup: float | None = Field(default=None, ge=0, lt=1)
+    data: DataSettings = Field(default=DataSettings(), description="division of the corpus among clients")
+    metric_for_best: Literal["accuracy", "loss"] = Field(
+        default="accuracy", description="metric of the validation that chooses the best model"
+    )
+    warmup: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="share of all steps in which the learning rate rises; without it there is no rise",
+    )
 
 
 Config = TypeVar("Config", bound=SpeechCommandsSettings)

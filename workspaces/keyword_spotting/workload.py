@@ -23,19 +23,21 @@ from workspaces.keyword_spotting.whisper import create_whisper
 
 
 class ModelSettings(Group):
-    """`pretrained` is a hub name or a folder, `config` a file in `configs/` (or a path) for a random start.
+    """The encoder and its head: see `create_whisper` and `create_upstream`."""
 
-    With the architecture upstream it is `upstream` that names a trained model, or "log_mel". `form` and `compile` are
-    Whisper's, `frozen` is of both: see `create_whisper` and `create_upstream`.
-    """
-
-    architecture: Literal["whisper", "upstream"]
-    pretrained: str | None = None
-    upstream: str | None = None
-    config: str | None = None
-    form: Literal["exact", "short"] = "exact"
-    frozen: bool = True
-    compile: bool = False
+    architecture: Literal["whisper", "upstream"] = Field(
+        description="a Whisper encoder, or the features of another speech model, upstream of a small head"
+    )
+    pretrained: str | None = Field(default=None, description="Whisper to start from: a hub name or a folder")
+    upstream: str | None = Field(
+        default=None, description="HuBERT or Wav2Vec2 to start from: a hub name or a folder; or log_mel"
+    )
+    config: str | None = Field(default=None, description="file in configs/, or a path, for a random start")
+    form: Literal["exact", "short"] = Field(
+        default="exact", description="Whisper's encoder as it is, for 30 s, or its first second only"
+    )
+    frozen: bool = Field(default=True, description="train the head alone")
+    compile: bool = Field(default=False, description="let torch.compile make Whisper faster after a slow start")
 
     @field_validator("upstream", "config")
     @classmethod
@@ -47,8 +49,8 @@ class ModelSettings(Group):
 class Settings(SpeechCommandsSettings):
     """Settings of a run; without `warmup` the learning rate is constant."""
 
-    model: ModelSettings
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    model: ModelSettings = Field(description="model that is trained")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="label smoothing of the cross-entropy")
 
     @model_validator(mode="after")
     def check_model(self) -> "Settings":

@@ -20,10 +20,10 @@ from workspaces.keyword_spotting_wav2vec2.model import create_wav2vec2, save_wav
 
 
 class ModelSettings(Group):
-    """`pretrained` is a hub name or a folder, `config` a file in `configs/` (or a path) for a random start."""
+    """The model: pretrained, or from a random start."""
 
-    pretrained: str | None = None
-    config: str | None = None
+    pretrained: str | None = Field(default=None, description="Wav2Vec2 to start from: a hub name or a folder")
+    config: str | None = Field(default=None, description="file in configs/, or a path, for a random start")
 
     @field_validator("config")
     @classmethod
@@ -33,15 +33,16 @@ class ModelSettings(Group):
 
 
 class Settings(SpeechCommandsSettings):
-    """Settings of a run; without `warmup` the learning rate falls from the first step on.
+    """Settings of a run; without `warmup` the learning rate falls from the first step on."""
 
-    `accumulate`, `clip_grad_norm` and `autocast` are those of `TrainingSettings`; float16 needs a GPU.
-    """
-
-    model: ModelSettings
-    accumulate: int = Field(default=1, ge=1)
-    clip_grad_norm: float = Field(default=1.0, ge=0)
-    autocast: Literal["float32", "bfloat16", "float16"] = "float32"
+    model: ModelSettings = Field(description="model that is trained")
+    accumulate: int = Field(default=1, ge=1, description="batches for one step of the optimizer")
+    clip_grad_norm: float = Field(
+        default=1.0, ge=0, description="largest norm of the gradients; 0 leaves them as they are"
+    )
+    autocast: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="precision of training; float16 needs a GPU"
+    )
 
     @model_validator(mode="after")
     def check_model(self) -> "Settings":

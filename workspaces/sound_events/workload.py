@@ -32,38 +32,50 @@ SHARD_DESCRIPTOR = "shard_descriptors.fsd50k.Fsd50kShardDescriptor"
 
 
 class ModelSettings(Group):
-    """Arguments of `create_tagger`; without `classes`, `complete` takes those of the corpus."""
+    """Arguments of `create_tagger`."""
 
-    architecture: Architecture
-    classes: int | None = Field(default=None, ge=1)
-    normalisation: Normalisation = "group"
-    width: float = Field(default=1.0, gt=0, le=1, multiple_of=0.25)
+    architecture: Architecture = Field(description="network of the tagger")
+    classes: int | None = Field(default=None, ge=1, description="number of classes; by default those of the corpus")
+    normalisation: Normalisation = Field(
+        default="group",
+        description="by groups of channels, by the batch, or by the batch with scales of a client's own (FedBN)",
+    )
+    width: float = Field(default=1.0, gt=0, le=1, multiple_of=0.25, description="share of the channels and units")
 
 
 class DataSettings(Group):
     """The uploaders that are clients, and what they validate on: see `Fsd50kShardDescriptor`."""
 
-    uploader_min: int = Field(default=0, ge=0)
-    split: Literal["official", "uploader"] = "official"
-    uploader_name: str | list[str] | None = None
+    uploader_min: int = Field(default=0, ge=0, description="train clips that an uploader must have to train")
+    split: Literal["official", "uploader"] = Field(
+        default="official", description="validation as published, or of whole uploaders"
+    )
+    uploader_name: str | list[str] | None = Field(default=None, description="uploaders whose clips train")
 
 
 class Settings(RunSettings):
     """Settings of a run.
 
     What Green & Plumbley (arXiv 2105.08550) call C, E, B and lr are `fraction`, `local_epochs`, `batch_size` and
-    `optimizer.learning_rate` here. `loss` is one of loss.py, or the dotted name of a function of logits and labels,
-    such as torch.nn.functional.multilabel_soft_margin_loss, which must be installed on every node.
-    The validation's is binary cross-entropy in any case.
-    After `halve_rate_after` validations in a row without a better PR-AUC the clients' learning rate is halved, and
-    again after as many more. The best models by the metrics of `also_best` are exported too.
+    `optimizer.learning_rate` here. A `loss` by its dotted name, such as
+    torch.nn.functional.multilabel_soft_margin_loss, must be installed on every node. The validation's is binary
+    cross-entropy in any case.
     """
 
-    model: ModelSettings
-    data: DataSettings = DataSettings()
-    loss: str = "binary_cross_entropy"
-    halve_rate_after: int | None = Field(default=None, ge=1)
-    also_best: tuple[AlsoBest, ...] = ()
+    model: ModelSettings = Field(description="model that is trained")
+    data: DataSettings = Field(default=DataSettings(), description="division of the corpus among clients")
+    loss: str = Field(
+        default="binary_cross_entropy",
+        description="loss of training: one of loss.py, or the dotted name of a function of logits and labels",
+    )
+    halve_rate_after: int | None = Field(
+        default=None,
+        ge=1,
+        description="validations in a row without a better PR-AUC after which the learning rate is halved, each time",
+    )
+    also_best: tuple[AlsoBest, ...] = Field(
+        default=(), description="metrics whose best models are kept and exported too"
+    )
 
     @field_validator("loss")
     @classmethod

@@ -11,14 +11,16 @@ class SudoRmRfSettings(Group):
     `out_channels` between the blocks and `in_channels` within them are shared out among `num_groups` groups.
     """
 
-    out_channels: int = Field(default=256, ge=1)
-    in_channels: int = Field(default=512, ge=1)
-    num_blocks: int = Field(default=8, ge=1)
-    upsampling_depth: int = Field(default=5, ge=1)
-    kernel_size: int = Field(default=41, ge=5)
-    num_bases: int = Field(default=512, ge=1)
-    num_groups: int = Field(default=16, ge=1, validate_default=True)
-    num_sources: int = Field(default=3, ge=2)
+    out_channels: int = Field(default=256, ge=1, description="channels between the blocks")
+    in_channels: int = Field(default=512, ge=1, description="channels within the blocks")
+    num_blocks: int = Field(default=8, ge=1, description="number of blocks")
+    upsampling_depth: int = Field(default=5, ge=1, description="scales of a block")
+    kernel_size: int = Field(default=41, ge=5, description="samples of a filter of the encoder; odd")
+    num_bases: int = Field(default=512, ge=1, description="filters of the encoder")
+    num_groups: int = Field(
+        default=16, ge=1, validate_default=True, description="groups that the channels are shared out among"
+    )
+    num_sources: int = Field(default=3, ge=2, description="estimates that the model makes")
 
     @field_validator("kernel_size")
     @classmethod

@@ -30,18 +30,30 @@ SHARD_DESCRIPTOR = "shard_descriptors.librifsd50k.LibriFsd50kShardDescriptor"
 class DataSettings(Group):
     """The division of recordings among clients, and their mixtures: see `LibriFsd50kShardDescriptor`."""
 
-    partition: Literal["contiguous", "random"] = "contiguous"
-    available_speech_percentage: float = Field(default=0.5, gt=0, le=1)
-    p_single_mix: float = Field(default=0.0, ge=0, le=1)
-    max_abs_snr_db: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    partition: Literal["contiguous", "random"] = Field(
+        default="contiguous",
+        description="division of speakers among clients: in the order of their numbers, or at random",
+    )
+    available_speech_percentage: float = Field(
+        default=0.5, gt=0, le=1, description="share of the pairs of speech and noise that are mixed"
+    )
+    p_single_mix: float = Field(
+        default=0.0, ge=0, le=1, description="chance that one of an item's two mixtures is silent"
+    )
+    max_abs_snr_db: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="noise is scaled to an SNR between minus and plus this, in dB; without it levels are as recorded",
+    )
 
 
 class ListeningSettings(Group):
-    """WAV files of the first `clips` validation clips, in `folder`/round-R, when round 0, `every`, ... validates."""
+    """WAV files of some validation clips, in `folder`/round-R, when round 0, `every`, ... validates."""
 
-    folder: Path
-    every: int = Field(ge=1)
-    clips: int = Field(default=2, ge=1)
+    folder: Path = Field(description="folder of the WAV files, one below it for each round")
+    every: int = Field(ge=1, description="rounds between two that are listened to")
+    clips: int = Field(default=2, ge=1, description="number of validation clips, the first ones")
 
     @field_validator("folder")
     @classmethod
@@ -53,25 +65,41 @@ class ListeningSettings(Group):
 class Settings(RunSettings):
     """Settings of a run.
 
-    `p_supervised` is the share of clients that know their clean speech: the first ones, rounded down, so that
-    centralized is supervised with 1 only.
-
-    The model is trained on `audio_seconds` of every clip and evaluated on whole clips. A local epoch may be a fraction.
-    Gradients of a larger norm than `clip_grad_norm` are scaled down to it; 0 leaves all as they are. The learning rate
-    is divided by `divide_lr_by` every `divide_lr_every` rounds; 0 is never. `best` is the metric that
-    chooses the best model; the best one by the other is kept as well.
+    The number of clients that know their clean speech is rounded down, so that centralized is supervised with
+    `p_supervised` 1 only.
     """
 
-    local_epochs: float = Field(default=1.0, gt=0, allow_inf_nan=False)  # type: ignore[assignment]
-    model: SudoRmRfSettings = SudoRmRfSettings()
-    data: DataSettings = DataSettings()
-    p_supervised: float = Field(default=0.0, ge=0, le=1)
-    audio_seconds: float = Field(default=4.0, gt=0, le=4)
-    clip_grad_norm: float = Field(default=5.0, ge=0)
-    divide_lr_by: float = Field(default=2.0, gt=0)
-    divide_lr_every: int = Field(default=0, ge=0)
-    best: Literal["si_sdri_1_noise", "si_sdri_2_noises"] = "si_sdri_2_noises"
-    listening: ListeningSettings | None = None
+    local_epochs: float = Field(  # type: ignore[assignment]
+        default=1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="passes of a client over its data in a round; may be a fraction",
+    )
+    model: SudoRmRfSettings = Field(default=SudoRmRfSettings(), description="sizes of the SuDoRM-RF")
+    data: DataSettings = Field(
+        default=DataSettings(), description="division of the corpus among clients, and its mixtures"
+    )
+    p_supervised: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of clients, the first ones, that know their clean speech",
+    )
+    audio_seconds: float = Field(
+        default=4.0, gt=0, le=4, description="seconds of every clip that train; evaluation is on whole clips"
+    )
+    clip_grad_norm: float = Field(
+        default=5.0, ge=0, description="largest norm of the gradients; 0 leaves them as they are"
+    )
+    divide_lr_by: float = Field(default=2.0, gt=0, description="divisor of the learning rate")
+    divide_lr_every: int = Field(
+        default=0, ge=0, description="rounds after which the learning rate is divided; 0 is never"
+    )
+    best: Literal["si_sdri_1_noise", "si_sdri_2_noises"] = Field(
+        default="si_sdri_2_noises",
+        description="metric that chooses the best model; the best one by the other is kept as well",
+    )
+    listening: ListeningSettings | None = Field(default=None, description="estimates of validation clips as WAV files")
 
     @field_validator("model")
     @classmethod

@@ -21,11 +21,13 @@ SHARD_DESCRIPTOR = "shard_descriptors.librispeech.LibriSpeechShardDescriptor"
 
 
 class ModelSettings(Group):
-    """See `create_recognizer`: `upstream` names a trained HuBERT, `config` a file for a random start."""
+    """Arguments of `create_recognizer`."""
 
-    upstream: str | None = None
-    config: str | None = None
-    frozen: bool = False
+    upstream: str | None = Field(
+        default=None, description="trained HuBERT: a hub name or a folder, such as model/ of a run"
+    )
+    config: str | None = Field(default=None, description="file in configs/, or a path, for a random start")
+    frozen: bool = Field(default=False, description="train the linear layer alone")
 
     @field_validator("upstream", "config")
     @classmethod
@@ -35,11 +37,16 @@ class ModelSettings(Group):
 
 
 class Settings(RunSettings):
-    """`warmup` is the share of the steps of all rounds in which the learning rate rises; then it falls to 0."""
+    """Settings of a run of speech recognition."""
 
-    model: ModelSettings
-    warmup: float = Field(default=0.1, ge=0, lt=1)
-    clip_grad_norm: float = Field(default=1.0, gt=0)
+    model: ModelSettings = Field(description="model that is trained")
+    warmup: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="share of the steps of all rounds in which the learning rate rises; then it falls to 0",
+    )
+    clip_grad_norm: float = Field(default=1.0, gt=0, description="largest norm of the gradients")
 
     @model_validator(mode="after")
     def check_model(self) -> "Settings":
