@@ -32,47 +32,6 @@ from workspaces.speech_enhancement.model import SudoRmRf, create_sudormrf, make_
 from workspaces.speech_enhancement.settings import SudoRmRfSettings
 from workspaces.speech_enhancement.tasks import accumulate_gradients
 
-# Parts of names in the published code, and what they are called here.
-BLOCK_NAMES = {
-    "TAC.TAC_input": "0.transform",
-    "TAC.TAC_mean": "0.average",
-    "TAC.TAC_output.0": "0.concatenate",
-    "TAC.TAC_output.1": "0.finish.0",
-    "TAC.TAC_norm": "0.finish.1",
-    "UBlock.proj_1x1.conv": "1.expand.0",
-    "UBlock.proj_1x1.norm": "1.expand.1",
-    "UBlock.proj_1x1.act": "1.expand.2",
-    "UBlock.spp_dw": "1.levels",
-    "UBlock.final_norm.norm": "1.reduce.0",
-    "UBlock.final_norm.act": "1.reduce.1",
-    "UBlock.res_conv": "1.reduce.2",
-    ".conv.": ".0.",
-    ".norm.": ".1.",
-}
-NAMES = {"ln.": "norm.", "sm.": "blocks.", "mask_net.": "masks."}
-
-
-def our_name(published: str) -> str:
-    """Return the name that a parameter of the published model has in ours.
-
-    >>> our_name("sm.3.UBlock.spp_dw.0.norm.gamma")
-    'blocks.3.1.levels.0.1.weight'
-    """
-    name = published.replace(".gamma", ".weight").replace(".beta", ".bias")
-    for theirs, ours in NAMES.items():
-        if name.startswith(theirs):
-            name = ours + name.removeprefix(theirs)
-    if name.startswith("blocks."):
-        for theirs, ours in BLOCK_NAMES.items():
-            name = name.replace(theirs, ours)
-    return name
-
-
-def our_weights(published: dict[str, torch.Tensor], like: SudoRmRf) -> dict[str, torch.Tensor]:
-    """Tensors of the published model, weights or gradients, by our names; their linear layers are convolutions here."""
-    shapes = {name: tensor.shape for name, tensor in like.state_dict().items()}
-    return {our_name(name): tensor.reshape(shapes[our_name(name)]) for name, tensor in published.items()}
-
 
 def load_published(folder: Path, settings: SudoRmRfSettings) -> torch.nn.Module:
     """The published model, out of a checkout of etzinis/fedenhance."""
@@ -128,7 +87,7 @@ def compare(ours: SudoRmRf, published: torch.nn.Module, sources: torch.Tensor) -
     exact, expected = copy.deepcopy(ours).double(), copy.deepcopy(published).double()
     accumulate_gradients(exact, sources.double(), loss_of)
     published_gradients(expected, sources.double())
-    theirs = our_weights(_gradients(expected), ours)
+    theirs = ours.read_published(_gradients(expected))
     gradients = {name: _error(gradient, theirs[name]) for name, gradient in _gradients(exact).items()}
     return {"outputs": output, "gradients": max(gradients.values())}
 
@@ -146,7 +105,7 @@ def benchmark(folder: Path, batch_size: int, num_samples: int, pairs: int) -> di
     settings = SudoRmRfSettings()
     torch.manual_seed(0)
     published, ours = load_published(folder, settings), create_sudormrf(settings)
-    ours.load_state_dict(our_weights(published.state_dict(), ours))
+    ours.load_state_dict(ours.read_published(published.state_dict()))
     sources = 0.1 * torch.randn(batch_size, 3, num_samples)
     max_error = compare(ours, published, sources)
     ours_step = step_of(ours, lambda: accumulate_gradients(ours, sources, loss_of))

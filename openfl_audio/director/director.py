@@ -323,6 +323,7 @@ class Director:
     def assign(self) -> None:
         """Start pending experiments whose envoys are all online and free, in the order of submission.
 
+        One that waits for more members takes those of its corpus as they come, and begins when they are enough.
         An experiment whose envoys are all online, some at work, reserves the others: a later one must not overtake it
         on them. An experiment that waits for an envoy that is offline reserves none, whether the envoy is one of its
         own or one that an experiment of its envoys waits for. Free envoys then join the running experiments that are
@@ -336,7 +337,10 @@ class Director:
                 busy.add(name)
         for experiment in list(self.experiments.values()):
             if experiment.state.status is Status.PENDING:
+                self._gather(experiment)
                 members = experiment.state.members
+                if experiment.plan.participation.lacking(members):
+                    continue
                 if not all(self.is_online(name) and not self._is_held_up(name) for name in members):
                     continue
                 if not busy.intersection(members):
@@ -351,9 +355,20 @@ class Director:
             if experiment.state.status is Status.PENDING:
                 experiment.note_queue(self._queue(experiment))
 
+    def _gather(self, experiment: Experiment) -> None:
+        """Let envoys of its corpus join a pending experiment that waits for more members."""
+        plan, state = experiment.plan, experiment.state
+        if plan.envoys is not None or not plan.participation.lacking(state.members):
+            return
+        corpus = self._corpus_of(experiment)
+        for name, entry in sorted(self.envoys.items()):
+            if self.is_online(name) and entry.corpus == corpus and name not in state.members:
+                experiment.scheduler.join(name, entry.sizes)
+
     def _queue(self, experiment: Experiment) -> str:
         """Return for which envoys a pending experiment waits, and why; "" if it begins now."""
-        reasons = []
+        lacking = experiment.plan.participation.lacking(experiment.state.members)
+        reasons = [f"{lacking} more envoys are to come"] if lacking else []
         for name in experiment.state.members:
             work = self.envoys[name].experiment if name in self.envoys else None
             if not self.is_online(name):
@@ -430,6 +445,8 @@ class Director:
         unknown = [name for name in plan.participation.evaluators if name not in members]
         if unknown:
             raise SubmissionError(f"evaluators {unknown} are not among the experiment's envoys {members}")
+        if plan.envoys is None and plan.participation.lacking(members):
+            return members  # more are to come
         rounds = Rounds(plan, Progress())
         if not rounds.can_reach_quorum(members):
             raise SubmissionError(

@@ -31,7 +31,7 @@ class TensorBoard:
 
     def add(self, record: dict[str, Any]) -> None:
         """Write a record, whole or not at all. Raises OSError; then it may be added again."""
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in _scalars(record)]
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars(record)]
         event = Event(wall_time=time.time(), step=record["round"], summary=Summary(value=values))
         records = io.BytesIO()
         for each in (*self._unwritten, event):
@@ -42,7 +42,8 @@ class TensorBoard:
         self._unwritten = []
 
 
-def _scalars(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
+def scalars(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield the numbers of a record with their tags, such as "train/loss" and "envoys/NAME/train/loss"."""
     for task, metrics in record["metrics"].items():
         for name, value in metrics.items():
             yield f"{task}/{shown_name(record, task, name)}", value

@@ -116,7 +116,7 @@ def start_arguments(clients: Clients) -> dict[str, Any]:
         "envoys": [*clients.trainers, *evaluators],
         "participation": participation,
         "aggregation": settings.aggregation,
-        "patience": settings.patience,
+        "patience": settings.patience or None,
         "keep": settings.keep,
         "precision": settings.precision,
     }
@@ -138,9 +138,9 @@ def _share(settings: RunSettings, clients: int) -> dict[str, Any]:
     if clients == 1:
         return {}
     if settings.fraction_rounding == "up":
-        return {"fraction": settings.fraction}
+        return {"fraction": settings.fraction, "min_trainers": settings.min_trainers}
     # Rounded first, as 0.29 * 100 is 28.999999999999996.
-    return {"count": max(1, math.floor(round(settings.fraction * clients, 9)))}
+    return {"count": min(clients, max(settings.min_trainers, math.floor(round(settings.fraction * clients, 9))))}
 
 
 def simulate(

@@ -17,9 +17,9 @@ OnRound = Callable[[Record], None]
 class RunProgress:
     """A context manager. `records` are those of the rounds so far."""
 
-    def __init__(self, description: str, rounds: int, on_round: OnRound = lambda record: None) -> None:
+    def __init__(self, description: str, rounds: int) -> None:
         self.records: list[Record] = []
-        self._on_round = on_round
+        self._watchers: Sequence[OnRound] = ()
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -43,6 +43,10 @@ class RunProgress:
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
+    def watch(self, *watchers: OnRound) -> None:
+        """Let `watchers` have the record of each round."""
+        self._watchers = watchers
+
     def show_past(self, records: Sequence[Record]) -> None:
         """Show the rounds of an earlier run."""
         for record in records:
@@ -56,7 +60,8 @@ class RunProgress:
         """Keep the record of a round, show it, and pass it on."""
         self.records.append(record)
         self._lines.show(self.records)
-        self._on_round(record)
+        for watcher in self._watchers:
+            watcher(record)
         self._bars.update(self._rounds, completed=sum(TRAIN in each["metrics"] for each in self.records))
         # As many clients as last time, most likely.
         self._bars.reset(self._clients, total=len(record["envoys"]))

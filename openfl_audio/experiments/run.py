@@ -14,6 +14,7 @@ from openfl_audio.experiments.export import export_models
 from openfl_audio.experiments.judging import judge_clients, write_matrix
 from openfl_audio.experiments.modes import EVALUATOR, Clients, choose_clients, federate, simulate
 from openfl_audio.experiments.progress import OnRound, RunProgress
+from openfl_audio.experiments.tracking import Watchers
 from openfl_audio.files import read_json_lines, write_json, write_json_lines, write_result
 from openfl_audio.protocol.plan import TRAIN
 from openfl_audio.training.run_settings import RunSettings
@@ -90,7 +91,9 @@ def _run_one(
 ) -> None:
     settings, workload = clients.settings, clients.workload
     out.mkdir(parents=True, exist_ok=True)
-    with RunProgress(f"{workload.name}, {mode}", settings.rounds, on_round) as progress:
+    name = f"{workload.name}, {mode}"
+    with Watchers(settings, f"{name}, {out.name}", out) as watchers, RunProgress(name, settings.rounds) as progress:
+        progress.watch(on_round, watchers.show)
         if mode == "federated":
             models = federate(clients, out, progress)
             write_json_lines(out / "history.jsonl", progress.records)

@@ -23,6 +23,17 @@ class Participation(BaseModel):
     count: int | None = Field(
         default=None, ge=1, description="number of members that train in a round, in place of a fraction"
     )
+    min_trainers: int = Field(
+        default=1, ge=1, description="so many members train in a round at least, where the fraction of them is smaller"
+    )
+    min_members: int = Field(
+        default=1,
+        ge=1,
+        description=(
+            "number of members that train for which an experiment waits before its first round; those of a corpus "
+            "become members as they come, and envoys that are named are waited for in any case"
+        ),
+    )
     seed: int = Field(default=0, description="seed of the draws")
     evaluators: list[str] = Field(
         default=[],
@@ -52,6 +63,10 @@ class Participation(BaseModel):
             raise ValueError(
                 f"fraction {self.fraction} and count {self.count} both say how many train: give one of them"
             )
+        if self.count is not None and self.min_trainers > 1:
+            raise ValueError(
+                f"min_trainers {self.min_trainers} has no effect with count {self.count}: give one of them"
+            )
         if self.count is not None and self.count < self.quorum:
             raise ValueError(f"count {self.count} asks fewer than the quorum of {self.quorum}")
         if self.quorum > 1 and self.deadline_seconds is None:
@@ -74,6 +89,10 @@ class Participation(BaseModel):
             return names
         return sorted(random.Random(f"{self.seed}:{round_number}").sample(names, how_many))
 
+    def lacking(self, members: Iterable[str]) -> int:
+        """Return how many more members that train an experiment of these `members` waits for."""
+        return max(0, self.min_members - len({*members} - {*self.evaluators}))
+
     def validates(self, round_number: int, last_round: int) -> bool:
         """Tell whether a round validates the model it begins with."""
         return round_number % self.validate_every == 0 or round_number == last_round
@@ -93,5 +112,5 @@ class Participation(BaseModel):
             return min(self.count, members)
         if self.fraction is not None:
             # Rounded first, as 0.07 * 100 is 7.000000000000001. The smallest fraction of members is one member.
-            return min(max(math.ceil(round(self.fraction * members, 9)), 1), members)
+            return min(max(math.ceil(round(self.fraction * members, 9)), self.min_trainers), members)
         return members

@@ -58,6 +58,9 @@ class RunSettings(Group):
     fraction_rounding: Literal["up", "down"] = Field(
         default="up", description="a tenth of 21 clients is 3 up, or 2 down; it is one at least"
     )
+    min_trainers: int = Field(
+        default=1, ge=1, description="so many clients train in a round at least, where the fraction is smaller"
+    )
     local_epochs: int = Field(default=1, ge=1, description="passes of a client over its data in a round")
     batch_size: int = Field(ge=1, description="clips of a batch")
     optimizer: OptimizerSettings = Field(description="optimizer of the clients")
@@ -74,9 +77,13 @@ class RunSettings(Group):
     )
     patience: int | None = Field(
         default=None,
-        ge=1,
-        description="validations without a better one after which the run ends; without it all rounds are run",
+        ge=0,
+        description="validations without a better one after which the run ends; without it, or with 0, all are run",
     )
+    project_name: str | None = Field(
+        default=None, min_length=1, description="project of the tracker Trackio that gets the rounds as well"
+    )
+    tags: tuple[str, ...] = Field(default=(), description="words by which the tracker finds the run")
     keep: int = Field(default=0, ge=0, description="number of last rounds whose models are kept")
     seed: int = Field(default=0, ge=0, description="seed of every random choice")
     best_epoch_path: Path | None = Field(

@@ -21,6 +21,19 @@ EVALUATION_SPEECH_SHARE = 0.5  # as published: half of the pairs of validation a
 
 
 @dataclass(frozen=True)
+class Signals:
+    """What waveforms a dataset gives: their length in seconds, their rate in Hz, and whether they are normalized."""
+
+    clip_seconds: float = CHUNK_SAMPLES / SAMPLE_RATE
+    sample_rate: int = SAMPLE_RATE
+    normalize_audio: bool = False
+
+    @property
+    def num_samples(self) -> int:
+        return round(self.clip_seconds * self.sample_rate)
+
+
+@dataclass(frozen=True)
 class Roles:
     """Roles of a node's pairs: rows of the store's table, in their order.
 
@@ -37,7 +50,7 @@ class LibriFsd50kShardDataset(ShardDataset):
     """A split of a shard. Audio is decoded when an item is asked for.
 
     dataset[i] -> (speech, noise, extra_noise)
-        each float32, shape (64000,): 4 s at 16 kHz, mono, nominally in [-1, 1]
+        each float32, shape (64000,): 4 s at 16 kHz, or what `signals` says, mono, nominally in [-1, 1]
 
     A mixture is speech + noise, the mixture of mixtures that MixIT separates speech + noise + extra_noise. An extra
     noise comes from the pairs whose speech is not available, and is of another clip than the noise; where there is
@@ -50,10 +63,9 @@ class LibriFsd50kShardDataset(ShardDataset):
 
     Attributes:
         supervised: whether a loss may look at speech and noise apart; without it, at their sum and at extra_noise only.
+        sample_rate: of the waveforms, in Hz.
         speakers, files: of each item, with no need of audio; files are those of the speech, relative to the store.
     """
-
-    sample_rate = SAMPLE_RATE  # of the waveforms, in Hz
 
     def __init__(
         self,
@@ -63,8 +75,11 @@ class LibriFsd50kShardDataset(ShardDataset):
         seed: int | None,
         p_single_mix: float = 0.0,
         max_abs_snr_db: float | None = None,
+        signals: Signals | None = None,
     ) -> None:
         """Take the rows of a node; a `seed` of None is validation or test."""
+        self._signals = signals or Signals()
+        self.sample_rate = self._signals.sample_rate
         self.supervised = supervised
         self.speakers = [store.chunks[row].speaker for row in roles.mixed]
         self.files = [store.chunks[row].speech for row in roles.mixed]
@@ -103,18 +118,20 @@ class LibriFsd50kShardDataset(ShardDataset):
         return self._store.chunks[rows[generator.integers(len(rows))]]
 
     def _read(self, file: str, generator: np.random.Generator) -> np.ndarray:
-        waveform = read_waveform(self._store.root / file, SAMPLE_RATE, name=file)
-        spare = len(waveform) - CHUNK_SAMPLES
+        waveform = read_waveform(self._store.root / file, self.sample_rate, name=file)
+        if self._signals.normalize_audio:
+            waveform = normalize(waveform)
+        spare = len(waveform) - self._signals.num_samples
         if spare <= 0:
             return np.pad(waveform, (0, -spare))
         start = 0 if self._seed is None else int(generator.integers(self._last_start(waveform) + 1))
-        return waveform[start : start + CHUNK_SAMPLES].copy()  # not a view that keeps the whole recording in memory
+        # not a view that keeps the whole recording in memory
+        return waveform[start : start + self._signals.num_samples].copy()
 
-    @staticmethod
-    def _last_start(waveform: np.ndarray) -> int:
-        """Return where 4 s may begin without running into the zeros that WHAM fills up shorter recordings with."""
+    def _last_start(self, waveform: np.ndarray) -> int:
+        """Return where a cut may begin without running into the zeros that WHAM fills up shorter recordings with."""
         recorded = np.flatnonzero(waveform)
-        return max(0, int(recorded[-1]) + 1 - CHUNK_SAMPLES) if len(recorded) else 0
+        return max(0, int(recorded[-1]) + 1 - self._signals.num_samples) if len(recorded) else 0
 
     def _augment(
         self, speech: np.ndarray, noise: np.ndarray, extra_noise: np.ndarray, generator: np.random.Generator
@@ -151,6 +168,9 @@ class LibriFsd50kShardDescriptor(ShardDescriptor):
         seed: of the random partition and of the draws.
         max_abs_snr_db: scale each noise to an SNR under the speech that is drawn between minus and plus this, in dB.
             None keeps the recorded levels, as published: about -15 to 30 dB. Train only.
+        normalize_audio: give every recording mean 0 and variance 1, so that all are as loud.
+        clip_seconds: length of an item; longer than the chunks of the store, it ends in zeros.
+        sample_rate: of an item, in Hz; recordings are resampled.
 
     Raises:
         CorpusError: no such store, a parameter that is wrong, or a node for which no extra noise is left and that is
@@ -170,6 +190,9 @@ class LibriFsd50kShardDescriptor(ShardDescriptor):
         supervised: bool = True,
         seed: int = 0,
         max_abs_snr_db: float | None = None,
+        normalize_audio: bool = False,
+        clip_seconds: float = CHUNK_SAMPLES / SAMPLE_RATE,
+        sample_rate: int = SAMPLE_RATE,
     ) -> None:
         _check_parameters(partition, available_speech_percentage, seed)
         if not (_is_number(p_single_mix) and 0 <= p_single_mix <= 1):
@@ -178,6 +201,13 @@ class LibriFsd50kShardDescriptor(ShardDescriptor):
             raise CorpusError(f"supervised: {supervised!r} should be true or false")
         if max_abs_snr_db is not None and not (_is_number(max_abs_snr_db) and 0 <= max_abs_snr_db < np.inf):
             raise CorpusError(f"max_abs_snr_db: {max_abs_snr_db!r} should be a number of dB from 0 on")
+        if not isinstance(normalize_audio, bool):
+            raise CorpusError(f"normalize_audio: {normalize_audio!r} should be true or false")
+        if not (_is_number(clip_seconds) and 0 < clip_seconds < np.inf):
+            raise CorpusError(f"clip_seconds: {clip_seconds!r} should be a number of seconds above 0")
+        if not (_is_count(sample_rate) and 1_000 <= sample_rate <= 192_000):
+            raise CorpusError(f"sample_rate: {sample_rate!r} should be a whole number of Hz, such as 16000")
+        self._signals = Signals(clip_seconds, sample_rate, normalize_audio)
         self.rank, self.world_size = parse_rank_worldsize(rank_worldsize)
         self._partition = partition
         self._supervised = supervised
@@ -231,19 +261,19 @@ class LibriFsd50kShardDescriptor(ShardDescriptor):
             raise CorpusError(f"there is no split {dataset_type!r}; the splits are {', '.join(SPLITS)}")
         roles = self._roles[dataset_type]
         if dataset_type != "train":
-            return LibriFsd50kShardDataset(self._store, roles, self._supervised, seed=None)
+            return LibriFsd50kShardDataset(self._store, roles, self._supervised, seed=None, signals=self._signals)
         return LibriFsd50kShardDataset(
-            self._store, roles, self._supervised, self._seed, self._p_single_mix, self._max_abs_snr_db
+            self._store, roles, self._supervised, self._seed, self._p_single_mix, self._max_abs_snr_db, self._signals
         )
 
     @property
     def sample_shape(self) -> list[str]:
         """Shape of each of the three waveforms; strings, as OpenFL's message wants them."""
-        return [str(CHUNK_SAMPLES)]
+        return [str(self._signals.num_samples)]
 
     @property
     def target_shape(self) -> list[str]:
-        return [str(CHUNK_SAMPLES)]
+        return [str(self._signals.num_samples)]
 
     @property
     def dataset_description(self) -> str:
@@ -329,6 +359,12 @@ def scale_to_snr(speech: np.ndarray, noise: np.ndarray, snr_db: float) -> np.nda
     if not (speech_power and noise_power):
         return noise
     return (noise * np.sqrt(speech_power / noise_power) * 10 ** (-snr_db / 20)).astype(np.float32)
+
+
+def normalize(waveform: np.ndarray) -> np.ndarray:
+    """Return a waveform (samples,) with mean 0 and variance 1; silence stays what it is."""
+    deviation = float(waveform.std(dtype=np.float64))
+    return ((waveform - waveform.mean(dtype=np.float64)) / deviation).astype(np.float32) if deviation else waveform
 
 
 @lru_cache(maxsize=8)

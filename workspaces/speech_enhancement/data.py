@@ -16,6 +16,7 @@ class Sources:
     def __init__(self, shard_dataset: ShardDataset) -> None:
         self.shard_dataset = shard_dataset
         self.supervised: bool = shard_dataset.supervised
+        self.sample_rate: int = shard_dataset.sample_rate
 
     def __len__(self) -> int:
         return len(self.shard_dataset)

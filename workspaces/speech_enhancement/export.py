@@ -17,14 +17,14 @@ CLASSES = {
 }
 
 
-def save_sudormrf(model: SudoRmRf, folder: Path) -> None:
-    """Write weights, configuration and code of a model into `folder`."""
+def save_sudormrf(model: SudoRmRf, folder: Path, sample_rate: int = SAMPLE_RATE) -> None:
+    """Write weights, configuration and code of a model, for waveforms of `sample_rate` in Hz, into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {name: getattr(model.sizes, name) for name in SudoRmRfSettings.model_fields}
     weights = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
     with replacing(folder / "model.safetensors", durable=False) as temporary:
         save_file(weights, temporary, {"format": "pt"})
-    write_json(folder / "config.json", {**sizes, "sample_rate": SAMPLE_RATE})
+    write_json(folder / "config.json", {**sizes, "sample_rate": sample_rate})
     add_code(folder, [Path(__file__).with_name(name) for name in CODE], "sudormrf", CLASSES)
 
 

@@ -33,15 +33,16 @@ def pairwise_si_sdr(*, estimate: torch.Tensor, reference: torch.Tensor) -> torch
 
 
 def pit_loss(*, estimate: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Return the mean negative SI-SDR over the references, in the permutation of the estimates that makes it least.
+    """Return the mean negative SI-SDR over the references, in the choice of an estimate for each that makes it least.
 
     Kolbæk et al., "Multitalker speech separation with utterance-level permutation invariant training of deep recurrent
-    neural networks", arXiv 1703.06284. There are as many estimates as references. Each SI-SDR is clamped; a silent
-    reference adds 0.
+    neural networks", arXiv 1703.06284. There are at least as many estimates as references, and each is chosen once at
+    most. Each SI-SDR is clamped; a silent reference adds 0.
     """
     losses = _loss_of(pairwise_si_sdr(estimate=estimate, reference=reference), is_active(reference).unsqueeze(-1))
     number = reference.shape[1]
-    permutations = torch.tensor(list(itertools.permutations(range(number))), device=losses.device)
+    choices = itertools.permutations(range(estimate.shape[1]), number)
+    permutations = torch.tensor(list(choices), device=losses.device)
     rows = torch.arange(number, device=losses.device)
     return losses[:, rows, permutations].mean(-1).amin(-1)
 
@@ -80,15 +81,19 @@ def all_assignments(num_sources: int, num_mixtures: int) -> torch.Tensor:
     return (owners.unsqueeze(1) == torch.arange(num_mixtures).view(1, -1, 1)).float()
 
 
-def speech_assignments(num_mixtures: int) -> torch.Tensor:
-    """Return FedEnhance's assignments: the first source, speech, to the first mixture, and one noise to each mixture.
+def speech_assignments(num_mixtures: int, num_sources: int | None = None) -> torch.Tensor:
+    """Return FedEnhance's assignments: the first source, speech, to the first mixture, and a noise to each mixture.
 
-    float32 (mixtures!, mixtures, 1 + mixtures), of 0 and 1.
+    float32 (assignments, mixtures, sources), of 0 and 1. With more sources than 1 + mixtures, a mixture may have
+    several noises, and has one at least.
 
     >>> speech_assignments(2).tolist()
     [[[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]], [[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]]
+    >>> len(speech_assignments(2, num_sources=4))
+    6
     """
-    noises = torch.eye(num_mixtures)[torch.tensor(list(itertools.permutations(range(num_mixtures))))]
+    noises = all_assignments((num_sources or 1 + num_mixtures) - 1, num_mixtures)
+    noises = noises[(noises.sum(dim=2) > 0).all(dim=1)]
     speech = torch.zeros(len(noises), num_mixtures, 1)
     speech[:, 0] = 1
     return torch.cat([speech, noises], dim=2)

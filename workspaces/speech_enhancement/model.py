@@ -16,6 +16,25 @@ EPS = 1e-8
 # handing it back to the system: whole batches of six take four times as long. An example here is four seconds.
 CPU_CHUNK_SAMPLES = 64_000
 
+# Parts of names in FedEnhance's published code, and what they are called here: all of them, and those within a block.
+PUBLISHED_NAMES = {"ln.": "norm.", "sm.": "blocks.", "mask_net.": "masks."}
+PUBLISHED_BLOCK_NAMES = {
+    "TAC.TAC_input": "0.transform",
+    "TAC.TAC_mean": "0.average",
+    "TAC.TAC_output.0": "0.concatenate",
+    "TAC.TAC_output.1": "0.finish.0",
+    "TAC.TAC_norm": "0.finish.1",
+    "UBlock.proj_1x1.conv": "1.expand.0",
+    "UBlock.proj_1x1.norm": "1.expand.1",
+    "UBlock.proj_1x1.act": "1.expand.2",
+    "UBlock.spp_dw": "1.levels",
+    "UBlock.final_norm.norm": "1.reduce.0",
+    "UBlock.final_norm.act": "1.reduce.1",
+    "UBlock.res_conv": "1.reduce.2",
+    ".conv.": ".0.",
+    ".norm.": ".1.",
+}
+
 
 class Sizes(Protocol):
     """The sizes of a model, under their published names."""
@@ -86,6 +105,34 @@ class SudoRmRf(nn.Module):
         standard = (mixture - mean) / (deviation + EPS)
         estimate = make_consistent(self(standard), standard)
         return estimate * (deviation + EPS).unsqueeze(1) + mean.unsqueeze(1) / estimate.shape[1]
+
+    def read_published(self, published: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the tensors of FedEnhance's model, weights or gradients, by the names that they have here.
+
+        Its linear layers are convolutions here. Tensors that are named as here stay as they are.
+        """
+        own = {name: tensor.shape for name, tensor in self.state_dict().items()}
+        named = {own_name(name): tensor for name, tensor in published.items()}
+        return {
+            name: tensor.reshape(own[name]) if name in own and own[name].numel() == tensor.numel() else tensor
+            for name, tensor in named.items()
+        }
+
+
+def own_name(published: str) -> str:
+    """Return the name that a parameter of the published model has in this one.
+
+    >>> own_name("sm.3.UBlock.spp_dw.0.norm.gamma")
+    'blocks.3.1.levels.0.1.weight'
+    """
+    name = published.replace(".gamma", ".weight").replace(".beta", ".bias")
+    for theirs, ours in PUBLISHED_NAMES.items():
+        if name.startswith(theirs):
+            name = ours + name.removeprefix(theirs)
+    if name.startswith("blocks."):
+        for theirs, ours in PUBLISHED_BLOCK_NAMES.items():
+            name = name.replace(theirs, ours)
+    return name
 
 
 class GroupCommunication(nn.Module):

@@ -167,4 +167,4 @@ def _mixit(estimate: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
     Speech is the first estimate.
     """
     mixtures = torch.stack([sources[:, :2].sum(dim=1), sources[:, 2]], dim=1)
-    return mixit_loss(estimate=estimate, mixtures=mixtures, assignments=speech_assignments(2))
+    return mixit_loss(estimate=estimate, mixtures=mixtures, assignments=speech_assignments(2, estimate.shape[1]))

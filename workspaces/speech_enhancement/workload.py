@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from openfl_audio.protocol.plan import Direction
 from openfl_audio.training.history import Record, to_frame
@@ -19,8 +19,9 @@ from shard_descriptors.librifsd50k import LibriFsd50kShardDescriptor
 from workspaces.speech_enhancement import tasks
 from workspaces.speech_enhancement.data import EnhancementData, Sources
 from workspaces.speech_enhancement.export import save_sudormrf
-from workspaces.speech_enhancement.listening import write_examples
-from workspaces.speech_enhancement.model import SAMPLE_RATE, create_sudormrf
+from workspaces.speech_enhancement.listening import write_examples, write_tensorboard
+from workspaces.speech_enhancement.model import create_sudormrf
+from workspaces.speech_enhancement.quality import quality_over_clips
 from workspaces.speech_enhancement.settings import SudoRmRfSettings
 
 SPLITS = ("validation", "test")
@@ -46,6 +47,9 @@ class DataSettings(Group):
         allow_inf_nan=False,
         description="noise is scaled to an SNR between minus and plus this, in dB; without it levels are as recorded",
     )
+    normalize_audio: bool = Field(default=False, description="give every recording mean 0 and variance 1")
+    clip_seconds: float = Field(default=4.0, gt=0, le=60, description="length of a clip; what is longer is cut")
+    sample_rate: int = Field(default=16_000, ge=1_000, le=48_000, description="in Hz; recordings are resampled")
 
 
 class ListeningSettings(Group):
@@ -86,7 +90,7 @@ class Settings(RunSettings):
         description="share of clients, the first ones, that know their clean speech",
     )
     audio_seconds: float = Field(
-        default=4.0, gt=0, le=4, description="seconds of every clip that train; evaluation is on whole clips"
+        default=4.0, gt=0, description="seconds of every clip that train; evaluation is on whole clips"
     )
     clip_grad_norm: float = Field(
         default=5.0, ge=0, description="largest norm of the gradients; 0 leaves them as they are"
@@ -101,12 +105,13 @@ class Settings(RunSettings):
     )
     listening: ListeningSettings | None = Field(default=None, description="estimates of validation clips as WAV files")
 
-    @field_validator("model")
+    @field_validator("audio_seconds")
     @classmethod
-    def check_sources(cls, model: SudoRmRfSettings) -> SudoRmRfSettings:
-        if model.num_sources != 3:
-            raise ValueError("num_sources should be 3: speech and two noises")
-        return model
+    def check_length(cls, audio_seconds: float, info: ValidationInfo) -> float:
+        longest = info.data["data"].clip_seconds if "data" in info.data else math.inf
+        if audio_seconds > longest:
+            raise ValueError(f"clips have data.clip_seconds, {longest:g} s: it should be no more")
+        return audio_seconds
 
 
 def count_supervised(share: float, world_size: int) -> int:
@@ -119,12 +124,17 @@ def count_supervised(share: float, world_size: int) -> int:
     return math.floor(round(share * world_size, 9))
 
 
+def _signals(settings: Settings) -> dict[str, Any]:
+    """Return what the shard descriptor is told about waveforms."""
+    return settings.data.model_dump(include={"normalize_audio", "clip_seconds", "sample_rate"})
+
+
 def _training(settings: Settings) -> tasks.TrainingSettings:
     return tasks.TrainingSettings(
         learning_rate=settings.optimizer.learning_rate,
         local_epochs=settings.local_epochs,
         batch_size=settings.batch_size,
-        num_samples=round(settings.audio_seconds * SAMPLE_RATE),
+        num_samples=round(settings.audio_seconds * settings.data.sample_rate),
         clip_grad_norm=settings.clip_grad_norm,
         divide_lr_by=settings.divide_lr_by,
         divide_lr_every=settings.divide_lr_every,
@@ -139,7 +149,8 @@ def validate(model, clips, device, round_number, listening):
     """
     if listening is not None and round_number >= 0 and round_number % listening.every == 0:
         items = range(min(listening.clips, len(clips)))
-        write_examples(model, clips, items, listening.folder / f"round-{round_number:05}", device)
+        paths = write_examples(model, clips, items, listening.folder / f"round-{round_number:05}", device)
+        write_tensorboard(paths, listening.folder / "tensorboard", round_number)
     return tasks.validate_clips(model, clips, device)
 
 
@@ -181,18 +192,22 @@ class SpeechEnhancement(Workload[Settings]):
         return LibriFsd50kShardDescriptor.natural_clients(data)
 
     def evaluate(self, model: Any, config: Settings, data: Path, device: str) -> Metrics:
-        """Return SI-SDR improvements in dB on all validation and on the test clips, and their spread over clips."""
-        descriptor = LibriFsd50kShardDescriptor(data)
+        """Return SI-SDR improvements in dB on all validation and on the test clips, and their spread over clips.
+
+        STOI and PESQ of the test clips are there where their packages are installed.
+        """
+        descriptor = LibriFsd50kShardDescriptor(data, **_signals(config))
         model.to(device)
         metrics: Metrics = {}
         for split in SPLITS:
             clips = Sources(descriptor.get_dataset(split))
             metrics[split] = tasks.validate_clips(model, clips, device)
             metrics[f"{split}_spread"] = tasks.spread_over_clips(model, clips, device)
-        return metrics
+        quality = quality_over_clips(model, clips, device)
+        return metrics | ({"test_quality": quality} if quality else {})
 
     def save(self, model: Any, config: Settings, folder: Path) -> None:
-        save_sudormrf(model, folder)
+        save_sudormrf(model, folder, config.data.sample_rate)
 
     def plot(self, records: Sequence[Record], config: Settings, data: Path, clients: int, part: str, out: Path) -> None:
         """Draw si_sdri.png, and clips_per_client.png where there are several clients."""

@@ -160,6 +160,26 @@ def test_an_envoy_that_registers_again_before_its_experiment_has_begun_takes_par
     play(story)
 
 
+def test_an_experiment_begins_when_as_many_envoys_have_come_as_it_waits_for(play):
+    async def story(director: Director) -> None:
+        await register(director, "ax")
+        wanted = Participation(min_members=3, deadline_seconds=1000, quorum=2)
+        experiment = await submit(director, "three", corpus="superb", participation=wanted)
+        assert experiment.state.status is Status.PENDING
+        assert "2 more envoys are to come" in experiment.view.summary().waits
+        other = await submit(director, "other", corpus="superb")
+        await is_running(other)  # nobody is kept for an experiment that waits for more
+        other.stop()
+        await register(director, "b")
+        assert experiment.state.status is Status.PENDING
+        assert experiment.state.members == ["a", "b"]
+        await register(director, "c")
+        await is_running(experiment)
+        assert assigned(director) == {"a": "three", "b": "three", "c": "three", "x": ""}
+
+    play(story)
+
+
 def test_without_a_corpus_all_envoys_are_taken_if_they_serve_the_same(play):
     async def story(director: Director) -> None:
         await register(director, "cab")

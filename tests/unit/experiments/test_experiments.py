@@ -87,12 +87,13 @@ def test_clients_divide_the_corpus_and_the_evaluator_has_all_of_its_validation_c
 
 
 def test_settings_become_arguments_of_an_experiment(corpus):
-    settings = load(clients=3, fraction=0.5, seed=4, patience=2, keep=1, validate_every=3)
+    settings = load(clients=3, fraction=0.5, seed=4, patience=2, keep=1, validate_every=3, min_trainers=2)
     [clients] = choose_clients(KeywordSpotting(), settings, corpus, "simulated", [0])
     arguments = start_arguments(clients)
     participation = arguments["participation"]
     assert (participation.fraction, participation.seed, participation.evaluators) == (0.5, 4, [EVALUATOR])
     assert (participation.validate_every, arguments["patience"], arguments["keep"]) == (3, 2, 1)
+    assert participation.min_trainers == 2
     assert arguments["envoys"] == [*client_names(3), EVALUATOR]
     assert arguments["opt_treatment"] == "CONTINUE_LOCAL"
     alone = dataclasses.replace(clients, trainers=["client-0"])

@@ -120,3 +120,17 @@ def test_it_comes_back_from_json_as_it_was():
 def test_a_choice_that_cannot_be_right_is_refused(content, sentence):
     with pytest.raises(ValidationError, match=sentence):
         Participation.model_validate(content)
+
+
+def test_so_many_train_at_least_where_the_fraction_is_smaller():
+    participation = Participation(fraction=0.1, min_trainers=3)
+    assert [len(participation.trainers(0, MEMBERS[:n])) for n in (2, 5, 10)] == [2, 3, 3]
+    assert len(Participation(fraction=0.5, min_trainers=3).trainers(0, MEMBERS)) == 5
+    with pytest.raises(ValidationError, match="min_trainers 3 has no effect with count 2: give one of them"):
+        Participation(count=2, min_trainers=3)
+
+
+def test_only_members_that_train_count_towards_the_least_number():
+    participation = Participation(min_members=3, evaluators=["envoy-0"])
+    assert [participation.lacking(MEMBERS[:n]) for n in (1, 2, 4, 9)] == [3, 2, 0, 0]
+    assert Participation().lacking(["envoy-0"]) == 0

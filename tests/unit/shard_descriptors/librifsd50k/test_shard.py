@@ -15,7 +15,13 @@ import yaml
 from shard_descriptors.common.audio import AudioError
 from shard_descriptors.common.errors import CorpusError
 from shard_descriptors.librifsd50k.preparation import prepare_fedwham, prepare_librifsd50k
-from shard_descriptors.librifsd50k.shard import LibriFsd50kShardDescriptor, assign_roles, contiguous, scale_to_snr
+from shard_descriptors.librifsd50k.shard import (
+    LibriFsd50kShardDescriptor,
+    assign_roles,
+    contiguous,
+    normalize,
+    scale_to_snr,
+)
 from shard_descriptors.librifsd50k.store import Chunk, read_store
 from tests.unit.shard_descriptors.librifsd50k_corpora import SPEECH, frequency_of, make_corpora, make_wham
 
@@ -329,6 +335,25 @@ def test_a_cut_does_not_run_into_the_zeros_that_fill_up_a_shorter_recording(tmp_
 
 
 # Opening, and faults
+
+
+def test_items_have_the_length_the_rate_and_the_loudness_that_are_asked_for(store):
+    plain = LibriFsd50kShardDescriptor(store).get_dataset("test")
+    shard = LibriFsd50kShardDescriptor(store, clip_seconds=5.0, sample_rate=8_000, normalize_audio=True)
+    dataset = shard.get_dataset("test")
+    assert (dataset.sample_rate, shard.sample_shape, shard.target_shape) == (8_000, ["40000"], ["40000"])
+    for own, other in zip(dataset[0], plain[0], strict=True):
+        assert own.shape == (40_000,)
+        assert not own[32_000:].any()  # the store has chunks of 4 s
+        recorded = own[:32_000]
+        assert (abs(recorded.mean()), recorded.std()) == (pytest.approx(0, abs=1e-5), pytest.approx(1, rel=1e-4))
+        # A tone keeps its frequency.
+        frequencies = [np.abs(np.fft.rfft(each)).argmax() / 4 for each in (recorded, other)]
+        assert frequencies[0] == pytest.approx(frequencies[1], abs=0.5)
+
+
+def test_silence_stays_silence_when_it_is_normalized():
+    assert not normalize(np.zeros(10, dtype=np.float32)).any()
 
 
 def test_hundreds_of_shards_open_at_once_and_no_audio_is_looked_at(tmp_path):

@@ -12,6 +12,8 @@ class Items:
     On the train split the phase of the second tone is another one in every epoch.
     """
 
+    sample_rate = 16_000
+
     def __init__(self, number: int, supervised: bool, draws: bool, num_samples: int = 8_000) -> None:
         self.number, self.supervised, self.draws, self.num_samples = number, supervised, draws, num_samples
         self.speakers = [f"speaker {i}" for i in range(number)]

@@ -177,3 +177,24 @@ def test_an_estimate_of_silence_has_finite_gradients():
     loss = mixit_loss(estimate=estimate, mixtures=mixtures, assignments=all_assignments(3, 2))
     (loss + supervised_loss(estimate=estimate, reference=reference)).sum().backward()
     assert torch.isfinite(estimate.grad).all()
+
+
+def test_more_noises_than_references_are_chosen_among():
+    torch.manual_seed(0)
+    reference, estimate = torch.randn(2, 2, 400), torch.randn(2, 3, 400)
+    estimate[:, 2] = reference[:, 0] + 0.1 * estimate[:, 2]
+    scores = pairwise_si_sdr(estimate=estimate, reference=reference)  # (batch, references, estimates)
+    expected = [
+        min(-(scores[b, 0, i] + scores[b, 1, j]).item() / 2 for i, j in itertools.permutations(range(3), 2))
+        for b in range(2)
+    ]
+    assert pit_loss(estimate=estimate, reference=reference).tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_with_more_sources_every_mixture_has_a_noise_and_the_speech_stays():
+    assignments = speech_assignments(2, 5)
+    assert assignments.shape == (2**4 - 2, 2, 5)
+    assert (assignments.sum(dim=1) == 1).all()
+    assert (assignments[:, 0, 0] == 1).all()
+    assert (assignments[:, :, 1:].sum(dim=2) >= 1).all()
+    assert len({tuple(each.flatten().tolist()) for each in assignments}) == len(assignments)

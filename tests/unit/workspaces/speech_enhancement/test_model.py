@@ -1,12 +1,16 @@
 import os
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from benchmarks.sudormrf import compare, load_published, our_weights
+from benchmarks.sudormrf import compare, load_published
+from openfl_audio.errors import WeightsError
+from openfl_audio.node.model_interface import ModelInterface
 from workspaces.speech_enhancement.export import load_sudormrf
 from workspaces.speech_enhancement.model import chunk_size, create_sudormrf, make_consistent
 from workspaces.speech_enhancement.settings import SudoRmRfSettings
@@ -143,7 +147,7 @@ def test_the_model_has_the_published_number_of_parameters():
 def test_with_the_same_weights_it_computes_what_the_published_definition_says(num_samples):
     weights = random_weights(SMALL)
     model = create_sudormrf(SMALL)
-    model.load_state_dict(our_weights(weights, model))
+    model.load_state_dict(model.read_published(weights))
     waveform = torch.randn(2, num_samples, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         output, expected = model(waveform), Reference(weights, SMALL)(waveform)
@@ -152,14 +156,33 @@ def test_with_the_same_weights_it_computes_what_the_published_definition_says(nu
     assert (output - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
+def test_an_experiment_starts_from_a_file_of_the_published_code(tmp_path):
+    weights = random_weights(SMALL)
+    torch.save(weights, tmp_path / "model_epoch_100")
+    provider = ModelInterface(partial(create_sudormrf, SMALL), partial(torch.optim.Adam, lr=0.1))
+    provider.start_from(tmp_path / "model_epoch_100")
+    model = provider.model_with(provider.initial_tensors(with_optimizer=False))
+    waveform = torch.randn(1, 1_200, generator=torch.Generator().manual_seed(1))
+    expected = Reference(weights, SMALL)(waveform)
+    assert (model(waveform) - expected).abs().max() < 1e-5 * expected.abs().max()
+    # Its own names, and a wrapper around the dictionary, are read as well.
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "own.pt")
+    provider.start_from(tmp_path / "own.pt")
+    assert np.array_equal(provider.initial_tensors(False)["norm.bias"], weights["ln.beta"].numpy())
+    torch.save(weights | {"ln.beta": torch.zeros(3)}, tmp_path / "other.pt")
+    provider.start_from(tmp_path / "other.pt")
+    with pytest.raises(WeightsError, match=r"other.pt does not fit: 'norm.bias' should be float32\("):
+        provider.initial_tensors(False)
+
+
 def test_gradients_are_those_of_the_published_definition():
     weights = {name: weight.double().requires_grad_() for name, weight in random_weights(SMALL).items()}
     model = create_sudormrf(SMALL).double()
-    model.load_state_dict(our_weights({name: weight.detach() for name, weight in weights.items()}, model))
+    model.load_state_dict(model.read_published({name: weight.detach() for name, weight in weights.items()}))
     waveform, direction = torch.randn(2, 2, 1_200, dtype=torch.double, generator=torch.Generator().manual_seed(2))
     (model(waveform) * direction.unsqueeze(1)).sum().backward()
     (Reference(weights, SMALL)(waveform) * direction.unsqueeze(1)).sum().backward()
-    expected = our_weights({name: weight.grad for name, weight in weights.items()}, model)
+    expected = model.read_published({name: weight.grad for name, weight in weights.items()})
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-8, atol=1e-10)
 
@@ -168,7 +191,7 @@ def test_gradients_are_those_of_the_published_definition():
 def test_outputs_and_gradients_are_those_of_the_published_code():
     settings = SudoRmRfSettings(num_blocks=2)
     published, model = load_published(Path(PUBLISHED), settings), create_sudormrf(settings)
-    model.load_state_dict(our_weights(published.state_dict(), model))
+    model.load_state_dict(model.read_published(published.state_dict()))
     errors = compare(model, published, torch.randn(2, 3, 16_000))
     assert errors["outputs"] < 1e-5
     assert errors["gradients"] < 1e-6

@@ -1,14 +1,20 @@
+import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from openfl_audio.config import load_settings
 from openfl_audio.errors import SettingsError
 from openfl_audio.protocol.participation import Participation
 from openfl_audio.simulation.simulation import Simulation
 from workspaces.speech_enhancement import plots, workload
+from workspaces.speech_enhancement.data import Sources
+from workspaces.speech_enhancement.quality import find_measures, quality_over_clips
 from workspaces.speech_enhancement.settings import SudoRmRfSettings
 from workspaces.speech_enhancement.workload import Settings, SpeechEnhancement, count_supervised
 
@@ -30,7 +36,8 @@ def tiny(tiny_model):
 
     def of(**changes) -> Settings:
         sizes = {f"model.{name}": value for name, value in tiny_model.model_dump().items()}
-        return settings_of("small.yaml", **sizes, **{"audio_seconds": 0.5, "optimizer.learning_rate": 0.003} | changes)
+        defaults = sizes | {"audio_seconds": 0.5, "optimizer.learning_rate": 0.003}
+        return settings_of("small.yaml", **defaults | changes)
 
     return of
 
@@ -63,13 +70,62 @@ def test_supervised_and_unsupervised_clients_train_one_model_each_with_its_own_l
 def test_files_to_listen_to_are_written_every_few_rounds(tiny, open_shard, tmp_path):
     listening = {"listening": {"folder": str(tmp_path / "audio"), "every": 2, "clips": 1}, "local_epochs": 0.1}
     simulate(tiny(**listening), ["unsupervised-0"], open_shard, tmp_path / "run", rounds=3)
-    assert sorted(path.name for path in (tmp_path / "audio").iterdir()) == ["round-00000", "round-00002"]
+    folders = ["round-00000", "round-00002", "tensorboard"]
+    assert sorted(path.name for path in (tmp_path / "audio").iterdir()) == folders
+    events = EventAccumulator(str(tmp_path / "audio" / "tensorboard")).Reload()
+    assert [event.step for event in events.Audio("0000_2_noises_estimate")] == [0, 2]
+    [image, _] = events.Images("0000_1_noise_mixture_spectrogram")
+    assert (image.height, image.width) == (257, 1 + 8_000 // 128)
     first, later = (
         soundfile.read(tmp_path / "audio" / folder / "0000_1_noise_estimate.wav")[0]
         for folder in ("round-00000", "round-00002")
     )
     assert first.shape == later.shape == (8_000,)
     assert abs(first - later).max() > 1e-3
+
+
+def test_a_model_of_more_sources_learns_from_both_kinds_of_clients(tiny, open_shard, tmp_path):
+    settings = tiny(**{"model.num_sources": 4, "local_epochs": 0.25})
+    records = simulate(settings, ["supervised-0", "unsupervised-0"], open_shard, tmp_path / "run", rounds=1)
+    losses = records[0]["metrics"]["train"]
+    assert losses.keys() == {"supervised_loss", "mixit_loss"}
+    assert all(np.isfinite(loss) for loss in losses.values())
+
+
+def test_lengths_and_rates_go_to_the_shard_the_crops_and_the_exported_model(tmp_path):
+    changes = {"data.clip_seconds": 8.0, "data.sample_rate": 8_000, "data.normalize_audio": True, "audio_seconds": 6}
+    settings = settings_of("small.yaml", **changes, patience=0)
+    params = WORKLOAD.shard(settings, Path("corpus"), 1, 2)["params"]
+    assert (params["clip_seconds"], params["sample_rate"], params["normalize_audio"]) == (8.0, 8_000, True)
+    [training] = WORKLOAD.tasks(settings).task_settings["train_round"].values()
+    assert training.num_samples == 48_000
+    WORKLOAD.save(WORKLOAD.model(settings)(), settings, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["sample_rate"] == 8_000
+
+
+@pytest.mark.skipif(not find_measures(16_000), reason="neither pystoi nor pesq is installed")
+def test_speech_itself_is_understood_better_than_with_noise(open_shard, tiny_model):
+    class Voices(type(open_shard("supervised").get_dataset("validation"))):
+        """Speech that comes and goes, as measures of speech wait for pauses."""
+
+        def __getitem__(self, index):
+            time = np.arange(self.num_samples) / 16_000
+            loudness = np.clip(np.sin(2 * np.pi * 3 * time), 0, 1)
+            return tuple(
+                (loudness * signal if i == 0 else signal) for i, signal in enumerate(super().__getitem__(index))
+            )
+
+    class Copy(torch.nn.Module):
+        def separate(self, mixture):
+            return mixture[:, None]
+
+    clips = Sources(Voices(2, True, False, num_samples=32_000))
+    scores = quality_over_clips(Copy(), clips, "cpu")
+    for name in find_measures(16_000):
+        for noises in ("1_noise", "2_noises"):
+            assert scores[f"{name}_{noises}"] == scores[f"{name}_{noises}_mixture"]
+            assert scores[f"{name}_{noises}_clips"] == 2
+        assert scores[f"{name}_2_noises"] < scores[f"{name}_1_noise"]
 
 
 def test_the_first_clients_are_the_supervised_ones():
@@ -98,8 +154,8 @@ def test_fedenhance_yaml_is_the_published_experiment():
     [
         ({"p_supervised": 1.5}, "'p_supervised' is 1.5"),
         ({"local_epochs": 0}, "'local_epochs' is 0"),
-        ({"audio_seconds": 5}, "'audio_seconds' is 5"),
-        ({"model.num_sources": 4}, "num_sources should be 3: speech and two noises"),
+        ({"audio_seconds": 5}, "'audio_seconds' is 5: clips have data.clip_seconds, 4 s: it should be no more"),
+        ({"model.num_sources": 2}, "'model.num_sources' is 2"),
         ({"model.num_groups": 5}, "'model.num_groups' is 5: .*it should divide"),
     ],
 )
