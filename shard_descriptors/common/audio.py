@@ -20,6 +20,19 @@ from shard_descriptors.common.errors import AudioError
 
 AudioSource = str | os.PathLike[str] | bytes  # a path, or what a file holds
 
+
+class EncodedAudio(bytes):
+    """The content of a file that has had a name, which tells formats apart that have no signature."""
+
+    suffix: str
+
+    def __new__(cls, content: bytes, file_name: str = "") -> "EncodedAudio":
+        """Take a format without a signature from the name; of audio without one, from its first bytes."""
+        encoded = super().__new__(cls, content)
+        encoded.suffix = Path(file_name).suffix.casefold() or _guess_suffix(content)
+        return encoded
+
+
 MAX_SAMPLES = 2**28  # of a mono waveform, 1 GiB as float32: 4.6 hours at 16 kHz
 RATES = (1_000, 768_000)  # Hz; what claims another rate has a broken header
 BLOCK_SAMPLES = 2**20  # decoded at a time, of all channels together
@@ -252,7 +265,14 @@ def _read_part(opened: _Opened, start_s: float, end_s: float | None) -> np.ndarr
 
 
 def _suffix(source: AudioSource) -> str:
-    return "" if isinstance(source, bytes) else Path(source).suffix.casefold()
+    return getattr(source, "suffix", "") if isinstance(source, bytes) else Path(source).suffix.casefold()
+
+
+def _guess_suffix(content: bytes) -> str:
+    """Return the suffix of an MP3 (an ID3 tag, or the sync bits of a frame of layer III) or of an MP4, "" of others."""
+    if content[:3] == b"ID3" or (content[:1] == b"\xff" and content[1:2] in (b"\xfb", b"\xfa", b"\xf3", b"\xf2")):
+        return ".mp3"
+    return ".m4a" if content[4:8] == b"ftyp" else ""
 
 
 def _mend_length(source: AudioSource) -> tuple[AudioSource, bool]:

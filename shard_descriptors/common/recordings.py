@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from shard_descriptors.common.audio import audio_problem, duration_s
+from shard_descriptors.common.audio import AudioSource, EncodedAudio, audio_problem, duration_s
 from shard_descriptors.common.errors import AudioError, CorpusError, first_names
 from shard_descriptors.common.files import AUDIO_SUFFIXES, SYSTEM_FOLDERS, name_key, printable
 from shard_descriptors.common.partition import by_clip, by_speaker, split_by_group
@@ -38,13 +39,37 @@ KINDS = ("label", "labels", "number", "text")
 Target = str | tuple[str, ...] | float
 
 
+@dataclass(frozen=True)
+class StoredRecording:
+    """A recording that is no file of its own: its bytes are in a row of a dataset, which are read when they are needed.
+
+    Attributes:
+        dataset: gives the row, with {"bytes": ...} in the column.
+        column, row: where it is.
+        fingerprint: of the dataset: two of the same are the same.
+        size_bytes: of the encoded audio.
+        file_name: that it had, "" where that is unknown.
+    """
+
+    dataset: Any = field(compare=False, repr=False)
+    column: str
+    row: int
+    fingerprint: str
+    size_bytes: int
+    file_name: str
+
+    def read(self) -> EncodedAudio:
+        """Return the encoded audio."""
+        return EncodedAudio(self.dataset[self.row][self.column]["bytes"], self.file_name)
+
+
 @dataclass(frozen=True, slots=True)
 class Recording:
     """One item of a split, not yet opened.
 
     Attributes:
         name: the file, as the site calls it.
-        file: where it is.
+        file: where it is: a path, or a place in a dataset.
         target: its label, several, a number or a text, as the kind of its listing says.
         group: the speaker, patient or device; "" where it is unknown.
         split: one of SPLITS; "" where it is still to be chosen.
@@ -52,12 +77,17 @@ class Recording:
     """
 
     name: str
-    file: Path
+    file: Path | StoredRecording
     target: Target
     group: str = ""
     split: str = ""
     start_s: float = 0.0
     end_s: float | None = None
+
+    @property
+    def source(self) -> AudioSource:
+        """What its audio is decoded from: the path, or its bytes."""
+        return source_of(self.file)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -105,6 +135,11 @@ class Division:
     left_out: Mapping[str, str]
     shared_groups: tuple[str, ...]
     duplicates: Mapping[str, str]
+
+
+def source_of(file: Path | StoredRecording) -> AudioSource:
+    """Return what `common.audio` decodes."""
+    return file if isinstance(file, Path) else file.read()
 
 
 def find_audio(root: Path) -> Iterator[Path]:
@@ -221,7 +256,7 @@ def cut_windows(recordings: Iterable[Recording], window_s: float, hop_s: float) 
     """
     windows = []
     for recording in recordings:
-        end_s = duration_s(recording.file) if recording.end_s is None else recording.end_s
+        end_s = duration_s(recording.source) if recording.end_s is None else recording.end_s
         start_s = recording.start_s
         while True:
             windows.append(replace(recording, start_s=start_s, end_s=min(start_s + window_s, end_s)))
@@ -271,7 +306,7 @@ def window_problem(recording: Recording) -> str | None:
         return f"ends at {recording.end_s:g} s and starts at {recording.start_s:g} s"
     if recording.start_s:
         try:
-            length_s = duration_s(recording.file)
+            length_s = duration_s(recording.source)
         except AudioError:
             return None  # said by `divide`
         if recording.start_s >= length_s:
@@ -293,8 +328,10 @@ def _make_splits(recordings: Sequence[Recording], shares: Mapping[str, float], s
 
 # Many shards of a process read one folder; a file that changes is looked at again.
 @lru_cache(maxsize=2**17)
-def _digest(file: Path, size: int, changed_ns: int) -> str:
+def _digest(file: Path | StoredRecording, size: int, changed_ns: int) -> str:
     digest = hashlib.sha256()
+    if isinstance(file, StoredRecording):
+        return hashlib.sha256(file.read()).hexdigest()
     with file.open("rb") as opened:
         while block := opened.read(2**20):
             digest.update(block)
@@ -302,10 +339,12 @@ def _digest(file: Path, size: int, changed_ns: int) -> str:
 
 
 @lru_cache(maxsize=2**17)
-def _problem(file: Path, size: int, changed_ns: int) -> str | None:
-    return audio_problem(file)
+def _problem(file: Path | StoredRecording, size: int, changed_ns: int) -> str | None:
+    return audio_problem(source_of(file))
 
 
-def _stamp(file: Path) -> tuple[int, int]:
+def _stamp(file: Path | StoredRecording) -> tuple[int, int]:
+    if isinstance(file, StoredRecording):
+        return file.size_bytes, 0
     stat = file.stat()
     return stat.st_size, stat.st_mtime_ns

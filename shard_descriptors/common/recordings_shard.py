@@ -58,7 +58,7 @@ class RecordingsDataset(ShardDataset):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, Target]:
         recording = self._recordings[index]
-        waveform = read_waveform(recording.file, self.sample_rate, recording.name, recording.start_s, recording.end_s)
+        waveform = read_waveform(recording.source, self.sample_rate, recording.name, recording.start_s, recording.end_s)
         if self._num_samples is not None:
             waveform = waveform[: self._num_samples]
             waveform = np.pad(waveform, (0, self._num_samples - len(waveform)))

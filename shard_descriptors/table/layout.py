@@ -49,35 +49,35 @@ def read_table(table: Path, audio: Path, columns: Mapping[str, str], separator: 
 
     listing = Listing(str(table), kind)
     listing.columns = {
-        str(name): [_text(row.get(name)) for _, row in rows] for name in present if name != columns[kind]
+        str(name): [cell_text(row.get(name)) for _, row in rows] for name in present if name != columns[kind]
     }
     finder = FileFinder(audio)
     named: set[str] = set()
     for line, row in rows:
         where = f"{table}, line {line}"
         cells = {role: row.get(column) for role, column in columns.items()}
-        path = _text(cells["path"])
+        path = cell_text(cells["path"])
         name = path if path and path not in named else f"{path or 'a row'} (line {line})"
         named.add(name)
         reason, file = None, finder.find(path) if path else None
-        target = _read_target(cells[kind], kind, separator, where, decimal_comma)
+        target = read_target(cells[kind], kind, separator, where, decimal_comma)
         if not path:
             reason = "has no path"
         elif file is None:
             reason = "is not there"
         elif target is None:
             reason = f"has no {kind}"
-        elif "split" in columns and not _text(cells["split"]):
+        elif "split" in columns and not cell_text(cells["split"]):
             reason = "has no split"
         if reason is None and file is not None and target is not None:
             recording = Recording(
                 name=name,
                 file=file,
                 target=target,
-                group=_text(cells.get("group")),
-                split=read_split(_text(cells["split"]), where) if "split" in columns else "",
-                start_s=_read_number(cells.get("start"), where, decimal_comma) or 0.0,
-                end_s=_read_number(cells.get("end"), where, decimal_comma),
+                group=cell_text(cells.get("group")),
+                split=read_split(cell_text(cells["split"]), where) if "split" in columns else "",
+                start_s=read_number(cells.get("start"), where, decimal_comma) or 0.0,
+                end_s=read_number(cells.get("end"), where, decimal_comma),
             )
             reason = window_problem(recording)
             if reason is None:
@@ -141,18 +141,19 @@ def _read_parquet(table: Path) -> list[tuple[int, Row]]:
     return list(enumerate(rows, start=1))
 
 
-def _read_target(cell: Any, kind: str, separator: str, where: str, decimal_comma: bool) -> Target | None:
+def read_target(cell: Any, kind: str, separator: str, where: str, decimal_comma: bool) -> Target | None:
     """Return the target that a cell holds, or None if it is empty; several labels may be none at all."""
     if kind == "number":
-        return _read_number(cell, where, decimal_comma)
+        return read_number(cell, where, decimal_comma)
     if kind == "labels":
-        parts = cell if isinstance(cell, list) else _text(cell).split(separator)
-        return tuple(dict.fromkeys(label for label in map(_text, parts) if label))
-    return _text(cell) or None
+        parts = cell if isinstance(cell, list) else cell_text(cell).split(separator)
+        return tuple(dict.fromkeys(label for label in map(cell_text, parts) if label))
+    return cell_text(cell) or None
 
 
-def _read_number(cell: Any, where: str, decimal_comma: bool) -> float | None:
-    text = _text(cell)
+def read_number(cell: Any, where: str, decimal_comma: bool) -> float | None:
+    """Return the number in a cell, None if it is empty. Raises CorpusError, with `where` it stands."""
+    text = cell_text(cell)
     if not text:
         return None
     try:
@@ -164,7 +165,7 @@ def _read_number(cell: Any, where: str, decimal_comma: bool) -> float | None:
     return number
 
 
-def _text(cell: Any) -> str:
+def cell_text(cell: Any) -> str:
     """Return a cell as text without space around it, in one Unicode form; an empty one as ""."""
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return ""

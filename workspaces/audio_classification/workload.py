@@ -20,7 +20,11 @@ from openfl_audio.training.sites import judge_sites
 from openfl_audio.training.workload import Metrics, Workload, register_tasks
 from shard_descriptors.common.recordings_shard import RecordingsShardDescriptor, count_classes
 from shard_descriptors.folder import FolderShardDescriptor
+from shard_descriptors.folder.layout import METADATA
+from shard_descriptors.hub import HubShardDescriptor
+from shard_descriptors.hub.layout import SAVED
 from shard_descriptors.table import TableShardDescriptor
+from shard_descriptors.table.layout import SUFFIXES
 from workspaces.audio_classification.data import Augmentation, Clips, RecordingsData
 from workspaces.audio_classification.model import CONFIGS, create_classifier, create_extractor
 from workspaces.audio_classification.targets import Targets, agree
@@ -166,14 +170,16 @@ class AudioClassification(Workload[Settings]):
         return config.model_copy(update={"targets": config.targets.model_copy(update=changes)})
 
     def shard(self, config: Settings, data: Path, rank: int, world_size: int) -> dict[str, Any]:
-        kind = "folder.FolderShardDescriptor" if Path(data).is_dir() else "table.TableShardDescriptor"
+        kind = _kind_of(data)
         place = {"data_path": str(data), "rank_worldsize": f"{rank},{world_size}", "seed": config.seed}
-        return {"template": f"shard_descriptors.{kind}", "params": {**config.corpus, **place}}
+        return {
+            "template": f"{kind.__module__.rpartition('.')[0]}.{kind.__name__}",
+            "params": {**config.corpus, **place},
+        }
 
     def open(self, config: Settings, data: Path, rank: int, world_size: int) -> RecordingsShardDescriptor:
         """Return a shard of the corpus."""
-        kind = FolderShardDescriptor if Path(data).is_dir() else TableShardDescriptor
-        return kind(**self.shard(config, data, rank, world_size)["params"])
+        return _kind_of(data)(**self.shard(config, data, rank, world_size)["params"])
 
     def natural_clients(self, config: Settings, data: Path) -> int:
         return len(set(self.open(config, data, 1, 1).get_dataset("train").groups) - {""}) or 1
@@ -225,6 +231,15 @@ class AudioClassification(Workload[Settings]):
         if (extractor := self.extractor(config)) is not None:
             extractor.save_pretrained(folder)
         extend_config(folder, {"clip_seconds": config.clip_s})
+
+
+def _kind_of(data: Path) -> type[RecordingsShardDescriptor]:
+    """Return what reads the recordings at `data`: a table, a folder for each class, or a dataset, also of the hub."""
+    if not data.is_dir():
+        return TableShardDescriptor if data.exists() or data.suffix.casefold() in SUFFIXES else HubShardDescriptor
+    is_dataset = any((data / name).is_file() for name in SAVED) or next(data.glob("*.parquet"), None) is not None
+    is_named = any((data / name).is_file() for name in METADATA)
+    return HubShardDescriptor if is_dataset and not is_named else FolderShardDescriptor
 
 
 def read_settings(name: str | Path, targets: Targets, changes: Mapping[str, Any] | None = None) -> Settings:

@@ -174,6 +174,30 @@ def test_clients_are_speakers_by_nature(table, tmp_path):
     assert workload.natural_clients(config, table) == len(set(train.groups)) == 6
 
 
+def test_what_reads_the_data_is_told_by_what_is_there(tmp_path):
+    folders = {
+        "classes": "yes/a.wav",
+        "named": "metadata.parquet",
+        "rows": "train-0.parquet",
+        "saved": "dataset_dict.json",
+    }
+    for folder, file in folders.items():
+        (tmp_path / folder / file).parent.mkdir(parents=True)
+        (tmp_path / folder / file).touch()
+    (tmp_path / "clips.data").touch()
+    read_by = {
+        place: AudioClassification().shard(settings(tmp_path), Path(place), 1, 2)["template"].rpartition(".")[2]
+        for place in [
+            *(str(tmp_path / name) for name in folders),
+            str(tmp_path / "clips.data"),
+            "no.csv",
+            "PolyAI/minds14",
+        ]
+    }
+    folder, hub, table = (f"{kind}ShardDescriptor" for kind in ("Folder", "Hub", "Table"))
+    assert list(read_by.values()) == [folder, folder, hub, hub, table, table, hub]
+
+
 def test_a_notebook_reads_settings_for_the_targets_that_sites_agreed_on():
     targets = Targets("label", ("a", "b"), (("B", "b"), ("hum", None)))
     config = read_settings("small.yaml", targets, {"rounds": 3, "optimizer.learning_rate": 0.5})
