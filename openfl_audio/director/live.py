@@ -9,6 +9,8 @@ from openfl_audio.protocol.messages import ProgressReport
 
 # Between two reports of an envoy: while somebody looks, and while nobody does.
 WATCHED_SECONDS, UNWATCHED_SECONDS = 1.0, 4.0
+# After so many intervals without a report something is wrong with the envoy or its link.
+SILENT_INTERVALS = 3
 # Somebody who asked for the state of an experiment may ask again.
 LOOK_SECONDS = 30.0
 
@@ -47,15 +49,24 @@ class Live:
 
     def __init__(self) -> None:
         self._reports: dict[str, ProgressReport] = {}
+        self._heard: dict[str, tuple[float, float]] = {}  # when, and after how many seconds the next report is due
         self._transfers: dict[str, Transfer] = {}
         self._watchers = 0
         self._looked = -LOOK_SECONDS
 
     def note(self, report: ProgressReport) -> float:
         """Keep a report, and return after how many seconds the next one is welcome."""
-        self._reports[report.envoy] = report
         is_seen = self._watchers or time.monotonic() - self._looked < LOOK_SECONDS
-        return WATCHED_SECONDS if is_seen else UNWATCHED_SECONDS
+        interval = WATCHED_SECONDS if is_seen else UNWATCHED_SECONDS
+        self._reports[report.envoy] = report
+        self._heard[report.envoy] = time.monotonic(), interval
+        return interval
+
+    def silent_seconds(self, envoy: str) -> float | None:
+        """Return for how long `envoy` has not reported, None while that is no longer than its reports may take."""
+        heard, interval = self._heard[envoy]
+        seconds = time.monotonic() - heard
+        return seconds if seconds > SILENT_INTERVALS * interval else None
 
     def of(self, envoy: str, round_number: int) -> ProgressReport | None:
         """Return the last report of `envoy` on a round, if there is one."""

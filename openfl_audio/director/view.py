@@ -69,12 +69,12 @@ class View:
         first = {each.name for each in sorted(everybody, key=lambda each: each.state == "done")[:MOST_NAMED]}
         named = [each for each in everybody if each.name in first]
         seconds, last = self._seconds_open(), (run.folder.history.last or {}).get("seconds")
-        left = max(0.0, last * (run.plan.rounds - rounds.round_number) - seconds) if last is not None else None
+        left = None if last is None else last * (run.plan.rounds - rounds.round_number) - seconds
         return LiveRound(
             live=rounds.round_number,
             rounds=run.plan.rounds,
             seconds=seconds,
-            seconds_left=left,
+            seconds_left=left if left is not None and left > 0 else None,  # nobody knows of a round that is overdue
             envoys=named,
             others=len(everybody) - len(named),
         )
@@ -83,7 +83,7 @@ class View:
         """Return what a participant does in the open round."""
         rounds = self._run.rounds
         if envoy in rounds.refused:
-            return EnvoyProgress(name=envoy, state="refused")
+            return EnvoyProgress(name=envoy, state="refused", why=rounds.refused[envoy])
         if envoy in rounds.results or not rounds.tasks_for(envoy):
             return EnvoyProgress(name=envoy, state="done")
         if not self._is_online(envoy):
@@ -103,6 +103,8 @@ class View:
         if report is None:
             return works
         told = {"task": report.task, "step": report.step, "total": report.total, "values": report.values}
+        if report.task:  # between two tasks it reports nothing
+            told["silent_seconds"] = self._run.live.silent_seconds(envoy)
         if report.clips and report.seconds:
             told["clips_per_second"] = report.clips / report.seconds
         if report.step and report.total:

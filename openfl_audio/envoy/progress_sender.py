@@ -32,8 +32,6 @@ Reports = Literal["nothing", "steps", "losses", "logs"]
 SECONDS = 1.0
 # A message that takes longer is given up, and the next one comes after as long.
 TIMEOUT_SECONDS = 5.0
-# Without news an envoy that works is heard of so often.
-QUIET_SECONDS = 10.0
 # Room in a report for the note that something is left out.
 NOTE_CHARACTERS = 100
 
@@ -57,21 +55,20 @@ class ProgressSender:
             threading.Thread(target=self._run, daemon=True, name="progress").start()
 
     def _run(self) -> None:
-        sent, sent_at, pause = Progress(), 0.0, SECONDS
+        sent, pause = current(), SECONDS
         while True:
             time.sleep(pause)
-            progress = current()
-            log = self._new_log()
-            is_news = progress is not sent or time.monotonic() - sent_at >= QUIET_SECONDS
-            if not log and not (progress.task and is_news):
+            progress, log = current(), self._new_log()
+            # A task without news is reported as well: of one that the director hears nothing of, it says so.
+            if not log and not progress.task and progress is sent:
                 continue
+            sent = progress
             try:
                 pause = self._send(progress, log)
             # A task must go on whatever happens here, and its next step may be told as well.
             except (grpc.RpcError, WireError, ValueError, TypeError, RuntimeError, psutil.Error) as error:
                 logger.debug("progress was not sent: %s", error)
                 pause = TIMEOUT_SECONDS
-            sent, sent_at = progress, time.monotonic()
 
     def flush(self) -> None:
         """Send what has been printed since the last report, before the process ends."""

@@ -246,7 +246,13 @@ NOW_COLUMNS = ("envoy", "now", "clips/s", "left", "memory")
 def now_rows(now: LiveRound) -> list[list[str]]:
     """Return the values of NOW_COLUMNS for each envoy of the open round that is named."""
     return [
-        [envoy.name, doing_of(envoy), show_pace(envoy) or "-", show_left(envoy) or "-", show_memory(envoy) or "-"]
+        [
+            envoy.name,
+            f"{doing_of(envoy)}: {envoy.why}" if envoy.why else doing_of(envoy),
+            show_pace(envoy) or "-",
+            show_left(envoy) or "-",
+            show_memory(envoy) or "-",
+        ]
         for envoy in now.envoys
     ]
 
@@ -292,6 +298,8 @@ def _left(now: LiveRound) -> str:
 def describe_envoy(envoy: EnvoyProgress) -> str:
     """Return what an envoy does and how fast, such as "train 120/400 (loss 0.530) at 35 clips/s, 12 s left"."""
     pace, left = show_pace(envoy), show_left(envoy)
+    if envoy.why:
+        return f"{doing_of(envoy)}: {envoy.why}"
     return doing_of(envoy) + (f" at {pace} clips/s" if pace else "") + (f", {left} left" if left else "")
 
 
@@ -307,7 +315,9 @@ def doing_of(envoy: EnvoyProgress) -> str:
         return "at work"
     task = "validate" if envoy.task == VALIDATE else envoy.task
     steps = f" {envoy.step}/{envoy.total}" if envoy.total else f" {envoy.step}" if envoy.step else ""
-    return task + steps + (f" (loss {envoy.values['loss']:.3f})" if "loss" in envoy.values else "")
+    loss = f" (loss {envoy.values['loss']:.3f})" if "loss" in envoy.values else ""
+    silent = "" if envoy.silent_seconds is None else f", no word for {show_seconds(envoy.silent_seconds)}"
+    return task + steps + loss + silent
 
 
 def show_pace(envoy: EnvoyProgress) -> str:

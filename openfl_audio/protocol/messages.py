@@ -219,6 +219,8 @@ class EnvoyProgress(Answer):
         state: "done" when its update counts, "refused" when it does not, "offline", "waits for approval" of its site,
             or "works".
         since: when it went away, in seconds of the director's clock; None unless it is offline.
+        why: why its update does not count, "" unless it is refused.
+        silent_seconds: for how long it has not reported, None while its reports come.
         task: what it works on, as far as it reports that.
         transfer: "download" while it receives the round's model, "upload" while it sends its update.
         bytes_moved: bytes of the transfer that have crossed.
@@ -232,6 +234,8 @@ class EnvoyProgress(Answer):
     name: str
     state: str
     since: float | None = None
+    why: str = ""
+    silent_seconds: float | None = None
     task: str = ""
     step: int = 0
     total: int | None = None

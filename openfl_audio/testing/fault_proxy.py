@@ -25,13 +25,14 @@ class Fault:
 
 
 class Proxy:
-    """A context manager that forwards connections to `target_port` from `port`."""
+    """A context manager that forwards connections to `target_port` from `port`, until somebody pulls the plug."""
 
     def __init__(self, target_port: int) -> None:
         self.broken = threading.Event()
         self._target_port = target_port
         self._fault: Fault | None = None
         self._lock = threading.Lock()
+        self._pulled = False
         self._connections: list[_Connection] = []
         self._listener = socket.socket()
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
@@ -58,6 +59,25 @@ class Proxy:
             self._fault = fault
             self.broken.clear()
 
+    def pull(self) -> None:
+        """Let nothing through any more, and neither side know, as when a plug is pulled."""
+        with self._lock:
+            self._pulled = True
+            for connection in self._connections:
+                connection.stall()
+
+    def plug(self) -> None:
+        """End what `pull` began: new connections are forwarded again, and those of before are closed."""
+        with self._lock:
+            self._pulled = False
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """Close all connections, so that both sides know."""
+        with self._lock:
+            for connection in self._connections:
+                connection.cut()
+
     def take_fault(self, direction: str, n_bytes: int) -> Fault | None:
         """Return the armed fault if it is due on a connection that carried `n_bytes` one way; it is armed no more."""
         with self._lock:
@@ -77,7 +97,10 @@ class Proxy:
                 continue
             except OSError:
                 return
-            self._connections.append(_Connection(self, client, server))
+            with self._lock:
+                self._connections.append(_Connection(self, client, server))
+                if self._pulled:
+                    self._connections[-1].stall()
 
 
 class _Connection:
@@ -95,9 +118,15 @@ class _Connection:
         for thread in self._threads:
             thread.start()
 
-    def end(self) -> None:
+    def stall(self) -> None:
+        self._stalled.set()
+
+    def cut(self) -> None:
         self._resumed.set()
         self._shut_down(socket.SHUT_RDWR)
+
+    def end(self) -> None:
+        self.cut()
         for thread in self._threads:
             thread.join()
 

@@ -65,7 +65,7 @@ def _envoy_rows(record: Record) -> Iterator[dict[str, Any]]:
 
 def _open_row(round_number: int, envoy: EnvoyProgress) -> dict[str, Any]:
     known = envoy.model_dump(exclude={"name", "values"}, exclude_defaults=True)
-    return {"round": round_number, "envoy": envoy.name, "state": envoy.state, "why": ""} | known
+    return {"round": round_number, "envoy": envoy.name, "state": envoy.state, "why": envoy.why} | known
 
 
 def note_sentences(record: Record) -> list[str]:

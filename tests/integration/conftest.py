@@ -71,7 +71,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_certificates(
         folder,
         director_hosts=["127.0.0.1"],
-        envoys=[*ENVOYS, "c"],
+        envoys=[*ENVOYS, "c", "d"],
         users=[USER, "colleague"],
         operators=[OPERATOR],
         monitors=[MONITOR],

@@ -1,10 +1,16 @@
 """A notebook that is run twice, and experiments that people stop, resume, change and delete."""
 
+import contextlib
 import itertools
 import json
 import os
+import pty
 import re
 import signal
+import subprocess
+import sys
+import threading
+import time
 from functools import partial
 
 import pytest
@@ -13,12 +19,69 @@ from safetensors.numpy import load_file
 from openfl_audio.cli.main import main
 from openfl_audio.errors import DefinitionError, DirectorError, ExperimentExistsError, ExperimentFailedError
 from openfl_audio.protocol.messages import LiveRound
+from openfl_audio.testing.fault_proxy import Proxy
 from tests.integration.conftest import MONITOR, OPERATOR, READY_SECONDS, USER, points, wait_for
 from tests.integration.test_notebook import held_at, rounds_in, wait_for_rounds
 
 pytestmark = pytest.mark.integration
 
 numbers = itertools.count()
+
+
+class Watching:
+    """`openfl-audio watch NAME` in a terminal of its own: what it has written so far."""
+
+    def __init__(self, name: str, *options: str) -> None:
+        own, terminal = pty.openpty()
+        command = [sys.executable, "-m", "openfl_audio.cli", "watch", name, *options]
+        environment = os.environ | {"COLUMNS": "160"}
+        self._process = subprocess.Popen(command, stdout=terminal, stderr=terminal, env=environment)
+        os.close(terminal)
+        self._written = b""
+        self._thread = threading.Thread(target=self._read, args=(own,))
+        self._thread.start()
+
+    def _read(self, own: int) -> None:
+        with (
+            os.fdopen(own, "rb", buffering=0) as file,
+            contextlib.suppress(OSError),
+        ):  # at the end a terminal has an error
+            while new := file.read(1 << 16):
+                self._written += new
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        try:
+            return wait_for(lambda: re.search(pattern, self._written.decode(errors="replace")))
+        except TimeoutError as error:
+            raise AssertionError(f"no {pattern!r} in {self._written.decode(errors='replace')[-5000:]!r}") from error
+
+    def __enter__(self) -> "Watching":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait()
+        self._thread.join()
+
+
+@pytest.fixture
+def look(running, certificates, capsys):
+    """Return what a command prints, asked of the director by its operator."""
+
+    def look(*words: str) -> str:
+        where = ["--director", f"127.0.0.1:{running.port}", "--certificates", str(certificates), "--user", OPERATOR]
+        assert main([*words, *where]) == 0, capsys.readouterr()
+        return capsys.readouterr().out
+
+    return look
+
+
+@pytest.fixture
+def watch(running, certificates):
+    """Start watching an experiment as its owner."""
+    return lambda name: Watching(
+        name, "--director", f"127.0.0.1:{running.port}", "--certificates", str(certificates), "--user", USER
+    )
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +93,12 @@ def make(running, connect):
     from openfl_audio.notebook.interactive_api import FLExperiment
 
     def make(name=None, train=None, rounds=3, envoys=("b",), user=USER, **changes):
+        tasks = {"train": train, "validate": changes.pop("validate", None)}
         experiment = FLExperiment(connect(running, user), name or f"steered-{next(numbers)}", workspace=toy)
         start = partial(
             experiment.start,
             model_provider=model_interface(),
-            task_keeper=task_interface(train) if train else task_interface(),
+            task_keeper=task_interface(**{kind: task for kind, task in tasks.items() if task}),
             data_loader=PointsData(),
             rounds_to_train=rounds,
             envoys=envoys,
@@ -278,3 +342,73 @@ def test_while_a_task_runs_its_steps_are_seen_and_what_a_site_keeps_is_not(
     assert "of nobody's business\n" in capsys.readouterr().out
     assert main(["logs", experiment.experiment_name, "-f", *where, USER]) == 1
     assert "--follow follows the log of one envoy: name it" in capsys.readouterr().err
+
+
+def test_a_cut_link_is_seen_while_the_experiment_waits_and_so_is_its_end(
+    make, running, tmp_path, watch, look, record_property
+):
+    gate = tmp_path / "gate"
+    with Proxy(running.port) as line:
+        running.start_envoy("d", points(2), director_port=line.port)
+        try:
+            running.wait_until_ready(["d"], READY_SECONDS)
+            experiment, start = make(train=held_at(gate, slope=2), envoys=("b", "d"), rounds=2)
+            start()
+            name = experiment.experiment_name
+            with watch(name) as watching:
+                watching.wait_for(r"round 1 of 2, .*d train")
+                line.pull()
+                pulled = time.time()
+                silent = watching.wait_for(r"d train, no word for (\d\.\d) s")
+                record_property("seconds until a silent link is seen", round(time.time() - pulled, 1))
+                assert re.search(r"^ +d .* train, no word for \d.* s ", look("envoys"), re.M)
+                assert re.search(r"^ +d +train, no word for \d.* s ", look("show", name), re.M)
+                last = experiment.per_envoy().set_index("envoy").loc["d"].iloc[-1]
+                assert last["silent_seconds"] >= float(silent[1])
+                line.hang_up()
+                watching.wait_for(r"d offline since \d\d:\d\d:\d\d")
+                line.plug()
+                watching.wait_for(r"d offline since(.|\n)*d train([ ;]|\r|\x1b)")
+                gate.touch()
+                assert experiment.watch()["slope"].tolist() == pytest.approx([0, 2.6, 5.2])
+        finally:
+            running.stop("d")
+
+
+def test_weights_that_are_no_numbers_and_an_undefined_metric_are_seen_in_their_round(
+    make, running, tmp_path, watch, look
+):
+    gate = tmp_path / "gate"
+
+    def train(model, points, device, optimizer, gate=gate):
+        import time
+
+        from toy.experiment import add_points
+
+        while len(points) == 3 and not gate.exists():  # envoy 'b'
+            time.sleep(0.02)
+        add_points(model, points, device, optimizer)
+        if len(points) == 1:
+            model[0].bias.data.fill_(float("nan"))
+        return {"loss": 0.0}
+
+    def validate(model, points, device):
+        return {"accuracy": None if len(points) == 1 else 0.5, "slope": model[0].weight.item()}
+
+    experiment, start = make(train=train, validate=validate, envoys=("a", "b"), rounds=1)
+    start()
+    name = experiment.experiment_name
+    refused = "update of envoy 'a' for round 0: tensor '0.bias' holds NaN or infinity"
+    with watch(name) as watching:
+        watching.wait_for(f"round 0 of 1, .*a refused: .*{refused}, b ")
+        assert re.search(f"^ +a +refused: .*{refused}", look("show", name), re.M)
+        row = experiment.per_envoy().set_index("envoy").loc["a"]
+        assert row["state"] == "refused"
+        assert re.search(refused, row["why"])
+        gate.touch()
+        watching.wait_for(f"a: .*{refused}")
+    left_out = experiment.watch()["left out"]
+    assert re.search(refused, left_out[0])
+    undefined = "a: metric 'accuracy' of task 'aggregated_model_validate' is nan: undefined, and left out of the mean"
+    assert left_out[1] == undefined
+    assert f"round 1: {undefined}\n" in look("show", name)

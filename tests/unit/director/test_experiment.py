@@ -7,7 +7,7 @@ from itertools import repeat
 import numpy as np
 import pytest
 
-from openfl_audio.director.live import UNWATCHED_SECONDS, WATCHED_SECONDS, Live
+from openfl_audio.director.live import SILENT_INTERVALS, UNWATCHED_SECONDS, WATCHED_SECONDS, Live
 from openfl_audio.director.run import Phase
 from openfl_audio.director.run_folder import RunFolder, Status
 from openfl_audio.protocol.messages import (
@@ -429,7 +429,7 @@ def test_the_open_round_shows_who_is_done_refused_offline_and_how_far_the_others
     assert now.envoys == [
         EnvoyProgress(name="a", state="done"),
         EnvoyProgress(name="b", state="offline", since=0.0),
-        EnvoyProgress(name="c", state="refused"),
+        EnvoyProgress(name="c", state="refused", why="NaN"),
         EnvoyProgress(
             name="d", state="works", task="train", step=2, total=8, clips_per_second=6.4, seconds_left=30,
             memory_bytes=9, gpu_memory_bytes=7,
@@ -486,6 +486,22 @@ def test_envoys_report_less_often_while_nobody_looks(monkeypatch):
     assert live.note(report) == UNWATCHED_SECONDS
     live.looked()
     assert live.note(report) == WATCHED_SECONDS
+
+
+def test_an_envoy_that_does_not_report_when_it_should_is_silent(monkeypatch):
+    live = Live()
+    report = ProgressReport(experiment="toy", envoy="a", round=0, task="train", seconds=1)
+    now = 100.0
+    monkeypatch.setattr("openfl_audio.director.live.time.monotonic", lambda: now)
+    live.note(report)
+    now += SILENT_INTERVALS * UNWATCHED_SECONDS
+    assert live.silent_seconds("a") is None
+    with live.watched():
+        live.note(report)
+    now += SILENT_INTERVALS * WATCHED_SECONDS + 0.5
+    assert live.silent_seconds("a") == SILENT_INTERVALS * WATCHED_SECONDS + 0.5
+    live.note(report)
+    assert live.silent_seconds("a") is None
 
 
 def test_what_an_envoys_part_of_a_round_took_is_in_its_record(tmp_path):

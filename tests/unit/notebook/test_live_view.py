@@ -244,6 +244,18 @@ def test_the_display_has_a_row_for_each_envoy_of_the_open_round():
     assert "and 3 more" in html
 
 
+def test_it_is_said_of_whom_nothing_is_heard_and_why_an_update_was_refused():
+    envoys = [
+        WORKS.model_copy(update={"silent_seconds": 4.2}),
+        EnvoyProgress(name="b", state="refused", why="NaN in '<b>'"),
+    ]
+    now = NOW.model_copy(update={"envoys": envoys, "seconds_left": None})
+    short = "round 3 of 20, 41 s: a train 120/400 (loss 0.500), no word for 4.2 s, b refused"
+    assert live_sentence(now, len(short)) == short
+    assert live_sentence(now) == f"{short}: NaN in '<b>'"
+    assert "<td>refused: NaN in &#x27;&lt;b&gt;&#x27;</td>" in live_html(now).replace("'", "&#x27;")
+
+
 def test_of_many_envoys_those_that_are_not_done_are_named():
     envoys = [EnvoyProgress(name=name, state="works" if name == "h" else "done") for name in "abcdefgh"]
     assert live_sentence(NOW.model_copy(update={"envoys": envoys, "seconds_left": None})) == (
