@@ -30,7 +30,7 @@ from openfl_audio.notebook.interactive_api import (
     ModelInterface,
     TaskInterface,
 )
-from openfl_audio.protocol.certificates import write_certificates
+from openfl_audio.protocol.authority import write_certificates
 
 USER = "scientist"
 # Envoys load a worker's libraries as soon as a notebook connects. In the first experiment of a run there is no time for

@@ -4,15 +4,9 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from openfl_audio.cli.options import Command, argument, option
+from openfl_audio.protocol.authority import LEAF_DAYS, LOCAL_HOSTS, write_certificates
 from openfl_audio.protocol.certificate_requests import read_request, sign_request, write_request
-from openfl_audio.protocol.certificates import (
-    AUTHORITY,
-    DIRECTOR,
-    LEAF_DAYS,
-    LOCAL_HOSTS,
-    names_of,
-    write_certificates,
-)
+from openfl_audio.protocol.certificates import AUTHORITY, DIRECTOR, names_of
 from openfl_audio.protocol.revocation import KEEP, REVOKED, revoke
 
 Role = Literal["director", "envoy", "user", "operator", "monitor"]

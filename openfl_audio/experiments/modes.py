@@ -14,7 +14,7 @@ from openfl_audio.errors import SettingsError
 from openfl_audio.experiments.local_federation import LocalFederation, stop_left_over
 from openfl_audio.experiments.progress import RunProgress
 from openfl_audio.notebook.interactive_api import Federation, FLExperiment
-from openfl_audio.protocol.certificates import write_certificates
+from openfl_audio.protocol.authority import write_certificates
 from openfl_audio.protocol.participation import Participation
 from openfl_audio.protocol.plan import KNOWN_NO_MEANS, name_of_best
 from openfl_audio.simulation.simulation import Simulation

@@ -11,24 +11,18 @@ from cryptography.x509.oid import NameOID
 
 from openfl_audio.errors import CertificateError
 from openfl_audio.files import make_folder
-from openfl_audio.protocol.certificates import (
-    AUTHORITY,
-    DIRECTOR,
+from openfl_audio.protocol.authority import (
     LEAF_DAYS,
-    NAME,
-    ROLES,
     alternative_names,
-    bad_name,
     checked_host,
     load_authority,
-    load_key,
     note_issued,
-    pair_paths,
     private_pem,
     sign,
     subject_of,
     write_pem,
 )
+from openfl_audio.protocol.certificates import AUTHORITY, DIRECTOR, NAME, ROLES, bad_name, load_key, pair_paths
 
 
 class Request(NamedTuple):

@@ -10,7 +10,8 @@ from cryptography import x509
 
 from openfl_audio.errors import CertificateError
 from openfl_audio.files import Journal, write_whole
-from openfl_audio.protocol.certificates import ISSUED, pair_paths
+from openfl_audio.protocol.authority import ISSUED
+from openfl_audio.protocol.certificates import pair_paths
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ import papermill
 from openfl_audio.errors import StartError
 from openfl_audio.experiments.local_federation import LocalFederation, stop_left_over
 from openfl_audio.files import write_result
-from openfl_audio.protocol.certificates import write_certificates
+from openfl_audio.protocol.authority import write_certificates
 from openfl_audio.testing.corpora.fsd50k import make_fsd50k
 from openfl_audio.testing.corpora.librispeech import make_librispeech
 from openfl_audio.testing.corpora.own_data import make_own_data

@@ -22,7 +22,8 @@ from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc, director_pb2, 
 from safetensors.numpy import save
 
 from openfl_audio.experiments.local_federation import LocalFederation
-from openfl_audio.protocol.certificates import load_credentials, write_certificates
+from openfl_audio.protocol.authority import write_certificates
+from openfl_audio.protocol.certificates import load_credentials
 from openfl_audio.protocol.messages import AttendRequest, ModelRequest, StatusRequest, encode
 from openfl_audio.protocol.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL
 from openfl_audio.protocol.tensors import Tensors, receive

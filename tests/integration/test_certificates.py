@@ -15,8 +15,8 @@ from safetensors.numpy import save
 
 from openfl_audio.envoy.channel import RenewedChannel
 from openfl_audio.experiments.local_federation import LocalFederation
+from openfl_audio.protocol.authority import create_authority, issue, load_authority, write_certificates
 from openfl_audio.protocol.certificate_requests import sign_request, write_request
-from openfl_audio.protocol.certificates import create_authority, issue, load_authority, write_certificates
 from openfl_audio.protocol.messages import StatusRequest, encode
 from openfl_audio.protocol.revocation import revoke
 from openfl_audio.protocol.wire import RoundsStub, certificate_fault, presented_certificate

@@ -15,7 +15,7 @@ from openfl.protocols import aggregator_pb2, base_pb2, director_pb2
 
 from openfl_audio.director.services.rounds import RoundsService
 from openfl_audio.experiments.local_federation import LocalFederation
-from openfl_audio.protocol.certificates import create_authority, issue, load_authority
+from openfl_audio.protocol.authority import create_authority, issue, load_authority
 from openfl_audio.protocol.messages import (
     AttendRequest,
     DropRequest,

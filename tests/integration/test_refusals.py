@@ -9,7 +9,7 @@ import pytest
 
 from openfl_audio.errors import StartError
 from openfl_audio.experiments.local_federation import LocalFederation, free_port
-from openfl_audio.protocol.certificates import create_authority, issue, load_authority, write_certificates
+from openfl_audio.protocol.authority import create_authority, issue, load_authority, write_certificates
 from tests.integration.conftest import ENVOYS, READY_SECONDS, USER, open_as, plan_of, points, submission_of, submit
 
 pytestmark = pytest.mark.integration

@@ -18,7 +18,7 @@ import pytest
 import soundfile
 
 from openfl_audio.experiments.local_federation import LocalFederation
-from openfl_audio.protocol.certificates import write_certificates
+from openfl_audio.protocol.authority import write_certificates
 from tests.integration.conftest import READY_SECONDS, REPOSITORY, USER
 
 PACKAGES = ("openfl_audio", "shard_descriptors", "workspaces")

@@ -9,7 +9,7 @@ import pytest
 from openfl_audio.cli.main import main
 from openfl_audio.director.check import bytes_below
 from openfl_audio.director.run_folder import Status
-from openfl_audio.protocol.certificates import write_certificates
+from openfl_audio.protocol.authority import write_certificates
 from tests.unit.director.toy_experiment import make_experiment
 
 

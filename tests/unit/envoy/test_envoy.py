@@ -14,7 +14,7 @@ from openfl_audio.config import Retention
 from openfl_audio.envoy.envoy import MAX_LOG_BYTES, Envoy, remove_outdated, rotate
 from openfl_audio.envoy.settings import EnvoySettings
 from openfl_audio.errors import ConnectionRefusedByDirectorError
-from openfl_audio.protocol.certificates import write_certificates
+from openfl_audio.protocol.authority import write_certificates
 from openfl_audio.protocol.plan import ARCHIVE
 
 

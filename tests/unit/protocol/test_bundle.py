@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from openfl_audio.errors import ArchiveError, CertificateError
+from openfl_audio.protocol.authority import write_certificates
 from openfl_audio.protocol.bundle import describe_model, fingerprint, read_bundle, sign_bundle, verify_author
-from openfl_audio.protocol.certificates import load_credentials, write_certificates
+from openfl_audio.protocol.certificates import load_credentials
 from openfl_audio.protocol.plan import (
     AUTHOR_FILE,
     MODEL_FILE,

@@ -7,15 +7,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from openfl_audio.errors import CertificateError
+from openfl_audio.protocol.authority import create_authority, issue, write_certificates
 from openfl_audio.protocol.certificate_requests import read_request, sign_request, write_request
-from openfl_audio.protocol.certificates import (
-    create_authority,
-    issue,
-    load_credentials,
-    names_of,
-    read_credentials,
-    write_certificates,
-)
+from openfl_audio.protocol.certificates import load_credentials, names_of, read_credentials
 
 
 @pytest.fixture

@@ -19,18 +19,14 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
 from openfl_audio.errors import CertificateError
+from openfl_audio.protocol.authority import ISSUED, create_authority, issue, load_authority, write_certificates
 from openfl_audio.protocol.certificates import (
     AUTHORITY,
-    ISSUED,
-    create_authority,
     describe_end,
     is_for,
-    issue,
-    load_authority,
     load_credentials,
     read_credentials,
     role_of,
-    write_certificates,
 )
 
 NOW = datetime.now(timezone.utc)
@@ -74,7 +70,7 @@ def test_private_keys_are_private_before_the_first_byte(tmp_path: Path, monkeypa
             modes[path.name.split(".")[2]] = stat.S_IMODE(os.fstat(descriptor).st_mode)
         return descriptor
 
-    monkeypatch.setattr("openfl_audio.protocol.certificates.os.open", watched_open)
+    monkeypatch.setattr("openfl_audio.protocol.authority.os.open", watched_open)
     previous = os.umask(0)
     try:
         write_certificates(tmp_path, envoys=["site-a"])

@@ -6,7 +6,7 @@ import pytest
 from cryptography import x509
 
 from openfl_audio.errors import CertificateError
-from openfl_audio.protocol.certificates import ISSUED, write_certificates
+from openfl_audio.protocol.authority import ISSUED, write_certificates
 from openfl_audio.protocol.revocation import REVOKED, RevocationList, Revoked, read_list, revoke
 
 NOW = datetime.now(timezone.utc)

@@ -11,7 +11,8 @@ import pytest
 
 from openfl_audio.address import EXEMPTION_VARIABLES, PROXY_VARIABLES, join_address
 from openfl_audio.errors import WireError
-from openfl_audio.protocol.certificates import load_credentials, write_certificates
+from openfl_audio.protocol.authority import write_certificates
+from openfl_audio.protocol.certificates import load_credentials
 from openfl_audio.protocol.messages import Counted, Credit, encode
 from openfl_audio.protocol.wire import channel_credentials, explain_unreachable, open_channel, send_chunks
 
