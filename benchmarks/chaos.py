@@ -25,16 +25,17 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` is no installed package
 
-import torch  # noqa: E402
+import torch
 
-from benchmarks.rounds_peers import shard, workloads  # noqa: E402
-from openfl_audio.experiments.local_federation import LocalFederation  # noqa: E402
-from openfl_audio.notebook.interactive_api import DirectorError, Federation, FLExperiment, ModelInterface, TaskInterface  # noqa: E402
-from openfl_audio.protocol.certificates import write_certificates  # noqa: E402
-from openfl_audio.testing.fault_proxy import Fault, Proxy  # noqa: E402
+from benchmarks.arguments import REPOSITORY, add_save, save
+from benchmarks.rounds_peers import shard, workloads
+from openfl_audio.experiments.local_federation import LocalFederation
+from openfl_audio.files import write_json
+from openfl_audio.notebook.interactive_api import DirectorError, Federation, FLExperiment, ModelInterface, TaskInterface
+from openfl_audio.protocol.authority import write_certificates
+from openfl_audio.testing.fault_proxy import Fault, Proxy
 
 USER = "scientist"
 # Name and number of items, which is the weight of the envoy's update.
@@ -233,6 +234,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10, help="how long (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the faults (%(default)s)")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "runs" / "chaos")
+    add_save(parser)
     arguments = parser.parse_args()
     out = arguments.out.resolve() / time.strftime("%Y%m%d-%H%M%S")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -245,7 +247,8 @@ def main() -> int:
         print(f"chaos: {error}; logs are in {out}", file=sys.stderr)
         return 1
     result = {"seed": arguments.seed, "faults": dict(sorted(faults.items())), **result}
-    (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_json(out / "result.json", result)
+    save(arguments, result)
     print(json.dumps(result, indent=2))
     wrong = ("rounds_lost", "rounds_repeated", "largest_difference_of_final_weights")
     return int(any(result[key] for key in wrong))

@@ -28,6 +28,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` is no installed package
 
+from benchmarks.arguments import add_save, save
 from shard_descriptors.superb import SuperbShardDescriptor
 from shard_descriptors.superb.layout import LABELS
 from workspaces.keyword_spotting.data import EncoderClips, open_output_store
@@ -171,6 +172,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="of torch; by default its own choice")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    add_save(parser)
     return parser.parse_args()
 
 
@@ -184,6 +186,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="encoder-cache-") as folder:
         os.environ["OPENFL_AUDIO_CACHE"] = folder
         report = benchmark(model, shard, arguments.epochs, arguments.device)
+    save(arguments, report)
     print(json.dumps(report) if arguments.json else table(report))
 
 

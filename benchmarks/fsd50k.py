@@ -27,7 +27,7 @@ import torchaudio
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` is no installed package
 
-from benchmarks.arguments import whole_number
+from benchmarks.arguments import add_save, save, whole_number
 from shard_descriptors.common.errors import CorpusError
 from shard_descriptors.fsd50k.layout import Clip, Layout, read_layout
 from shard_descriptors.fsd50k.preparation import prepare_store
@@ -122,6 +122,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="an FSD50K folder; by default noise is made here")
     parser.add_argument("--clips", type=whole_number, default=100, help="at most %(default)s")
     parser.add_argument("--repeats", type=whole_number, default=3, help="the fastest counts (%(default)s)")
+    add_save(parser)
     return parser.parse_args()
 
 
@@ -137,7 +138,9 @@ def main() -> int:
             return 1
         chosen = np.unique(np.linspace(0, len(layout.clips) - 1, arguments.clips).astype(int))
         layout = replace(layout, clips=tuple(layout.clips[i] for i in chosen))
-        print(json.dumps(measure(layout, arguments.repeats), indent=2))
+        result = measure(layout, arguments.repeats)
+    save(arguments, result)
+    print(json.dumps(result, indent=2))
     return 0
 
 

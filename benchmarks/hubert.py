@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a training step of HuBERT base needs, with and without gradient checkpointing, and what a student saves.
 
-    OMP_NUM_THREADS=2 python benchmarks/hubert.py --out hubert.json
+    OMP_NUM_THREADS=2 python benchmarks/hubert.py --save hubert
 
 A step is that of `workspaces/hubert/tasks.py`: forward with masks, loss, backward and AdamW, in float32, on one batch
 of noise of `--seconds`. Each of the two measurements has a process of its own; `seconds` is the median of `--repeats`
@@ -13,7 +13,6 @@ time that it takes to hear a clip of `--seconds`.
 import argparse
 import json
 import multiprocessing
-import platform
 import statistics
 import sys
 import time
@@ -25,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` is 
 import torch
 from torch.amp.grad_scaler import GradScaler
 
-from openfl_audio.files import write_result
+from benchmarks.arguments import add_save, save
 from workspaces.hubert.batch_size_finder import peak_bytes, used_bytes
 from workspaces.hubert.loss import MaskedPrediction
 from workspaces.hubert.model import SAMPLE_RATE, create_hubert
@@ -81,7 +80,7 @@ def main() -> int:
     parser.add_argument("--clips", type=int, default=2, help="in a batch (%(default)s)")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each clip (%(default)s)")
     parser.add_argument("--repeats", type=int, default=2, help="steps that count (%(default)s)")
-    parser.add_argument("--out", type=Path, help="JSON")
+    add_save(parser)
     options = parser.parse_args()
     step: dict[str, Any] = {}
     for name, checkpointing in (("plain", False), ("checkpointing", True)):
@@ -93,9 +92,7 @@ def main() -> int:
     step["memory_share"] = step["checkpointing"]["step_bytes"] / step["plain"]["step_bytes"]
     students = compare_students(options.seconds)
     print(json.dumps(students, indent=2))
-    if options.out:
-        machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
-        write_result(options.out, step=step, students=students, machine=machine)
+    save(options, {"step": step, "students": students, "threads": torch.get_num_threads()})
     return 0
 
 

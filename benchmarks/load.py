@@ -25,6 +25,7 @@ import zipfile
 from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -34,9 +35,10 @@ from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc, director_pb2, 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` is no installed package
 
-from benchmarks.arguments import whole_number
+from benchmarks.arguments import add_save, save, whole_number
 from openfl_audio.experiments.local_federation import LocalFederation
-from openfl_audio.protocol.certificates import load_credentials, write_certificates
+from openfl_audio.protocol.authority import write_certificates
+from openfl_audio.protocol.certificates import load_credentials
 from openfl_audio.protocol.messages import (
     AttendRequest,
     Credit,
@@ -265,6 +267,7 @@ def _peak_of(pid: int) -> int:
 
 async def run_all(options: argparse.Namespace) -> int:
     """Run each number of envoys that `options` have, print what was measured, and return the exit status."""
+    results: list[dict[str, Any]] = []
     # In one event loop: what gRPC has in a process cannot be used from a second one.
     for envoys in options.envoys:
         with tempfile.TemporaryDirectory(prefix="load-") as folder:
@@ -273,6 +276,7 @@ async def run_all(options: argparse.Namespace) -> int:
             except (LoadError, grpc.RpcError) as error:
                 print(f"benchmarks/load.py: {envoys} envoys: {error}", file=sys.stderr)
                 return 1
+        results.append(found)
         if options.json:
             print(json.dumps(found), flush=True)
         else:
@@ -283,6 +287,7 @@ async def run_all(options: argparse.Namespace) -> int:
                 f"{found['director_open_files']:>7}{found['register_seconds']:>12.2f}",
                 flush=True,
             )
+    save(options, results)
     return 0
 
 
@@ -304,6 +309,7 @@ def main() -> None:
     parser.add_argument("--floats", type=whole_number, default=10, metavar="F", help="of the model; %(default)s")
     parser.add_argument("--tls", action="store_true", help="mutual TLS")
     parser.add_argument("--json", action="store_true", help="print a JSON object a line")
+    add_save(parser)
     options = parser.parse_args()
     if not options.json:
         columns = f"{'director CPU s':>16}{'envoys CPU s':>14}{'MB':>6}{'peak MB':>9}{'files':>7}{'register s':>12}"

@@ -35,7 +35,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` is no installed package
 
-from benchmarks.arguments import whole_number
+from benchmarks.arguments import add_save, save, whole_number
 from benchmarks.rounds_peers import floor
 from benchmarks.rounds_peers.measure import REPOSITORY, BenchmarkError, Job, Measured, summarise
 from benchmarks.rounds_peers.workloads import MODELS, WrongResultError, create_model
@@ -120,6 +120,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     what.add_argument("--engine", choices=("ours", "stock"), default="ours")
     what.add_argument("--peer", choices=("flower", "nvflare"), help="another framework")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_save(parser)
     options = parser.parse_args(arguments)
     if options.envoys < 1 or (options.rounds is not None and options.rounds < 2):
         parser.error("at least one envoy and two rounds are needed")
@@ -152,6 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("benchmarks/rounds.py: interrupted; everything it started is stopped", file=sys.stderr)
         return 130
+    save(options, result)
     if options.json:
         print(json.dumps(result))
     else:

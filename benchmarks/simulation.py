@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from openfl.interface.interactive_api.shard_descriptor import ShardDataset, ShardDescriptor
 
-from benchmarks.arguments import whole_number
+from benchmarks.arguments import add_save, save, whole_number
 from openfl_audio.notebook.interactive_api import DataInterface, ModelInterface, Participation, TaskInterface
 from openfl_audio.simulation.simulation import Simulation
 
@@ -162,6 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=whole_number, default=60, help="of each kind (%(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object in place of lines")
+    add_save(parser)
     arguments = parser.parse_args()
     steps = max(5, arguments.rounds // 6)
     result = {
@@ -173,6 +174,7 @@ def main() -> None:
         "one_step": compare(one_step, steps),
         "registered": {str(n): registered_clients(n, steps) for n in (100, 10_000)},
     }
+    save(arguments, result)
     if arguments.json:
         print(json.dumps(result))
         return

@@ -27,6 +27,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` is no installed package
 
+from benchmarks.arguments import add_save, save
 from workspaces.speech_enhancement.loss import supervised_loss
 from workspaces.speech_enhancement.model import SudoRmRf, create_sudormrf, make_consistent
 from workspaces.speech_enhancement.settings import SudoRmRfSettings
@@ -133,6 +134,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=4.0, help="of audio at 16 kHz")
     parser.add_argument("--pairs", type=int, default=3, help="steps of each that count")
+    add_save(parser)
     return parser.parse_args()
 
 
@@ -143,7 +145,9 @@ def main() -> int:
         print(f"--published {arguments.published} is no checkout of etzinis/fedenhance", file=sys.stderr)
         return 1
     num_samples = round(arguments.seconds * 16_000)
-    print(json.dumps(benchmark(arguments.published, arguments.batch_size, num_samples, arguments.pairs), indent=2))
+    result = benchmark(arguments.published, arguments.batch_size, num_samples, arguments.pairs)
+    save(arguments, result)
+    print(json.dumps(result, indent=2))
     return 0
 
 
