@@ -117,6 +117,10 @@ class ApprovalError(OpenFLAudioError, RuntimeError):
     """A site's decision on an experiment cannot be made or read; the message names what is meant."""
 
 
+class PolicyError(OpenFLAudioError, RuntimeError):
+    """A site's policy does not let something leave; the message has no value of the site."""
+
+
 class CertificateError(OpenFLAudioError, ValueError):
     """A certificate, a key or a name cannot be used; the message is one sentence for the terminal."""
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -26,12 +27,13 @@ from openfl_audio.envoy.approval import Desk, check_name, prepare_workspace
 from openfl_audio.envoy.channel import RenewedChannel, fault_of
 from openfl_audio.envoy.job import Job
 from openfl_audio.envoy.keeper import STOP_SECONDS as WORKER_STOP_SECONDS
+from openfl_audio.envoy.policy import SentToday, module_path, plain_reason, shard_of
 from openfl_audio.envoy.rounds_client import REFUSALS, RETRY_SECONDS, wait_to_repeat
-from openfl_audio.envoy.settings import EnvoySettings, connect
+from openfl_audio.envoy.settings import SENT_FILE, EnvoySettings, connect
 from openfl_audio.errors import ApprovalError, ArchiveError, ConnectionRefusedByDirectorError, SettingsError
 from openfl_audio.node.compatibility import describe_environment
 from openfl_audio.protocol.archive import unpack_archive
-from openfl_audio.protocol.bundle import read_bundle
+from openfl_audio.protocol.bundle import Bundle, read_bundle
 from openfl_audio.protocol.messages import ApprovalReport, AttendRequest, Order, decode_answer, encode
 from openfl_audio.protocol.plan import ARCHIVE, NAME
 from openfl_audio.protocol.shard_sizes import sizes_of
@@ -62,6 +64,11 @@ PROBE_PAUSE_SECONDS = 60.0
 MAX_LOG_BYTES = 10 << 20
 # Where an experiment's archive is unpacked, in its folder.
 WORKSPACE = "workspace"
+
+# Lines of faulthandler, which have no value.
+_FAULT = re.compile(
+    r'  File ".*", line \d+ in [\w<>.]+|Timeout \([\d:.]+\)!|(Current thread|Thread) 0x[0-9a-f]+.*:|Fatal .*'
+)
 
 Answer = TypeVar("Answer")
 
@@ -150,13 +157,16 @@ class Envoy:
 
     def _register(self, deadline: float = float("inf")) -> None:
         info = director_pb2.ShardInfo(
-            shard_description=self.shard_descriptor.dataset_description,
+            shard_description=self.settings.policy.describe(self.shard_descriptor.dataset_description),
             sample_shape=shape_of(self.shard_descriptor, "sample_shape"),
             target_shape=shape_of(self.shard_descriptor, "target_shape"),
         )
         info.node_info.name = self.name
         request = director_pb2.UpdateShardInfoRequest(shard_info=info)
-        about = ("sizes", json.dumps(self._sizes)), ("versions", json.dumps(describe_environment()))
+        about = (
+            ("sizes", json.dumps(self.settings.policy.sizes(self._sizes))),
+            ("versions", json.dumps(describe_environment())),
+        )
         self.call(lambda: self._stub.UpdateShardInfo(request, timeout=10, metadata=about), deadline)
         logger.info("envoy '%s' is registered at %s: %s", self.name, self._address, info.shard_description)
 
@@ -241,6 +251,14 @@ class Envoy:
         )
         self.call(lambda: self._stub.SetExperimentFailed(request))
 
+    def judge(self, bundle: Bundle) -> str:
+        """Return why the site's policy refuses an experiment, or nothing."""
+        user, key = self.desk.author_of(bundle)
+        shard = shard_of(self.shard_descriptor, self._sizes)
+        sent = SentToday(self._folder / SENT_FILE).read()
+        reasons = [*self.settings.policy.judge(bundle, user, bool(key) or not self.tls, shard, sent)]
+        return f"the policy of envoy '{self.name}' refuses the experiment: {'; '.join(reasons)}" if reasons else ""
+
     def report_approval(self, experiment: str, waits: bool) -> None:
         """Tell the director whether an experiment waits for the approval of this site.
 
@@ -316,10 +334,9 @@ class RunningExperiment:
         """Download and run the experiment. Returns why it failed, or nothing."""
         try:
             workspace = self._envoy.download(self.experiment)
-            if self._envoy.settings.approval != "any":
-                reason = self._await_approval(workspace)
-                if reason or self._stopping.is_set():
-                    return reason
+            if reason := self._await_admission(workspace) or self._stopping.is_set():
+                self._end_worker()
+                return reason if isinstance(reason, str) else ""
             with self._worker_lock:
                 if self._worker is None:
                     if self._stopping.is_set():
@@ -329,17 +346,26 @@ class RunningExperiment:
         except (ArchiveError, ApprovalError, SettingsError) as error:
             reason = str(error)
         except OSError as error:
-            reason = f"the envoy cannot read or write: {error}"
+            tells = self._envoy.settings.policy.tracebacks == "values"
+            reason = f"the envoy cannot read or write: {error if tells else plain_reason(error)}"
         self._end_worker()
         return reason
 
-    def _await_approval(self, workspace: Path) -> str:
-        """Wait until the site has decided of the experiment. Returns why it must not run, or nothing.
+    def _await_admission(self, workspace: Path) -> str:
+        """Wait until the experiment may run, by the site's policy and by what it approves.
 
-        Raises ArchiveError for one that cannot be shown.
+        Returns why it must not, or nothing. Raises ArchiveError for one that cannot be shown.
         """
-        bundle = read_bundle(workspace)
+        settings, approves = self._envoy.settings, self._envoy.settings.approval != "any"
+        if not (approves or settings.policy.judges):
+            return ""
+        bundle = read_bundle(workspace, shown=approves)
         check_name(bundle, self.experiment)
+        if refused := self._envoy.judge(bundle):
+            return refused
+        return self._await_approval(bundle, workspace) if approves else ""
+
+    def _await_approval(self, bundle: Bundle, workspace: Path) -> str:
         prepare_workspace(workspace)
         desk, reported = self._envoy.desk, float("-inf")
         while not self._stopping.is_set():
@@ -362,12 +388,15 @@ class RunningExperiment:
         """Let the worker run the experiment. Returns why it failed, or nothing."""
         log = workspace.with_name("worker.log")
         rotate(log)
+        failure = workspace.with_name("failure.txt")
+        failure.unlink(missing_ok=True)
         written = log.stat().st_size if log.exists() else 0
         logger.info("experiment '%s' starts, its output goes to %s", self.experiment, log)
         job = Job(
             experiment=self.experiment,
             workspace=str(workspace),
             log=str(log),
+            failure=str(failure),
             shown=self._envoy.settings.approval != "any",
         )
         # One line fits into the pipe. Of a worker that has ended already, the exit code tells.
@@ -380,7 +409,14 @@ class RunningExperiment:
             logger.info("experiment '%s' is done", self.experiment)
             return ""
         ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return f"the experiment's process ended ({excess or ended})\n{end_of(log, written)}"
+        return f"the experiment's process ended ({excess or ended})\n{self._told(log, written, failure)}"
+
+    def _told(self, log: Path, written: int, failure: Path) -> str:
+        """Return what is told of why a worker has ended: the end of its output, or of that no more than code."""
+        if self._envoy.settings.policy.tracebacks == "values":
+            return end_of(log, written)
+        told = failure.read_text(encoding="utf-8") if failure.exists() else lines_of_code(end_of(log, written))
+        return told[-REPORTED_CHARACTERS:]
 
     def _wait(self, worker: subprocess.Popen) -> str:
         """Wait until the worker has ended. Returns "", or why it was killed: it held too much memory."""
@@ -426,6 +462,14 @@ def end_of(log: Path, start: int) -> str:
     lines = log.read_bytes()[start:].decode(errors="replace").splitlines() if log.exists() else []
     # A crash lists all compiled modules in one line of thousands of characters.
     return "\n".join(line for line in lines if not line.startswith("Extension modules:"))[-REPORTED_CHARACTERS:]
+
+
+def lines_of_code(output: str) -> str:
+    """Return of the output of a worker that was killed, or hung, what faulthandler says of its code."""
+    found = filter(None, map(_FAULT.fullmatch, output.splitlines()))
+    return "\n".join(
+        f'  File "{module_path(each["file"])}"{each["where"]}' if each["file"] else each[0] for each in found
+    )
 
 
 def memory_of(pid: int, limit: float = 0.0) -> int:

@@ -14,6 +14,7 @@ import grpc
 import psutil
 import torch
 
+from openfl_audio.envoy.policy import Policy
 from openfl_audio.errors import WireError
 from openfl_audio.node.progress import Progress, current
 from openfl_audio.protocol.messages import (
@@ -43,7 +44,10 @@ class ProgressSender:
     with "losses" also the values that the task reports, and with "logs" what is written to the file `log` from now on.
     """
 
-    def __init__(self, channel: grpc.Channel, envoy: str, experiment: str, reports: Reports, log: Path) -> None:
+    def __init__(
+        self, channel: grpc.Channel, envoy: str, experiment: str, reports: Reports, policy: Policy, log: Path
+    ) -> None:
+        self._policy = policy
         self._rounds = RoundsStub(channel)
         self._envoy, self._experiment, self._reports = envoy, experiment, reports
         self._process = psutil.Process()
@@ -96,6 +100,7 @@ class ProgressSender:
 
     def _send(self, progress: Progress, log: str) -> float:
         """Send the progress, and return after how many seconds the director would like to hear more."""
+        values = numbers(progress.values) if self._reports in ("losses", "logs") else {}
         report = ProgressReport(
             experiment=self._experiment,
             envoy=self._envoy,
@@ -105,7 +110,7 @@ class ProgressSender:
             step=progress.step,
             total=progress.total,
             clips=progress.clips,
-            values=numbers(progress.values) if self._reports in ("losses", "logs") else {},
+            values=self._policy.released_values(values),
             memory_bytes=self._process.memory_info().rss,
             gpu_memory_bytes=gpu_memory_bytes(),
             log=log,

@@ -10,6 +10,7 @@ import numpy as np
 from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc
 
 from openfl_audio.envoy.channel import fault_of
+from openfl_audio.envoy.policy import Policy, SentToday
 from openfl_audio.errors import DirectorRefusedError
 from openfl_audio.protocol.bundle import Bundle, describe_model
 from openfl_audio.protocol.messages import GlobalModel, ModelRequest, TaskResult, UpdateMessage, encode, validate
@@ -67,9 +68,14 @@ class RoundsClient:
         federation_uuid: str,
         precision: str,
         approved: Bundle | None = None,
+        policy: Policy | None = None,
+        sent_today: SentToday | None = None,
     ) -> None:
-        """Take part in `experiment` as `envoy`; `approved` is what its site has approved, if it approves anything."""
-        self._approved = approved
+        """Take part in `experiment` as `envoy`, of a site with a `policy` that has sent so much today.
+
+        `approved` is what the site has approved, if it approves anything.
+        """
+        self._approved, self._policy, self._sent_today = approved, policy or Policy(), sent_today
         self.envoy = envoy
         self.experiment = experiment
         self.precision = np.dtype(precision)
@@ -100,9 +106,17 @@ class RoundsClient:
         return tensors, told
 
     def send_update(self, round_number: int, results: dict[str, TaskResult], tensors: Tensors) -> None:
-        """Send the update of a round. Raises DirectorRefusedError for one that the director does not count."""
-        update = UpdateMessage(experiment=self.experiment, envoy=self.envoy, round=round_number, results=results)
+        """Send the update of a round.
+
+        Raises DirectorRefusedError for one that the director does not count, and PolicyError for one that the site does
+        not let leave.
+        """
         sent = {name: self._as_sent(tensor) for name, tensor in tensors.items()}
+        n_bytes = sum(tensor.nbytes for tensor in sent.values())
+        released = self._policy.check_update(results, n_bytes)
+        if self._sent_today is not None:
+            self._sent_today.add(n_bytes, self._policy.max_day_mb)
+        update = UpdateMessage(experiment=self.experiment, envoy=self.envoy, round=round_number, results=released)
         self._retry(lambda: send_chunks(self._rounds.send_update, stream(sent, update.model_dump())))
 
     def _as_sent(self, tensor: np.ndarray) -> np.ndarray:

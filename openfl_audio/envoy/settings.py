@@ -16,11 +16,14 @@ from pydantic import Field
 from openfl_audio.address import DEFAULT_PORT, join_address
 from openfl_audio.config import Host, Retention, Settings
 from openfl_audio.envoy.channel import RenewedChannel
+from openfl_audio.envoy.policy import Policy
 from openfl_audio.errors import SettingsError
 from openfl_audio.protocol.certificates import ENVOY
 from openfl_audio.protocol.record import RECORD, Record
 from openfl_audio.protocol.wire import open_channel
 
+# In the envoy's folder: how many bytes have left today.
+SENT_FILE = ".sent.json"
 GROUP = "openfl_audio.shard_descriptors"
 
 
@@ -54,9 +57,10 @@ class EnvoySettings(Settings):
     # With the last two, code is sent as source, and what runs is what was shown.
     approval: Literal["any", "listed", "ask"] = Field(
         default="any",
-        description="what runs here: all; what a list names; or also what was approved with openfl-audio approve",
+        description="what runs here: all; what a list names; or what was approved with openfl-audio approve",
     )
     approved: Path | None = Field(default=None, description="file of what is listed: hashes, and authors")
+    policy: Policy = Field(default=Policy(), description="what an experiment may do here, whatever its notebook says")
     retention: Retention = Field(
         default=Retention(), description="experiments that have ended here, and whose logs and local state are kept"
     )

@@ -23,12 +23,14 @@ from openfl.federated import Plan
 
 from openfl_audio.config import load_settings, parse_change
 from openfl_audio.envoy.job import Job
+from openfl_audio.envoy.policy import SentToday, without_values
 from openfl_audio.envoy.progress_sender import ProgressSender
 from openfl_audio.envoy.round_loop import RoundCollaborator
 from openfl_audio.envoy.rounds_client import RoundsClient
-from openfl_audio.envoy.settings import EnvoyFile, build_shard_descriptor, connect
+from openfl_audio.envoy.settings import SENT_FILE, EnvoyFile, build_shard_descriptor, connect
+from openfl_audio.errors import ArchiveError, DirectorRefusedError, PolicyError
 from openfl_audio.node import model_interface  # noqa: F401  what pickles refer to is loaded while there is time
-from openfl_audio.node.compatibility import check_environment
+from openfl_audio.node.compatibility import EnvironmentMismatchError, check_environment
 from openfl_audio.node.local_state import ClientStates
 from openfl_audio.node.objects import build_objects
 from openfl_audio.node.task_runner import TaskRunner, seed_generators
@@ -37,6 +39,8 @@ from openfl_audio.protocol.plan import ENVIRONMENT_FILE, PLAN_FILE
 
 # A notebook that has just connected submits its experiment within this time, or much later.
 SOON_SECONDS = 2.0
+# Exceptions whose sentences are about versions, the director, the submission and the site's policy.
+WITHOUT_VALUES = (EnvironmentMismatchError, DirectorRefusedError, ArchiveError, PolicyError)
 
 
 def run_experiment(name: str, settings: EnvoyFile, config: Path, tls: bool, job: Job) -> None:
@@ -61,9 +65,19 @@ def run_experiment(name: str, settings: EnvoyFile, config: Path, tls: bool, job:
     plan.runner_.seed = extras["seed"]
     plan.runner_.task_timeout_seconds = settings.params.task_timeout_seconds
     client = RoundsClient(
-        channel, name, job.experiment, plan.aggregator_uuid, plan.federation_uuid, extras["precision"], bundle
+        channel,
+        name,
+        job.experiment,
+        plan.aggregator_uuid,
+        plan.federation_uuid,
+        extras["precision"],
+        bundle,
+        settings.params.policy,
+        SentToday(settings.params.work_dir / name / SENT_FILE),
     )
-    sender = ProgressSender(channel, name, job.experiment, settings.params.reports, Path(job.log))
+    sender = ProgressSender(
+        channel, name, job.experiment, settings.params.reports, settings.params.policy, Path(job.log)
+    )
     sender.start()
     # As a simulation does: what opening the shard draws is the same in every process.
     seed_generators(f"{extras['seed']}:{name}")
@@ -74,6 +88,11 @@ def run_experiment(name: str, settings: EnvoyFile, config: Path, tls: bool, job:
         plan.runner_.states = ClientStates(folder, extras["local_tensors"], keeps_optimizer, plan.federation_uuid)
     collaborator.run()
     sender.flush()
+
+
+def told_of(error: Exception) -> str:
+    """Return what a site that tells no values tells of an exception: lines of code, or a sentence without a value."""
+    return f"{type(error).__name__}: {error}" if isinstance(error, WITHOUT_VALUES) else without_values(error)
 
 
 def load_libraries(jobs: IO[bytes]) -> None:
@@ -112,8 +131,9 @@ def main() -> int:
     try:
         settings = load_settings(arguments.config, EnvoyFile, dict(map(parse_change, arguments.set)))
         run_experiment(arguments.name, settings, arguments.config, not arguments.disable_tls, job)
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
+        Path(job.failure).write_text(told_of(error), encoding="utf-8")
         return 1
     return 0
 

@@ -88,6 +88,8 @@ class LocalFederation:
             "director_host": "127.0.0.1",
             "director_port": self.port,
             "work_dir": str(self.folder / "envoys"),
+            # The sites are those of whoever uses this class.
+            "policy": {"tracebacks": "values"},
             **self._certificates,
             **changes,
         }

@@ -158,14 +158,15 @@ def read_files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in _files(folder)}
 
 
-def read_bundle(folder: Path) -> Bundle:
+def read_bundle(folder: Path, shown: bool = True) -> Bundle:
     """Return the submission that was unpacked into `folder`, with the hash of what is there.
 
-    Raises ArchiveError if it has no form that can be shown: pickled code, code that is compiled or not UTF-8, or a
-    submission of an earlier version.
+    Raises ArchiveError for a submission of an earlier version, and, if it has to be `shown`, for one with code that
+    cannot be: pickled, compiled or not UTF-8.
     """
     files = read_files(folder)
-    _check_shown(files)
+    if shown:
+        _check_shown(files)
     try:
         plan = ExperimentPlan.model_validate_json(files[PUBLIC_PLAN_FILE])
         model = ModelDescription.model_validate_json(files[MODEL_FILE])
