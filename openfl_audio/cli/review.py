@@ -8,7 +8,7 @@ from openfl_audio.cli.options import Command, argument, changes_option, option
 from openfl_audio.config import load_settings, parse_change
 
 if TYPE_CHECKING:  # the settings import gRPC, which the help does not need
-    from openfl_audio.envoy.approval import Approvals
+    from openfl_audio.envoy.approval import Approvals, Decision
     from openfl_audio.envoy.settings import EnvoySettings
 
 EXPERIMENT = "name of the experiment, or the first digits of the hash"
@@ -28,6 +28,13 @@ class AtSite(Command):
 
         settings = load_settings(self.config.resolve(), EnvoyFile, dict(map(parse_change, self.set_))).params
         return Approvals(settings.work_dir / self.name), settings
+
+    def note(self, settings: "EnvoySettings", decided: "Decision") -> None:
+        """Add a decision to the site's record."""
+        from openfl_audio.envoy.settings import open_record
+
+        fields = decided.model_dump(include={"sha256", "rounds", "user", "reason", "by"})
+        open_record(settings, self.name).append(decided.decision, experiment=decided.name, **fields)
 
 
 class Review(AtSite):
@@ -85,7 +92,9 @@ class Approve(AtSite):
     experiment: str = argument(EXPERIMENT, metavar="NAME|HASH")
 
     def run(self) -> None:
-        decided = self.open()[0].approve(self.experiment)
+        approvals, settings = self.open()
+        decided = approvals.approve(self.experiment)
+        self.note(settings, decided)
         print(f"approved '{decided.name}', {decided.rounds} rounds at most, SHA-256 {decided.sha256}")
 
 
@@ -101,5 +110,7 @@ class Reject(AtSite):
     reason: str = option("why, in a sentence that the notebook is told", metavar="TEXT")
 
     def run(self) -> None:
-        decided = self.open()[0].reject(self.experiment, self.reason)
+        approvals, settings = self.open()
+        decided = approvals.reject(self.experiment, self.reason)
+        self.note(settings, decided)
         print(f"rejected '{decided.name}', SHA-256 {decided.sha256}")

@@ -29,7 +29,7 @@ from openfl_audio.envoy.job import Job
 from openfl_audio.envoy.keeper import STOP_SECONDS as WORKER_STOP_SECONDS
 from openfl_audio.envoy.policy import SentToday, module_path, plain_reason, shard_of
 from openfl_audio.envoy.rounds_client import REFUSALS, RETRY_SECONDS, wait_to_repeat
-from openfl_audio.envoy.settings import SENT_FILE, EnvoySettings, connect
+from openfl_audio.envoy.settings import SENT_FILE, EnvoySettings, connect, open_record
 from openfl_audio.errors import ApprovalError, ArchiveError, ConnectionRefusedByDirectorError, SettingsError
 from openfl_audio.node.compatibility import describe_environment
 from openfl_audio.protocol.archive import unpack_archive
@@ -67,7 +67,9 @@ WORKSPACE = "workspace"
 
 # Lines of faulthandler, which have no value.
 _FAULT = re.compile(
-    r'  File ".*", line \d+ in [\w<>.]+|Timeout \([\d:.]+\)!|(Current thread|Thread) 0x[0-9a-f]+.*:|Fatal .*'
+    r'  File "(?P<file>[^"]*)"(?P<where>, line \d+ in [\w<>.]+)'
+    r"|Timeout \([\d:.]+\)!|(Current thread|Thread) 0x[0-9a-f]+ \(most recent call first\):"
+    r"|Fatal Python error: [A-Z][A-Za-z ]+"
 )
 
 Answer = TypeVar("Answer")
@@ -257,7 +259,12 @@ class Envoy:
         shard = shard_of(self.shard_descriptor, self._sizes)
         sent = SentToday(self._folder / SENT_FILE).read()
         reasons = [*self.settings.policy.judge(bundle, user, bool(key) or not self.tls, shard, sent)]
-        return f"the policy of envoy '{self.name}' refuses the experiment: {'; '.join(reasons)}" if reasons else ""
+        if not reasons:
+            return ""
+        open_record(self.settings, self.name).append(
+            "refused by policy", experiment=bundle.plan.name, sha256=bundle.sha256, user=user, reasons=reasons
+        )
+        return f"the policy of envoy '{self.name}' refuses the experiment: {'; '.join(reasons)}"
 
     def report_approval(self, experiment: str, waits: bool) -> None:
         """Tell the director whether an experiment waits for the approval of this site.

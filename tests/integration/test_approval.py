@@ -17,6 +17,7 @@ from openfl_audio.experiments.local_federation import LocalFederation
 from openfl_audio.protocol.plan import ARCHIVE
 from tests.integration.conftest import READY_SECONDS, USER, points, status_of, wait_for
 
+PERSON = "patient-4711-meier"
 pytestmark = pytest.mark.integration
 
 
@@ -29,7 +30,9 @@ def sites(tmp_path_factory, certificates):
     with LocalFederation(folder, certificates, USER) as processes:
         processes.start_director()
         processes.start_envoy("b", points(3), approval="ask")
-        processes.start_envoy("c", points(2), approval="listed", approved="approved.yaml")
+        policy = {"metrics": ["accuracy", "slope", "loss"], "counts": "none", "max_day_mb": 1.0}
+        shard = {"template": "toy.shard.NamedPointsShardDescriptor", "params": {"n_points": 2, "person": PERSON}}
+        processes.start_envoy("c", shard, approval="listed", approved="approved.yaml", policy=policy)
         processes.wait_until_ready("bc", READY_SECONDS)
         yield processes
 
@@ -39,11 +42,11 @@ def make(sites, connect):
     import toy
     from toy.experiment import PointsData, model_interface, task_interface
 
-    from openfl_audio.notebook.interactive_api import FLExperiment
+    from openfl_audio.notebook.interactive_api import FLExperiment, TaskInterface
 
     def make(name, user=USER, weight=0.0, rounds=2, envoys=("b",), train=None, **changes):
         experiment = FLExperiment(connect(sites, user), name, workspace=toy)
-        tasks = task_interface(train) if train else task_interface()
+        tasks = train if isinstance(train, TaskInterface) else task_interface(train) if train else task_interface()
         arguments = {"model_provider": model_interface(weight), "task_keeper": tasks, "data_loader": PointsData()}
         return experiment, partial(experiment.start, rounds_to_train=rounds, envoys=envoys, **arguments, **changes)
 
@@ -155,3 +158,37 @@ def test_code_that_cannot_be_shown_is_refused(make):
     start()
     with pytest.raises(ExperimentFailedError, match="pickled code objects, which cannot be shown: task 'train'"):
         experiment.watch()
+
+
+def test_a_policy_refuses_in_one_sentence_before_anything_is_trained(sites, make):
+    experiment, start = make("too-choosy", user="colleague", envoys=("c",), best=("wer", "min"))
+    start()
+    sentence = (
+        "the policy of envoy 'c' refuses the experiment: its best model is chosen by 'wer', and what may leave is"
+    )
+    with pytest.raises(ExperimentFailedError, match=sentence):
+        experiment.watch()
+    assert not (sites.folder / "envoys" / "c" / "too-choosy" / "worker.log").exists()
+
+
+def test_no_name_of_a_person_reaches_director_or_notebook(sites, make, capsys):
+    from toy.experiment import name_telling_tasks
+
+    experiment, start = make("names", user="colleague", envoys=("c",), train=name_telling_tasks())
+    start()
+    reached = []
+    with (
+        pytest.raises(ExperimentFailedError) as caught,
+        contextlib.closing(experiment.federation.dir_client.stream_history("names")) as messages,
+    ):
+        reached += map(str, messages)
+    assert 'raise RuntimeError(f"no number: {points.files}")' in str(caught.value), "lines of code are told"
+    assert "builtins.ValueError" in str(caught.value)
+    assert PERSON in (sites.folder / "envoys" / "c" / "names" / "worker.log").read_text(), "the site itself has it"
+    shown = [str(experiment.federation.get_shard_registry()), str(status_of(sites)), experiment.logs("c"), *reached]
+    shown += [str(experiment.history), str(experiment.per_envoy()), str(caught.value), capsys.readouterr().out]
+    kept = [path for path in (sites.folder / "director").rglob("*") if path.is_file()]
+    assert any(path.name == "history.jsonl" for path in kept)
+    assert any("loss" in text for text in shown)
+    for text in (*shown, *(path.read_bytes().decode(errors="replace") for path in (*kept, sites.log("director")))):
+        assert PERSON not in text

@@ -35,3 +35,21 @@ class PointsShardDescriptor(ShardDescriptor):
     @property
     def dataset_description(self) -> str:
         return f"{self.n_points} points"
+
+
+class NamedPointsShardDescriptor(PointsShardDescriptor):
+    """Points of a person, whose name is in all that a shard and its data may say."""
+
+    def __init__(self, n_points: int, person: str) -> None:
+        super().__init__(n_points)
+        self.person = person
+
+    def get_dataset(self, dataset_type: str) -> Points:
+        points = super().get_dataset(dataset_type)
+        points.speakers = [self.person] * self.n_points
+        points.files = [f"/recordings/{self.person}.wav"] * self.n_points
+        return points
+
+    @property
+    def dataset_description(self) -> str:
+        return f"{self.n_points} points of {self.person}"
