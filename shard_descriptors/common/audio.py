@@ -61,10 +61,11 @@ class Decoded(NamedTuple):
     channels: int
 
 
-def audio_problem(source: AudioSource) -> str | None:
+def audio_problem(source: AudioSource, channel: int | None = None) -> str | None:
     """Return what the header shows to be wrong with a file, or None; nothing is decoded: a shard can be checked."""
     try:
-        with _open(source):
+        with _open(source) as opened:
+            _check_channel(opened, channel)
             return None
     except AudioError as error:
         return str(error)
@@ -82,7 +83,12 @@ def duration_s(source: AudioSource) -> float:
 
 
 def read_waveform(
-    source: AudioSource, sample_rate: int, name: str | None = None, start_s: float = 0.0, end_s: float | None = None
+    source: AudioSource,
+    sample_rate: int,
+    name: str | None = None,
+    start_s: float = 0.0,
+    end_s: float | None = None,
+    channel: int | None = None,
 ) -> np.ndarray:
     """Decode a file or a part of it: channels averaged to mono, other rates resampled (windowed sinc of torchaudio).
 
@@ -92,6 +98,7 @@ def read_waveform(
         name: what an error calls the file; by default its path.
         start_s: where the part begins, in seconds.
         end_s: where it ends; None is the end of the file, which a part that ends later is cut at.
+        channel: the one that is heard, from 1; None is the mean of all.
 
     Returns:
         waveform, float32, shape (samples,), nominally in [-1, 1].
@@ -99,11 +106,17 @@ def read_waveform(
     Raises:
         AudioError: as `decode`.
     """
-    decoded = decode(source, name, start_s, end_s)
+    decoded = decode(source, name, start_s, end_s, channel)
     return resample(decoded.waveform, decoded.sample_rate, sample_rate)
 
 
-def decode(source: AudioSource, name: str | None = None, start_s: float = 0.0, end_s: float | None = None) -> Decoded:
+def decode(
+    source: AudioSource,
+    name: str | None = None,
+    start_s: float = 0.0,
+    end_s: float | None = None,
+    channel: int | None = None,
+) -> Decoded:
     """Decode a file at its own rate, block by block, so that no header decides how much memory is taken.
 
     Raises:
@@ -113,9 +126,10 @@ def decode(source: AudioSource, name: str | None = None, start_s: float = 0.0, e
     try:
         with _open(source) as opened:
             sound = opened.sound
+            _check_channel(opened, channel)
             if (start_s, end_s) == (0.0, None):
-                return Decoded(_read_mono(opened), sound.samplerate, sound.channels)
-            return Decoded(_read_part(opened, start_s, end_s), sound.samplerate, sound.channels)
+                return Decoded(_read_mono(opened, channel), sound.samplerate, sound.channels)
+            return Decoded(_read_part(opened, start_s, end_s, channel), sound.samplerate, sound.channels)
     except AudioError as error:
         if name is None:
             name = "<bytes>" if isinstance(source, bytes) else os.fspath(source)
@@ -214,7 +228,17 @@ def _open(source: AudioSource) -> Iterator[_Opened]:
         yield _Opened(sound, frames)
 
 
-def _read_mono(opened: _Opened) -> np.ndarray:
+def _check_channel(opened: _Opened, channel: int | None) -> None:
+    if channel is not None and opened.sound.channels < channel:
+        raise AudioError(f"has {opened.sound.channels} channels, and channel {channel} is wanted")
+
+
+def _to_mono(block: np.ndarray, channel: int | None) -> np.ndarray:
+    """Return (samples,) of a block (samples, channels): the mean, or one channel, from 1."""
+    return block.mean(axis=1) if channel is None else block[:, channel - 1]
+
+
+def _read_mono(opened: _Opened, channel: int | None = None) -> np.ndarray:
     sound = opened.sound
     # libsndfile's own way from 16 bits to float32 takes five times as long and gives the same.
     is_plain = (sound.subtype, sound.channels) == ("PCM_16", 1)
@@ -226,7 +250,7 @@ def _read_mono(opened: _Opened) -> np.ndarray:
             block = sound.read(at_a_time, dtype="int16" if is_plain else "float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             raise AudioError(f"cannot be decoded ({error.error_string})") from error
-        mono = block[:, 0] * np.float32(2**-15) if is_plain else block.mean(axis=1)
+        mono = block[:, 0] * np.float32(2**-15) if is_plain else _to_mono(block, channel)
         if not np.isfinite(mono).all():
             raise AudioError("has samples that are NaN or infinite")
         blocks.append(mono)
@@ -242,12 +266,12 @@ def _read_mono(opened: _Opened) -> np.ndarray:
     return np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
 
 
-def _read_part(opened: _Opened, start_s: float, end_s: float | None) -> np.ndarray:
+def _read_part(opened: _Opened, start_s: float, end_s: float | None, channel: int | None) -> np.ndarray:
     """Return a part of a file, mono; of one that cannot be sought in, what is before the part is decoded as well."""
     rate = opened.sound.samplerate
     first = round(start_s * rate)
     if end_s is None or opened.frames is None:
-        part = _read_mono(opened)[first : None if end_s is None else round(end_s * rate)]
+        part = _read_mono(opened, channel)[first : None if end_s is None else round(end_s * rate)]
     else:
         if first >= opened.frames:
             raise AudioError(f"ends after {opened.frames / rate:.3f} s, before its part from {start_s:g} s on")
@@ -256,7 +280,7 @@ def _read_part(opened: _Opened, start_s: float, end_s: float | None) -> np.ndarr
             block = opened.sound.read(round(end_s * rate) - first, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             raise AudioError(f"cannot be decoded ({error.error_string})") from error
-        part = block.mean(axis=1)
+        part = _to_mono(block, channel)
         if not np.isfinite(part).all():
             raise AudioError("has samples that are NaN or infinite")
     if len(part) == 0:

@@ -45,7 +45,9 @@ def audit(shard: RecordingsShardDescriptor) -> Audit:
     left_out = dict(shard.division.left_out)
     for recording in (each for of_split in shard.splits.values() for each in of_split):
         try:
-            waveform, rate, _ = decode(recording.source, recording.name, recording.start_s, recording.end_s)
+            waveform, rate, _ = decode(
+                recording.source, recording.name, recording.start_s, recording.end_s, shard.channel
+            )
         except AudioError as error:
             left_out[recording.name] = str(error).removeprefix(f"{recording.name}: ")
             continue

@@ -181,12 +181,15 @@ def read_split(name: str, where: str) -> str:
     return split
 
 
-def divide(listing: Listing, validation_share: float, test_share: float, seed: int) -> Division:
+def divide(
+    listing: Listing, validation_share: float, test_share: float, seed: int, channel: int | None = None
+) -> Division:
     """Give every recording a split, and leave out what cannot be used or would leak from one split into another.
 
     The site's own split is kept. Where it has no validation, or there is none, the share is taken out of train, so that
     no group is in two splits and the classes are in each split as they are in all. A recording whose content is in
-    another split as well is left out of train, and one of validation that is in test, of validation.
+    another split as well is left out of train, and one of validation that is in test, of validation. So is one without
+    the wanted `channel`, which is counted from 1.
     """
     recordings = listing.recordings
     own = {recording.split for recording in recordings} - {""}
@@ -205,7 +208,7 @@ def divide(listing: Listing, validation_share: float, test_share: float, seed: i
     splits: dict[str, list[Recording]] = {split: [] for split in SPLITS}
     for recording, key in zip(recordings, duplicates.keys, strict=True):
         later = [split for split in SPLITS[SPLITS.index(recording.split) + 1 :] if split in splits_of[key]]
-        if problem := _problem(recording.file, *_stamp(recording.file)):
+        if problem := _problem(recording.file, channel, *_stamp(recording.file)):
             left_out[recording.name] = problem
         elif later:
             left_out[recording.name] = f"is in {later[-1]} as well, with the same content"
@@ -339,8 +342,8 @@ def _digest(file: Path | StoredRecording, size: int, changed_ns: int) -> str:
 
 
 @lru_cache(maxsize=2**17)
-def _problem(file: Path | StoredRecording, size: int, changed_ns: int) -> str | None:
-    return audio_problem(source_of(file))
+def _problem(file: Path | StoredRecording, channel: int | None, size: int, changed_ns: int) -> str | None:
+    return audio_problem(source_of(file), channel)
 
 
 def _stamp(file: Path | StoredRecording) -> tuple[int, int]:

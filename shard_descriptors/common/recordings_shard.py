@@ -44,7 +44,14 @@ class RecordingsDataset(ShardDataset):
         sample_rate: in Hz.
     """
 
-    def __init__(self, recordings: Sequence[Recording], kind: str, sample_rate: int, num_samples: int | None) -> None:
+    def __init__(
+        self,
+        recordings: Sequence[Recording],
+        kind: str,
+        sample_rate: int,
+        num_samples: int | None,
+        channel: int | None = None,
+    ) -> None:
         self.kind = kind
         self.sample_rate = sample_rate
         self.targets: list[Target] = [recording.target for recording in recordings]
@@ -52,13 +59,16 @@ class RecordingsDataset(ShardDataset):
         self.files = [recording.name for recording in recordings]
         self._recordings = recordings
         self._num_samples = num_samples
+        self._channel = channel
 
     def __len__(self) -> int:
         return len(self._recordings)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, Target]:
         recording = self._recordings[index]
-        waveform = read_waveform(recording.source, self.sample_rate, recording.name, recording.start_s, recording.end_s)
+        waveform = read_waveform(
+            recording.source, self.sample_rate, recording.name, recording.start_s, recording.end_s, self._channel
+        )
         if self._num_samples is not None:
             waveform = waveform[: self._num_samples]
             waveform = np.pad(waveform, (0, self._num_samples - len(waveform)))
@@ -73,7 +83,9 @@ class RecordingsShardDescriptor(ShardDescriptor):
 
     Args:
         listing: the recordings that the site names.
-        sample_rate: of the waveforms, in Hz; files of another rate are resampled, and channels averaged.
+        sample_rate: of the waveforms, in Hz; files of another rate are resampled.
+        channel: "mean" of all channels, or the number of the one that is heard, from 1; recordings without it are left
+            out.
         rank_worldsize: "1,3" is the first of three nodes that share these recordings, by group. The default is one
             node that has everything. The test split is whole on every node.
         validation_share, test_share: of the clips, where the site has no split of its own: see `divide`.
@@ -98,13 +110,15 @@ class RecordingsShardDescriptor(ShardDescriptor):
         seed: int = 0,
         window_s: float | None = None,
         hop_s: float | None = None,
+        channel: int | str = "mean",
     ) -> None:
+        self.channel = _read_channel(channel)
         _check_parameters(sample_rate, validation_share, test_share, seed, window_s, hop_s)
         self.rank, self.world_size = parse_rank_worldsize(rank_worldsize)
         self.listing = listing
         self.sample_rate = sample_rate
         self._num_samples = None if window_s is None else round(window_s * sample_rate)
-        self.division: Division = divide(listing, validation_share, test_share, seed)
+        self.division: Division = divide(listing, validation_share, test_share, seed, self.channel)
         self.splits: dict[str, Sequence[Recording]] = {}
         for split, recordings in self.division.splits.items():
             nodes = [self.rank - 1] * len(recordings)
@@ -122,7 +136,8 @@ class RecordingsShardDescriptor(ShardDescriptor):
         """Return the items of "train", "validation" or "test"."""
         if dataset_type not in SPLITS:
             raise CorpusError(f"there is no split {dataset_type!r}; the splits are {', '.join(SPLITS)}")
-        return RecordingsDataset(self.splits[dataset_type], self.listing.kind, self.sample_rate, self._num_samples)
+        recordings = self.splits[dataset_type]
+        return RecordingsDataset(recordings, self.listing.kind, self.sample_rate, self._num_samples, self.channel)
 
     @property
     def sample_shape(self) -> list[str]:
@@ -169,6 +184,15 @@ def count_classes(recordings: Sequence[Recording]) -> dict[str, int]:
     """Return the number of recordings of each label, sorted; none where the targets are numbers or texts."""
     counts = Counter(name for recording in recordings for name in recording.classes)
     return {name: counts[name] for name in sorted(counts)}
+
+
+def _read_channel(channel: int | str) -> int | None:
+    """Return the number of a channel, None for the mean of all."""
+    if channel == "mean":
+        return None
+    if not isinstance(channel, int) or isinstance(channel, bool) or channel < 1:
+        raise CorpusError(f"channel: {channel!r} should be mean, or the number of a channel from 1 on")
+    return channel
 
 
 def _check_parameters(

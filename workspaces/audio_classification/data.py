@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from openfl.interface.interactive_api.shard_descriptor import ShardDataset
+from torchaudio import functional
 
 from openfl_audio.errors import SettingsError
 from openfl_audio.node.shard_data import ShardData
-from workspaces.audio_classification.model import make_inputs
+from workspaces.audio_classification.model import frequency_axis, make_inputs
 from workspaces.audio_classification.targets import Targets
 
 # Waveforms of a split are decoded once where they take less.
@@ -20,26 +21,58 @@ MAX_KEPT_BYTES = 2_000_000_000
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Changes of a clip from one epoch to the next; all that is drawn depends on seed, round, epoch and clip.
+    """Changes of a clip from one epoch to the next; all that is drawn depends on seed, round, client, epoch and clip.
 
     Attributes:
         shift_s: shifted in time by up to so many seconds either way, around the corner.
         gain_db: made louder or softer by up to so many dB.
-        noise_db: white noise so many dB below the clip's own level (RMS), up to 20 dB less; None adds none.
+        noise_db: white noise so many dB below the clip's own level, up to 20 dB less; None adds none.
+        speeds: played at one of these speeds, which changes the pitch as well (Ko et al., Interspeech 2015, have 0.9, 1
+            and 1.1); none leaves it.
+        time_mask, frequency_mask: of a spectrogram a stripe of up to that share of its frames or bands is replaced by
+            its mean (SpecAugment, Park et al., arXiv 1904.08779, without time warping).
     """
 
     shift_s: float = 0.0
     gain_db: float = 0.0
     noise_db: float | None = None
+    speeds: tuple[float, ...] = ()
+    time_mask: float = 0.0
+    frequency_mask: float = 0.0
+
+    def draw_speed(self, generator: np.random.Generator) -> float:
+        """Return a speed; 1 is that of the recording."""
+        return float(generator.choice(self.speeds)) if self.speeds else 1.0
 
     def apply(self, waveform: np.ndarray, sample_rate: int, generator: np.random.Generator) -> np.ndarray:
         """Return the waveform (samples,) varied by what `generator` draws."""
         shift = round(generator.uniform(-self.shift_s, self.shift_s) * sample_rate)
-        varied = np.roll(waveform, shift) * np.float32(10 ** (generator.uniform(-self.gain_db, self.gain_db) / 20))
-        if self.noise_db is not None:
-            level = np.sqrt(np.mean(varied**2)) * 10 ** (-(self.noise_db + generator.uniform(0, 20)) / 20)
-            varied = varied + np.float32(level) * generator.standard_normal(len(varied), dtype=np.float32)
-        return varied
+        varied = torch.from_numpy(np.roll(waveform, shift))
+        if gain_db := generator.uniform(-self.gain_db, self.gain_db):
+            varied = functional.gain(varied, gain_db)
+        if self.noise_db is not None and varied.any():
+            noise = torch.from_numpy(generator.standard_normal(len(varied), dtype=np.float32))
+            snr_db = torch.tensor(self.noise_db + generator.uniform(0, 20), dtype=torch.float32)
+            varied = functional.add_noise(varied, noise, snr_db)
+        return varied.numpy()
+
+    def mask(self, spectrogram: np.ndarray, frequency_axis: int, generator: np.random.Generator) -> np.ndarray:
+        """Return a spectrogram with its stripes: (bands, frames), or (frames, bands) with a `frequency_axis` of 1."""
+        masked = torch.from_numpy(spectrogram)[None]
+        with torch.random.fork_rng(devices=[]):  # torchaudio draws from torch's own
+            torch.manual_seed(int(generator.integers(2**31)))
+            for share, axis in ((self.frequency_mask, frequency_axis), (self.time_mask, 1 - frequency_axis)):
+                longest = int(share * spectrogram.shape[axis])
+                if longest:
+                    masked = functional.mask_along_axis(masked, longest, float(spectrogram.mean()), 1 + axis)
+        return masked[0].numpy()
+
+
+def change_speed(waveform: np.ndarray, speed: float) -> np.ndarray:
+    """Return a waveform (samples,) played at `speed`, in steps of 0.01: (about samples / speed,)."""
+    if speed == 1:
+        return waveform
+    return functional.resample(torch.from_numpy(waveform), round(100 * speed), 100).numpy()
 
 
 class Clips:
@@ -89,7 +122,7 @@ class Clips:
 
     def batch(self, clips: Sequence[int], seed: tuple[int, ...] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Return inputs (batch, ...) and targets (batch, ...) of some clips; with a seed they are varied by it."""
-        inputs = [make_inputs(self._extractor, self._waveform(clip, seed), self._sample_rate) for clip in clips]
+        inputs = [self._inputs(clip, seed) for clip in clips]
         return torch.from_numpy(np.stack(inputs)), torch.from_numpy(self.encoded[np.asarray(clips)])
 
     def batches(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -97,24 +130,37 @@ class Clips:
         for first in range(0, len(self), batch_size):
             yield self.batch(range(first, min(first + batch_size, len(self))))
 
-    def _waveform(self, clip: int, seed: tuple[int, ...] | None) -> np.ndarray:
+    def _inputs(self, clip: int, seed: tuple[int, ...] | None) -> np.ndarray:
+        if seed is None:
+            return make_inputs(self._extractor, self._part(clip, self._num_samples), self._sample_rate)
+        generator = np.random.default_rng((*seed, self.items[clip]))
+        if self._augmentation is None:
+            return make_inputs(self._extractor, self._part(clip, self._num_samples, generator), self._sample_rate)
+        speed = self._augmentation.draw_speed(generator)
+        part = self._part(clip, round(self._num_samples * speed), generator)
+        part = _fit(change_speed(part, speed), self._num_samples)
+        varied = self._augmentation.apply(part, self._sample_rate, generator)
+        inputs = make_inputs(self._extractor, varied, self._sample_rate)
+        return (
+            self._augmentation.mask(inputs, frequency_axis(self._extractor), generator) if inputs.ndim == 2 else inputs
+        )
+
+    def _part(self, clip: int, num_samples: int, generator: np.random.Generator | None = None) -> np.ndarray:
+        """Return the beginning of a clip, or a part at random: (num_samples,)."""
         item = self.items[clip]
         waveform = self._waveforms.get(item)
         if waveform is None:
             waveform = self._shard_dataset[item][0]
             if self._keep and len(waveform) <= 2 * self._num_samples:
                 self._waveforms[item] = waveform
-        spare = len(waveform) - self._num_samples
-        if spare < 0:
-            waveform = np.pad(waveform, (0, -spare))
-        if seed is None:
-            return waveform[: self._num_samples]
-        generator = np.random.default_rng((*seed, item))
-        first = int(generator.integers(spare + 1)) if spare > 0 else 0
-        waveform = waveform[first : first + self._num_samples]
-        return (
-            waveform if self._augmentation is None else self._augmentation.apply(waveform, self._sample_rate, generator)
-        )
+        spare = len(waveform) - num_samples
+        first = int(generator.integers(spare + 1)) if generator is not None and spare > 0 else 0
+        return _fit(waveform[first:], num_samples)
+
+
+def _fit(waveform: np.ndarray, num_samples: int) -> np.ndarray:
+    """Return a waveform cut, or filled up with zeros: (num_samples,)."""
+    return np.pad(waveform[:num_samples], (0, max(0, num_samples - len(waveform))))
 
 
 def draw_epoch(clips: Clips, batch_size: int, balance: bool, seed: tuple[int, ...]) -> list[np.ndarray]:

@@ -12,6 +12,7 @@ from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_M
 
 from openfl_audio.errors import SettingsError
 from openfl_audio.node.pretrained import explain_missing_weights
+from openfl_audio.training.compiler import prepare_compiler
 from openfl_audio.training.half_precision import guard_grouped_convolutions
 from workspaces.audio_classification.targets import Targets
 
@@ -26,16 +27,19 @@ def create_classifier(
     config: str | Path | None = None,
     targets: Targets,
     seed: int = 0,
+    compile: bool = False,
 ) -> PreTrainedModel:
     """Return a model of `AutoModelForAudioClassification` with an output for each of the targets.
 
     `pretrained` is a hub name or a folder written by `save_pretrained`; a head of another size is replaced by a new
     one, and a convolutional feature encoder stays frozen. `config` is a JSON file with a `model_type`, in `configs/` or
-    elsewhere, for a random start in which everything is trained. Weights that are not pretrained depend on `seed`.
+    elsewhere, for a random start in which everything is trained. Weights that are not pretrained depend on `seed`. With
+    `compile`, torch.compile makes it faster after a slow start; its tensors keep their names.
 
     Raises:
         PretrainedWeightsError: the weights cannot be had.
-        SettingsError: both or neither of `pretrained` and `config` are given, or there is no such model.
+        SettingsError: both or neither of `pretrained` and `config` are given, or there is no such model; or `compile`
+            on a machine without a C++ compiler or Python's headers.
     """
     if (pretrained is None) == (config is None):
         raise SettingsError("a model needs either pretrained (a hub name or a folder) or config (a JSON file)")
@@ -48,13 +52,18 @@ def create_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config is not None:
-            return guard_grouped_convolutions(AutoModelForAudioClassification.from_config(read_config(config, names)))
-        with explain_missing_weights(pretrained):
-            source: Any = pretrained
-            model = AutoModelForAudioClassification.from_pretrained(source, ignore_mismatched_sizes=True, **names)
-    if hasattr(model, "freeze_feature_encoder"):
-        model.freeze_feature_encoder()
-    return guard_grouped_convolutions(model)
+            model = AutoModelForAudioClassification.from_config(read_config(config, names))
+        else:
+            with explain_missing_weights(pretrained):
+                source: Any = pretrained
+                model = AutoModelForAudioClassification.from_pretrained(source, ignore_mismatched_sizes=True, **names)
+            if hasattr(model, "freeze_feature_encoder"):
+                model.freeze_feature_encoder()
+    guard_grouped_convolutions(model)
+    if compile:
+        prepare_compiler()
+        model.compile()
+    return model
 
 
 def read_config(config: str | Path, names: dict[str, Any] | None = None) -> Any:
@@ -89,6 +98,11 @@ def make_inputs(extractor: Any, waveform: np.ndarray, sample_rate: int) -> np.nd
         return waveform
     features = extractor(waveform, sampling_rate=sample_rate, return_tensors="np")
     return np.asarray(features[extractor.model_input_names[0]][0], dtype=np.float32)
+
+
+def frequency_axis(extractor: Any) -> int:
+    """Return which axis of an extractor's spectrogram is that of frequency: Whisper's is (bands, frames)."""
+    return 0 if type(extractor).__name__ == "WhisperFeatureExtractor" else 1
 
 
 def predict(model: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:

@@ -63,7 +63,8 @@ def train_round(
     """Train `model` in place for `settings.local_epochs`. Returns the mean loss over the clips of all epochs."""
     model.train().to(device)
     weights = class_weights(clips).to(device) if settings.balance == "weights" else None
-    seeds = [(settings.seed, round_number, epoch) for epoch in range(settings.local_epochs)]
+    # The task runner has seeded torch with a function of seed, round and client: two clients draw other numbers.
+    seeds = [(settings.seed, round_number, epoch, torch.initial_seed()) for epoch in range(settings.local_epochs)]
     epochs = [draw_epoch(clips, settings.batch_size, settings.balance == "sampling", seed) for seed in seeds]
     steps = sum(math.ceil(len(batches) / settings.accumulate) for batches in epochs)
     total, step, heard = 0.0, 0, 0

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
@@ -81,6 +81,11 @@ class AugmentationSettings(Group):
         default=None,
         description="white noise so many dB below the clip's own level (RMS), up to 20 dB less; or none",
     )
+    speeds: list[Annotated[float, Field(ge=0.5, le=2)]] = Field(
+        default=[], description="play at one of these speeds, in steps of 0.01, such as [0.9, 1.0, 1.1]"
+    )
+    time_mask: float = Field(default=0.0, ge=0, lt=1, description="mask up to that share of a spectrogram's frames")
+    frequency_mask: float = Field(default=0.0, ge=0, lt=1, description="mask up to that share of a spectrogram's bands")
 
 
 class Settings(RunSettings):
@@ -107,6 +112,7 @@ class Settings(RunSettings):
         default=None, gt=0, description="largest norm of the gradients; without it they are not clipped"
     )
     mixed_precision: bool = Field(default=False, description="bfloat16 where that is exact enough")
+    compile: bool = Field(default=False, description="let torch.compile make the model faster after a slow start")
     augmentation: AugmentationSettings = Field(
         default=AugmentationSettings(), description="variation of clips in training"
     )
@@ -129,7 +135,7 @@ class AudioClassification(Workload[Settings]):
 
     def model(self, config: Settings) -> Callable[[], torch.nn.Module]:
         source: dict[str, Any] = {"config": config.model.config, "targets": self.targets(config), "seed": config.seed}
-        return partial(create_classifier, config.model.pretrained, **source)
+        return partial(create_classifier, config.model.pretrained, **source, compile=config.compile)
 
     def tasks(self, config: Settings) -> TaskInterface:
         training = TrainingSettings(
@@ -148,7 +154,8 @@ class AudioClassification(Workload[Settings]):
         return register_tasks(train_round, validate_clips, {"settings": training})
 
     def data(self, config: Settings) -> DataInterface:
-        augmentation = Augmentation(**config.augmentation.model_dump())
+        varied = config.augmentation.model_dump()
+        augmentation = Augmentation(**{**varied, "speeds": tuple(varied["speeds"])})
         return RecordingsData(self.targets(config), config.clip_s, self.extractor(config), augmentation)
 
     def best(self, config: Settings) -> tuple[str, Direction]:

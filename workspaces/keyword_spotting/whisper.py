@@ -1,10 +1,6 @@
 """Whisper's encoder with a small classification head, from pretrained weights or from a random start."""
 
 import math
-import os
-import shutil
-import sys
-import sysconfig
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,8 +12,8 @@ import torch.nn.functional as F
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperPreTrainedModel
 
-from openfl_audio.errors import SettingsError
 from openfl_audio.node.pretrained import explain_missing_weights
+from openfl_audio.training.compiler import prepare_compiler
 from openfl_audio.training.export import label_names
 from workspaces.keyword_spotting.model import SAMPLE_RATE, EncoderModel, check_source, read_config
 from workspaces.keyword_spotting.modeling_whisper_keywords import WhisperKeywordsConfig, create_head
@@ -136,29 +132,6 @@ def create_whisper(
         model.encoder.compile()
         model.head.compile()
     return model
-
-
-def prepare_compiler() -> None:
-    """Check that torch.compile will find what it needs, and let it load setuptools.
-
-    Raises SettingsError, saying what to install, without a C++ compiler or Python's headers.
-    """
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
-        raise SettingsError(
-            f"compile=true needs a C++ compiler, and there is no {compiler!r}: install g++, name another in CXX, or "
-            "leave compile out"
-        )
-    header = Path(sysconfig.get_path("include")) / "Python.h"
-    if not header.exists():
-        raise SettingsError(
-            f"compile=true needs Python's headers, and there is no {header}: install them (on Debian and Ubuntu the "
-            "package python3-dev), or leave compile out"
-        )
-    # Below 3.12, pip, which OpenFL imports, takes setuptools' own distutils away, and setuptools, which torch's
-    # compiler loads, ends in an AssertionError unless it is told to use Python's.
-    if sys.version_info < (3, 12):
-        os.environ.setdefault("SETUPTOOLS_USE_DISTUTILS", "stdlib")
 
 
 def create_log_mel(n_mels: int, num_frames: int) -> WhisperFeatureExtractor:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import yaml
 
 from openfl_audio.envoy.check import check_envoy
@@ -220,3 +221,21 @@ def test_the_yaml_of_the_readme_builds_a_shard(table, place):
     settings["params"]["data_path"] = str(table.parent if of_folder else table)
     shard = pkgutil.resolve_name(settings["template"])(**settings["params"])
     assert {group for split in shard.splits.values() for group in (each.group for each in split)} == set("abcdef")
+
+
+def test_a_channel_is_heard_alone_and_recordings_without_it_are_left_out(tmp_path):
+    time = np.arange(800) / SAMPLE_RATE
+    tones = np.stack([0.5 * np.sin(2 * np.pi * hz * time) for hz in (400, 1_200)], axis=1)
+    soundfile.write(tmp_path / "stereo.wav", tones, SAMPLE_RATE)
+    write_table(tmp_path, ["mono.wav,yes,ann", "stereo.wav,no,ann"])
+    options = {"columns": COLUMNS, "sample_rate": SAMPLE_RATE, "validation_share": 0, "test_share": 0}
+    for channel, hz in ((1, 400), (2, 1_200)):
+        shard = TableShardDescriptor(tmp_path / "clips.csv", channel=channel, **options)
+        dataset = shard.get_dataset("train")
+        assert frequency_of(dataset[dataset.files.index("stereo.wav")][0]) == pytest.approx(hz, abs=10)
+    assert shard.division.left_out == {"mono.wav": "has 1 channels, and channel 2 is wanted"}
+    windows = TableShardDescriptor(tmp_path / "clips.csv", channel=2, window_s=0.05, **options).get_dataset("train")
+    assert frequency_of(windows[1][0]) == pytest.approx(1_200, abs=20)
+    for wrong in (0, "left", True):
+        with pytest.raises(CorpusError, match="should be mean, or the number of a channel from 1 on"):
+            TableShardDescriptor(tmp_path / "clips.csv", channel=wrong, **options)

@@ -7,8 +7,9 @@ from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
 
 from openfl_audio.errors import SettingsError
 from openfl_audio.node.progress import current
+from openfl_audio.node.task_runner import seed_generators
 from tests.unit.workspaces.audio_classification.recordings import Tones, create_cnn
-from workspaces.audio_classification.data import Augmentation, Clips, RecordingsData, draw_epoch
+from workspaces.audio_classification.data import Augmentation, Clips, RecordingsData, change_speed, draw_epoch
 from workspaces.audio_classification.targets import Targets
 from workspaces.audio_classification.tasks import (
     MEAN_OVER,
@@ -194,6 +195,62 @@ def test_augmentation_is_a_function_of_seed_and_clip():
     level_db = 20 * np.log10(np.sqrt(np.mean(noise**2)) / np.sqrt(np.mean(waveform**2)))
     assert -41 < level_db < -19
     np.testing.assert_array_equal(varied(2, shift_s=0.01, noise_db=20.0), varied(2, shift_s=0.01, noise_db=20.0))
+
+
+def test_speed_changes_pitch_and_keeps_the_length():
+    clips = clips_of(augmentation=Augmentation(speeds=(1.25,)))
+    varied = clips.batch([0, 1], (0, 0))[0].numpy()
+    assert varied.shape == (2, 800)
+    heard = [np.abs(np.fft.rfft(each[:640])).argmax() * 8_000 / 640 for each in varied]
+    assert heard == pytest.approx([625, 1_875], abs=15)
+    np.testing.assert_array_equal(change_speed(varied[0], 1.0), varied[0])
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_masks_are_stripes_of_frames_and_bands_and_depend_on_the_generator_alone(axis):
+    spectrogram = np.random.default_rng(0).standard_normal((20, 50) if axis == 0 else (50, 20)).astype(np.float32)
+
+    def masked(seed, **shares):
+        torch.manual_seed(seed + 100)  # of torch's own generator it is independent, and leaves it
+        before = torch.get_rng_state()
+        changed = Augmentation(**shares).mask(spectrogram, axis, np.random.default_rng(seed)) != spectrogram
+        assert torch.equal(torch.get_rng_state(), before)
+        return changed if axis == 0 else changed.T
+
+    for seed in range(5):
+        bands, frames = masked(seed, frequency_mask=0.5), masked(seed, time_mask=0.5)
+        assert (bands.all(1) | ~bands.any(1)).all()
+        assert (frames.all(0) | ~frames.any(0)).all()
+        assert bands.any(1).sum() <= 10
+        assert frames.any(0).sum() <= 25
+        np.testing.assert_array_equal(masked(seed, time_mask=0.5), frames)
+    assert any(masked(seed, frequency_mask=0.5).any() for seed in range(5))
+    assert not masked(0).any()
+
+
+def test_spectrograms_are_masked_in_training_alone(monkeypatch):
+    def extract(waveform, sampling_rate, return_tensors):
+        return {"input_values": waveform[None].reshape(1, 40, 20)}
+
+    extractor = type("Extractor", (), {"sampling_rate": 8_000, "model_input_names": ["input_values"]})()
+    type(extractor).__call__ = lambda self, *arguments, **options: extract(*arguments, **options)
+    clips = clips_of(extractor=extractor, augmentation=Augmentation(time_mask=0.9))
+    plain = clips.batch([0])[0]
+    varied = [clips.batch([0], (seed,))[0] for seed in range(4)]
+    assert any(not torch.equal(each, plain) for each in varied)
+    torch.testing.assert_close(clips.batch([0])[0], plain)
+    torch.testing.assert_close(clips.batch([0], (0,))[0], varied[0])
+
+
+def test_two_clients_with_the_same_clips_vary_them_differently_and_each_the_same_way_again():
+    def weights_of(client):
+        seed_generators(f"0:0:{client}:train")
+        model = create_cnn(2)
+        train(model, clips_of(augmentation=Augmentation(noise_db=10.0)))
+        return model[1].weight.detach()
+
+    torch.testing.assert_close(weights_of("a"), weights_of("a"), rtol=0, atol=0)
+    assert not torch.equal(weights_of("a"), weights_of("b"))
 
 
 def test_left_out_labels_are_no_clips_and_the_node_weighs_by_the_others():

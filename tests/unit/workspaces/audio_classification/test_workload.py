@@ -91,6 +91,21 @@ def test_a_pretrained_model_gets_a_head_for_other_classes_and_keeps_its_encoder(
     assert not any(p.requires_grad for p in other.wav2vec2.feature_extractor.parameters())
 
 
+def test_a_compiled_model_has_the_same_names_and_values(tmp_path, monkeypatch):
+    config = write_config(tmp_path, "wav2vec2")
+    plain, compiled = (create_classifier(config=config, targets=WORDS, compile=each).eval() for each in (False, True))
+    assert compiled._compiled_call_impl is not None
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    inputs = torch.randn(2, 4_000)
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():  # compiling takes long
+        torch.testing.assert_close(compiled(inputs).logits, plain(inputs).logits)
+    chosen = settings(tmp_path, compile=True, **{"targets.classes": ["high", "low"]})
+    assert AudioClassification().model(chosen).keywords["compile"]
+    monkeypatch.setenv("CXX", "no-such-g++")
+    with pytest.raises(SettingsError, match=r"there is no 'no-such-g\+\+': install g\+\+"):
+        create_classifier(config=config, targets=WORDS, compile=True)
+
+
 def test_what_is_no_model_is_refused(tmp_path):
     with pytest.raises(SettingsError, match="either pretrained .* or config"):
         create_classifier(targets=WORDS)
