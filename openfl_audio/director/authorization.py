@@ -95,10 +95,16 @@ class Gate:
         return Caller(*await self._owner(context, READERS))
 
     @staticmethod
-    def expiry(context: Context) -> float | None:
-        """Return when the caller's certificate expires, in seconds of the clock; None without TLS."""
+    def certificate(context: Context) -> str:
+        """Return the caller's certificate (PEM), "" without TLS."""
         certificates = context.auth_context().get("x509_pem_cert")
-        return owner_of(certificates[0]).expires if certificates else None
+        return certificates[0].decode() if certificates else ""
+
+    @classmethod
+    def expiry(cls, context: Context) -> float | None:
+        """Return when the caller's certificate expires, in seconds of the clock; None without TLS."""
+        certificate = cls.certificate(context)
+        return owner_of(certificate.encode()).expires if certificate else None
 
     @staticmethod
     async def _owner(context: Context, roles: tuple[str, ...]) -> tuple[str, str]:

@@ -3,8 +3,9 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from types import TracebackType
 
 from openfl_audio.errors import CallEndedError, TooManyCallsError
@@ -77,8 +78,11 @@ class Transfers:
 class OpenCalls:
     """Counter of open calls by certificate, which ends those whose certificate expires or is revoked."""
 
-    def __init__(self, revoked: RevocationList) -> None:
-        self._revoked = revoked
+    def __init__(self, revoked: RevocationList, note: Callable[..., None] = lambda event, **fields: None) -> None:
+        """Count calls, and end those of `revoked` certificates; `note` is told once of what happens to each."""
+        self._revoked, self._note = revoked, note
+        self._noted: set[tuple[str, int]] = set()
+        self._serials: dict[str, int] = {}
         self._counts: Counter[str] = Counter()
         self._open: dict[Endable, Owner] = {}
 
@@ -91,6 +95,9 @@ class OpenCalls:
         if ended := self._ended(owner):
             raise CallEndedError(ended)
         name = owner.name
+        if self._serials.get(name) != owner.serial:
+            self._tell("certificate_renewed" if name in self._serials else "certificate_registered", owner)
+            self._serials[name] = owner.serial
         if self._counts[name] >= MAX_CALLS_PER_CERTIFICATE:
             raise TooManyCallsError(f"{name} has {MAX_CALLS_PER_CERTIFICATE} calls open, as many as it may")
         self._counts[name] += 1
@@ -117,8 +124,16 @@ class OpenCalls:
     def _ended(self, owner: Owner) -> str:
         """Return why the certificate counts no more, or "" if it does."""
         if owner.serial in self._revoked.current():
+            self._tell("certificate_revoked", owner)
             return f"the certificate of {owner.name} is revoked"
         if time.time() > owner.expires:
+            self._tell("certificate_expired", owner)
             when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(owner.expires))
             return f"the certificate of {owner.name} expired on {when}"
         return ""
+
+    def _tell(self, event: str, owner: Owner) -> None:
+        if (event, owner.serial) not in self._noted:
+            self._noted.add((event, owner.serial))
+            expires = datetime.fromtimestamp(owner.expires, timezone.utc).isoformat()
+            self._note(event, of=owner.name, serial=f"{owner.serial:x}", expires=expires)

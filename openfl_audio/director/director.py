@@ -19,6 +19,7 @@ from openfl_audio.director.notification import Changes
 from openfl_audio.director.run_folder import UNFINISHED, RunFolder, Status, owner_of
 from openfl_audio.errors import EnvoyRefusedError, RunFolderError, SteeringError, SubmissionError
 from openfl_audio.protocol.certificates import DIRECTOR, USER
+from openfl_audio.protocol.heads import HeadExchange
 from openfl_audio.protocol.messages import EnvoySummary, ExperimentSummary, FederationStatus, Order
 from openfl_audio.protocol.plan import EXPERIMENT_PLAN, ExperimentPlan
 from openfl_audio.protocol.record import RECORD, Record
@@ -100,12 +101,14 @@ class Director:
         federations: experiments by the id that calls of OpenFL name.
         unusable: experiments that cannot be resumed, by name.
         record: what happened, for those who ask later.
+        heads: the exchange of heads of records with envoys.
     """
 
     def __init__(self, runs: Path, health_check_period: int) -> None:
         """Make a director whose files are in `runs`. Raises RecordError if the record there is none of this version."""
         self.runs = runs
         self.record = Record(runs / RECORD, f"{DIRECTOR} '{DIRECTOR}'")
+        self.heads = HeadExchange(self.record)
         self.health_check_period = health_check_period
         self.envoys: dict[str, EnvoyEntry] = {}
         self.experiments: dict[str, Experiment] = {}

@@ -88,11 +88,16 @@ async def serve(settings: DirectorSettings, credentials: Credentials | None, max
     """Serve until SIGINT or SIGTERM. Raises OSError if the port or the folder of experiments cannot be had."""
     stopped = interruption()
     revoked = RevocationList(settings.certificates / REVOKED if settings.certificates and credentials else None)
-    calls, connections = OpenCalls(revoked), Connections()
+    # Calls come when there is a director.
+    calls, connections = (
+        OpenCalls(revoked, lambda event, **fields: director.record.note(event, **fields)),
+        Connections(),
+    )
     guard = GuardingInterceptor(calls, connections, settings.runs)
     server = aio.server(options=server_options(max_files), interceptors=[guard])
     # Both before the folder is touched: a director that was started by mistake must not resume experiments.
-    address = bind(server, settings, credentials)
+    own = RenewedCredentials(settings.certificates, credentials)
+    address = bind(server, settings, own)
     with sole_director(settings.runs):
         director = Director(settings.runs, settings.envoy_health_check_period)
         tls = credentials is not None
@@ -102,7 +107,7 @@ async def serve(settings: DirectorSettings, credentials: Credentials | None, max
         await director.recover()
         director_pb2_grpc.add_DirectorServicer_to_server(DirectorService(director, gate), server)
         aggregator_pb2_grpc.add_AggregatorServicer_to_server(AggregatorService(director, gate), server)
-        server.add_generic_rpc_handlers((RoundsService(director, gate).handler(),))
+        server.add_generic_rpc_handlers((RoundsService(director, gate, lambda: own.current).handler(),))
         await server.start()
         how = "with TLS" if credentials else "without TLS: any client may connect"
         logger.info("director listens on %s %s", address, how)
@@ -154,14 +159,14 @@ async def stop_revoked(director: Director, revoked: RevocationList) -> None:
                     experiment.stop()
 
 
-def bind(server: aio.Server, settings: DirectorSettings, credentials: Credentials | None) -> str:
+def bind(server: aio.Server, settings: DirectorSettings, own: "RenewedCredentials") -> str:
     """Let `server` listen, and return its address. Raises OSError."""
     address = join_address(settings.listen_host, settings.listen_port)
     try:
-        if credentials is None:
+        if own.current is None:
             server.add_insecure_port(address)
         else:
-            server.add_secure_port(address, server_credentials(settings.certificates, credentials))
+            server.add_secure_port(address, own.of_server())
     except RuntimeError as error:
         raise OSError(f"cannot listen on {address}: is another director running there?") from error
     return address
@@ -175,27 +180,35 @@ def interruption() -> asyncio.Event:
     return stopped
 
 
-def server_credentials(folder: Path | None, credentials: Credentials) -> grpc.ServerCredentials:
-    """Return gRPC's credentials of a server that takes clients of the same authority only.
+class RenewedCredentials:
+    """Certificate and key of the director, None without TLS; those in its folder take their place when files change.
 
-    Those in the files of `folder` take the place of `credentials` as soon as the files change.
+    Attributes:
+        current: those that new connections are made with.
     """
-    used = credentials
 
-    def fetch() -> grpc.ServerCertificateConfiguration | None:
-        nonlocal used
+    def __init__(self, folder: Path | None, credentials: Credentials | None) -> None:
+        self._folder, self.current = folder, credentials
+
+    def of_server(self) -> grpc.ServerCredentials:
+        """Return gRPC's credentials of a server that takes clients of the same authority only."""
+        if self.current is None:
+            raise CertificateError("There are no certificates, as TLS is off.")
+        configuration = _configuration(self.current)
+        return grpc.dynamic_ssl_server_credentials(configuration, self._renew, require_client_authentication=True)
+
+    def _renew(self) -> grpc.ServerCertificateConfiguration | None:
+        """Return what new connections are to be made with from now on, None for what they are made with already."""
         try:
-            found = load_credentials(folder, used.name)
+            found = load_credentials(self._folder, self.current.name if self.current else "")
         except CertificateError as error:
             logger.warning("%s The certificate of before is used further.", error)
             return None
-        if found == used:
+        if found == self.current:
             return None
         logger.info("new connections are made with the renewed certificate of the director")
-        used = found
+        self.current = found
         return _configuration(found)
-
-    return grpc.dynamic_ssl_server_credentials(_configuration(credentials), fetch, require_client_authentication=True)
 
 
 def _configuration(credentials: Credentials) -> grpc.ServerCertificateConfiguration:

@@ -39,6 +39,11 @@ class RenewedChannel(grpc.Channel):
         return ""
 
     @property
+    def credentials(self) -> Credentials:
+        """The certificate that is used now, its key and its authorities."""
+        return self._credentials
+
+    @property
     def root(self) -> bytes:
         """The certificates of the authorities (PEM)."""
         return self._credentials.root

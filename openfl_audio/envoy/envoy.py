@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Container, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,14 +29,32 @@ from openfl_audio.envoy.channel import RenewedChannel, fault_of
 from openfl_audio.envoy.job import Job
 from openfl_audio.envoy.keeper import STOP_SECONDS as WORKER_STOP_SECONDS
 from openfl_audio.envoy.policy import SentToday, module_path, plain_reason, shard_of
+from openfl_audio.envoy.recording import Recording
 from openfl_audio.envoy.rounds_client import REFUSALS, RETRY_SECONDS, wait_to_repeat
 from openfl_audio.envoy.settings import SENT_FILE, EnvoySettings, connect, open_record
-from openfl_audio.errors import ApprovalError, ArchiveError, ConnectionRefusedByDirectorError, SettingsError
+from openfl_audio.errors import (
+    ApprovalError,
+    ArchiveError,
+    ConnectionRefusedByDirectorError,
+    OpenFLAudioError,
+    SettingsError,
+)
 from openfl_audio.node.compatibility import describe_environment
 from openfl_audio.protocol.archive import unpack_archive
 from openfl_audio.protocol.bundle import Bundle, read_bundle
-from openfl_audio.protocol.messages import ApprovalReport, AttendRequest, Order, decode_answer, encode
+from openfl_audio.protocol.certificates import DIRECTOR
+from openfl_audio.protocol.heads import HeadExchange
+from openfl_audio.protocol.messages import (
+    ApprovalReport,
+    AttendRequest,
+    HeadAnswer,
+    HeadRequest,
+    Order,
+    decode_answer,
+    encode,
+)
 from openfl_audio.protocol.plan import ARCHIVE, NAME
+from openfl_audio.protocol.record import sha256_of_file
 from openfl_audio.protocol.shard_sizes import sizes_of
 from openfl_audio.protocol.wire import RoundsStub, certificate_fault, explain_unreachable, wait_for_connection
 
@@ -43,6 +62,8 @@ logger = logging.getLogger("envoy")
 
 # How much of a failed worker's output goes to the notebook: a traceback, not a novel.
 REPORTED_CHARACTERS = 6000
+# Of it in the record: a sentence.
+MAX_RECORDED_CHARACTERS = 500
 # A worker is killed when it takes longer than its keeper allows.
 STOP_SECONDS = 2 * WORKER_STOP_SECONDS
 # A worker between two tasks hears of the end as soon as the envoy does; one in the middle of a task does not.
@@ -58,6 +79,8 @@ REUSED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20), "MALLOC_TRIM_THRESHOLD_
 APPROVAL_LOOK_SECONDS, APPROVAL_REPORT_SECONDS = 0.5, 10.0
 REPORT_SECONDS = 10.0
 MAX_ARCHIVE_BYTES = 1 << 30
+# An exchange of heads that takes longer is given up.
+HEADS_SECONDS = 10.0
 # Between two looks at the certificate of a director that is out of reach: each is a connection of its own.
 PROBE_PAUSE_SECONDS = 60.0
 # A larger log of earlier runs of an experiment is set aside when it is run again.
@@ -104,6 +127,8 @@ class Envoy:
         self._sizes = sizes_of(shard_descriptor)
         self._running: RunningExperiment | None = None
         self._spare: subprocess.Popen | None = None
+        self.record = open_record(settings, name)
+        self.heads = HeadExchange(self.record)
         self._next_probe = 0.0
         self._fault = ""
         # An experiment takes it from a thread of its own.
@@ -119,8 +144,11 @@ class Envoy:
         self._register(deadline=time.monotonic() + self.settings.connect_timeout)
         # Now it is known that no other envoy of this name is at work here.
         self._tidy_up()
+        about = self.settings.model_dump(mode="json", exclude={"certificates", "work_dir"})
+        self.record.append("envoy_started", version=version("openfl-audio"), tls=self.tls, settings=about)
         try:
             while True:
+                self.exchange_heads()
                 try:
                     self._attend()
                 except grpc.RpcError as error:
@@ -131,6 +159,8 @@ class Envoy:
             self._end_spare()
             if self._running:
                 self._running.stop(grace=0)
+            with contextlib.suppress(OSError):
+                self.record.append("envoy_ended")
 
     def _attend(self) -> None:
         """Do what the director orders, as long as the connection holds. Raises grpc.RpcError when it breaks."""
@@ -202,6 +232,20 @@ class Envoy:
             self._fault = certificate_fault(self._address, root)
         return self._fault
 
+    def exchange_heads(self) -> None:
+        """Give the director the head of this record for that of its own; without an answer, at the next occasion."""
+        own = self._channel.credentials if isinstance(self._channel, RenewedChannel) else None
+        try:
+            self.record.sync()
+            head = self.heads.own(own).model_copy(update={"certificate": ""})  # TLS shows it
+            request = encode(HeadRequest(envoy=self.name, head=head))
+            theirs = decode_answer(self._rounds.exchange_heads(request, timeout=HEADS_SECONDS), HeadAnswer).head
+            self.heads.take(f"{DIRECTOR} '{DIRECTOR}'", theirs, theirs.certificate, own.root if own else None)
+        except grpc.RpcError as error:
+            logger.info("heads of records are exchanged later: %s", error.details())
+        except (OSError, OpenFLAudioError) as error:
+            logger.error("heads of records are not exchanged: %s", error)
+
     def download(self, experiment: str) -> Path:
         """Download the experiment's archive, and return the folder it was unpacked into. Raises ArchiveError."""
         if not NAME.fullmatch(experiment):
@@ -212,6 +256,7 @@ class Envoy:
         workspace.mkdir(parents=True)
         request = director_pb2.GetExperimentDataRequest(experiment_name=experiment, collaborator_name=self.name)
         self.call(lambda: self._save(archive, request))
+        self.record.append("downloaded", experiment=experiment, archive_sha256=sha256_of_file(archive))
         unpack_archive(archive, workspace)
         archive.unlink()
         return workspace
@@ -282,7 +327,13 @@ class Envoy:
         command += [] if self.tls else ["--disable-tls"]
         # A session of its own: Ctrl-C reaches the envoy, which stops the worker. The keeper ends when its standard
         # input does, so nothing outlives the envoy.
-        return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, env=REUSED_MEMORY | os.environ)
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            env=REUSED_MEMORY | os.environ,
+        )
 
     def _end_spare(self) -> None:
         with self._spare_lock:
@@ -324,6 +375,8 @@ class RunningExperiment:
     def _run(self) -> None:
         try:
             reason = self._attempt()
+            reported = reason.partition("\n")[0][:MAX_RECORDED_CHARACTERS]
+            self._envoy.record.note("ended", experiment=self.experiment, reason=reported)
             if reason and not self._stopping.is_set():
                 self._envoy.report_failure(self.experiment, reason)
         except ConnectionRefusedByDirectorError as error:
@@ -332,6 +385,7 @@ class RunningExperiment:
             self._end_worker()
         finally:
             self._envoy.forget(self.experiment)
+            self._envoy.exchange_heads()
 
     def _end_worker(self) -> None:
         if self._worker is not None:
@@ -409,6 +463,7 @@ class RunningExperiment:
         # One line fits into the pipe. Of a worker that has ended already, the exit code tells.
         with contextlib.suppress(BrokenPipeError):
             os.write(stdin_of(worker), job.model_dump_json().encode() + b"\n")
+        Recording(self._envoy.record, self.experiment, worker, self._envoy.exchange_heads).start()
         excess = self._wait(worker)
         end_worker(worker)  # and whatever it started
         code = worker.returncode
@@ -528,8 +583,8 @@ def end_worker(worker: subprocess.Popen) -> None:
         kill_below(worker.pid)
         worker.kill()
         worker.wait()
-    if worker.stdin:
-        worker.stdin.close()
+    for pipe in filter(None, (worker.stdin, worker.stdout)):
+        pipe.close()
 
 
 def stdin_of(worker: subprocess.Popen) -> int:

@@ -1,6 +1,6 @@
-"""What an envoy tells its worker."""
+"""What an envoy and its worker tell each other, as lines of JSON."""
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Job(BaseModel):
@@ -18,3 +18,20 @@ class Job(BaseModel):
     log: str
     failure: str
     shown: bool = False
+
+
+class Sending(BaseModel):
+    """An update that a worker is about to send. The envoy answers with an empty line as soon as it is recorded.
+
+    Attributes:
+        bytes: those of its tensors.
+        tensors: how many there are.
+        names_sha256: the digest of their names.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    round: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    tensors: int = Field(ge=0)
+    names_sha256: str = Field(pattern="^[0-9a-f]{64}$")

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TypeVar
 
 import grpc
@@ -10,10 +11,12 @@ import numpy as np
 from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc
 
 from openfl_audio.envoy.channel import fault_of
+from openfl_audio.envoy.job import Sending
 from openfl_audio.envoy.policy import Policy, SentToday
 from openfl_audio.errors import DirectorRefusedError
 from openfl_audio.protocol.bundle import Bundle, describe_model
 from openfl_audio.protocol.messages import GlobalModel, ModelRequest, TaskResult, UpdateMessage, encode, validate
+from openfl_audio.protocol.record import sha256_of_names
 from openfl_audio.protocol.tensors import Receiver, Tensors, stream
 from openfl_audio.protocol.wire import RoundsStub, send_chunks, wait_for_connection
 
@@ -53,6 +56,11 @@ def check_approved(bundle: Bundle, round_number: int, tensors: Tensors) -> None:
         raise DirectorRefusedError("the director's initial model is not the one that the site has approved")
 
 
+@lru_cache(maxsize=4)
+def _digest(names: tuple[str, ...]) -> str:
+    return sha256_of_names(names)
+
+
 class RoundsClient:
     """Client of one experiment on the director, for a worker.
 
@@ -67,16 +75,18 @@ class RoundsClient:
         aggregator_uuid: str,
         federation_uuid: str,
         precision: str,
+        announce: Callable[[Sending], None],
         approved: Bundle | None = None,
         policy: Policy | None = None,
         sent_today: SentToday | None = None,
     ) -> None:
         """Take part in `experiment` as `envoy`, of a site with a `policy` that has sent so much today.
 
-        `approved` is what the site has approved, if it approves anything.
+        `announce` is called before an update is sent; `approved` is what the site has approved, if it approves.
         """
         self._approved, self._policy, self._sent_today = approved, policy or Policy(), sent_today
         self.envoy = envoy
+        self._announce = announce
         self.experiment = experiment
         self.precision = np.dtype(precision)
         self._channel = channel
@@ -117,6 +127,8 @@ class RoundsClient:
         if self._sent_today is not None:
             self._sent_today.add(n_bytes, self._policy.max_day_mb)
         update = UpdateMessage(experiment=self.experiment, envoy=self.envoy, round=round_number, results=released)
+        names_sha256 = _digest(tuple(sent))
+        self._announce(Sending(round=round_number, bytes=n_bytes, tensors=len(sent), names_sha256=names_sha256))
         self._retry(lambda: send_chunks(self._rounds.send_update, stream(sent, update.model_dump())))
 
     def _as_sent(self, tensor: np.ndarray) -> np.ndarray:

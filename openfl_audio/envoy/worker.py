@@ -15,6 +15,7 @@ import os
 import select
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -22,7 +23,7 @@ import torch
 from openfl.federated import Plan
 
 from openfl_audio.config import load_settings, parse_change
-from openfl_audio.envoy.job import Job
+from openfl_audio.envoy.job import Job, Sending
 from openfl_audio.envoy.policy import SentToday, without_values
 from openfl_audio.envoy.progress_sender import ProgressSender
 from openfl_audio.envoy.round_loop import RoundCollaborator
@@ -43,8 +44,10 @@ SOON_SECONDS = 2.0
 WITHOUT_VALUES = (EnvironmentMismatchError, DirectorRefusedError, ArchiveError, PolicyError)
 
 
-def run_experiment(name: str, settings: EnvoyFile, config: Path, tls: bool, job: Job) -> None:
-    """Take part in the experiment of `job` until it ends."""
+def run_experiment(
+    name: str, settings: EnvoyFile, config: Path, tls: bool, job: Job, announce: Callable[[Sending], None]
+) -> None:
+    """Take part in the experiment of `job` until it ends; `announce` is called before an update is sent."""
     channel = connect(settings.params, name, tls)
     shard_descriptor = build_shard_descriptor(settings.shard_descriptor, config.parent)
 
@@ -71,6 +74,7 @@ def run_experiment(name: str, settings: EnvoyFile, config: Path, tls: bool, job:
         plan.aggregator_uuid,
         plan.federation_uuid,
         extras["precision"],
+        announce,
         bundle,
         settings.params.policy,
         SentToday(settings.params.work_dir / name / SENT_FILE),
@@ -114,6 +118,8 @@ def main() -> int:
     parser.add_argument("--disable-tls", action="store_true")
     arguments = parser.parse_args()
     jobs = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0)
+    announcements = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     load_libraries(jobs)
     line = jobs.readline()
     if not line:
@@ -128,9 +134,14 @@ def main() -> int:
     faulthandler.enable()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("openfl").setLevel(logging.WARNING)
+
+    def announce(sending: Sending) -> None:
+        os.write(announcements, sending.model_dump_json().encode() + b"\n")
+        jobs.readline()  # the envoy has recorded it, or has ended, and this process is about to
+
     try:
         settings = load_settings(arguments.config, EnvoyFile, dict(map(parse_change, arguments.set)))
-        run_experiment(arguments.name, settings, arguments.config, not arguments.disable_tls, job)
+        run_experiment(arguments.name, settings, arguments.config, not arguments.disable_tls, job, announce)
     except Exception as error:
         traceback.print_exc()
         Path(job.failure).write_text(told_of(error), encoding="utf-8")

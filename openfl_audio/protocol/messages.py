@@ -17,6 +17,8 @@ MAX_CLIPS = 10**9
 # Losses and scores in one report of progress.
 MAX_VALUES = 10
 MAX_STEPS = 10**12
+# Far more than one of this project's certificates has.
+MAX_CERTIFICATE_CHARACTERS = 8000
 # What tasks printed, in one report of progress.
 MAX_LOG_CHARACTERS = 8000
 # An experiment that waits for sites to approve it says so in these words, and then whose.
@@ -144,6 +146,25 @@ class ApprovalReport(Message):
     experiment: str
     envoy: str
     waits: bool
+
+
+class SignedHead(Message):
+    """Head of a record, with a signature in base64 and the certificate (PEM) of its key; without TLS both are "".
+
+    An envoy's certificate is left out on the wire, as TLS has shown it.
+    """
+
+    number: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    signature: str = Field(default="", max_length=200)
+    certificate: str = Field(default="", max_length=MAX_CERTIFICATE_CHARACTERS)
+
+
+class HeadRequest(Message):
+    """An envoy gives the head of its record for that of the director's."""
+
+    envoy: str
+    head: SignedHead
 
 
 class Answer(BaseModel):
@@ -389,6 +410,12 @@ class Counted(Answer):
     """The director has received an update; `counted` says whether it counts."""
 
     counted: bool
+
+
+class HeadAnswer(Answer):
+    """The director has kept the head of an envoy's record, and gives that of its own."""
+
+    head: SignedHead
 
 
 class Accepted(Answer):

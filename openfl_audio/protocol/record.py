@@ -67,7 +67,12 @@ class Record:
         return self._durable
 
     def append(self, event: str, **fields: Any) -> None:
-        """Add an entry that is there also after a power cut. Raises OSError; then there is no entry."""
+        """Add an entry that is there also after a power cut. Raises OSError; then there may be no entry."""
+        self.write(event, **fields)
+        self.sync()
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Add an entry, which `sync` makes durable. Raises OSError; then there is no entry."""
         with self._lock:
             self._waiting.append((_now(), event, fields))
             try:
@@ -75,7 +80,6 @@ class Record:
             except OSError:
                 self._waiting.pop()
                 raise
-        self.sync()
 
     def note(self, event: str, **fields: Any) -> None:
         """Add an entry without waiting for the disk: `sync` brings it there for certain."""

@@ -175,6 +175,7 @@ class RoundsStub:
         self.attend = channel.unary_stream(f"/{SERVICE}/Attend")
         self.get_model = channel.unary_stream(f"/{SERVICE}/GetModel")
         self.send_update = channel.stream_stream(f"/{SERVICE}/SendUpdate")
+        self.exchange_heads = channel.unary_unary(f"/{SERVICE}/ExchangeHeads")
         self.report_progress = channel.unary_unary(f"/{SERVICE}/ReportProgress")
         self.report_approval = channel.unary_unary(f"/{SERVICE}/ReportApproval")
         self.submit = channel.stream_stream(f"/{SERVICE}/Submit")

@@ -123,7 +123,7 @@ def all_methods() -> dict[str, tuple[bool, bool]]:
         for service in module.DESCRIPTOR.services_by_name.values():
             for method in service.methods:
                 methods[f"/{service.full_name}/{method.name}"] = method.client_streaming, method.server_streaming
-    for path, handler in RoundsService(None, None).handler()._method_handlers.items():
+    for path, handler in RoundsService(None, None, lambda: None).handler()._method_handlers.items():
         methods[path] = handler.request_streaming, handler.response_streaming
     return methods
 

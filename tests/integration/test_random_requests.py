@@ -132,7 +132,7 @@ def kinds() -> dict[str, str]:
         for service in module.DESCRIPTOR.services_by_name.values():
             for method in service.methods:
                 streams[f"/{service.full_name}/{method.name}"] = method.client_streaming, method.server_streaming
-    for path, handler in RoundsService(None, None).handler()._method_handlers.items():
+    for path, handler in RoundsService(None, None, lambda: None).handler()._method_handlers.items():
         streams[path] = handler.request_streaming, handler.response_streaming
     word = {False: "unary", True: "stream"}
     return {path: f"{word[up]}_{word[down]}" for path, (up, down) in streams.items()}

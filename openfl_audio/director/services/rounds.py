@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from pathlib import Path
 from typing import TypeVar
@@ -20,13 +20,14 @@ from openfl_audio.errors import (
     BrokenUploadError,
     EnvoyRefusedError,
     LackError,
+    RecordError,
     SteeringError,
     SubmissionError,
     TensorFormatError,
     UpdateRefusedError,
     WireError,
 )
-from openfl_audio.protocol.certificates import USER
+from openfl_audio.protocol.certificates import ENVOY, USER, Credentials
 from openfl_audio.protocol.messages import (
     Accepted,
     ApprovalReport,
@@ -36,6 +37,8 @@ from openfl_audio.protocol.messages import (
     DropRequest,
     Ended,
     ExperimentRequest,
+    HeadAnswer,
+    HeadRequest,
     HistoryRequest,
     Kind,
     LogRequest,
@@ -62,9 +65,11 @@ MAX_LATEST_BYTES = 1 << 20
 class RoundsService:
     """The service `openfl_audio.Rounds`, with the messages of `openfl_audio.protocol.messages`."""
 
-    def __init__(self, director: Director, gate: Gate) -> None:
+    def __init__(self, director: Director, gate: Gate, credentials: Callable[[], Credentials | None]) -> None:
+        """Serve `director`; `credentials` gives the certificate and key that it has now, None without TLS."""
         self.director = director
         self.gate = gate
+        self._credentials = credentials
         self._uploads, self._downloads = Uploads(), Downloads()
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -75,6 +80,7 @@ class RoundsService:
                 "Attend": grpc.unary_stream_rpc_method_handler(self.attend),
                 "GetModel": grpc.unary_stream_rpc_method_handler(self.get_model),
                 "SendUpdate": grpc.stream_stream_rpc_method_handler(self.send_update),
+                "ExchangeHeads": grpc.unary_unary_rpc_method_handler(self.exchange_heads),
                 "ReportProgress": grpc.unary_unary_rpc_method_handler(self.report_progress),
                 "ReportApproval": grpc.unary_unary_rpc_method_handler(self.report_approval),
                 "Submit": grpc.stream_stream_rpc_method_handler(self.submit),
@@ -177,6 +183,17 @@ class RoundsService:
         experiment.note_approval(name, message.waits)
         self.director.assign()
         return encode(Accepted())
+
+    @made_by("envoy")
+    async def exchange_heads(self, request: bytes, context: Context) -> bytes:
+        """Keep the head of an envoy's record. Answers with HeadAnswer, which has that of the director's."""
+        message = await parse(context, request, HeadRequest)
+        name = await self.gate.envoy(context, message.envoy)
+        try:
+            self.director.heads.take(f"{ENVOY} '{name}'", message.head, self.gate.certificate(context), None)
+        except RecordError as error:
+            await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        return encode(HeadAnswer(head=self.director.heads.own(self._credentials())))
 
     # Calls of notebooks, operators and monitors
 

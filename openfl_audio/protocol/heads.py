@@ -1,0 +1,108 @@
+"""Heads of records, signed and exchanged: each side keeps the other's, so that neither can change what is behind them.
+
+A head is signed with the key of the certificate that its owner shows in TLS: ECDSA with SHA-256 over `signed_text`.
+Without TLS heads are exchanged unsigned, and show only what nobody has tampered with.
+"""
+
+import base64
+import binascii
+import threading
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from openfl_audio.errors import CertificateError, RecordError
+from openfl_audio.protocol.certificates import Credentials, owner_of
+from openfl_audio.protocol.messages import SignedHead
+from openfl_audio.protocol.record import Head, Record
+
+
+def head_of(signed: SignedHead) -> Head:
+    """Return the head itself."""
+    return Head(signed.number, signed.sha256)
+
+
+def signed_text(owner: str, head: Head) -> bytes:
+    """Return the bytes that the owner of a record, such as "envoy 'site-a'", signs for a head of it."""
+    return f"openfl-audio record\n{owner}\n{head.number}\n{head.sha256}\n".encode()
+
+
+def sign_head(owner: str, head: Head, own: Credentials | None) -> SignedHead:
+    """Return a head with the signature of its owner; unsigned without credentials."""
+    if own is None:
+        return SignedHead(number=head.number, sha256=head.sha256)
+    key = load_pem_private_key(own.private_key, password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise CertificateError(f"the key of '{own.name}' is no elliptic-curve key, as this project makes them.")
+    signature = base64.b64encode(key.sign(signed_text(owner, head), ec.ECDSA(hashes.SHA256()))).decode()
+    return SignedHead(number=head.number, sha256=head.sha256, signature=signature, certificate=own.certificate.decode())
+
+
+def check_signature(owner: str, head: Head, signature: str, certificate: str) -> None:
+    """Raise RecordError unless `certificate` (PEM) is that of `owner`, and its key has made the signature."""
+    try:
+        if owner_of(certificate.encode()).name != owner:
+            raise RecordError(f"a head of the record of {owner} is signed by {owner_of(certificate.encode()).name}")
+        key = x509.load_pem_x509_certificate(certificate.encode()).public_key()
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise InvalidSignature
+        key.verify(base64.b64decode(signature), signed_text(owner, head), ec.ECDSA(hashes.SHA256()))
+    except (InvalidSignature, CertificateError, ValueError, binascii.Error) as error:
+        if isinstance(error, RecordError):
+            raise
+        raise RecordError(f"the signature of head {head.number} of the record of {owner} does not hold") from None
+
+
+def check_issuer(owner: str, certificate: str, root: bytes) -> None:
+    """Raise RecordError unless an authority in `root` (PEM) has signed the certificate of `owner`.
+
+    It may have ended meanwhile: a record is older than today.
+    """
+    found = x509.load_pem_x509_certificate(certificate.encode())
+    for authority in x509.load_pem_x509_certificates(root):
+        try:
+            found.verify_directly_issued_by(authority)
+        except (InvalidSignature, ValueError, TypeError):
+            continue
+        return
+    raise RecordError(f"the certificate of {owner} is not signed by this authority")
+
+
+class HeadExchange:
+    """Exchange of heads with other sides, whose heads go into the own record."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self._lock = threading.Lock()
+        self._seen: dict[str, Head] = {}
+        self._serials: set[int] = set()
+
+    def own(self, credentials: Credentials | None) -> SignedHead:
+        """Return the newest head of the own record that is on the disk, signed."""
+        return sign_head(self.record.owner, self.record.head, credentials)
+
+    def take(self, owner: str, signed: SignedHead, certificate: str, root: bytes | None) -> None:
+        """Keep a head of the record of `owner` in the own record; `certificate` (PEM) is the one of TLS, "" without.
+
+        Raises RecordError if its signature does not hold, with `root` also if no authority there has signed the
+        certificate.
+        """
+        if certificate:
+            check_signature(owner, head_of(signed), signed.signature, certificate)
+            if root is not None:
+                check_issuer(owner, certificate, root)
+        with self._lock:
+            if self._seen.get(owner) == head_of(signed):
+                return
+            serial = owner_of(certificate.encode()).serial if certificate else None
+            if serial is not None and serial not in self._serials:
+                self._serials.add(serial)
+                self.record.note("key", of=owner, serial=f"{serial:x}", certificate=certificate)
+            if signed.number < (before := self._seen.get(owner, head_of(signed))).number:
+                self.record.note("head_went_back", of=owner, had=before.number, has=signed.number)
+            self._seen[owner] = head_of(signed)
+        signature = {"serial": f"{serial:x}", "signature": signed.signature} if serial is not None else {}
+        self.record.note("head", of=owner, entry=signed.number, sha256=signed.sha256, **signature)
