@@ -54,6 +54,10 @@ TREE: Group = (
                 "revoke": "certificates.Revoke",
             },
         ),
+        "audit": (
+            "Look into the record of a director or an envoy.",
+            {"verify": "audit.Verify", "show": "audit.ShowRecord"},
+        ),
         "data": (
             "Download, make, prepare and check corpora.",
             {

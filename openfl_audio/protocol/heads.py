@@ -87,10 +87,10 @@ class HeadExchange:
     def take(self, owner: str, signed: SignedHead, certificate: str, root: bytes | None) -> None:
         """Keep a head of the record of `owner` in the own record; `certificate` (PEM) is the one of TLS, "" without.
 
-        Raises RecordError if its signature does not hold, with `root` also if no authority there has signed the
-        certificate.
+        Raises RecordError if its signature does not hold, and with `root` also if there is none or no authority there
+        has signed the certificate.
         """
-        if certificate:
+        if certificate or root is not None:
             check_signature(owner, head_of(signed), signed.signature, certificate)
             if root is not None:
                 check_issuer(owner, certificate, root)
