@@ -105,7 +105,10 @@ def _compare_heads(chain: _Chain, other: Path, root: bytes | None, faults: list[
         if entry["event"] == "key":
             certificates[str(entry.get("serial"))] = str(entry.get("certificate"))
             continue
-        head = Head(int(entry["entry"]), str(entry["sha256"]))
+        if type(entry.get("entry")) is not int:
+            faults.append(f"{other}, line {line} is no head: it was changed")
+            continue
+        head = Head(entry["entry"], str(entry.get("sha256")))
         try:
             unsigned += not _is_signed(chain.owner, head, entry, certificates, root)
         except RecordError as error:
@@ -154,30 +157,25 @@ def _is_signed(owner: str, head: Head, entry: dict[str, Any], certificates: dict
 
 def _compare_updates(path: Path, other: Path) -> Iterator[str]:
     """Yield what was received and never sent, or is not what was sent, if one side is an envoy and one the director."""
-    sent: defaultdict[tuple[str, str, int], list[Any]] = defaultdict(list)
-    received: list[tuple[str, str, int, Any, str]] = []
+    sent: defaultdict[tuple[str, str, str], list[Any]] = defaultdict(list)
+    received: list[tuple[str, str, str, Any, str]] = []
     for file in (path, other):
         owner = ""
         for line_number, entry in _updates(file):
             owner = owner or str(entry.get("owner", ""))
             of_update = [entry.get(key) for key in _OF_UPDATE]
+            experiment, round_number = str(entry.get("experiment")), str(entry.get("round"))
             if entry["event"] == "sent":
-                sent[owner, entry["experiment"], entry["round"]].append(of_update)
+                sent[owner, experiment, round_number].append(of_update)
             elif entry["event"] == "received":
-                envoy = f"envoy '{entry['envoy']}'"
-                received.append((envoy, entry["experiment"], entry["round"], of_update, f"{file}, line {line_number}"))
+                envoy = f"envoy '{entry.get('envoy')}'"
+                received.append((envoy, experiment, round_number, of_update, f"{file}, line {line_number}"))
     envoys = {envoy for envoy, _, _ in sent}
     for envoy, experiment, round_number, of_update, where in received:
         if envoy in envoys and of_update not in sent[envoy, experiment, round_number]:
-            what = "is not what" if sent[envoy, experiment, round_number] else "was never sent:"
-            yield (
-                f"{where}: the update of {envoy} for round {round_number} of '{experiment}' {what} "
-                + (
-                    "the envoy has recorded"
-                    if sent[envoy, experiment, round_number]
-                    else "the envoy has no entry of it"
-                )
-            )
+            is_other = bool(sent[envoy, experiment, round_number])
+            what = "is not what the envoy has recorded" if is_other else "was never sent: the envoy has no entry of it"
+            yield f"{where}: the update of {envoy} for round {round_number} of '{experiment}' {what}"
 
 
 def _updates(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
