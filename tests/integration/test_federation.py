@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from openfl_audio.notebook.interactive_api import DirectorError
+from openfl_audio.protocol.audit import entries_of, verify
 from tests.integration.conftest import ENVOYS, wait_for
 
 pytestmark = pytest.mark.integration
@@ -83,6 +84,32 @@ def test_two_envoys_train_one_model(finished):
     assert experiment.last_model()[1].weight.item() == 1  # frozen: it never travelled
     assert experiment.get_experiment_status() == "finished"
     assert list(folder.iterdir()) == [], "the notebook's folder must stay as it was"
+
+
+def test_director_and_envoys_hold_each_others_records(finished, running):
+    _, records, _ = finished
+    director = running.folder / "director" / "record.jsonl"
+    root = (running.certificates / "ca.crt").read_bytes()
+    for name in ENVOYS:
+        envoy = running.folder / "envoys" / name / "record.jsonl"
+        # The last exchange is that after the end.
+        wait_for(lambda: '"event": "ended"' in envoy.read_text())  # noqa: B023
+        wait_for(lambda: not verify(director, envoy, root).faults and not verify(envoy, director, root).faults)  # noqa: B023
+        sent = [entry for entry in entries_of(envoy, "finished") if entry["event"] == "sent"]
+        assert [(entry["round"], entry["tensors"] > 0) for entry in sent] == [
+            (0, True),
+            (1, True),
+            (2, True),
+            (3, False),
+        ]
+        lines = director.read_bytes().splitlines(keepends=True)
+        cut = running.folder / f"cut-{name}.jsonl"
+        cut.write_bytes(b"".join(lines[: len(lines) // 2]))
+        assert "the end is cut off" in "\n".join(verify(cut, envoy, root).faults)
+    (submitted,) = [entry for entry in entries_of(director, "finished") if entry["event"] == "submitted"]
+    (downloaded,) = [entry for entry in entries_of(envoy, "finished") if entry["event"] == "downloaded"]
+    assert submitted["archive_sha256"] == downloaded["archive_sha256"]
+    assert len(records) == 4
 
 
 def test_when_an_experiment_has_ended_its_code_and_pickles_are_gone_and_the_rest_is_private(finished, running):
