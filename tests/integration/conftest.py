@@ -26,6 +26,7 @@ from openfl_audio.protocol.authority import write_certificates
 from openfl_audio.protocol.certificates import load_credentials
 from openfl_audio.protocol.messages import AttendRequest, ModelRequest, StatusRequest, encode
 from openfl_audio.protocol.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL
+from openfl_audio.protocol.record import RECORD
 from openfl_audio.protocol.tensors import Tensors, receive
 from openfl_audio.protocol.wire import RoundsStub, open_channel, send_chunks
 
@@ -115,11 +116,11 @@ def open_as(processes: LocalFederation, name: str, **headers: str) -> grpc.Chann
 
 
 def listing(folder: Path) -> dict[str, str]:
-    """Everything under `folder` but what is written now and then (logs): what it is, and a hash of what is in it."""
+    """Everything under `folder`, and a hash of what is in it, but what is written now and then (logs, the record)."""
     found = {}
     # os.walk passes over a folder that a node removes meanwhile, where Path.rglob raises.
     for path in (Path(parent, name) for parent, folders, files in os.walk(folder) for name in folders + files):
-        if path.suffix == ".log" or "tensorboard" in path.parts:
+        if path.suffix == ".log" or "tensorboard" in path.parts or path.name == RECORD:
             continue
         try:
             content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""

@@ -17,12 +17,15 @@ from openfl_audio.director.services.rounds import RoundsService
 from openfl_audio.experiments.local_federation import LocalFederation
 from openfl_audio.protocol.authority import create_authority, issue, load_authority
 from openfl_audio.protocol.messages import (
+    ApprovalReport,
     AttendRequest,
     DropRequest,
     ExperimentRequest,
+    HeadRequest,
     LogRequest,
     ModelRequest,
     ProgressReport,
+    SignedHead,
     StatusRequest,
     encode,
 )
@@ -79,6 +82,8 @@ CALLS_OF_ENVOYS: dict[str, list[bytes | Message]] = {
     ROUNDS + "ReportProgress": [
         encode(ProgressReport(experiment=EXPERIMENT, envoy="b", round=0, task="train", seconds=1.0))
     ],
+    ROUNDS + "ReportApproval": [encode(ApprovalReport(experiment=EXPERIMENT, envoy="b", waits=True))],
+    ROUNDS + "ExchangeHeads": [encode(HeadRequest(envoy="b", head=SignedHead(number=0, sha256="0" * 64)))],
     ROUNDS + "SendUpdate": list(stream({"weight": np.ones(3, np.float32)}, UPDATE)),
 }
 # Each call as the experiment's owner would make it.

@@ -22,12 +22,15 @@ from openfl.protocols import aggregator_pb2, base_pb2, director_pb2, director_pb
 from openfl_audio.director.services.rounds import RoundsService
 from openfl_audio.experiments.local_federation import LocalFederation
 from openfl_audio.protocol.messages import (
+    ApprovalReport,
     AttendRequest,
     DropRequest,
     ExperimentRequest,
+    HeadRequest,
     LogRequest,
     ModelRequest,
     ProgressReport,
+    SignedHead,
     StatusRequest,
     encode,
 )
@@ -111,6 +114,8 @@ def requests() -> dict[str, list[bytes]]:
                 ProgressReport(experiment=NAME, envoy=ENVOY, round=0, task="train", seconds=1.0, values={"loss": 0.5})
             )
         ],
+        rounds + "ReportApproval": [encode(ApprovalReport(experiment=NAME, envoy=ENVOY, waits=False))],
+        rounds + "ExchangeHeads": [encode(HeadRequest(envoy=ENVOY, head=SignedHead(number=3, sha256="0" * 64)))],
         rounds + "SendUpdate": list(stream({"weight": np.ones(3, np.float32)}, UPDATE)),
         rounds + "Submit": [submission_of(plan_of("of-noise", envoys=["nobody"]))],
         rounds + "GetHistory": [experiment],
