@@ -306,7 +306,7 @@ class Envoy:
         reasons = [*self.settings.policy.judge(bundle, user, bool(key) or not self.tls, shard, sent)]
         if not reasons:
             return ""
-        open_record(self.settings, self.name).append(
+        self.record.append(
             "refused by policy", experiment=bundle.plan.name, sha256=bundle.sha256, user=user, reasons=reasons
         )
         return f"the policy of envoy '{self.name}' refuses the experiment: {'; '.join(reasons)}"
