@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from openfl_audio.errors import OpenFLAudioError as OpenFLAudioError
     from openfl_audio.files import write_result as write_result
+    from openfl_audio.node.compatibility import Requirements as Requirements
     from openfl_audio.node.progress import report as report
     from openfl_audio.node.shard_data import ShardData as ShardData
     from openfl_audio.notebook.interactive_api import DataInterface as DataInterface
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "errors": ("OpenFLAudioError",),
     "files": ("write_result",),
+    "node.compatibility": ("Requirements",),
     "node.progress": ("report",),
     "node.shard_data": ("ShardData",),
     "notebook.interactive_api": ("DataInterface", "FLExperiment", "Federation", "ModelInterface", "TaskInterface"),

@@ -267,6 +267,8 @@ class PrepareHubertTargets(Command):
     layer: int | None = option("layer of its Transformer, from 1", None)
     share: float = option("share of the train clips to fit on", 1.0)
     rounds: int = option("rounds of the federated codebook", 30)
+    batch_size: int = option("frames of a batch of k-means; not federated", 10_000)
+    max_iter: int = option("passes of k-means over the frames at most; not federated", 100)
     seed: int = option("seed of every random choice", 0)
     name: str | None = option("name of the targets, CODEBOOK-FEATURE-CLUSTERS by default", None)
     device: str = option("where the model of --features runs", "cpu")
@@ -285,7 +287,16 @@ class PrepareHubertTargets(Command):
         if self.features is not None and self.layer is not None:
             features = HiddenStates(self.features, self.layer, self.device)
         info = make_targets(
-            self.data, self.codebook, self.clusters, features, self.name, self.share, self.seed, self.rounds
+            self.data,
+            self.codebook,
+            self.clusters,
+            features,
+            self.name,
+            self.share,
+            self.seed,
+            self.rounds,
+            self.batch_size,
+            self.max_iter,
         )
         print("\n".join(summarize(info)))
 

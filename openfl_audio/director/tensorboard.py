@@ -53,3 +53,4 @@ def scalars(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
                 yield f"envoys/{envoy}/{task}/{name}", value
     for name in ("seconds", "bytes_up", "bytes_down"):
         yield f"round/{name}", record[name]
+    yield "round/participants", len(record["envoys"])

@@ -1,5 +1,6 @@
 """The models of a run as folders that others can use, each with a card."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from safetensors.torch import save
 from openfl_audio.experiments.modes import Clients
 from openfl_audio.files import replacing
 from openfl_audio.training.export import CONFIG, SETTINGS, extend_config, write_card
+from openfl_audio.training.history import Record, scores_by_round
 from openfl_audio.training.workload import Metrics
 
 
@@ -78,3 +80,23 @@ def _describe(clients: Clients) -> str:
     if len(clients.trainers) == clients.number:
         return str(clients.number)
     return f"number {_numbers(clients.trainers)[0]} of {clients.number}, from 0"
+
+
+def link_scored_rounds(kept: Path, records: Sequence[Record], metric: str, out: Path) -> None:
+    """Give the models of the rounds that are kept in the folder `kept` names with their scores, as links in `out`.
+
+    Round 3, whose model is validated in round 4, is "accuracy_0.9612_round-3.safetensors" there. Links to rounds that
+    are kept no more are removed.
+    """
+    names = {
+        f"{metric}_{score:.4f}_round-{number - 1}.safetensors": kept / f"round-{number - 1}.safetensors"
+        for number, score in scores_by_round(records, metric).items()
+    }
+    wanted = {name: path for name, path in names.items() if path.exists()}
+    out.mkdir(exist_ok=True)
+    for link in out.glob("*.safetensors"):
+        if link.name not in wanted:
+            link.unlink()
+    for name, path in wanted.items():
+        if not (out / name).is_symlink():
+            (out / name).symlink_to(os.path.relpath(path, out))

@@ -10,13 +10,14 @@ from pydantic import ValidationError
 
 from openfl_audio import files
 from openfl_audio.errors import FolderInUseError, SettingsError
-from openfl_audio.experiments.export import export_models
+from openfl_audio.experiments.export import export_models, link_scored_rounds
 from openfl_audio.experiments.judging import judge_clients, write_matrix
-from openfl_audio.experiments.modes import EVALUATOR, Clients, choose_clients, federate, simulate
+from openfl_audio.experiments.modes import EVALUATOR, EXPERIMENT, Clients, choose_clients, federate, simulate
 from openfl_audio.experiments.progress import OnRound, RunProgress
 from openfl_audio.experiments.tracking import Watchers
 from openfl_audio.files import read_json_lines, write_json, write_json_lines, write_result
 from openfl_audio.protocol.plan import TRAIN
+from openfl_audio.training.history import Record
 from openfl_audio.training.run_settings import RunSettings
 from openfl_audio.training.workload import Workload
 
@@ -93,7 +94,13 @@ def _run_one(
     out.mkdir(parents=True, exist_ok=True)
     name = f"{workload.name}, {mode}"
     with Watchers(settings, f"{name}, {out.name}", out) as watchers, RunProgress(name, settings.rounds) as progress:
-        progress.watch(on_round, watchers.show)
+        kept = out / "director" / EXPERIMENT if mode == "federated" else out
+        metric, _ = workload.best(settings)
+
+        def name_kept_rounds(record: Record) -> None:
+            link_scored_rounds(kept, progress.records, metric, out / "checkpoints")
+
+        progress.watch(on_round, watchers.show, *([name_kept_rounds] if settings.keep else []))
         if mode == "federated":
             models = federate(clients, out, progress)
             write_json_lines(out / "history.jsonl", progress.records)

@@ -29,7 +29,7 @@ from openfl.interface.interactive_api.experiment import DataInterface, TaskInter
 
 from openfl_audio.address import DEFAULT_PORT, bracket, check_host, join_address
 from openfl_audio.errors import DefinitionError, DirectorError, ExperimentExistsError, ExperimentFailedError
-from openfl_audio.node.compatibility import describe_environment
+from openfl_audio.node.compatibility import REQUIREMENTS, Requirements, describe_environment
 from openfl_audio.node.model_interface import ModelInterface
 from openfl_audio.notebook.director_client import DirectorClient
 from openfl_audio.notebook.experiment import Definition, define
@@ -142,6 +142,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
         self.packages = [] if workspace is None else [workspace] if isinstance(workspace, ModuleType) else [*workspace]
         self.workspace_files = tuple(workspace_files)
         self.model_provider: ModelInterface | None = None
+        self.requirements = Requirements()
 
     def start(
         self,
@@ -168,6 +169,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
         precision: Literal["float32", "float16"] = "float32",
         metric_bounds: Mapping[str, tuple[float, float]] | None = None,
         mean_over: Mapping[str, str | None] | None = None,
+        requirements: Requirements | None = None,
         start_from: str | Path | torch.nn.Module | None = None,
         if_exists: Literal["attach", "new", "error"] = "error",
     ) -> None:
@@ -191,6 +193,8 @@ class FLExperiment(openfl_experiment.FLExperiment):
         "pr_auc" and their like are by default: it can choose a model only where a single envoy validates, and `watch`
         calls it a "mean of sites" elsewhere.
         With `precision` "float16" half as many bytes are transmitted; the director's sums and models stay as they are.
+        `requirements` is what each envoy must have, packages and memory: on one that has not the experiment ends, as it
+        does with other versions of Python and its libraries.
         With `start_from` it begins with the weights of a model, or those in a file or folder: see
         `ModelInterface.start_from`.
         If there is an experiment of this name already, `if_exists` "attach" takes that one up, as a notebook that is
@@ -229,7 +233,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
             metric_bounds=metric_bounds,
             mean_over=mean_over,
         )
-        self.model_provider = model_provider
+        self.model_provider, self.requirements = model_provider, requirements or Requirements()
         if if_exists == "attach" and self._attach_to_same(definition):
             return
         extras = {
@@ -410,7 +414,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
             objects, cells = write_objects(model, tasks, data)
             made = {
                 PLAN_FILE: plan_file.read_bytes(),
-                ENVIRONMENT_FILE: json.dumps(describe_environment()).encode(),
+                ENVIRONMENT_FILE: json.dumps(self._environment()).encode(),
                 PUBLIC_PLAN_FILE: plan.model_dump_json().encode(),
                 MODEL_FILE: describe_model(tensors, plan.precision).model_dump_json().encode(),
                 OBJECTS_FILE: objects.encode(),
@@ -424,6 +428,11 @@ class FLExperiment(openfl_experiment.FLExperiment):
             for name, path in sent.items():
                 archive.write(path, name)
         return buffer.getvalue()
+
+    def _environment(self) -> dict[str, Any]:
+        """Return what the experiment needs: the versions of this process, and the requirements if there are any."""
+        wanted = self.requirements.model_dump(exclude_defaults=True)
+        return describe_environment() | ({REQUIREMENTS: wanted} if wanted else {})
 
     def _files_to_send(self) -> dict[str, Path]:
         """Return the files to send by their names in the archive. Packages may lie in one folder."""

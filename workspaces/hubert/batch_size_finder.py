@@ -1,7 +1,9 @@
 """Memory of a training step, and how large a batch may be for it."""
 
+import resource
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -67,8 +69,14 @@ def free_bytes(device: str) -> int:
 
 
 def usage(device: str) -> dict[str, float]:
-    """Return `rss_bytes` of this process; on a GPU its memory as well, and the percentage of time that it was busy."""
-    metrics = {"rss_bytes": float(used_bytes("cpu"))}
+    """Return `rss_bytes` of this process and their peak so far.
+
+    On a GPU its memory is there as well, and the percentage of time that it was busy.
+    """
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # In bytes on macOS, in KiB elsewhere.
+    peak_bytes = float(peak if sys.platform == "darwin" else peak * 1024)
+    metrics = {"rss_bytes": float(used_bytes("cpu")), "peak_rss_bytes": peak_bytes}
     if device != "cpu":
         metrics["gpu_memory_bytes"] = float(torch.cuda.max_memory_allocated(device))
         metrics |= _gpu_use(device)

@@ -81,6 +81,7 @@ class HubertSettings(RunSettings):
         description="share of the steps of all rounds in which the learning rate rises; then it falls to 0",
     )
     clip_grad_norm: float = Field(default=10.0, gt=0, description="largest norm of the gradients")
+    warn_grad_norm: float = Field(default=10.0, gt=0, description="norm of the gradients that the log tells of")
     proximal_mu: float = Field(default=0.0, ge=0, description="weight of FedProx's proximal term")
     autocast: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="precision of training; float16 needs a GPU"
@@ -108,6 +109,7 @@ class HubertSettings(RunSettings):
             accumulate=self.accumulate,
             warmup=self.warmup,
             clip_grad_norm=self.clip_grad_norm,
+            warn_grad_norm=self.warn_grad_norm,
             proximal_mu=self.proximal_mu,
             autocast=self.autocast,
             gradient_checkpointing=self.model.gradient_checkpointing,
@@ -144,11 +146,10 @@ class HubertWorkload(Workload[Config]):
         save_model(model, folder)
 
     def plot(self, records: Sequence[Record], config: Config, data: Path, clients: int, part: str, out: Path) -> None:
-        """Draw progress.png, and hours_per_client.png where there are several clients; write tensorboard/."""
+        """Draw progress.png, and hours_per_client.png where there are several clients."""
         # An envoy draws nothing: it is spared the time and the memory.
         from workspaces.hubert import plots
 
         plots.plot_progress(to_frame(records), self.best(config)[0], out / "progress.png")
-        plots.write_tensorboard(records, out / "tensorboard")
         if clients > 1:
             plots.plot_hours_per_client(LibriSpeechShardDescriptor.hours_per_client(data), out / "hours_per_client.png")

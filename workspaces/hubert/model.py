@@ -145,6 +145,24 @@ class Hubert(torch.nn.Module):
         return function(*arguments)
 
 
+def training_flops(config: HubertConfig, num_samples: int) -> float:
+    """Return the floating-point operations of a training step on a clip: of its convolutions and matrix products.
+
+    A multiplication with its addition counts as two, and the backward pass as twice the forward one. Normalisations,
+    softmax, the positional convolution and the head are left out: they are some per cent. What is computed again with
+    gradient checkpointing does not count either.
+    """
+    products, channels, frames = 0.0, 1, num_samples
+    for width, kernel, stride in zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True):
+        frames = (frames - kernel) // stride + 1
+        products += frames * kernel * channels * width
+        channels = width
+    width = config.hidden_size
+    a_layer = 4 * width**2 + 2 * width * config.intermediate_size + 2 * frames * width
+    products += frames * (channels * width + config.num_hidden_layers * a_layer)
+    return 3 * 2 * products
+
+
 def create_hubert(config: str | Path, clusters: int, final_dim: int = 256, seed: int = 0, **sizes: int) -> Hubert:
     """Return a HuBERT from a random start, which depends on `seed`.
 

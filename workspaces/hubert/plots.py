@@ -1,15 +1,13 @@
-"""Pictures of a run, and its history for TensorBoard."""
+"""Pictures of a run."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from torch.utils.tensorboard import SummaryWriter
 
 from openfl_audio.training.history import columns_of
 
@@ -80,25 +78,3 @@ def plot_hours_per_client(hours: np.ndarray, path: Path) -> Figure:
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return figure
-
-
-def write_tensorboard(records: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Write a curve for each metric, of all and of each client, and for rounds' seconds, bytes and participants."""
-    # Those of a run that was cut short here would be drawn over.
-    for path in folder.glob("events.out.tfevents.*"):
-        path.unlink()
-    with SummaryWriter(str(folder)) as writer:
-        for record in records:
-            for tag, value in _scalars(record):
-                writer.add_scalar(tag, value, record["round"])
-
-
-def _scalars(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    origins = {"": record["metrics"], **{f"clients/{name}/": tasks for name, tasks in record["envoys"].items()}}
-    for prefix, tasks in origins.items():
-        for task, metrics in tasks.items():
-            for name, value in metrics.items():
-                yield f"{prefix}{task}/{name}", value
-    for name in ("seconds", "bytes_up", "bytes_down"):
-        yield f"round/{name}", record[name]
-    yield "round/participants", len(record["envoys"])

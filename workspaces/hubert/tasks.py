@@ -1,6 +1,7 @@
 """Training and validation of one round, in plain PyTorch."""
 
 import itertools
+import logging
 import math
 import time
 from dataclasses import dataclass
@@ -21,7 +22,9 @@ from openfl_audio.training.schedules import linear_rate, set_rate
 from workspaces.hubert.batch_size_finder import find_max_samples, usage
 from workspaces.hubert.data import Batch, BatchLimits, Clips
 from workspaces.hubert.loss import FrameCounts, Objective, Sums, predict
-from workspaces.hubert.model import Hubert, count_frames
+from workspaces.hubert.model import Hubert, count_frames, training_flops
+
+logger = logging.getLogger(__name__)
 
 MASKED_PREDICTION = Path(__file__).parent / "metrics" / "masked_prediction.py"
 # What the metrics of `validate_clips` are means over: the masked frames, unless they are no means.
@@ -56,6 +59,7 @@ class TrainingSettings:
     accumulate: int = 1
     warmup: float = 0.08
     clip_grad_norm: float = 10.0
+    warn_grad_norm: float = 10.0
     proximal_mu: float = 0.0
     autocast: Literal["float32", "bfloat16", "float16"] = "float32"
     gradient_checkpointing: bool = False
@@ -76,8 +80,11 @@ def train_round(
     Everything that is drawn (order, crops, masks, dropout) follows from torch's global generator, which an envoy seeds
     by round and client.
 
+    Gradients of a norm above `settings.warn_grad_norm`, before they are clipped, are told in the log.
+
     Returns the objective's metrics over all frames of the round, each as it was before its step, and learning_rate (at
-    the end), gradient_norm (the mean, before clipping), seconds, samples_per_second, and `usage` of memory.
+    the end), gradient_norm (the mean, before clipping), seconds, samples_per_second, flops_per_second (see
+    `training_flops`), cpu_percent (of one core), and `usage` of memory.
     """
     model.to(device).train()
     model.gradient_checkpointing = settings.gradient_checkpointing
@@ -94,7 +101,7 @@ def train_round(
     sums: Sums = {}
     norms = []
     heard = 0  # clips
-    began = time.monotonic()
+    began, cpu_began = time.monotonic(), time.process_time()
     batches = clips.load(plan, generator)
     for step in range(steps):
         rate = linear_rate(settings.learning_rate, settings.warmup, settings.rounds, round_number, step, steps)
@@ -104,12 +111,15 @@ def train_round(
         add_gradients(model, parts, objective, settings.autocast, scaler, sums)
         scaler.unscale_(optimizer)
         norms.append(torch.nn.utils.clip_grad_norm_(parameters, settings.clip_grad_norm))
+        if norms[-1] > settings.warn_grad_norm:
+            logger.warning("round %d, step %d: large gradients, of norm %.3g", round_number, step + 1, norms[-1])
         proximal.add_gradients()
         scaler.step(optimizer)
         scaler.update()
         heard += sum(len(part.lengths) for part in parts)
         report(step + 1, steps, clips=heard)
-    seconds = time.monotonic() - began
+    seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu_began
+    flops = sum(training_flops(model.config, crop.num_samples) for batch in plan for crop in batch)
     samples = sum(crop.num_samples for batch in plan for crop in batch)
     finite = [norm for norm in map(float, norms) if math.isfinite(norm) or settings.autocast != "float16"]
     return {
@@ -120,6 +130,8 @@ def train_round(
         "skipped_steps": float(len(norms) - len(finite)),
         "seconds": seconds,
         "samples_per_second": samples / seconds,
+        "flops_per_second": flops / seconds,
+        "cpu_percent": 100 * cpu_seconds / seconds,
         **usage(device),
     }
 

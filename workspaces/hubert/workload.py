@@ -16,6 +16,7 @@ from openfl_audio.training.workload import Metrics, register_tasks
 from shard_descriptors.librispeech import LibriSpeechShardDescriptor
 from workspaces.hubert import tasks
 from workspaces.hubert.data import Clips, HubertData
+from workspaces.hubert.fairseq import check_fairseq, write_fairseq
 from workspaces.hubert.librispeech import HubertSettings, HubertWorkload, ModelSettings
 from workspaces.hubert.loss import MaskedPrediction
 from workspaces.hubert.masking import MaskSettings, expected_share
@@ -49,6 +50,9 @@ class Settings(HubertSettings):
     unmasked_weight: float = Field(
         default=0.0, ge=0, description="weight of frames that are not masked, 0 in the paper"
     )
+    fairseq: bool = Field(
+        default=False, description="write model/fairseq.pt as well, which fairseq and s3prl's hubert_local read"
+    )
     feature_penalty: float = Field(
         default=10.0, ge=0, description="weight of the mean square of the convolutions' outputs"
     )
@@ -63,8 +67,18 @@ class HubertTraining(HubertWorkload[Settings]):
         model = config.model
         return partial(create_hubert, model.config, model.clusters, model.final_dim, config.seed, **model.sizes)
 
+    def save(self, model: Hubert, config: Settings, folder: Path) -> None:
+        super().save(model, config, folder)
+        if config.fairseq:
+            write_fairseq(model, folder / "fairseq.pt")
+
     def complete(self, config: Settings, data: Path) -> Settings:
-        """Return the settings as they are, and say how much of a long clip the masks hide."""
+        """Return the settings as they are, and say how much of a long clip the masks hide.
+
+        Raises SettingsError for a model that could not be written as the settings say.
+        """
+        if config.fairseq:
+            check_fairseq(self.model(config)().config)
         share = expected_share(LONG_CLIP_FRAMES, config.mask)
         logger.log(
             logging.WARNING if share < SMALL_SHARE else logging.INFO,

@@ -5,6 +5,8 @@ import torch
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.metrics import pairwise_distances_argmin
 
+BATCH_FRAMES, MAX_PASSES = 10_000, 100
+
 
 class ClusterSums(torch.nn.Module):
     """The sums that a client sends, in float64: over the frames in each cluster; centroids follow from them.
@@ -54,15 +56,18 @@ def final_centroids(model: torch.nn.Module) -> np.ndarray:
     return _means(values["sums"], values["counts"])
 
 
-def fit_centroids(frames: np.ndarray, clusters: int, seed: int) -> np.ndarray:
+def fit_centroids(
+    frames: np.ndarray, clusters: int, seed: int, batch_size: int = BATCH_FRAMES, max_iter: int = MAX_PASSES
+) -> np.ndarray:
     """Fit k-means to one node's frames (frames, width), which may be mapped into memory: float64 (clusters, width).
 
-    Batches of 10,000 frames and up to 100 passes, as published for HuBERT's targets (fairseq's simple_kmeans).
+    By default in batches of 10,000 frames and up to 100 passes, as published for HuBERT's targets (fairseq's
+    simple_kmeans).
     """
     kmeans = MiniBatchKMeans(
         clusters,
-        batch_size=10_000,
-        max_iter=100,
+        batch_size=batch_size,
+        max_iter=max_iter,
         max_no_improvement=100,
         tol=0.0,
         n_init=5,

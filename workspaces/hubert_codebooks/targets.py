@@ -34,7 +34,7 @@ from shard_descriptors.librispeech.store import (
     read_prepared,
 )
 from workspaces.hubert_codebooks.features import Features, compute_frames, draw_clips, read_frames, write_clips
-from workspaces.hubert_codebooks.model import assign, final_centroids, fit_centroids
+from workspaces.hubert_codebooks.model import BATCH_FRAMES, MAX_PASSES, assign, final_centroids, fit_centroids
 from workspaces.hubert_codebooks.tasks import arguments, gather
 
 CODEBOOKS = ("client", "federated", "central")
@@ -52,6 +52,8 @@ def make_targets(
     share: float = 1.0,
     seed: int = 0,
     rounds: int = 30,
+    batch_size: int = BATCH_FRAMES,
+    max_iter: int = MAX_PASSES,
 ) -> dict[str, Any]:
     """Write the targets of a prepared folder to <data>/targets/<name>.
 
@@ -68,6 +70,8 @@ def make_targets(
         share: share of each client's train clips that k-means is fitted on.
         seed: of the clips that are drawn and of the centroids.
         rounds: rounds of the federated codebook.
+        batch_size: frames of a batch of k-means, where it is not federated.
+        max_iter: passes over the frames at most, where it is not federated.
 
     Returns:
         The content of targets.json.
@@ -87,6 +91,8 @@ def make_targets(
         "seed": seed,
         "rounds": rounds if codebook == "federated" else None,
     }
+    if codebook != "federated" and (batch_size, max_iter) != (BATCH_FRAMES, MAX_PASSES):
+        settings |= {"batch_size": batch_size, "max_iter": max_iter}
     _check(settings)
     folder = prepared.folder / TARGETS / (name or f"{codebook}-{features.name}-{clusters}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -157,7 +163,13 @@ class _Fitting:
     def _fit_alone(self, client: int) -> dict[str, Any]:
         frames = self._read_frames(client)
         task = self._progress.add_task(f"K-means, {_name(client)}", total=None)
-        centroids = fit_centroids(frames, self._clusters(len(frames)), self._settings["seed"])
+        centroids = fit_centroids(
+            frames,
+            self._clusters(len(frames)),
+            self._settings["seed"],
+            self._settings.get("batch_size", BATCH_FRAMES),
+            self._settings.get("max_iter", MAX_PASSES),
+        )
         gathered, squared_error = gather(frames, centroids)
         self._progress.remove_task(task)
         return {"centroids": centroids, "counts": gathered["counts"], "squared_error": squared_error}
@@ -226,6 +238,9 @@ def _check(settings: Mapping[str, Any]) -> None:
     most = np.iinfo(TARGET_TYPE).max
     if not 1 <= settings["clusters"] <= most:
         raise CorpusError(f"clusters: {settings['clusters']} should be from 1 to {most:,}")
+    for name in ("batch_size", "max_iter"):
+        if settings.get(name, 1) < 1:
+            raise CorpusError(f"{name}: {settings[name]} should be 1 or more")
     if not 0 < settings["share"] <= 1:
         raise CorpusError(f"share: {settings['share']} should be above 0, and 1 at most")
     if settings["rounds"] is not None and settings["rounds"] < 2:

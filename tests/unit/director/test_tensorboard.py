@@ -40,7 +40,8 @@ def test_a_record_is_a_point_on_a_curve_of_each_metric_and_each_envoy(tmp_path):
     assert found["train/loss"] == [(0, 0.5), (1, 1.0)]
     assert found["envoys/b/train/size"] == [(0, 5), (1, 5)]
     assert found["round/bytes_down"] == [(0, 3e9), (1, 3e9)]
-    assert len(found) == 2 + 5 + 3
+    assert found["round/participants"] == [(0, 2), (1, 2)]
+    assert len(found) == 2 + 5 + 4
 
 
 def test_a_mean_of_sites_is_a_curve_that_is_called_one(tmp_path):

@@ -1,6 +1,7 @@
 """What of a package's folder travels to the envoys, and how it is packed."""
 
 import importlib
+import json
 import logging
 import os
 import sys
@@ -12,6 +13,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from openfl_audio.errors import DefinitionError
+from openfl_audio.node.compatibility import Requirements
 from openfl_audio.notebook.interactive_api import DataInterface, FLExperiment, ModelInterface, TaskInterface
 from openfl_audio.notebook.workspace import describe_left_out, select_files
 from openfl_audio.protocol.archive import check_archive, unpack_archive
@@ -70,11 +72,17 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("packed_experiment")
 
 
-def pack(package: ModuleType | list[ModuleType], *workspace_files: str, host: str = "localhost") -> bytes:
+def pack(
+    package: ModuleType | list[ModuleType],
+    *workspace_files: str,
+    host: str = "localhost",
+    requirements: Requirements | None = None,
+) -> bytes:
     federation = SimpleNamespace(director_node_fqdn=host, director_port=50051, tls=False, get_shard_registry=dict,
                                  cert_chain=None, api_cert=None, api_private_key=None, credentials=None,
                                  dir_client=SimpleNamespace(client_id="ada"))  # fmt: skip
     experiment = FLExperiment(federation, "packed", package, workspace_files)
+    experiment.requirements = requirements or Requirements()
     model = ModelInterface(dict, dict)
     experiment._prepare_plan(model, DataInterface(), 1, False, "RESET", "CPU_ONLY", None, extras={"seed": 0})
     task = {"name": "train", "function_name": "train", "task_type": "train"}
@@ -86,6 +94,17 @@ def pack(package: ModuleType | list[ModuleType], *workspace_files: str, host: st
 def packed_names(archive: bytes) -> list[str]:
     names = zipfile.ZipFile(BytesIO(archive)).namelist()
     return sorted(name.removeprefix("packed_experiment/") for name in names if name.startswith("packed_experiment/"))
+
+
+def test_requirements_travel_with_the_versions(package):
+    for requirements, wanted in (
+        (None, None),
+        (Requirements(packages=["pystoi>=0.4"], memory_gb=4), {"packages": ["pystoi>=0.4"], "memory_gb": 4.0}),
+    ):
+        archive = zipfile.ZipFile(BytesIO(pack(package, requirements=requirements)))
+        environment = json.loads(archive.read("environment.json"))
+        assert environment.pop("requirements", None) == wanted
+        assert environment.keys() >= {"python", "torch", "openfl-audio"}
 
 
 def test_modules_and_settings_travel_and_nothing_else(package):

@@ -241,6 +241,16 @@ def test_training_with_as_much_as_fits_trains(tmp_path, few_clips):
     assert metrics["samples_per_second"] > 0
 
 
+def test_large_gradients_are_told(tmp_path, few_clips, caplog):
+    train(tmp_path, few_clips, replace(SETTINGS, warn_grad_norm=1e9, local_epochs=1))
+    assert "large gradients" not in caplog.text
+    _, _, (metrics,) = train(tmp_path, few_clips, replace(SETTINGS, warn_grad_norm=1e-9, local_epochs=1))
+    assert "round 0, step 1: large gradients, of norm " in caplog.text
+    assert metrics["flops_per_second"] > 1e6
+    assert metrics["cpu_percent"] > 1
+    assert metrics["peak_rss_bytes"] >= metrics["rss_bytes"]
+
+
 def _limits(settings):
     return BatchLimits(settings.max_samples, settings.max_clip_samples, settings.max_clips)
 

@@ -123,6 +123,7 @@ def test_a_run_leaves_a_model_with_its_scores_and_pictures(mode, prepared, tiny,
     assert len(trained) == (4 if mode == "simulated" else 2)
     wanted = {"loss", "masked_accuracy", "unmasked_accuracy", "perplexity", "learning_rate", "gradient_norm"}
     wanted |= {"cluster_usage", "masked_share", "samples_per_second", "rss_bytes", "seconds", "skipped_steps", "size"}
+    wanted |= {"flops_per_second", "cpu_percent", "peak_rss_bytes"}
     assert all(set(metrics) == wanted for metrics in trained)
     assert load_model(tmp_path / "model").config.clusters == CLUSTERS
     assert HubertModel.from_pretrained(tmp_path / "model")(torch.zeros(1, 720)).last_hidden_state.shape == (1, 2, 32)
@@ -134,7 +135,7 @@ def test_tensorboard_shows_the_rounds_and_every_client(prepared, tiny, tmp_path)
     run(WORKLOAD, pretraining(tiny), "simulated", prepared, tmp_path)
     curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     tags = curves.Tags()["scalars"]
-    for tag in ("aggregated_model_validate/masked_accuracy", "train/loss", "clients/client-1/train/gradient_norm"):
+    for tag in ("aggregated_model_validate/masked_accuracy", "train/loss", "envoys/client-1/train/gradient_norm"):
         assert tag in tags
     records = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert [event.step for event in curves.Scalars("round/participants")] == [0, 1, 2]

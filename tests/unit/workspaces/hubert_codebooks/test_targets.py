@@ -147,3 +147,15 @@ def test_wrong_settings_are_refused_with_a_sentence(prepared):
         make_targets(prepared, "central", 8, Mfcc(), share=0)
     with pytest.raises(CorpusError, match="rounds: 1 should be 2 or more; the first only finds where to begin"):
         make_targets(prepared, "federated", 8, Mfcc(), rounds=1)
+
+
+def test_batches_and_passes_of_k_means_are_options_and_belong_to_the_targets(prepared):
+    chosen = {"name": "quick", "batch_size": 256, "max_iter": 1}
+    make_targets(prepared, "central", 8, Mfcc(), **chosen)
+    quick, usual = (centroids(prepared, name, 0) for name in ("quick", "central-mfcc39-8"))
+    assert quick.shape == usual.shape
+    assert not np.allclose(quick, usual)
+    with pytest.raises(FolderInUseError, match="max_iter 1, now it is 2"):
+        make_targets(prepared, "central", 8, Mfcc(), **chosen | {"max_iter": 2})
+    with pytest.raises(CorpusError, match="batch_size: 0 should be 1 or more"):
+        make_targets(prepared, "central", 8, Mfcc(), name="none", batch_size=0)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file
 
 mpl.use("Agg")
 
@@ -177,7 +178,9 @@ def test_named_uploaders_train_with_a_rate_that_is_halved_and_the_models_asked_f
             "data.uploader_name": names,
             "halve_rate_after": 3,
             "also_best": ["mAP", "loss"],
-            "best_epoch_path": "checkpoints/best.pt",
+            "best_epoch_path": "weights/best.pt",
+            "keep": 2,
+            "rounds": 3,
         }
     )
     arguments = WORKLOAD.start_arguments(settings)
@@ -189,14 +192,17 @@ def test_named_uploaders_train_with_a_rate_that_is_halved_and_the_models_asked_f
     least = min(record["metrics"]["aggregated_model_validate"]["loss"] for record in read_records(tmp_path))
     assert result["metrics"]["best-loss"]["validation"]["loss"] == pytest.approx(least)
     assert (tmp_path / "model-best-mAP" / "model.safetensors").exists()
-    state = torch.load(tmp_path / "checkpoints" / "best.pt", weights_only=True)
+    state = torch.load(tmp_path / "weights" / "best.pt", weights_only=True)
     best = load_model(tmp_path / "model").state_dict()
     assert state.keys() == best.keys()
     assert all(torch.equal(state[name], best[name]) for name in best)
+    # Round R is validated in round R + 1, and the models of the last two are kept.
+    scores = {r["round"]: r["metrics"]["aggregated_model_validate"]["pr_auc"] for r in read_records(tmp_path)}
+    kept = [path.name for path in sorted((tmp_path / "checkpoints").iterdir(), key=lambda path: path.name[-13:])]
+    assert kept == [f"pr_auc_{scores[3]:.4f}_round-2.safetensors"]
+    assert load_file(tmp_path / "checkpoints" / kept[0]).keys() == best.keys()
     # A run begins with what another one left there.
-    model_provider = start_arguments_of(
-        load(**{"model.classes": 3, "init": tmp_path / "checkpoints" / "best.pt"}), store
-    )
+    model_provider = start_arguments_of(load(**{"model.classes": 3, "init": tmp_path / "weights" / "best.pt"}), store)
     assert np.array_equal(model_provider.initial_tensors(False)["output.bias"], best["output.bias"].numpy())
 
 
