@@ -45,9 +45,15 @@ class ProgressSender:
     """
 
     def __init__(
-        self, channel: grpc.Channel, envoy: str, experiment: str, reports: Reports, policy: Policy, log: Path
+        self,
+        channel: grpc.Channel,
+        envoy: str,
+        experiment: str,
+        reports: Reports,
+        log: Path,
+        policy: Policy | None = None,
     ) -> None:
-        self._policy = policy
+        self._policy = policy or Policy()
         self._rounds = RoundsStub(channel)
         self._envoy, self._experiment, self._reports = envoy, experiment, reports
         self._process = psutil.Process()
