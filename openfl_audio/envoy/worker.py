@@ -80,7 +80,7 @@ def run_experiment(
         SentToday(settings.params.work_dir / name / SENT_FILE),
     )
     sender = ProgressSender(
-        channel, name, job.experiment, settings.params.reports, settings.params.policy, Path(job.log)
+        channel, name, job.experiment, settings.params.reports, Path(job.log), settings.params.policy
     )
     sender.start()
     # As a simulation does: what opening the shard draws is the same in every process.
