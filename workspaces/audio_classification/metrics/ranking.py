@@ -2,43 +2,27 @@
 
 from collections.abc import Callable
 
-import datasets
-import evaluate
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-_DESCRIPTION = """Means over classes of how well scores put the clips of a class before the others. AUROC is the
-probability that a clip of the class has a higher score than one that is not (ties count half); average precision is the
-sum over thresholds of (recall step) * precision. Higher is better, 1 is perfect. A class that all clips or none of them
-have has no AUROC, one without a clip has no average precision, and these are left out of the means."""
-_KWARGS_DESCRIPTION = """
-Args:
-    predictions: scores, any real numbers (clips, classes)
-    references: true labels, 0 or 1 (clips, classes)
-Returns:
-    auroc, mAP: floats in [0, 1], NaN where no class has one.
-        No means of parts: over several nodes they need the scores of all clips in one place.
-"""
+from openfl_audio.training.clip_metric import ClipMetric
 
 
-class Ranking(evaluate.Metric):
-    """Metric of the areas under curves, means over classes; see its description."""
+class Ranking(ClipMetric):
+    """AUROC and mAP: means over classes of how well scores put the clips of a class before the others.
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation="",
-            inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Sequence(datasets.Value("float32")),
-                    "references": datasets.Sequence(datasets.Value("float32")),
-                }
-            ),
-        )
+    AUROC is the probability that a clip of the class has a higher score than one that is not (ties count half);
+    average precision is the sum over thresholds of (recall step) * precision. Higher is better, 1 is perfect. A class
+    that all clips or none of them have has no AUROC, one without a clip has no average precision, and these are left
+    out of the means.
+    """
 
-    def _compute(self, predictions: list[list[float]], references: list[list[float]]) -> dict[str, float]:
-        scores, labels = np.asarray(predictions), np.asarray(references)
+    returns = (
+        "auroc, mAP: floats in [0, 1], NaN where no class has one. No means of parts: over several nodes they "
+        "need the scores of all clips in one place."
+    )
+
+    def score(self, scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         present = labels.any(axis=0)
         both = present & ~labels.all(axis=0)
         return {

@@ -2,44 +2,28 @@
 
 from statistics import NormalDist
 
-import datasets
-import evaluate
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-_DESCRIPTION = """d' = sqrt(2) * Phi^-1(AUC), where AUC is the mean over classes of the area under the ROC curve and
-Phi the normal distribution function, as in the FSD50K paper (Fonseca et al., arXiv 2010.00475). Higher is better, 0 is
-chance. Classes without a positive or without a negative clip have no AUC and are left out. A mean AUC of exactly 1
-(or 0) counts as if half a pair of clips were in the other order, where d' would be infinite; no other AUC is that
-close to it."""
-_KWARGS_DESCRIPTION = """
-Args:
-    predictions: scores, any real numbers (clips, classes)
-    references: true labels, 0 or 1 (clips, classes)
-Returns:
-    d_prime: float, NaN where no class has both positive and negative clips.
-        No mean of parts: over several nodes it needs the scores of all clips in one place.
-"""
+from openfl_audio.training.clip_metric import ClipMetric
 
 
-class DPrime(evaluate.Metric):
-    """Metric of how far positives and negatives of a class are apart; see its description."""
+class DPrime(ClipMetric):
+    """d' of the mean area under the ROC curve of the classes.
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation="",
-            inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Sequence(datasets.Value("float32")),
-                    "references": datasets.Sequence(datasets.Value("float32")),
-                }
-            ),
-        )
+    d' = sqrt(2) * Phi^-1(AUC), where AUC is the mean over classes of the area under the ROC curve and Phi the normal
+    distribution function, as in the FSD50K paper (Fonseca et al., arXiv 2010.00475). Higher is better, 0 is chance.
+    Classes without a positive or without a negative clip have no AUC and are left out. A mean AUC of exactly 1 (or 0)
+    counts as if half a pair of clips were in the other order, where d' would be infinite; no other AUC is that close
+    to it.
+    """
 
-    def _compute(self, predictions: list[list[float]], references: list[list[float]]) -> dict[str, float]:
-        scores, labels = np.asarray(predictions), np.asarray(references)
+    returns = (
+        "d_prime: float, NaN where no class has both positive and negative clips. No mean of parts: over "
+        "several nodes it needs the scores of all clips in one place."
+    )
+
+    def score(self, scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         scored = labels.any(axis=0) & ~labels.all(axis=0)
         if not scored.any():
             return {"d_prime": float("nan")}

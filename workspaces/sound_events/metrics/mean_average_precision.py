@@ -1,41 +1,25 @@
 """mAP as an `evaluate` module, so that an envoy needs no hub: `evaluate.load(<path of this file>)`."""
 
-import datasets
-import evaluate
 import numpy as np
 from sklearn.metrics import average_precision_score
 
-_DESCRIPTION = """The mean over classes of average precision, AP = sum over thresholds of (recall step) * precision,
-that is macro-averaged, as in the FSD50K paper (Fonseca et al., arXiv 2010.00475). Higher is better, 1 is perfect.
-Classes without a positive clip have no AP and are left out; clips with equal scores are one threshold."""
-_KWARGS_DESCRIPTION = """
-Args:
-    predictions: scores, any real numbers (clips, classes)
-    references: true labels, 0 or 1 (clips, classes)
-Returns:
-    mAP: float in [0, 1], NaN where no class has a positive clip.
-        No mean of parts: over several nodes it needs the scores of all clips in one place.
-"""
+from openfl_audio.training.clip_metric import ClipMetric
 
 
-class MeanAveragePrecision(evaluate.Metric):
-    """Metric of the mean over classes of average precision; see its description."""
+class MeanAveragePrecision(ClipMetric):
+    """Mean over classes of average precision, mAP.
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation="",
-            inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Sequence(datasets.Value("float32")),
-                    "references": datasets.Sequence(datasets.Value("float32")),
-                }
-            ),
-        )
+    AP = sum over thresholds of (recall step) * precision; the mean is macro-averaged, as in the FSD50K paper (Fonseca
+    et al., arXiv 2010.00475). Higher is better, 1 is perfect. Classes without a positive clip have no AP and are left
+    out; clips with equal scores are one threshold.
+    """
 
-    def _compute(self, predictions: list[list[float]], references: list[list[float]]) -> dict[str, float]:
-        scores, labels = np.asarray(predictions), np.asarray(references)
+    returns = (
+        "mAP: float in [0, 1], NaN where no class has a positive clip. No mean of parts: over several nodes "
+        "it needs the scores of all clips in one place."
+    )
+
+    def score(self, scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         present = labels.any(axis=0)
         if not present.any():
             return {"mAP": float("nan")}
