@@ -16,12 +16,12 @@ import torch
 
 from openfl_audio.errors import OpenFLAudioError
 from openfl_audio.experiments.modes import EXPERIMENT, Clients, client_names
-from openfl_audio.experiments.per_client import Scores, client_scores, plot_per_client, summarize
+from openfl_audio.experiments.per_client import Scores, client_scores, defined, plot_per_client
 from openfl_audio.files import write_json
 from openfl_audio.node.adapter import FrameworkAdapterPlugin
 from openfl_audio.node.local_state import read_local
 from openfl_audio.training.plots import draw_points, draw_values
-from openfl_audio.training.sites import gains_of, summarize_gain
+from openfl_audio.training.sites import gains_of, summarize_gain, summarize_scores
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def judge_clients(
     write_json(out / "per_client.json", scores)
     if is_personal(judged):
         _export_personal(judged, mode, models["last"], out)
-    summary = summarize(scores, metric, direction)
+    summary = summarize_scores(defined(scores, metric), direction)
     if not summary or len(judged.trainers) < 2:
         return {}
     plot_per_client(scores, metric, summary, out / "per_client.png")

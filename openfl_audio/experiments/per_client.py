@@ -5,13 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from openfl_audio.experiments.modes import Clients
-from openfl_audio.protocol.plan import VALIDATE, Direction
+from openfl_audio.protocol.plan import VALIDATE
 
-WORST_SHARE = 0.1
 NO_ROUND = -1  # what a task gets that is called when the rounds are over
 Scores = dict[str, dict[str, float]]
 
@@ -37,31 +35,8 @@ def client_scores(clients: Clients, model: torch.nn.Module, device: str) -> Scor
     return scores
 
 
-def summarize(scores: Scores, metric: str, direction: Direction) -> dict[str, float]:
-    """Return how `metric` is spread over the clients that define it.
-
-    `worst_tenth` is the mean of the tenth of the clients, rounded up, that the model serves worst. The result is empty
-    if no client defines the metric.
-
-    >>> summarize({"a": {"x": 0.5}, "b": {"x": 1.0}, "c": {"x": 0.75}}, "x", "max")["worst_tenth"]
-    0.5
-    """
-    values = sorted(value for value in _defined(scores, metric).values())
-    if not values:
-        return {}
-    number = math.ceil(WORST_SHARE * len(values))
-    worst = values[:number] if direction == "max" else values[-number:]
-    return {
-        "clients": len(values),
-        "mean": float(np.mean(values)),
-        "standard_deviation": float(np.std(values)),
-        "least": values[0],
-        "largest": values[-1],
-        "worst_tenth": float(np.mean(worst)),
-    }
-
-
-def _defined(scores: Scores, metric: str) -> dict[str, float]:
+def defined(scores: Scores, metric: str) -> dict[str, float]:
+    """Return the values of `metric` by client, of those clients that define it."""
     found = {client: metrics[metric] for client, metrics in scores.items() if metric in metrics}
     return {client: value for client, value in found.items() if math.isfinite(value)}
 
@@ -70,7 +45,7 @@ def plot_per_client(scores: Scores, metric: str, summary: Mapping[str, float], p
     """Draw the clients' values of `metric` in their order, with the mean and the worst tenth, unless there are none."""
     import matplotlib.pyplot as plt
 
-    values = sorted(_defined(scores, metric).values())
+    values = sorted(defined(scores, metric).values())
     if not values:
         return
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")

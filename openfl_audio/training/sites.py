@@ -1,5 +1,6 @@
-"""Scores of a model by site: the worst one, the 10th percentile, and how far the sites are apart."""
+"""Scores of a model by site or client: how they are spread, and what those get that it serves worst."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -8,32 +9,37 @@ from openfl_audio.protocol.plan import TRAIN, VALIDATE, Direction
 from openfl_audio.training.bootstrap import bootstrap_interval
 from openfl_audio.training.history import Record, scores_by_round
 
+WORST_SHARE = 0.1
 
-def judge_sites(scores: Mapping[str, float], direction: Direction) -> dict[str, float]:
-    """Summarize the scores of sites, each of which counts once, however many clips it has.
+
+def summarize_scores(scores: Mapping[str, float], direction: Direction) -> dict[str, float]:
+    """Summarize the scores of sites or clients, each of which counts once, however many clips it has.
 
     Args:
-        scores: of each site that has one.
+        scores: of each client that has one; those that are not finite do not count.
         direction: "max" where higher is better, or "min".
 
     Returns:
-        mean; worst, of the site that does worst; p10, below which (with "min": above which) a tenth of the sites are;
-        spread, the standard deviation; sites, their number. Empty where no site has a score.
+        clients, their number; mean; standard_deviation; worst and best; p10, below which (with "min": above which) a
+        tenth of the clients are; worst_tenth, the mean of the tenth of the clients, rounded up, that the model serves
+        worst. Empty where no client has a score.
 
-    >>> judge_sites({"a": 0.5, "b": 0.9, "c": 1.0}, "max")
-    {'mean': 0.8, 'worst': 0.5, 'p10': 0.58, 'spread': 0.216, 'sites': 3.0}
+    >>> summarize_scores({"a": 0.5, "b": 1.0, "c": 0.75}, "max")["worst_tenth"]
+    0.5
     """
-    if not scores:
+    worst_first = sorted(filter(math.isfinite, scores.values()), reverse=direction == "min")
+    if not worst_first:
         return {}
-    values = np.array(list(scores.values()))
-    judged = {
-        "mean": values.mean(),
-        "worst": values.min() if direction == "max" else values.max(),
-        "p10": np.percentile(values, 10 if direction == "max" else 90),
-        "spread": values.std(),
-        "sites": len(values),
+    tenth = worst_first[: math.ceil(WORST_SHARE * len(worst_first))]
+    return {
+        "clients": len(worst_first),
+        "mean": float(np.mean(worst_first)),
+        "standard_deviation": float(np.std(worst_first)),
+        "worst": worst_first[0],
+        "best": worst_first[-1],
+        "p10": float(np.percentile(worst_first, 100 * (WORST_SHARE if direction == "max" else 1 - WORST_SHARE))),
+        "worst_tenth": float(np.mean(tenth)),
     }
-    return {name: round(float(value), 3) for name, value in judged.items()}
 
 
 def scores_by_site(records: Sequence[Record], metric: str, round_number: int) -> dict[str, float]:

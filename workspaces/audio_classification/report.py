@@ -15,9 +15,9 @@ from openfl_audio.training.plots import draw_points, draw_values
 from openfl_audio.training.sites import (
     best_round,
     gains_of,
-    judge_sites,
     scores_by_site,
     summarize_gain,
+    summarize_scores,
     train_sizes,
 )
 from workspaces.audio_classification.tasks import confusion
@@ -26,14 +26,15 @@ from workspaces.audio_classification.tasks import confusion
 def report_sites(
     records: Sequence[Record], best: tuple[str, Direction], alone: Mapping[str, float] | None = None
 ) -> dict[str, Any]:
-    """Return the scores of each site in the round of the best model, and `judge_sites` of them.
+    """Return the scores of each site in the round of the best model, and `summarize_scores` of them.
 
     With the scores of the sites that trained `alone`, `gain` says by how much the common model is better at each, and
     at how many it is.
     """
     metric, direction = best
     scores = scores_by_site(records, metric, best_round(records, best))
-    report = {"by_site": {site: round(score, 3) for site, score in scores.items()}, **judge_sites(scores, direction)}
+    summary = {name: round(value, 3) for name, value in summarize_scores(scores, direction).items()}
+    report = {"by_site": {site: round(score, 3) for site, score in scores.items()}, **summary}
     if alone:
         gains = gains_of(scores, alone, direction)
         report["gain"] = {"by_site": {site: round(gain, 3) for site, gain in gains.items()}, **summarize_gain(gains)}

@@ -16,7 +16,7 @@ from openfl_audio.protocol.plan import Direction
 from openfl_audio.training.export import extend_config
 from openfl_audio.training.history import Record
 from openfl_audio.training.run_settings import Group, RunSettings
-from openfl_audio.training.sites import judge_sites
+from openfl_audio.training.sites import summarize_scores
 from openfl_audio.training.workload import Metrics, Workload, register_tasks
 from shard_descriptors.common.recordings_shard import RecordingsShardDescriptor, count_classes
 from shard_descriptors.folder import FolderShardDescriptor
@@ -192,7 +192,7 @@ class AudioClassification(Workload[Settings]):
         return len(set(self.open(config, data, 1, 1).get_dataset("train").groups) - {""}) or 1
 
     def evaluate(self, model: Any, config: Settings, data: Path, device: str) -> Metrics:
-        """Return metrics on all validation and test clips, and how far the sites are apart: see `judge_sites`.
+        """Return metrics on all validation and test clips, and how far the sites are apart: see `summarize_scores`.
 
         A site is judged by its own validation clips.
         """
@@ -207,7 +207,7 @@ class AudioClassification(Workload[Settings]):
                 str(each.rank): self.score(model, config, each.get_dataset("validation"), device) for each in shards
             }
             scores = {site: metrics[name] for site, metrics in found.items() if metrics}
-            metrics["sites"] = judge_sites(scores, direction)
+            metrics["sites"] = summarize_scores(scores, direction)
         return metrics
 
     def score(self, model: Any, config: Settings, dataset: ShardDataset, device: str = "cpu") -> dict[str, float]:

@@ -53,7 +53,7 @@ def test_settings_are_listed_with_their_values_and_defaults(capsys, monkeypatch)
     text = shown("envoy", capsys)
     assert "\nparams.director_port\n    port of the director (50051)\n" in text
     assert "\n    name or address of the director, which is in its certificate; required\n" in text
-    reports = text.partition("\nparams.reports\n")[2].partition("\nparams.approval\n")[0]
+    reports = text.partition("\nparams.reports\n")[2].partition("\nparams.")[0]
     assert " ".join(reports.split()).endswith(": nothing, steps, losses, logs (losses)")
     assert "PydanticUndefined" not in text
     assert "\nsettings.retention.days\n    days that an ended experiment is kept; without it for ever\n" in shown(

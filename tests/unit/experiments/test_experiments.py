@@ -12,7 +12,7 @@ from openfl_audio.errors import SettingsError
 from openfl_audio.experiments import comparison
 from openfl_audio.experiments.comparison import Comparison, mean_history, results_table
 from openfl_audio.experiments.modes import EVALUATOR, Clients, choose_clients, client_names, start_arguments
-from openfl_audio.experiments.per_client import client_scores, summarize
+from openfl_audio.experiments.per_client import client_scores
 from openfl_audio.experiments.run import add_new_settings, claim, run
 from openfl_audio.experiments.workloads import find_workload, workload_names
 from shard_descriptors.common.errors import CorpusError
@@ -263,14 +263,6 @@ def test_clients_are_scored_on_their_own_clips(corpus, tmp_path):
     for name, metrics in scores.items():
         dataset = clients.open(name).get_dataset("validation")
         assert metrics == pytest.approx(KeywordSpotting().validate(model, dataset, "cpu"))
-
-
-def test_the_worst_tenth_is_that_of_the_metrics_direction():
-    scores = {str(i): {"x": float(i)} for i in range(11)} | {"none": {"x": float("nan")}, "other": {}}
-    best, least = summarize(scores, "x", "max"), summarize(scores, "x", "min")
-    assert (best["clients"], best["mean"], best["least"], best["largest"]) == (11, 5.0, 0.0, 10.0)
-    assert (best["worst_tenth"], least["worst_tenth"]) == (0.5, 9.5)
-    assert summarize({"none": {"x": float("nan")}}, "x", "max") == {}
 
 
 def test_preprocessing_fills_the_cache_and_training_then_encodes_nothing(corpus, tmp_path, monkeypatch, capsys):

@@ -6,7 +6,7 @@ import pytest
 
 from openfl_audio.protocol.plan import TRAIN, VALIDATE
 from openfl_audio.training.history import to_frame
-from openfl_audio.training.sites import best_round, scores_by_site, train_sizes
+from openfl_audio.training.sites import best_round, scores_by_site, summarize_scores, train_sizes
 from workspaces.audio_classification.report import plot_sites, recalls_by_site, report_sites
 
 SHARES = {"true/0": 0.5, "hit/0": 0.25, "true/1": 0.5, "hit/1": 0.5}
@@ -29,7 +29,7 @@ def test_the_sites_are_reported_in_the_round_of_the_best_model():
     assert scores_by_site(RECORDS, "accuracy", 0) == {"a": 0.6, "b": 0.2}
     report = report_sites(RECORDS, ("accuracy", "max"))
     assert report["by_site"] == {"a": 0.9, "b": 0.7}
-    assert (report["worst"], report["sites"]) == (0.7, 2)
+    assert (report["worst"], report["clients"]) == (0.7, 2)
     assert best_round(RECORDS, ("accuracy", "min")) == 0
 
 
@@ -57,3 +57,15 @@ def test_the_picture_has_sites_as_points_classes_by_sites_and_the_confusions():
     assert recalls.images[0].get_array().tolist() == [[0.5, 1.0]] * 2
     assert taken_for.images[0].get_array().tolist() == [[0.5, 0.5], [0.0, 1.0]]
     assert [label.get_text() for label in taken_for.get_yticklabels()] == ["no", "yes"]
+
+
+def test_the_worst_tenth_is_that_of_the_metrics_direction():
+    scores = {str(i): float(i) for i in range(11)} | {"none": float("nan")}
+    high, low = summarize_scores(scores, "max"), summarize_scores(scores, "min")
+    deviation = math.sqrt(10)
+    assert high == {
+        "clients": 11, "mean": 5.0, "standard_deviation": pytest.approx(deviation), "worst": 0.0, "best": 10.0,
+        "p10": 1.0, "worst_tenth": 0.5,
+    }  # fmt: skip
+    assert low == high | {"worst": 10.0, "best": 0.0, "p10": 9.0, "worst_tenth": 9.5}
+    assert summarize_scores({"none": float("nan")}, "max") == {}

@@ -66,7 +66,7 @@ def test_the_command_trains(tmp_path):
     assert main([*words[1:2], place, *words[3:]]) == 0
     result = json.loads((tmp_path / "runs" / "own" / "result.json").read_text())
     assert result["clients"] == 2
-    assert result["metrics"]["best"]["sites"]["sites"] >= 1
+    assert result["metrics"]["best"]["sites"]["clients"] >= 1
 
 
 def test_the_notebook_is_as_long_as_the_page_says():
