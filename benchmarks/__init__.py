@@ -1,1 +1,1 @@
-"""What a round, a simulation, a preparation or a training step costs, some of it beside others' code."""
+"""Measurements: the cost of a round, a simulation, a preparation or a training step, some beside others' code."""

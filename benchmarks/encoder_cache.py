@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What the cache of encoder outputs saves: seconds of an epoch over Whisper's frozen encoder, with it and without.
+"""Gain of the cache of encoder outputs: seconds of an epoch over Whisper's frozen encoder, with it and without.
 
     python benchmarks/encoder_cache.py                              # 30 s windows, on noise made here
     python benchmarks/encoder_cache.py --form short --clips 512     # one-second windows

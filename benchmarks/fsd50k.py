@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How fast FSD50K is prepared and how large it gets, next to the code of Green & Plumbley, on the same clips.
+"""Time and size of a preparation of FSD50K, next to the code of Green & Plumbley, on the same clips.
 
     python benchmarks/fsd50k.py                              # 100 clips of noise of 0.3 to 30 s, made here
     python benchmarks/fsd50k.py --data data/FSD50K --clips 200

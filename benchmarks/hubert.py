@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a training step of HuBERT base needs, with and without gradient checkpointing, and what a student saves.
+"""Needs of a training step of HuBERT base, with and without gradient checkpointing, and savings of a student.
 
     OMP_NUM_THREADS=2 python benchmarks/hubert.py --save hubert
 

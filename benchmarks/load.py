@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What many envoys cost a director: seconds a round, memory and open files, when nobody trains anything.
+"""Cost of many envoys to a director: seconds a round, memory and open files, when nobody trains anything.
 
     python benchmarks/load.py                                   # 10, 50, 100, 250 and 500 envoys, a table
     python benchmarks/load.py --envoys 100 500 --tls --json     # a JSON object a line

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a round costs when training costs nothing: seconds, bytes and memory of a federation on this machine.
+"""Cost of a round when training costs nothing: seconds, bytes and memory of a federation on this machine.
 
     python benchmarks/rounds.py --workload head                     # this project, a table
     python benchmarks/rounds.py --workload many --engine stock      # OpenFL 1.7.1 as it comes

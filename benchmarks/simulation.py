@@ -1,4 +1,4 @@
-"""What a simulated round costs beside its training, against a plain PyTorch loop in the same run.
+"""Cost of a simulated round beside its training, against a plain PyTorch loop in the same run.
 
     python benchmarks/simulation.py [--rounds 60] [--json]
 

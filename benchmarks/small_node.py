@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How long an epoch takes a node of little memory and one core: Whisper-tiny with a head, on one client's clips.
+"""Time of an epoch on a node of little memory and one core: Whisper-tiny with a head, on one client's clips.
 
     systemd-run --scope -p MemoryMax=4G taskset -c 0 python benchmarks/small_node.py --data data/speech_commands
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How much faster a training step of our SuDoRM-RF is than one of FedEnhance's published code, with equal results.
+"""Comparison of a training step of our SuDoRM-RF with one of FedEnhance's published code, with equal results.
 
     git clone https://github.com/etzinis/fedenhance
     OMP_NUM_THREADS=2 python benchmarks/sudormrf.py --published fedenhance

@@ -1,4 +1,4 @@
-"""Where a director is reached: host and port as one address, and the proxy in between.
+"""Addresses at which a director is reached: host and port as one address, and the proxy in between.
 
 Imports only the standard library: certificates are made where nothing else is installed.
 """

@@ -1,4 +1,4 @@
-"""What director and envoys ask of the system when they start."""
+"""Requests of director and envoys to the system when they start."""
 
 import contextlib
 import ctypes

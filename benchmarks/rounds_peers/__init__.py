@@ -1,1 +1,1 @@
-"""What benchmarks/rounds.py measures: the workloads, and one module for each engine that carries them."""
+"""Subjects of benchmarks/rounds.py: the workloads, and one module for each engine that carries them."""

@@ -1,4 +1,4 @@
-"""What moving a round's bytes costs by itself, without a federation: over bare gRPC, and over bare sockets.
+"""Cost of moving a round's bytes by itself, without a federation: over bare gRPC, and over bare sockets.
 
 A server has a model in a file. In a round all clients fetch it at once, each into a file of its own, and send that back
 into a file at the server, in pieces as large as this project's. Server and clients are processes. Nobody looks at the

@@ -1,4 +1,4 @@
-"""This project's director and envoys, each in a process of its own."""
+"""Director and envoys of this project, each in a process of its own."""
 
 import statistics
 import time

@@ -39,7 +39,7 @@ class Transfer:
 
     @property
     def seconds_left(self) -> float | None:
-        """How long the rest takes at the pace so far."""
+        """Return how long the rest takes at the pace so far, in seconds."""
         seconds = time.monotonic() - self.began
         return seconds / self.moved * max(0, self.total - self.moved) if self.moved else None
 

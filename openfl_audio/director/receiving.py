@@ -24,7 +24,7 @@ from urllib.parse import unquote
 from openfl_audio.director.calls import Endable
 from openfl_audio.errors import CallEndedError, MessageTooLargeError
 
-# Of all connections of one peer together. Messages have 8 MB at most, and a window's bytes may wait beside them.
+# Bytes of all connections of one peer together. Messages have 8 MB at most, and a window's bytes may wait beside them.
 MAX_HELD_BYTES = 48 << 20
 LOOK_SECONDS = 0.05
 # Connections are looked at only when the process has grown by so much: with hundreds it takes milliseconds.

@@ -1,4 +1,4 @@
-"""What the director may lack for a while: room on its disk, open files, memory. An experiment waits for it."""
+"""Shortages of the director: room on its disk, open files, memory. An experiment waits until they are over."""
 
 import asyncio
 import errno

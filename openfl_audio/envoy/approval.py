@@ -1,4 +1,4 @@
-"""Which experiments a site lets run: what waits for a decision, and the decisions, as files in the envoy's folder.
+"""Approval of experiments by a site: what waits for a decision, and the decisions, as files in the envoy's folder.
 
     .approval/bundles/HASH/            the files of a submission, as they were shown
     .approval/decisions/HASH.json      what the site decided of it
@@ -55,7 +55,7 @@ class Waiting(Record):
 
 
 class Decision(Record):
-    """What a site decided of a submission.
+    """Decision of a site on a submission.
 
     Attributes:
         rounds: how many rounds are approved at most.
@@ -97,7 +97,7 @@ Kind = TypeVar("Kind", bound=Record)
 
 
 class Approvals:
-    """What waits at a site, and what it decided: in `folder`, that of the envoy."""
+    """Submissions that wait at a site, and its decisions: in `folder`, that of the envoy."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / FOLDER
@@ -219,7 +219,7 @@ def _read(path: Path, kind: type[Kind]) -> Kind | None:
 
 
 class Verdict(BaseModel):
-    """What a site says of an experiment: it may run, it waits, or `refused` says why it must not."""
+    """Answer of a site about an experiment: it may run, it waits, or `refused` says why it must not."""
 
     waits: bool = False
     refused: str = ""

@@ -1,4 +1,4 @@
-"""What an envoy and its worker tell each other, as lines of JSON."""
+"""Messages between an envoy and its worker, as lines of JSON."""
 
 from pydantic import BaseModel, ConfigDict, Field
 

@@ -190,7 +190,7 @@ def _scores(result: dict[str, Any], models: Sequence[str], metrics: Sequence[str
         for split in SPLITS
         if split in found[model]
     }
-    # Of the best model alone, which is the one that clients are scored with.
+    # Only the best model has them, which is the one that clients are scored with.
     worst = {
         f"{name}, worst 10 % of clients": summary["worst_tenth"]
         for name, summary in result.get("per_client", {}).items()

@@ -1,4 +1,4 @@
-"""How a run goes: a bar for its rounds, one for the clients of the round, and a line for every round."""
+"""Progress of a run: a bar for its rounds, one for the clients of the round, and a line for every round."""
 
 import sys
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Where workloads are found: by name among those that are installed, or by the folder of a package."""
+"""Search for workloads: by name among those that are installed, or by the folder of a package."""
 
 import os
 import sys

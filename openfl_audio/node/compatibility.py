@@ -18,7 +18,7 @@ class EnvironmentMismatchError(RuntimeError):
 
 
 class Requirements(BaseModel):
-    """What an experiment requires of each envoy besides the versions that are its own. No envoy installs anything."""
+    """Requirements of an experiment on each envoy, besides versions that are its own. No envoy installs anything."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -262,7 +262,7 @@ def live_sentence(now: LiveRound, width: int | None = None) -> str:
 
     Pace and time left of each envoy are in it, unless it would not fit into a line of `width` characters.
     """
-    # Of many, those that are done are of less interest.
+    # Where there are many, those that are done are of less interest.
     named = now.envoys if len(now.envoys) <= MOST_ENVOYS_SHOWN else sorted(now.envoys, key=lambda e: e.state == "done")
     named = named[:MOST_ENVOYS_SHOWN]
     others = now.others + len(now.envoys) - len(named)

@@ -1,1 +1,1 @@
-"""What crosses the wire between director, envoys and notebooks, and how a round is counted; without torch."""
+"""Messages between director, envoys and notebooks, and the bookkeeping of a round; without torch."""

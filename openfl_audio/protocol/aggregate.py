@@ -23,6 +23,10 @@ from openfl_audio.protocol.aggregation import (
 from openfl_audio.protocol.tensors import Tensors
 
 
+# This loop and the director's have one arithmetic and opposite orders. Here updates come one by one and are gone
+# afterwards: the outer loop is over updates, and their sum is kept, as large as a model. The director has all updates
+# on disk: its outer loop is over slices, on threads, and it never holds a model. One loop for both would have to keep
+# every update of a simulated round, or to read and write the director's sums once for each update.
 class Aggregator:
     """The next global model, aggregated in memory.
 

@@ -1,4 +1,4 @@
-"""How the updates of one round become the next global model: clipping, an aggregation rule, a server optimizer.
+"""Aggregation of a round's updates into the next global model: clipping, an aggregation rule, a server optimizer.
 
 Everything here works on flat arrays: one tensor of the model, or a slice of one. The choice travels as JSON inside an
 experiment's plan.

@@ -1,4 +1,4 @@
-"""What a site approves: the files of a submission, their SHA-256, and who signed it.
+"""Submissions as a site approves them: the files of a submission, their SHA-256, and who signed it.
 
 The hash covers all that decides what happens on a node: sources, objects, plan, versions and the initial model. Name,
 seed, addresses and the number of rounds may differ; the rounds are compared by themselves. Pickles of the interactive

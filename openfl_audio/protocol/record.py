@@ -25,7 +25,7 @@ from openfl_audio.files import append_at, make_folder, sync_folder
 logger = logging.getLogger(__name__)
 
 RECORD = "record.jsonl"
-# Of the lines. A record of a later one is refused, as it may mean something else.
+# Version of the lines. A record of a later one is refused, as it may mean something else.
 FORMAT = 1
 NO_HASH = "0" * 64
 # Read from the end at first, to find the last line.

@@ -1,1 +1,1 @@
-"""What tests, demos and benchmarks need: corpora that are made on the spot, and a proxy that breaks connections."""
+"""Helpers of tests, demos and benchmarks: corpora that are made on the spot, and a proxy that breaks connections."""

@@ -38,8 +38,8 @@ RATES = (1_000, 768_000)  # Hz; what claims another rate has a broken header
 BLOCK_SAMPLES = 2**20  # decoded at a time, of all channels together
 UNKNOWN_FRAMES = 2**36 - 1  # FLAC counts frames in 36 bits; 0 and all ones mean that the number is unknown
 
-# Of torchaudio's kernel (outputs in a period times the inputs that they see): 18 MB. The largest of the usual rates,
-# 11.025 to 16 kHz, has 0.3 million; 16,001 Hz has 256 million, which take seconds and gigabytes.
+# Weights of torchaudio's kernel (outputs in a period times the inputs that they see): 18 MB. The largest of the usual
+# rates, 11.025 to 16 kHz, has 0.3 million; 16,001 Hz has 256 million, which take seconds and gigabytes.
 MAX_KERNEL_WEIGHTS = 2**22
 # Formats that people's telephones and computers record in, and that libsndfile does not decode.
 UNDECODABLE = {".m4a": "AAC", ".aac": "AAC", ".mp4": "AAC", ".wma": "WMA", ".amr": "AMR", ".3gp": "AMR"}

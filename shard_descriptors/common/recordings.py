@@ -86,7 +86,7 @@ class Recording:
 
     @property
     def source(self) -> AudioSource:
-        """What its audio is decoded from: the path, or its bytes."""
+        """The source that the audio is decoded from: the path, or its bytes."""
         return source_of(self.file)
 
     @property

@@ -22,7 +22,7 @@ EVALUATION_SPEECH_SHARE = 0.5  # as published: half of the pairs of validation a
 
 @dataclass(frozen=True)
 class Signals:
-    """What waveforms a dataset gives: their length in seconds, their rate in Hz, and whether they are normalized."""
+    """Form of a dataset's waveforms: their length in seconds, their rate in Hz, and whether they are normalized."""
 
     clip_seconds: float = CHUNK_SAMPLES / SAMPLE_RATE
     sample_rate: int = SAMPLE_RATE

@@ -11,7 +11,7 @@ from functools import partial
 import psutil
 import torch
 
-# Of the free memory; the rest is for what a trial does not show, such as fragments.
+# Share of the free memory; the rest is for what a trial does not show, such as fragments.
 USABLE_SHARE = 0.8
 SECONDS_BETWEEN_SAMPLES = 0.002
 

@@ -275,7 +275,7 @@ def _torchaudio_arguments(config: HubertConfig) -> dict[str, Any]:
         "num_classes": config.clusters,
         "final_dim": config.final_dim,
         "feature_grad_mult": None,
-        # Of torchaudio's mask generator, of which only the embedding is used: see masking.py.
+        # Only the embedding of torchaudio's mask generator is used: see masking.py.
         **dict.fromkeys(("mask_prob", "mask_other", "mask_channel_prob", "mask_channel_other"), 0.0),
         **dict.fromkeys(("mask_selection", "mask_channel_selection"), "static"),
         **dict.fromkeys(("mask_length", "mask_min_space", "mask_channel_length", "mask_channel_min_space"), 1),

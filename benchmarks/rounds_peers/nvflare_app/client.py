@@ -1,4 +1,4 @@
-"""What every client does with the model: add a step to each weight."""
+"""Task of every client: add a step to each weight."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""How a call finds its experiment, or is refused."""
+"""Lookup of a call's experiment, which may refuse the call."""
 
 import grpc
 

@@ -58,7 +58,7 @@ Item = TypeVar("Item")
 # One byte that zlib has packed becomes so many at most.
 MAX_COMPRESSION = 1032
 MAX_SUBMISSION_BYTES = 64 << 30
-# Of a history that goes with other news of an experiment. The whole of it may be gigabytes.
+# Bytes of a history that goes with other news of an experiment. The whole of it may be gigabytes.
 MAX_LATEST_BYTES = 1 << 20
 
 

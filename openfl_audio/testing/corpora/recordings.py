@@ -1,4 +1,4 @@
-"""What a microphone in a room makes of a sound: every recordist has a room, a noise floor and a level of their own."""
+"""Sounds as a microphone in a room hears them: every recordist has a room, a noise floor and a level of their own."""
 
 from dataclasses import dataclass
 
