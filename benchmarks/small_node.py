@@ -20,6 +20,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` is no installed package
 
+from benchmarks.arguments import add_save, save
 from openfl_audio.config import load_settings
 from openfl_audio.experiments.modes import choose_clients
 from openfl_audio.experiments.workloads import find_file
@@ -54,8 +55,11 @@ def main() -> None:
     parser.add_argument("--form", choices=("exact", "short"), default="exact", help="30 s or one second are encoded")
     parser.add_argument("--clients", type=int, default=2, metavar="N", help="the first of so many is measured (2)")
     parser.add_argument("--epochs", type=int, default=2, metavar="N", help="number of epochs (2)")
+    add_save(parser)
     options = parser.parse_args()
-    print(json.dumps(measure(options.data, options.form, options.clients, options.epochs)))
+    result = measure(options.data, options.form, options.clients, options.epochs)
+    save(options, result)
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":
