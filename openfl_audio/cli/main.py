@@ -89,6 +89,7 @@ TREE: Group = (
         "compare-codebooks": "compare.CompareCodebooks",
         "predict": "predict.Predict",
         "enhance": "predict.Enhance",
+        "onnx": "predict.Onnx",
         "demo": "demo.Demo",
     },
 )

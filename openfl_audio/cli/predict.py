@@ -1,4 +1,4 @@
-"""`openfl-audio predict` and `openfl-audio enhance`: exported models at work."""
+"""`openfl-audio predict`, `enhance` and `onnx`: exported models at work, and for other runtimes."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -52,3 +52,24 @@ class Enhance(Command):
 
         enhance(self.model, self.recording, self.out, self.trust_code)
         print(f"{self.out} has the speech of {self.recording}")
+
+
+class Onnx(Command):
+    """Write a classifier as a file of ONNX.
+
+    Keyword spotters take the output of their feature extractor, taggers of sound events patches of log-mel frames. The
+    result has logits.
+    """
+
+    example: ClassVar[str] = "openfl-audio onnx runs/simulated/model keywords.onnx"
+
+    model: str = argument(MODEL)
+    out: Path = argument("the file that is written", metavar="OUT")
+    trust_code: bool = option(TRUST, False)
+
+    def run(self) -> None:
+        use_one_thread()
+        from openfl_audio.experiments.onnx import write_onnx
+
+        name, shape = write_onnx(self.model, self.out, self.trust_code)
+        print(f"{self.out} takes {name} ({', '.join(map(str, shape))})")

@@ -65,7 +65,7 @@ def predict(model: str, files: Iterable[Path], trust_code: bool = False) -> Iter
         SettingsError: the model is neither a classifier nor a recognizer with CTC, or cannot be loaded.
         AudioError: a file cannot be read.
     """
-    kind, config = _read_config(model, trust_code)
+    kind, config = read_model_config(model, trust_code)
     if kind not in (CLASSIFICATION, RECOGNITION):
         wanted = "predict wants a classifier or a recognizer"
         advice = "; openfl-audio enhance takes this one" if kind == ENHANCEMENT else ""
@@ -92,7 +92,7 @@ def enhance(model: str, source: Path, target: Path, trust_code: bool = False) ->
     """
     if target.resolve() == source.resolve():
         raise SettingsError(f"{target} is the recording itself: give another name for what is written")
-    kind, config = _read_config(model, trust_code)
+    kind, config = read_model_config(model, trust_code)
     if kind != ENHANCEMENT:
         raise SettingsError(f"'{model}' is a {config.architectures[0]}: enhance wants a model for speech enhancement")
     with explain_missing_weights(model):
@@ -104,7 +104,7 @@ def enhance(model: str, source: Path, target: Path, trust_code: bool = False) ->
         soundfile.write(temporary, speech, config.sample_rate, format="WAV", subtype="FLOAT")
 
 
-def _read_config(model: str, trust_code: bool) -> tuple[str, Any]:
+def read_model_config(model: str, trust_code: bool) -> tuple[str, Any]:
     """Return what a model does, by the end of its architecture's name, and its configuration."""
     _check_folder(model)
     for module, name in OWN_CLASSES.values():
