@@ -32,4 +32,6 @@ class FolderShardDescriptor(RecordingsShardDescriptor):
         separator: str = "|",
         **options: Any,
     ) -> None:
-        super().__init__(read_folder(Path(data_path).expanduser(), columns, group_pattern, separator), **options)
+        # Recordings are opened later, when a worker is in a folder of its own.
+        root = Path(data_path).expanduser().absolute()
+        super().__init__(read_folder(root, columns, group_pattern, separator), **options)

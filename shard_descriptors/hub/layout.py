@@ -28,7 +28,8 @@ def open_splits(
 
     if max_clips is not None and (not isinstance(max_clips, int) or max_clips < 1):
         raise CorpusError(f"max_clips: {max_clips!r} should be a whole number from 1 on")
-    folder = Path(place).expanduser()
+    # Recordings are opened later, when a worker is in a folder of its own.
+    folder = Path(place).expanduser().absolute()
     try:
         if any((folder / name).is_file() for name in SAVED):
             found = datasets.load_from_disk(str(folder))

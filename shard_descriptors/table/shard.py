@@ -32,6 +32,7 @@ class TableShardDescriptor(RecordingsShardDescriptor):
         separator: str = "|",
         **options: Any,
     ) -> None:
-        table = Path(data_path).expanduser()
-        audio = table.parent if audio_path is None else Path(audio_path).expanduser()
+        # Recordings are opened later, when a worker is in a folder of its own.
+        table = Path(data_path).expanduser().absolute()
+        audio = table.parent if audio_path is None else Path(audio_path).expanduser().absolute()
         super().__init__(read_table(table, audio, columns, separator), **options)

@@ -12,6 +12,7 @@ import yaml
 
 from openfl_audio.envoy.check import check_envoy
 from shard_descriptors.common.errors import CorpusError
+from shard_descriptors.folder import FolderShardDescriptor
 from shard_descriptors.table import TableShardDescriptor
 from shard_descriptors.table.layout import read_table
 from tests.unit.shard_descriptors.own_recordings import SAMPLE_RATE, frequency_of, write_table, write_tone
@@ -125,6 +126,23 @@ def test_items_are_the_tones_of_their_rows_with_the_sites_labels(table):
             row = 4 * "abcdef".index(name[0]) + int(name[2])
             assert frequency_of(waveform) == pytest.approx(200 + 50 * row, abs=10)
             assert label == ("yes" if row % 2 else "no")
+
+
+def test_relative_paths_hold_where_the_folder_is_another_later(table, tmp_path, monkeypatch):
+    """As in a worker, which opens its shard beside the settings and reads it from the folder of an experiment."""
+    for name in ("classes/yes/a.wav", "elsewhere/x"):
+        (tmp_path / name).parent.mkdir(parents=True)
+    write_tone(tmp_path / "classes" / "yes" / "a.wav", 300)
+    options = {"sample_rate": SAMPLE_RATE, "validation_share": 0, "test_share": 0}
+    monkeypatch.chdir(tmp_path)
+    shards = [
+        TableShardDescriptor(table.name, COLUMNS, **options),
+        TableShardDescriptor(table.name, COLUMNS, audio_path=".", **options),
+        FolderShardDescriptor("classes", **options),
+    ]
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for shard in shards:
+        assert len(shard.get_dataset("train")[0][0]) == 800
 
 
 def test_all_nodes_together_have_everything_once(table):

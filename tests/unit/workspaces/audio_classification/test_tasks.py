@@ -204,6 +204,8 @@ def test_speed_changes_pitch_and_keeps_the_length():
     heard = [np.abs(np.fft.rfft(each[:640])).argmax() * 8_000 / 640 for each in varied]
     assert heard == pytest.approx([625, 1_875], abs=15)
     np.testing.assert_array_equal(change_speed(varied[0], 1.0), varied[0])
+    long = Clips(Tones(["low"], samples=2_000), WORDS, 0.1, augmentation=Augmentation(speeds=(1.25,)))
+    assert long.batch([0], (0, 0))[0][0, -20:].abs().max() > 0.1, "what is faster takes a longer part"
 
 
 @pytest.mark.parametrize("axis", [0, 1])
