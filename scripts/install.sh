@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Makes .venv with the project and its extras for demo, development, simulation and search. Called by `make install`; PYTHON=... is tried first.
+# `install.sh envoy`, called by `make install-envoy`, makes one with what an envoy needs, which is the extra of that name alone.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 
 readonly VENV=.venv
 readonly LOG=$VENV/install.log
 readonly EXTRAS=demo,dev,simulation,tune
+readonly FOR=${1:-everything}
 
 fail() {
     echo "error: $*" >&2
@@ -57,6 +59,14 @@ if torch and audio in builds("torchaudio"):
     print(f"torch=={max(torch, key=number)}+cpu torchaudio=={audio}+cpu")'
 }
 
+# Prints the requirements of an extra. Python 3.10 has no tomllib of its own.
+requirements_of() {
+    "$python" -c '
+import sys
+from pip._vendor import tomli
+print(*tomli.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]], sep="\n")' "$1"
+}
+
 is_installed() { "$python" -c 'import importlib.metadata, sys; importlib.metadata.version(sys.argv[1])' "$1" 2>/dev/null; }
 
 # Passes on what pip begins to download, where that takes a while.
@@ -98,6 +108,11 @@ fi
 size="3.1 GB, most of it PyTorch"
 needed_gb=8
 requirements=(-e ".[$EXTRAS]")
+project=()
+if [[ $FOR == envoy ]]; then
+    mapfile -t requirements < <(requirements_of envoy)
+    project=(--no-deps -e .)
+fi
 # A torch that is there already stays, whatever it was built for.
 if is_installed torch; then
     size="what is missing"
@@ -123,8 +138,8 @@ started=$SECONDS
 # Wheels are unpacked next to where they end up: /tmp is often small, and its room was not measured above.
 mkdir -p "$VENV/tmp"
 trap 'rm -rf "$VENV/tmp"' EXIT
-if ! TMPDIR=$PWD/$VENV/tmp "$python" -m pip install --disable-pip-version-check --progress-bar off "${requirements[@]}" 2>&1 |
-    tee "$LOG" | show_downloads; then
+install() { TMPDIR=$PWD/$VENV/tmp "$python" -m pip install --disable-pip-version-check --progress-bar off "$@" 2>&1; }
+if ! { install "${requirements[@]}" && { ((!${#project[@]})) || install "${project[@]}"; }; } | tee "$LOG" | show_downloads; then
     # The log may have found no room for pip's last words.
     if grep -q "No space left on device" "$LOG" || (($(kilobytes_free .) < 1024)); then
         rm -rf "$VENV/tmp"

@@ -72,3 +72,34 @@ def _words(value: object) -> str:
     if isinstance(value, str):
         return f"{value[:12]}..." if len(value) == 64 and value.isalnum() else value
     return json.dumps(value)
+
+
+class ReportRecord(Command):
+    """Write the release report of an experiment's model, as Markdown and as a page that prints.
+
+    Its numbers come from the director's record, its metrics from the folder of the experiment, and approvals from the
+    records of sites, where they are given.
+    """
+
+    example: ClassVar[str] = (
+        "openfl-audio audit report my-experiment --runs runs --sites site-a/record.jsonl --out report"
+    )
+
+    experiment: str = argument("name of the experiment", metavar="NAME")
+    runs: Path = option("folder of the director's experiments")
+    sites: list[Path] = option("records of envoys", [], metavar="FILE")
+    out: Path = option("folder of the report")
+
+    def run(self) -> None:
+        from openfl_audio.director.report import make_report
+        from openfl_audio.files import make_folder, write_whole
+        from openfl_audio.protocol.plan import NAME
+
+        if not NAME.fullmatch(self.experiment):
+            raise RecordError(f"experiment name {self.experiment!r}: use letters, digits, '.', '_' and '-'")
+        report = make_report(self.runs, self.experiment, self.sites)
+        make_folder(self.out)
+        for suffix, text in (("md", report.markdown()), ("html", report.page())):
+            path = self.out / f"{self.experiment}.{suffix}"
+            write_whole(path, text.encode(), durable=False)
+            print(f"wrote {path}")

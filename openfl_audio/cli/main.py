@@ -56,7 +56,7 @@ TREE: Group = (
         ),
         "audit": (
             "Look into the record of a director or an envoy.",
-            {"verify": "audit.Verify", "show": "audit.ShowRecord"},
+            {"verify": "audit.Verify", "show": "audit.ShowRecord", "report": "audit.ReportRecord"},
         ),
         "data": (
             "Download, make, prepare and check corpora.",

@@ -1,17 +1,38 @@
-"""Channel to the director that goes over to a renewed certificate as soon as its files change."""
+"""Channel to the director that goes over to a renewed certificate as soon as its files change.
+
+It also ends when the director's certificate is revoked: gRPC does not check that.
+"""
 
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
 
+from openfl_audio.address import split_address
 from openfl_audio.errors import CertificateError
-from openfl_audio.protocol.certificates import Credentials, describe_end, load_credentials
-from openfl_audio.protocol.wire import channel_credentials, open_channel
+from openfl_audio.protocol.certificates import DIRECTOR, Credentials, describe_end, load_credentials, serial_of
+from openfl_audio.protocol.revocation import REVOKED, RevocationList
+from openfl_audio.protocol.wire import channel_credentials, open_channel, presented_certificate
 
 logger = logging.getLogger(__name__)
+
+# Between two looks at the list of what is revoked.
+LOOK_SECONDS = 1.0
+
+
+class DirectorRevokedError(grpc.RpcError):
+    """A call was not made, as the director's certificate is revoked."""
+
+    def code(self) -> grpc.StatusCode:
+        """Return a code after which the call is repeated: the director may get another certificate."""
+        return grpc.StatusCode.UNAVAILABLE
+
+    def details(self) -> str:
+        """Return what happened, as gRPC's errors do."""
+        return str(self)
 
 
 class RenewedChannel(grpc.Channel):
@@ -28,10 +49,45 @@ class RenewedChannel(grpc.Channel):
         self._stamp = self._stamp_of_files()
         self._channel = self._open(self._credentials)
         self._before: grpc.Channel | None = None
+        self._revoked = RevocationList(folder / REVOKED if folder else None)
+        self._refused = ""
+        self._closed = threading.Event()
+        self._look()
+        threading.Thread(target=self._watch, daemon=True, name="revocation").start()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(LOOK_SECONDS):
+            self._look()
+
+    def _look(self) -> None:
+        """End all calls if the certificate that the director shows is revoked; let them be made again if it is not."""
+        revoked = self._revoked.current()
+        refused = ""
+        if any(entry.name == DIRECTOR for entry in revoked.values()):
+            host, port = split_address(self._address)
+            try:
+                serial = serial_of(presented_certificate(host, port, self._credentials.root))
+            except (OSError, ValueError):
+                return  # it is away, and what was found before holds
+            if serial in revoked:
+                refused = f"the certificate of the director, serial {serial:x}, is revoked"
+        if refused and not self._refused:
+            logger.error("%s: all calls end, and none is made until it shows another one", refused)
+            self._refused = refused
+            self._close_channels()
+            self._before, self._channel = None, self._open(self._credentials)
+        self._refused = refused
+
+    def check(self) -> None:
+        """Raise DirectorRevokedError if the director's certificate is revoked."""
+        if self._refused:
+            raise DirectorRevokedError(self._refused)
 
     @property
     def fault(self) -> str:
-        """The reason why the certificate in the files cannot be used, such as that it has expired; "" if it can."""
+        """The reason why the director's certificate or that in the files cannot be used; "" if both can."""
+        if self._refused:
+            return f"{self._refused}; it has to get another one."
         try:
             load_credentials(self._folder, self._name)
         except CertificateError as error:
@@ -107,6 +163,10 @@ class RenewedChannel(grpc.Channel):
 
     def close(self) -> None:
         """Close all connections."""
+        self._closed.set()
+        self._close_channels()
+
+    def _close_channels(self) -> None:
         for channel in filter(None, (self._channel, self._before)):
             channel.close()
 
@@ -124,6 +184,7 @@ class _Call:
         self._channel, self._kind, self._arguments, self._options = channel, kind, arguments, options
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
+        self._channel.check()
         return getattr(self._channel.current(), self._kind)(*self._arguments, **self._options)(*arguments, **options)
 
 

@@ -123,6 +123,11 @@ def names_of(certificate: bytes) -> list[str]:
     return [str(name.value) for name in extension.value]
 
 
+def serial_of(der: bytes) -> int:
+    """Return the serial number of a certificate (DER). Raises ValueError."""
+    return x509.load_der_x509_certificate(der).serial_number
+
+
 def is_for(names: Sequence[str], host: str) -> bool:
     """Tell whether a certificate for `names` is one for `host`; a name may begin with a wildcard."""
     host = check_host(host).partition("%")[0]

@@ -1,5 +1,7 @@
 """Certificates that end or are renewed while a federation runs, and those of another authority."""
 
+import contextlib
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from openfl_audio.envoy.channel import RenewedChannel
 from openfl_audio.experiments.local_federation import LocalFederation
 from openfl_audio.protocol.authority import create_authority, issue, load_authority, write_certificates
 from openfl_audio.protocol.certificate_requests import sign_request, write_request
-from openfl_audio.protocol.messages import StatusRequest, encode
+from openfl_audio.protocol.messages import HistoryRequest, StatusRequest, encode
 from openfl_audio.protocol.revocation import revoke
 from openfl_audio.protocol.wire import RoundsStub, certificate_fault, presented_certificate
 from tests.integration.conftest import FakeEnvoy, open_as, plan_of, points, status_of, submission_of, submit, wait_for
@@ -128,6 +130,33 @@ def test_a_channel_goes_over_to_the_renewed_certificate(processes):
         write_certificates(processes.certificates, users=["scientist"], force=True)
         assert channel.fault == ""
         stub.get_status(encode(StatusRequest()), timeout=20)
+
+
+def test_calls_to_a_director_whose_certificate_is_revoked_end_until_it_has_another_one(processes, tmp_path):
+    site = shutil.copytree(processes.certificates, tmp_path / "site")
+    with (
+        FakeEnvoy(processes, "a"),
+        open_as(processes, "scientist", client_id="scientist") as notebook,
+        RenewedChannel(f"127.0.0.1:{processes.port}", site, "scientist") as channel,
+    ):
+        submit(notebook, submission_of(plan_of("long", envoys=["a"]), model=save({"w": np.zeros(3, np.float32)})))
+        stub = RoundsStub(channel)
+        history = stub.get_history(encode(HistoryRequest(experiment="long")))
+        revoke(site, ["director"])
+        with pytest.raises(grpc.RpcError):
+            list(history)
+        with pytest.raises(grpc.RpcError) as refused:
+            stub.get_status(encode(StatusRequest()), timeout=20)
+        assert re.search("the certificate of the director, serial [0-9a-f]+, is revoked", refused.value.details())
+        assert "is revoked; it has to get another one" in channel.fault
+        write_certificates(processes.certificates, director_hosts=["127.0.0.1"], force=True)
+
+        def answers() -> bool:
+            with contextlib.suppress(grpc.RpcError):
+                return bool(stub.get_status(encode(StatusRequest()), timeout=20))
+            return False
+
+        wait_for(answers, 60)
 
 
 def test_why_a_directors_certificate_is_not_good_is_said_without_waiting(processes, tmp_path):

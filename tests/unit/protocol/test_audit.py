@@ -7,7 +7,8 @@ import pytest
 from openfl_audio.cli.main import main
 from openfl_audio.errors import RecordError
 from openfl_audio.protocol.audit import verify
-from openfl_audio.protocol.certificates import Credentials, load_credentials, write_certificates
+from openfl_audio.protocol.authority import write_certificates
+from openfl_audio.protocol.certificates import Credentials, load_credentials
 from openfl_audio.protocol.heads import HeadExchange, sign_head
 from openfl_audio.protocol.record import EMPTY, NO_HASH, Head, Record, sha256_of
 
@@ -34,14 +35,14 @@ def exchange(
     envoy.take(DIRECTOR, answer, answer.certificate, of_envoy.root if of_envoy else None)
 
 
-def write_records(folder: Path, own: tuple[Credentials | None, Credentials | None]) -> tuple[Path, Path]:
+def write_records(folder: Path, own: tuple[Credentials | None, ...], experiment: str = "x") -> tuple[Path, Path]:
     director, envoy = (HeadExchange(Record(folder / f"{owner[:5]}.jsonl", owner)) for owner in (DIRECTOR, ENVOY))
-    director.record.append("submitted", experiment="x")
+    director.record.append("submitted", experiment=experiment)
     for round_number in range(3):
-        envoy.record.write("sent", round=round_number, **UPDATE)
-        director.record.note("received", envoy="site-a", round=round_number, **UPDATE)
+        envoy.record.write("sent", round=round_number, **UPDATE | {"experiment": experiment})
+        director.record.note("received", envoy="site-a", round=round_number, **UPDATE | {"experiment": experiment})
         exchange(director, envoy, *own)
-    director.record.append("ended", experiment="x")
+    director.record.append("ended", experiment=experiment)
     exchange(director, envoy, *own)
     return director.record.path, envoy.record.path
 
