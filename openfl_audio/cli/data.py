@@ -179,6 +179,7 @@ class PrepareLibrispeech(Command):
     data: Path = option("the folder LibriSpeech")
     out: Path = option("folder to write")
     clients: int = option("number of clients that share it")
+    subsets: list[str] = option("subsets that clients share, in place of those for training", [], metavar="SUBSET")
     partition: Literal["speaker", "iid"] = option("by speaker, or regardless of the speaker", "speaker")
     seed: int = option("seed of the partition", 0)
     workers: int = option("files decoded at a time", 1, ge=1)
@@ -186,7 +187,9 @@ class PrepareLibrispeech(Command):
     def run(self) -> None:
         from shard_descriptors.librispeech.preparation import prepare_librispeech, summarize
 
-        report = prepare_librispeech(self.data, self.out, self.clients, self.partition, self.seed, self.workers)
+        report = prepare_librispeech(
+            self.data, self.out, self.clients, self.partition, self.seed, self.workers, self.subsets
+        )
         print("\n".join(summarize(report)))
 
 

@@ -44,10 +44,17 @@ class Settings:
     clients: int
     partition: str
     seed: int
+    subsets: list[str] | None = None
 
 
 def prepare_librispeech(
-    data: str | Path, out: str | Path, clients: int, partition: str = "speaker", seed: int = 0, workers: int = 1
+    data: str | Path,
+    out: str | Path,
+    clients: int,
+    partition: str = "speaker",
+    seed: int = 0,
+    workers: int = 1,
+    subsets: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write the table and the report of a prepared folder, see `store.py`.
 
@@ -67,6 +74,7 @@ def prepare_librispeech(
         partition: "speaker" or "iid".
         seed: of the division and of the validation clips.
         workers: number of processes that decode.
+        subsets: those that are one pool, in place of the train subsets.
 
     Returns:
         The report, as in librispeech.json.
@@ -76,7 +84,7 @@ def prepare_librispeech(
             utterances, with iid), or a folder that was begun with other settings.
     """
     audio, out = Path(data).expanduser().resolve(), Path(out).expanduser()
-    settings = Settings(str(audio), clients, partition, seed)
+    settings = Settings(str(audio), clients, partition, seed, sorted(set(subsets)) or None)
     _check_settings(settings, workers)
     if (out / REPORT).is_file():
         report = read_json(out / REPORT)
@@ -84,7 +92,9 @@ def prepare_librispeech(
         return report
     left_out: dict[str, str] = {}
     found = read_librispeech(audio, left_out=left_out)
-    pooled = _pooled(found)
+    pooled = _pooled(found) if settings.subsets is None else settings.subsets
+    if lacks := [subset for subset in pooled if subset not in found]:
+        raise CorpusError(f"subsets: {lacks[0]!r} is not in {data}; there are {', '.join(found)}")
     splits = {split: subset for split, subset in GLOBAL_SPLITS.items() if subset in found and subset not in pooled}
     used = [*pooled, *splits.values()]
     # Before hours of decoding, as a transcript that cannot be read ends the run.
@@ -241,7 +251,7 @@ def _notes(
         + (f" of the published {SUBSETS[subset]:,}" if len(found[subset]) != SUBSETS[subset] else "")
         for subset in used
     ]
-    if not set(TRAIN_SUBSETS).intersection(pooled):
+    if not set(TRAIN_SUBSETS).intersection(found):
         notes.append(f"train: made from {pooled[0]}, as no train subset is there")
     notes += [f"{subset}: there, and not used" for subset in found if subset not in used]
     notes += [

@@ -22,8 +22,9 @@ from workspaces.keyword_spotting_wav2vec2.data import TrainClips
 class TrainingSettings:
     """Settings of an envoy's training in each round, which are the Trainer's.
 
-    An optimizer step sums `accumulate` batches, and gradients of a larger norm than `clip_grad_norm` are scaled down to
-    it, or left alone with 0. `autocast` is the precision of training.
+    `batch_size` is that of each GPU: the Trainer uses all that are visible. An optimizer step sums `accumulate`
+    batches, and gradients of a larger norm than `clip_grad_norm` are scaled down to it, or left alone with 0.
+    `autocast` is the precision of training.
     """
 
     rounds: int
@@ -46,8 +47,6 @@ def train_round(
 ) -> dict[str, float]:
     """Train `model` in place for `settings.local_epochs`. Returns the mean loss over the clips of all epochs."""
     clips.begin_round(round_number)
-    batches = math.ceil(len(clips) / settings.batch_size)
-    steps = settings.local_epochs * math.ceil(batches / settings.accumulate)
     arguments = _arguments(
         device,
         settings.batch_size,
@@ -59,6 +58,7 @@ def train_round(
         bf16=settings.autocast == "bfloat16",
         fp16=settings.autocast == "float16",
     )
+    steps = count_steps(len(clips), arguments)
     trainer = _trainer(
         model=model,
         args=arguments,
@@ -67,6 +67,15 @@ def train_round(
     )
     trainer.train()
     return {"loss": float(trainer.loss_sum) / (settings.local_epochs * len(clips))}
+
+
+def count_steps(clips: int, arguments: TrainingArguments) -> int:
+    """Return how many steps the Trainer takes in a round.
+
+    On several GPUs a batch has `batch_size` clips for each of them.
+    """
+    batches = math.ceil(clips / arguments.train_batch_size)
+    return int(arguments.num_train_epochs) * math.ceil(batches / arguments.gradient_accumulation_steps)
 
 
 def validate_clips(model: torch.nn.Module, dataset: Dataset, device: str, batch_size: int = 64) -> dict[str, float]:

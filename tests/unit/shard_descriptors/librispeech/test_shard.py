@@ -207,6 +207,20 @@ def test_a_subset_that_is_trained_on_is_no_split_of_its_own(own_corpus, tmp_path
     assert {clip.split for clip in read_prepared(tmp_path / "out").clips} == {"train", "validation"}
 
 
+def test_any_subsets_can_be_those_that_clients_share(corpus, tmp_path):
+    chosen = ["train-other-500", "dev-clean"]
+    report = prepare_librispeech(corpus.root, tmp_path / "out", clients=2, subsets=chosen)
+    assert "dev-clean: used for train, so the split dev is empty" in report["notes"]
+    assert "train-clean-100: there, and not used" in report["notes"]
+    clips = read_prepared(tmp_path / "out").clips
+    shared = {clip.file.partition("/")[0] for clip in clips if clip.split in ("train", "validation")}
+    assert shared == set(chosen)
+    with pytest.raises(CorpusError, match=r"prepared with subsets \['dev-clean', 'train-other-500'\], now it is None"):
+        prepare_librispeech(corpus.root, tmp_path / "out", clients=2)
+    with pytest.raises(CorpusError, match="subsets: 'train-clean-360' is not in .*; there are train-clean-100, "):
+        prepare_librispeech(corpus.root, tmp_path / "none", clients=2, subsets=["train-clean-360"])
+
+
 def test_another_rate_is_used_and_told(own_corpus, tmp_path):
     file = "train-clean-100/103/7/103-7-0004.flac"
     soundfile.write(own_corpus.root / file, recording(300, 1, 8_000), 8_000)

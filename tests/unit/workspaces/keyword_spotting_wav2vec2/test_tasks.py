@@ -3,9 +3,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from workspaces.keyword_spotting_wav2vec2.model import create_wav2vec2
-from workspaces.keyword_spotting_wav2vec2.tasks import ACCURACY, TrainingSettings, train_round, validate_clips
+from workspaces.keyword_spotting_wav2vec2.tasks import (
+    ACCURACY,
+    TrainingSettings,
+    count_steps,
+    train_round,
+    validate_clips,
+)
 
 pytestmark = pytest.mark.training
 
@@ -124,3 +131,16 @@ def test_autocast_computes_in_half_the_precision():
     full, half = trained_with(), trained_with(autocast="bfloat16")
     assert not torch.equal(half, full)
     torch.testing.assert_close(half, full, rtol=0, atol=1e-2)
+
+
+def test_several_gpus_share_a_batch_and_take_fewer_steps():
+    """As `TrainingArguments` counts them; there is no machine with two here."""
+
+    def steps(clips: int, gpus: int, **more: int) -> int:
+        arguments = TrainingArguments(per_device_train_batch_size=8, use_cpu=True, report_to="none", **more)
+        arguments._n_gpu = gpus
+        return count_steps(clips, arguments)
+
+    assert steps(65, 1, num_train_epochs=2) == 2 * 9
+    assert steps(65, 2, num_train_epochs=2) == 2 * 5
+    assert steps(65, 2, num_train_epochs=1, gradient_accumulation_steps=3) == 2
