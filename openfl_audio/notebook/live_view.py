@@ -177,6 +177,8 @@ class LiveDisplay:
 
 def to_html(records: Sequence[Record], name: str, metric: str, direction: str) -> str:
     """Return the curve of `metric`, which chooses the best model ("max" or "min", says `direction`), above a table."""
+    if not records:
+        return f"<p>{html.escape(name)}: no round is over so far</p>"
     if scores_by_round(records, metric):
         encoded = base64.b64encode(draw(records, name, metric, direction)).decode()
         curve = f'<img alt="{html.escape(metric)} by round" src="data:image/png;base64,{encoded}">'
@@ -235,7 +237,8 @@ def _text_frame(records: Sequence[Record], metric: str) -> pd.DataFrame:
 
 def live_html(now: LiveRound) -> str:
     """Return what happens in the open round: how long it takes, above a table of what each envoy does."""
-    rows = pd.DataFrame(now_rows(now), columns=NOW_COLUMNS).to_html(index=False, border=0)
+    rows = pd.DataFrame(now_rows(now), columns=NOW_COLUMNS).to_html(index=False, border=0, justify="left")
+    rows = rows.replace("<td>", '<td style="text-align: left">')  # Jupyter's tables are for numbers
     more = f"<p>and {now.others} more</p>" if now.others else ""
     return f"<p>{html.escape(live_title(now))}</p>{rows}{more}"
 
