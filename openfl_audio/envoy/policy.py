@@ -1,4 +1,4 @@
-"""Policy of a site, whatever a notebook says: refused in one sentence before anything is trained."""
+"""Policy of a site: what it does not allow is refused in one sentence, before anything is trained."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Pictures of a search, and of the sites of an experiment."""
+"""Pictures of a search and of the sites of an experiment, and what pictures of workloads share."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,12 +8,26 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from openfl_audio.training.history import name_of_scores, scores_by_round
 
 MOST_NAMED_POINTS = 30
 MOST_WRITTEN_VALUES = 150
+
+
+def count_by_ones(axis: Axis) -> None:
+    """Put ticks of an axis at whole numbers only, as it counts rounds, clips or clients."""
+    axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def save_figure(figure: Figure, path: Path) -> Figure:
+    """Write a picture to `path`, and return it. A notebook shows a closed figure once, as the value of its cell."""
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return figure
 
 
 def plot_curves(histories: Mapping[str, Sequence[dict[str, Any]]], metric: str, path: Path) -> None:
@@ -24,11 +38,10 @@ def plot_curves(histories: Mapping[str, Sequence[dict[str, Any]]], metric: str, 
         scores = scores_by_round(records, metric)
         axes.plot(list(scores), list(scores.values()), marker=".", label=name)
     axes.set(xlabel="round", ylabel=f"validation {shown}")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    count_by_ones(axes.xaxis)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def plot_heat_map(trials: pd.DataFrame, x: str, y: str, metric: str, path: Path) -> None:
@@ -48,8 +61,7 @@ def plot_heat_map(trials: pd.DataFrame, x: str, y: str, metric: str, path: Path)
     axes.set_yticks(range(len(values)), values.index)
     axes.set(xlabel=x, ylabel=y)
     figure.colorbar(image, label=f"validation {metric}")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def draw_values(

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from openfl_audio.protocol.plan import VALIDATE, Direction
 from openfl_audio.training.history import Record, scores_by_round
-from openfl_audio.training.plots import draw_points, draw_values
+from openfl_audio.training.plots import draw_points, draw_values, save_figure
 from openfl_audio.training.sites import (
     best_round,
     gains_of,
@@ -87,8 +87,7 @@ def plot_confusions(records: Sequence[Record], best: tuple[str, Direction], clas
     if len(confusion(record["metrics"][VALIDATE])):
         figure, axes = _square(len(classes), len(classes))
         draw_confusion(axes, record["metrics"][VALIDATE], classes)
-        figure.savefig(path, dpi=120)
-        plt.close(figure)
+        save_figure(figure, path)
 
 
 def plot_recalls(scores: Mapping[str, Mapping[str, float]], classes: Sequence[str], path: Path) -> None:
@@ -96,8 +95,7 @@ def plot_recalls(scores: Mapping[str, Mapping[str, float]], classes: Sequence[st
     if recalls_by_site(scores):
         figure, axes = _square(len(scores), len(classes))
         draw_recalls(axes, scores, classes)
-        figure.savefig(path, dpi=120)
-        plt.close(figure)
+        save_figure(figure, path)
 
 
 def _square(rows: int, columns: int) -> tuple[Figure, Axes]:

@@ -7,9 +7,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from openfl_audio.training.history import columns_of
+from openfl_audio.training.plots import count_by_ones, save_figure
 
 NAMES = {
     "masked_accuracy": "accuracy, masked",
@@ -37,15 +37,13 @@ def plot_progress(history: pd.DataFrame, metric: str, path: Path) -> Figure:
                 label=column.replace(name, NAMES[name]),
             )
     axes.set(xlabel="round", ylabel=metric.replace("_", " "), ylim=(0, None))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    count_by_ones(axes.xaxis)
     axes.grid(alpha=0.3)
     loss = axes.twinx()
     loss.plot(history["round"], history["train loss"], color="C7", marker=".", linestyle=":", label="training loss")
     loss.set(ylabel="training loss", ylim=(0, None))
     figure.legend(loc="outside upper center", ncols=4, fontsize=8)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return figure
+    return save_figure(figure, path)
 
 
 def plot_masked_accuracy(histories: Mapping[str, pd.DataFrame], path: Path) -> Figure:
@@ -59,12 +57,10 @@ def plot_masked_accuracy(histories: Mapping[str, pd.DataFrame], path: Path) -> F
         label = column.replace("most_frequent_accuracy", NAMES["most_frequent_accuracy"])
         axes.axhline(together[column].mean(), color="black", linestyle="--", label=label)
     axes.set(xlabel="round", ylabel=NAMES["masked_accuracy"], ylim=(0, None))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    count_by_ones(axes.xaxis)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return figure
+    return save_figure(figure, path)
 
 
 def plot_hours_per_client(hours: np.ndarray, path: Path) -> Figure:
@@ -73,8 +69,6 @@ def plot_hours_per_client(hours: np.ndarray, path: Path) -> Figure:
     axes.bar(np.arange(1, len(hours) + 1), hours)
     axes.axhline(hours.mean(), color="C1", linestyle="--", label=f"mean: {hours.mean():.3g} h")
     axes.set(xlabel="client", ylabel="hours to train on", title=f"{len(hours)} clients, {hours.sum():.3g} h")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    count_by_ones(axes.xaxis)
     axes.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return figure
+    return save_figure(figure, path)

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import yaml
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+
+from openfl_audio.training.plots import count_by_ones, save_figure
 
 
 def plot_metrics(history: pd.DataFrame, alone: pd.DataFrame, test_accuracy: dict[str, float], path: Path) -> Figure:
@@ -37,9 +38,9 @@ def plot_metrics(history: pd.DataFrame, alone: pd.DataFrame, test_accuracy: dict
     accuracy.set(xlabel="round", ylabel="accuracy", ylim=(0, 1))
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        count_by_ones(axes.xaxis)
         axes.legend(fontsize=8)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_shards(counts: pd.DataFrame, path: Path) -> Figure:
@@ -50,10 +51,10 @@ def plot_shards(counts: pd.DataFrame, path: Path) -> Figure:
         axes.bar(counts.index, counts[envoy], bottom=bottom, label=f"{envoy}: {counts[envoy].sum()} clips")
         bottom += counts[envoy].to_numpy()
     axes.set(ylabel="training clips")
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    count_by_ones(axes.yaxis)
     axes.tick_params(axis="x", rotation=45)
     axes.legend()
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_accuracy(history: pd.DataFrame, path: Path) -> Figure:
@@ -62,13 +63,13 @@ def plot_accuracy(history: pd.DataFrame, path: Path) -> Figure:
     validated = history.dropna(subset=["accuracy"])
     axes.plot(validated["round"], validated["accuracy"], color="C0", marker=".", label="validation accuracy")
     axes.set(xlabel="round", ylabel="accuracy", ylim=(0, 1))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    count_by_ones(axes.xaxis)
     axes.grid(alpha=0.3)
     loss = axes.twinx()
     loss.plot(history["round"], history["train loss"], color="C1", marker=".", linestyle=":", label="training loss")
     loss.set(ylabel="cross-entropy (nats)", ylim=(0, None))
     figure.legend(loc="outside upper center", ncols=2)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_clips_per_client(counts: np.ndarray, path: Path) -> Figure:
@@ -78,9 +79,9 @@ def plot_clips_per_client(counts: np.ndarray, path: Path) -> Figure:
     axes.axhline(counts.mean(), color="C1", linestyle="--", label=f"mean: {counts.mean():.0f} clips")
     axes.set(xlabel="client", ylabel="training clips", title=f"{len(counts)} clients, {counts.sum():,} clips")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        count_by_ones(axis)
     axes.legend()
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def class_counts(registry: dict[str, dict[str, Any]]) -> pd.DataFrame:
@@ -92,10 +93,3 @@ def class_counts(registry: dict[str, dict[str, Any]]) -> pd.DataFrame:
 
 def _serves_superb(description: Any) -> bool:
     return isinstance(description, dict) and description.get("corpus") == "superb"
-
-
-def _save(figure: Figure, path: Path) -> Figure:
-    """Write the picture. A notebook shows a closed figure once, as the value of its cell."""
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return figure

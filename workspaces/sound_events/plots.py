@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, MaxNLocator
+from matplotlib.ticker import LogFormatter
 
 from openfl_audio.training.history import columns_of
+from openfl_audio.training.plots import count_by_ones, save_figure
 
 # Scores in [0, 1], with what they are called and their colours.
 SCORES = {"pr_auc": ("PR-AUC", "C0"), "mAP": ("mAP", "C2"), "lwlrap": ("lwlrap", "C3")}
@@ -38,13 +39,13 @@ def plot_scores(history: pd.DataFrame, path: Path) -> Figure:
             label = f"validation {column.replace(metric, name)}"
             axes.plot(scores["round"], scores[column], color=color, marker=".", label=label)
     axes.set(xlabel="round", ylabel="PR-AUC, mAP, lwlrap", ylim=(0, 1))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    count_by_ones(axes.xaxis)
     axes.grid(alpha=0.3)
     loss = axes.twinx()
     loss.plot(history["round"], history["train loss"], color="C1", marker=".", linestyle=":", label="training loss")
     loss.set(ylabel="binary cross-entropy (nats)", ylim=(0, None))
     figure.legend(loc="outside upper center", ncols=2)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_clips_per_class(counts: pd.DataFrame, path: Path) -> Figure:
@@ -60,12 +61,12 @@ def plot_clips_per_class(counts: pd.DataFrame, path: Path) -> Figure:
     else:
         axes.bar(np.arange(len(clips)), clips, width=1.0)
     axes.set(xlabel="training clips" if named else "class", ylabel="" if named else "training clips")
-    (axes.xaxis if named else axes.yaxis).set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    count_by_ones(axes.xaxis if named else axes.yaxis)
     if not named:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        count_by_ones(axes.xaxis)
     axes.set_title(f"{len(clips)} classes, median {clips.median():,.0f} clips")
     axes.grid(axis="x" if named else "y", alpha=0.3)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_clips_per_uploader(uploaders: Sequence[str], uploader_min: int, path: Path) -> Figure:
@@ -84,7 +85,7 @@ def plot_clips_per_uploader(uploaders: Sequence[str], uploader_min: int, path: P
         axis.set_minor_formatter(LogFormatter())
     axes.set_title(f"{len(clips):,} uploaders, {clips.sum():,} clips; the first has {clips[0] / clips.sum():.0%}")
     axes.grid(alpha=0.3, which="both")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_class_by_uploader(counts: pd.DataFrame, path: Path) -> Figure:
@@ -102,16 +103,10 @@ def plot_class_by_uploader(counts: pd.DataFrame, path: Path) -> Figure:
         if len(names) <= MOST_NAMES:
             axis.set_ticks(np.arange(len(names)), names)
         else:
-            axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            count_by_ones(axis)
         axis.set_label_text(noun)
     axes.tick_params(axis="x", rotation=90)
     share = np.mean(values > 0)
     axes.set_title(f"{len(counts)} classes by {counts.shape[1]:,} uploaders: {share:.1%} of the pairs have clips")
     figure.colorbar(image, label="training clips", format=LogFormatter())
-    return _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> Figure:
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return figure
+    return save_figure(figure, path)

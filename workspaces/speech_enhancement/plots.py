@@ -7,7 +7,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, MaxNLocator
+from matplotlib.ticker import LogFormatter
+
+from openfl_audio.training.plots import count_by_ones, save_figure
 
 ROUNDS_PER_POINT = 10
 # Runs of fewer rounds are drawn round by round: tens of them would be a handful of points, or a single one.
@@ -42,11 +44,11 @@ def plot_si_sdri(
         axes.xaxis.set_major_formatter(LogFormatter())
         axes.xaxis.set_minor_formatter(LogFormatter())
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        count_by_ones(axes.xaxis)
     axes.set(xlabel="round, from 1", ylabel="SI-SDR improvement (dB)", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def group_rounds(curve: pd.Series, size: int) -> pd.DataFrame:
@@ -77,7 +79,7 @@ def plot_supervised_share(scores: pd.DataFrame, path: Path) -> Figure:
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
     axes.legend(ncols=2, fontsize=8)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_spectrograms(signals: Mapping[str, np.ndarray], sample_rate: int, path: Path) -> Figure:
@@ -95,7 +97,7 @@ def plot_spectrograms(signals: Mapping[str, np.ndarray], sample_rate: int, path:
         image.set_clim(loudest - 80, loudest)
     grid[0, 0].set(ylabel="frequency (Hz)")
     figure.colorbar(images[0], ax=grid[0], label="dB")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_clips_per_client(counts: np.ndarray, supervised: Sequence[bool], path: Path) -> Figure:
@@ -106,11 +108,5 @@ def plot_clips_per_client(counts: np.ndarray, supervised: Sequence[bool], path: 
     title = f"{len(counts)} clients, {int(np.sum(supervised))} of them supervised, {counts.sum():,} clips"
     axes.set(xlabel="client", ylabel="training clips", title=title)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    return _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> Figure:
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return figure
+        count_by_ones(axis)
+    return save_figure(figure, path)

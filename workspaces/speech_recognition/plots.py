@@ -5,7 +5,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+
+from openfl_audio.training.plots import count_by_ones, save_figure
 
 
 def plot_error_rates(history: pd.DataFrame, path: Path) -> Figure:
@@ -15,12 +16,10 @@ def plot_error_rates(history: pd.DataFrame, path: Path) -> Figure:
     for number, (name, label) in enumerate((("wer", "word error rate"), ("cer", "character error rate"))):
         axes.plot(validated["round"], validated[name], color=f"C{number}", marker=".", label=label)
     axes.set(xlabel="round", ylabel="error rate", ylim=(0, None))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    count_by_ones(axes.xaxis)
     axes.grid(alpha=0.3)
     loss = axes.twinx()
     loss.plot(history["round"], history["train loss"], color="C7", marker=".", linestyle=":", label="training loss")
     loss.set(ylabel="CTC loss (nats a letter)", ylim=(0, None))
     figure.legend(loc="outside upper center", ncols=3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return figure
+    return save_figure(figure, path)
