@@ -37,7 +37,7 @@ VALIDATION_SHARE = 0.1  # of each client's clips
 
 
 @dataclass(frozen=True)
-class Settings:
+class PreparationSettings:
     """Settings of a prepared folder; the same settings and files give the same folder."""
 
     audio: str
@@ -84,7 +84,7 @@ def prepare_librispeech(
             utterances, with iid), or a folder that was begun with other settings.
     """
     audio, out = Path(data).expanduser().resolve(), Path(out).expanduser()
-    settings = Settings(str(audio), clients, partition, seed, sorted(set(subsets)) or None)
+    settings = PreparationSettings(str(audio), clients, partition, seed, sorted(set(subsets)) or None)
     _check_settings(settings, workers)
     if (out / REPORT).is_file():
         report = read_json(out / REPORT)
@@ -163,7 +163,7 @@ def summarize(report: Mapping[str, Any]) -> list[str]:
     return lines + [f"left out: {file} {problem}" for file, problem in report["left_out"].items()]
 
 
-def _check_settings(settings: Settings, workers: int) -> None:
+def _check_settings(settings: PreparationSettings, workers: int) -> None:
     for key, value, smallest in (
         ("clients", settings.clients, 1),
         ("seed", settings.seed, 0),
@@ -175,7 +175,7 @@ def _check_settings(settings: Settings, workers: int) -> None:
         raise CorpusError(f"partition: {settings.partition!r} should be one of {', '.join(PARTITIONS)}")
 
 
-def _check_same(out: Path, before: Mapping[str, Any], settings: Settings) -> None:
+def _check_same(out: Path, before: Mapping[str, Any], settings: PreparationSettings) -> None:
     for key, value in vars(settings).items():
         if before.get(key) != value:
             raise CorpusError(
@@ -268,7 +268,7 @@ def _notes(
 
 
 def _report(
-    settings: Settings,
+    settings: PreparationSettings,
     notes: Sequence[str],
     left_out: Mapping[str, str],
     scanned: Mapping[str, Mapping[str, Any]],

@@ -88,7 +88,7 @@ class AugmentationSettings(Group):
     frequency_mask: float = Field(default=0.0, ge=0, lt=1, description="mask up to that share of a spectrogram's bands")
 
 
-class Settings(RunSettings):
+class AudioClassificationSettings(RunSettings):
     """Settings of a run of audio classification."""
 
     model: ModelSettings = Field(description="model that is trained")
@@ -118,26 +118,26 @@ class Settings(RunSettings):
     )
 
 
-class AudioClassification(Workload[Settings]):
+class AudioClassification(Workload[AudioClassificationSettings]):
     """Classification of recordings that a table or a folder names; a model of one's own overrides `model`."""
 
-    config_class = Settings
+    config_class = AudioClassificationSettings
     corpus = RecordingsShardDescriptor.corpus
 
-    def targets(self, config: Settings) -> Targets:
+    def targets(self, config: AudioClassificationSettings) -> Targets:
         """Return what the model learns, of settings that `complete` has completed."""
         mapping = tuple(sorted(config.targets.mapping.items()))
         return Targets(config.targets.kind or "label", tuple(config.targets.classes or ()), mapping)
 
-    def extractor(self, config: Settings) -> Any:
+    def extractor(self, config: AudioClassificationSettings) -> Any:
         """Return what makes the model's inputs of a waveform, or None where it hears the waveform."""
         return create_extractor(config.model.pretrained, config=config.model.config)
 
-    def model(self, config: Settings) -> Callable[[], torch.nn.Module]:
+    def model(self, config: AudioClassificationSettings) -> Callable[[], torch.nn.Module]:
         source: dict[str, Any] = {"config": config.model.config, "targets": self.targets(config), "seed": config.seed}
         return partial(create_classifier, config.model.pretrained, **source, compile=config.compile)
 
-    def tasks(self, config: Settings) -> TaskInterface:
+    def tasks(self, config: AudioClassificationSettings) -> TaskInterface:
         training = TrainingSettings(
             rounds=config.rounds,
             local_epochs=config.local_epochs,
@@ -153,22 +153,22 @@ class AudioClassification(Workload[Settings]):
         )
         return register_tasks(train_round, validate_clips, {"settings": training})
 
-    def data(self, config: Settings) -> DataInterface:
+    def data(self, config: AudioClassificationSettings) -> DataInterface:
         varied = config.augmentation.model_dump()
         augmentation = Augmentation(**{**varied, "speeds": tuple(varied["speeds"])})
         return RecordingsData(self.targets(config), config.clip_s, self.extractor(config), augmentation)
 
-    def best(self, config: Settings) -> tuple[str, Direction]:
+    def best(self, config: AudioClassificationSettings) -> tuple[str, Direction]:
         score = SCORE[config.targets.kind or "label"]
         return score, "max" if score == "accuracy" else "min"
 
-    def metric_bounds(self, config: Settings) -> Mapping[str, tuple[float, float]]:
+    def metric_bounds(self, config: AudioClassificationSettings) -> Mapping[str, tuple[float, float]]:
         return {"accuracy": (0, 1)}
 
-    def mean_over(self, config: Settings) -> Mapping[str, str | None]:
+    def mean_over(self, config: AudioClassificationSettings) -> Mapping[str, str | None]:
         return MEAN_OVER
 
-    def complete(self, config: Settings, data: Path) -> Settings:
+    def complete(self, config: AudioClassificationSettings, data: Path) -> AudioClassificationSettings:
         """Fill in the kind and the classes of the corpus. Raises SettingsError for labels that are no class."""
         shard = self.open(config, data, 1, 1)
         counts = {split: count_classes(recordings) for split, recordings in shard.splits.items()}
@@ -176,7 +176,7 @@ class AudioClassification(Workload[Settings]):
         changes = {"kind": agreed.kind, "classes": list(agreed.classes) or None}
         return config.model_copy(update={"targets": config.targets.model_copy(update=changes)})
 
-    def shard(self, config: Settings, data: Path, rank: int, world_size: int) -> dict[str, Any]:
+    def shard(self, config: AudioClassificationSettings, data: Path, rank: int, world_size: int) -> dict[str, Any]:
         kind = _kind_of(data)
         place = {"data_path": str(data), "rank_worldsize": f"{rank},{world_size}", "seed": config.seed}
         return {
@@ -184,14 +184,16 @@ class AudioClassification(Workload[Settings]):
             "params": {**config.corpus, **place},
         }
 
-    def open(self, config: Settings, data: Path, rank: int, world_size: int) -> RecordingsShardDescriptor:
+    def open(
+        self, config: AudioClassificationSettings, data: Path, rank: int, world_size: int
+    ) -> RecordingsShardDescriptor:
         """Return a shard of the corpus."""
         return _kind_of(data)(**self.shard(config, data, rank, world_size)["params"])
 
-    def natural_clients(self, config: Settings, data: Path) -> int:
+    def natural_clients(self, config: AudioClassificationSettings, data: Path) -> int:
         return len(set(self.open(config, data, 1, 1).get_dataset("train").groups) - {""}) or 1
 
-    def evaluate(self, model: Any, config: Settings, data: Path, device: str) -> Metrics:
+    def evaluate(self, model: Any, config: AudioClassificationSettings, data: Path, device: str) -> Metrics:
         """Return metrics on all validation and test clips, and how far the sites are apart: see `summarize_scores`.
 
         A site is judged by its own validation clips.
@@ -210,25 +212,37 @@ class AudioClassification(Workload[Settings]):
             metrics["sites"] = summarize_scores(scores, direction)
         return metrics
 
-    def score(self, model: Any, config: Settings, dataset: ShardDataset, device: str = "cpu") -> dict[str, float]:
+    def score(
+        self, model: Any, config: AudioClassificationSettings, dataset: ShardDataset, device: str = "cpu"
+    ) -> dict[str, float]:
         """Return metrics of a model on all clips of a split, none where it has no clip."""
         clips = Clips(dataset, self.targets(config), config.clip_s, self.extractor(config))
         return summarize(validate_clips(model, clips, device)) if len(clips) else {}
 
-    def plot(self, records: Sequence[Record], config: Settings, data: Path, clients: int, part: str, out: Path) -> None:
+    def plot(
+        self,
+        records: Sequence[Record],
+        config: AudioClassificationSettings,
+        data: Path,
+        clients: int,
+        part: str,
+        out: Path,
+    ) -> None:
         """Draw confusions.png, of all validation clips with the best model."""
         # An envoy draws nothing: it is spared the time and the memory.
         from workspaces.audio_classification import report
 
         report.plot_confusions(records, self.best(config), self.targets(config).classes, out / "confusions.png")
 
-    def plot_clients(self, scores: Mapping[str, Mapping[str, float]], config: Settings, data: Path, out: Path) -> None:
+    def plot_clients(
+        self, scores: Mapping[str, Mapping[str, float]], config: AudioClassificationSettings, data: Path, out: Path
+    ) -> None:
         """Draw classes_by_client.png, the recall of each class at each client."""
         from workspaces.audio_classification import report
 
         report.plot_recalls(scores, self.targets(config).classes, out / "classes_by_client.png")
 
-    def save(self, model: Any, config: Settings, folder: Path) -> None:
+    def save(self, model: Any, config: AudioClassificationSettings, folder: Path) -> None:
         """Write the model so that a pipeline loads it with its extractor; of another module model.safetensors alone."""
         if not hasattr(model, "save_pretrained"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -249,13 +263,15 @@ def _kind_of(data: Path) -> type[RecordingsShardDescriptor]:
     return HubShardDescriptor if is_dataset and not is_named else FolderShardDescriptor
 
 
-def read_settings(name: str | Path, targets: Targets, changes: Mapping[str, Any] | None = None) -> Settings:
+def read_settings(
+    name: str | Path, targets: Targets, changes: Mapping[str, Any] | None = None
+) -> AudioClassificationSettings:
     """Return the settings of a file in `configs/`, or of a path, for targets that the sites agreed on.
 
     `changes` are keys with dots between groups, such as {"optimizer.learning_rate": 0.01}.
     """
     agreed = {"kind": targets.kind, "classes": list(targets.classes) or None, "mapping": dict(targets.mapping)}
-    return load_settings(CONFIGS / name, Settings, {**(changes or {}), "targets": agreed})
+    return load_settings(CONFIGS / name, AudioClassificationSettings, {**(changes or {}), "targets": agreed})
 
 
 def summarize(metrics: Mapping[str, float]) -> dict[str, float]:

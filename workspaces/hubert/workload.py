@@ -41,7 +41,7 @@ class DataSettings(Group):
     targets: str = Field(description="name of the targets that openfl-audio data prepare hubert-targets wrote")
 
 
-class Settings(HubertSettings):
+class HubertTrainingSettings(HubertSettings):
     """Settings of pretraining."""
 
     model: PretrainingModelSettings = Field(description="model that is trained")
@@ -58,21 +58,21 @@ class Settings(HubertSettings):
     )
 
 
-class HubertTraining(HubertWorkload[Settings]):
+class HubertTraining(HubertWorkload[HubertTrainingSettings]):
     """Pretraining of HuBERT; the best model predicts most masked frames."""
 
-    config_class = Settings
+    config_class = HubertTrainingSettings
 
-    def model(self, config: Settings) -> Callable[[], Hubert]:
+    def model(self, config: HubertTrainingSettings) -> Callable[[], Hubert]:
         model = config.model
         return partial(create_hubert, model.config, model.clusters, model.final_dim, config.seed, **model.sizes)
 
-    def save(self, model: Hubert, config: Settings, folder: Path) -> None:
+    def save(self, model: Hubert, config: HubertTrainingSettings, folder: Path) -> None:
         super().save(model, config, folder)
         if config.fairseq:
             write_fairseq(model, folder / "fairseq.pt")
 
-    def complete(self, config: Settings, data: Path) -> Settings:
+    def complete(self, config: HubertTrainingSettings, data: Path) -> HubertTrainingSettings:
         """Return the settings as they are, and say how much of a long clip the masks hide.
 
         Raises SettingsError for a model that could not be written as the settings say.
@@ -90,27 +90,27 @@ class HubertTraining(HubertWorkload[Settings]):
         )
         return config
 
-    def tasks(self, config: Settings) -> TaskInterface:
+    def tasks(self, config: HubertTrainingSettings) -> TaskInterface:
         objective = MaskedPrediction(config.unmasked_weight, config.feature_penalty)
         arguments = {"settings": config.training, "objective": objective}
         return register_tasks(tasks.train_round, tasks.validate_clips, arguments)
 
-    def data(self, config: Settings) -> DataInterface:
+    def data(self, config: HubertTrainingSettings) -> DataInterface:
         return HubertData(config.mask, config.model.clusters)
 
-    def best(self, config: Settings) -> tuple[str, Direction]:
+    def best(self, config: HubertTrainingSettings) -> tuple[str, Direction]:
         return "masked_accuracy", "max"
 
-    def metric_bounds(self, config: Settings) -> Mapping[str, tuple[float, float]]:
+    def metric_bounds(self, config: HubertTrainingSettings) -> Mapping[str, tuple[float, float]]:
         return {"masked_accuracy": (0, 1)}
 
-    def mean_over(self, config: Settings) -> Mapping[str, str | None]:
+    def mean_over(self, config: HubertTrainingSettings) -> Mapping[str, str | None]:
         return tasks.MEAN_OVER
 
-    def shard_parameters(self, config: Settings) -> Mapping[str, Any]:
+    def shard_parameters(self, config: HubertTrainingSettings) -> Mapping[str, Any]:
         return config.data.model_dump()
 
-    def evaluate(self, model: Hubert, config: Settings, data: Path, device: str) -> Metrics:
+    def evaluate(self, model: Hubert, config: HubertTrainingSettings, data: Path, device: str) -> Metrics:
         """Return metrics on the validation clips of all clients, on dev-clean and on test-clean.
 
         A split that is not there, or has no targets, has none.
@@ -124,7 +124,9 @@ class HubertTraining(HubertWorkload[Settings]):
                 metrics[split] = tasks.validate_clips(model, Clips(dataset, config.mask, config.model.clusters), device)
         return metrics
 
-    def plot_comparison(self, histories: Mapping[str, Sequence[Record]], config: Settings, path: Path) -> None:
+    def plot_comparison(
+        self, histories: Mapping[str, Sequence[Record]], config: HubertTrainingSettings, path: Path
+    ) -> None:
         """Draw the masked accuracy of several runs by round."""
         from workspaces.hubert.plots import plot_masked_accuracy
 

@@ -38,35 +38,35 @@ class DistillationSettings(Group):
         return str(Path(teacher).resolve()) if Path(teacher).is_dir() else teacher
 
 
-class Settings(HubertSettings):
+class HubertDistillationSettings(HubertSettings):
     """Settings of distillation; a student has as many clusters as its teacher."""
 
     distillation: DistillationSettings = Field(description="what the student learns from its teacher")
 
 
-class HubertDistillation(HubertWorkload[Settings]):
+class HubertDistillation(HubertWorkload[HubertDistillationSettings]):
     """Distillation of HuBERT; the best student has the lowest loss."""
 
-    config_class = Settings
+    config_class = HubertDistillationSettings
     builds_on: ClassVar[tuple[str, ...]] = ("workspaces.hubert",)
 
-    def model(self, config: Settings) -> Callable[[], Student]:
+    def model(self, config: HubertDistillationSettings) -> Callable[[], Student]:
         distillation = config.distillation
         student, sizes = config.model.config, config.model.sizes
         return partial(create_student, student, distillation.teacher, distillation.layers, config.seed, **sizes)
 
-    def tasks(self, config: Settings) -> TaskInterface:
+    def tasks(self, config: HubertDistillationSettings) -> TaskInterface:
         objective = {"objective": _objective(config)}
         train_arguments = {"settings": config.training, **objective}
         return register_tasks(tasks.train_round, tasks.validate_objective, train_arguments, objective)
 
-    def data(self, config: Settings) -> DataInterface:
+    def data(self, config: HubertDistillationSettings) -> DataInterface:
         return HubertData(None, None)
 
-    def best(self, config: Settings) -> tuple[str, Direction]:
+    def best(self, config: HubertDistillationSettings) -> tuple[str, Direction]:
         return "loss", "min"
 
-    def evaluate(self, model: Hubert, config: Settings, data: Path, device: str) -> Metrics:
+    def evaluate(self, model: Hubert, config: HubertDistillationSettings, data: Path, device: str) -> Metrics:
         """Return metrics on the validation clips of all clients, on dev-clean and on test-clean, where they are there.
 
         `size_and_speed` says how the student compares with its teacher.
@@ -82,5 +82,5 @@ class HubertDistillation(HubertWorkload[Settings]):
         return metrics | {"size_and_speed": compare_size_and_speed(model, teacher, device)}
 
 
-def _objective(config: Settings) -> Distillation:
+def _objective(config: HubertDistillationSettings) -> Distillation:
     return Distillation(**config.distillation.model_dump())

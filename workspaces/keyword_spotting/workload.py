@@ -46,14 +46,14 @@ class ModelSettings(Group):
         return str(Path(path).resolve()) if path is not None and Path(path).exists() else path
 
 
-class Settings(SpeechCommandsSettings):
+class KeywordSpottingSettings(SpeechCommandsSettings):
     """Settings of a run; without `warmup` the learning rate is constant."""
 
     model: ModelSettings = Field(description="model that is trained")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="label smoothing of the cross-entropy")
 
     @model_validator(mode="after")
-    def check_model(self) -> "Settings":
+    def check_model(self) -> "KeywordSpottingSettings":
         name, other = (
             ("upstream", "pretrained") if self.model.architecture == "upstream" else ("pretrained", "upstream")
         )
@@ -72,15 +72,15 @@ def create_model(settings: ModelSettings, seed: int) -> EncoderModel:
     return create_whisper(settings.pretrained, form=settings.form, compile=settings.compile, **source)
 
 
-class KeywordSpotting(SpeechCommandsWorkload[Settings]):
+class KeywordSpotting(SpeechCommandsWorkload[KeywordSpottingSettings]):
     """Keyword spotting with a head on an encoder."""
 
-    config_class = Settings
+    config_class = KeywordSpottingSettings
 
-    def model(self, config: Settings) -> Callable[[], EncoderModel]:
+    def model(self, config: KeywordSpottingSettings) -> Callable[[], EncoderModel]:
         return partial(create_model, config.model, config.seed)
 
-    def tasks(self, config: Settings) -> TaskInterface:
+    def tasks(self, config: KeywordSpottingSettings) -> TaskInterface:
         training = tasks.TrainingSettings(
             rounds=config.rounds,
             local_epochs=config.local_epochs,
@@ -92,13 +92,13 @@ class KeywordSpotting(SpeechCommandsWorkload[Settings]):
         )
         return register_tasks(tasks.train_round, tasks.validate_clips, {"settings": training})
 
-    def data(self, config: Settings) -> DataInterface:
+    def data(self, config: KeywordSpottingSettings) -> DataInterface:
         return EncoderData()
 
     def validate(self, model: Any, dataset: ShardDataset, device: str) -> dict[str, float]:
         return tasks.validate_clips(model, EncoderClips(dataset), device)
 
-    def preprocess(self, config: Settings, shards: Iterable[ShardDescriptor], device: str) -> int:
+    def preprocess(self, config: KeywordSpottingSettings, shards: Iterable[ShardDescriptor], device: str) -> int:
         """Fill the cache of encoder outputs with the training and validation clips of all `shards`."""
         model = self.model(config)()
         if not model.frozen:
@@ -111,5 +111,5 @@ class KeywordSpotting(SpeechCommandsWorkload[Settings]):
                 number += len(clips)
         return number
 
-    def save(self, model: EncoderModel, config: Settings, folder: Path) -> None:
+    def save(self, model: EncoderModel, config: KeywordSpottingSettings, folder: Path) -> None:
         save_keywords(model, folder)

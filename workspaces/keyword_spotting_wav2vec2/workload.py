@@ -32,7 +32,7 @@ class ModelSettings(Group):
         return str(Path(path).resolve()) if path is not None and Path(path).exists() else path
 
 
-class Settings(SpeechCommandsSettings):
+class Wav2Vec2KeywordSpottingSettings(SpeechCommandsSettings):
     """Settings of a run; without `warmup` the learning rate falls from the first step on."""
 
     model: ModelSettings = Field(description="model that is trained")
@@ -45,23 +45,23 @@ class Settings(SpeechCommandsSettings):
     )
 
     @model_validator(mode="after")
-    def check_model(self) -> "Settings":
+    def check_model(self) -> "Wav2Vec2KeywordSpottingSettings":
         if (self.model.pretrained is None) == (self.model.config is None):
             raise ValueError("model needs either pretrained or config")
         return self
 
 
-class Wav2Vec2KeywordSpotting(SpeechCommandsWorkload[Settings]):
+class Wav2Vec2KeywordSpotting(SpeechCommandsWorkload[Wav2Vec2KeywordSpottingSettings]):
     """Keyword spotting by fine-tuning Wav2Vec2."""
 
-    config_class = Settings
+    config_class = Wav2Vec2KeywordSpottingSettings
     builds_on: ClassVar[tuple[str, ...]] = ("workspaces.keyword_spotting",)
 
-    def model(self, config: Settings) -> Callable[[], torch.nn.Module]:
+    def model(self, config: Wav2Vec2KeywordSpottingSettings) -> Callable[[], torch.nn.Module]:
         source: dict[str, Any] = {"config": config.model.config, "labels": LABELS, "seed": config.seed}
         return partial(create_wav2vec2, config.model.pretrained, **source)
 
-    def tasks(self, config: Settings) -> TaskInterface:
+    def tasks(self, config: Wav2Vec2KeywordSpottingSettings) -> TaskInterface:
         training = tasks.TrainingSettings(
             rounds=config.rounds,
             local_epochs=config.local_epochs,
@@ -74,11 +74,11 @@ class Wav2Vec2KeywordSpotting(SpeechCommandsWorkload[Settings]):
         )
         return register_tasks(tasks.train_round, tasks.validate_clips, {"settings": training})
 
-    def data(self, config: Settings) -> DataInterface:
+    def data(self, config: Wav2Vec2KeywordSpottingSettings) -> DataInterface:
         return KeywordData()
 
     def validate(self, model: Any, dataset: ShardDataset, device: str) -> dict[str, float]:
         return tasks.validate_clips(model, Clips(dataset), device)
 
-    def save(self, model: Any, config: Settings, folder: Path) -> None:
+    def save(self, model: Any, config: Wav2Vec2KeywordSpottingSettings, folder: Path) -> None:
         save_wav2vec2(model, folder)

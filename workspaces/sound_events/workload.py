@@ -53,7 +53,7 @@ class DataSettings(Group):
     uploader_name: str | list[str] | None = Field(default=None, description="uploaders whose clips train")
 
 
-class Settings(RunSettings):
+class SoundEventsSettings(RunSettings):
     """Settings of a run.
 
     What Green & Plumbley (arXiv 2105.08550) call C, E, B and lr are `fraction`, `local_epochs`, `batch_size` and
@@ -84,48 +84,48 @@ class Settings(RunSettings):
         return loss
 
 
-class SoundEvents(Workload[Settings]):
+class SoundEvents(Workload[SoundEventsSettings]):
     """Sound event tagging; the best model has the highest PR-AUC, for which one client has to validate."""
 
-    config_class = Settings
+    config_class = SoundEventsSettings
     corpus = Fsd50kShardDescriptor.corpus
 
-    def model(self, config: Settings) -> Callable[[], Tagger]:
+    def model(self, config: SoundEventsSettings) -> Callable[[], Tagger]:
         return partial(create_tagger, **config.model.model_dump(), seed=config.seed)
 
-    def tasks(self, config: Settings) -> TaskInterface:
+    def tasks(self, config: SoundEventsSettings) -> TaskInterface:
         training = tasks.TrainingSettings(config.local_epochs, config.batch_size, config.seed, find_loss(config.loss))
         return register_tasks(tasks.train_round, tasks.validate_clips, {"settings": training})
 
-    def data(self, config: Settings) -> DataInterface:
+    def data(self, config: SoundEventsSettings) -> DataInterface:
         return SoundEventData(config.model.classes)
 
-    def best(self, config: Settings) -> tuple[str, Direction]:
+    def best(self, config: SoundEventsSettings) -> tuple[str, Direction]:
         return "pr_auc", "max"
 
-    def also_best(self, config: Settings) -> Mapping[str, Direction]:
+    def also_best(self, config: SoundEventsSettings) -> Mapping[str, Direction]:
         return {metric: "min" if metric == "loss" else "max" for metric in config.also_best}
 
-    def start_arguments(self, config: Settings) -> dict[str, Any]:
+    def start_arguments(self, config: SoundEventsSettings) -> dict[str, Any]:
         return super().start_arguments(config) | {"halve_rate_after": config.halve_rate_after}
 
-    def metric_bounds(self, config: Settings) -> Mapping[str, tuple[float, float]]:
+    def metric_bounds(self, config: SoundEventsSettings) -> Mapping[str, tuple[float, float]]:
         return {"pr_auc": (0, 1)}
 
-    def mean_over(self, config: Settings) -> Mapping[str, str | None]:
+    def mean_over(self, config: SoundEventsSettings) -> Mapping[str, str | None]:
         return tasks.MEAN_OVER
 
-    def local_tensors(self, config: Settings) -> Sequence[str]:
+    def local_tensors(self, config: SoundEventsSettings) -> Sequence[str]:
         return [*config.local_tensors, *[NORMALISATION_TENSORS] * (config.model.normalisation == "fedbn")]
 
-    def complete(self, config: Settings, data: Path) -> Settings:
+    def complete(self, config: SoundEventsSettings, data: Path) -> SoundEventsSettings:
         """Return settings with as many classes as the corpus has, where they do not say how many."""
         if config.model.classes is not None:
             return config
         model = config.model.model_copy(update={"classes": len(open_store(data).classes)})
         return config.model_copy(update={"model": model})
 
-    def shard(self, config: Settings, data: Path, rank: int, world_size: int) -> dict[str, Any]:
+    def shard(self, config: SoundEventsSettings, data: Path, rank: int, world_size: int) -> dict[str, Any]:
         return {
             "template": SHARD_DESCRIPTOR,
             "params": {
@@ -136,10 +136,10 @@ class SoundEvents(Workload[Settings]):
             },
         }
 
-    def natural_clients(self, config: Settings, data: Path) -> int:
+    def natural_clients(self, config: SoundEventsSettings, data: Path) -> int:
         return Fsd50kShardDescriptor.natural_clients(data, **config.data.model_dump(), seed=config.seed)
 
-    def evaluate(self, model: Tagger, config: Settings, data: Path, device: str) -> Metrics:
+    def evaluate(self, model: Tagger, config: SoundEventsSettings, data: Path, device: str) -> Metrics:
         """Return metrics on all validation clips and on all test clips, none of which trains anywhere."""
         descriptor = Fsd50kShardDescriptor(data, **config.data.model_dump(), seed=config.seed)
         metrics = {}
@@ -149,14 +149,16 @@ class SoundEvents(Workload[Settings]):
             metrics[split] = tasks.validate_clips(model, Patches(dataset), device)
         return metrics
 
-    def save(self, model: Tagger, config: Settings, folder: Path) -> None:
+    def save(self, model: Tagger, config: SoundEventsSettings, folder: Path) -> None:
         save_tagger(model, config.model.model_dump(), folder)
 
-    def describe_model(self, config: Settings, data: Path) -> Mapping[str, Any]:
+    def describe_model(self, config: SoundEventsSettings, data: Path) -> Mapping[str, Any]:
         store = open_store(data)
         return {**label_names(store.classes), "features": store.features}
 
-    def plot(self, records: Sequence[Record], config: Settings, data: Path, clients: int, part: str, out: Path) -> None:
+    def plot(
+        self, records: Sequence[Record], config: SoundEventsSettings, data: Path, clients: int, part: str, out: Path
+    ) -> None:
         """Draw scores.png, and the clips that train by class, by uploader and by both."""
         # An envoy draws nothing: it is spared the time and the memory.
         from workspaces.sound_events import plots

@@ -66,7 +66,7 @@ class ListeningSettings(Group):
         return folder.resolve()
 
 
-class Settings(RunSettings):
+class SpeechEnhancementSettings(RunSettings):
     """Settings of a run.
 
     The number of clients that know their clean speech is rounded down, so that centralized is supervised with
@@ -124,12 +124,12 @@ def count_supervised(share: float, world_size: int) -> int:
     return math.floor(round(share * world_size, 9))
 
 
-def _signals(settings: Settings) -> dict[str, Any]:
+def _signals(settings: SpeechEnhancementSettings) -> dict[str, Any]:
     """Return what the shard descriptor is told about waveforms."""
     return settings.data.model_dump(include={"normalize_audio", "clip_seconds", "sample_rate"})
 
 
-def _training(settings: Settings) -> tasks.TrainingSettings:
+def _training(settings: SpeechEnhancementSettings) -> tasks.TrainingSettings:
     return tasks.TrainingSettings(
         learning_rate=settings.optimizer.learning_rate,
         local_epochs=settings.local_epochs,
@@ -154,29 +154,29 @@ def validate(model, clips, device, round_number, listening):
     return tasks.validate_clips(model, clips, device)
 
 
-class SpeechEnhancement(Workload[Settings]):
+class SpeechEnhancement(Workload[SpeechEnhancementSettings]):
     """Speech enhancement; the best model improves SI-SDR most."""
 
-    config_class = Settings
+    config_class = SpeechEnhancementSettings
     corpus = LibriFsd50kShardDescriptor.corpus
 
-    def model(self, config: Settings) -> Callable[[], torch.nn.Module]:
+    def model(self, config: SpeechEnhancementSettings) -> Callable[[], torch.nn.Module]:
         return partial(create_sudormrf, config.model, config.seed)
 
-    def tasks(self, config: Settings) -> TaskInterface:
+    def tasks(self, config: SpeechEnhancementSettings) -> TaskInterface:
         training, listening = {"settings": _training(config)}, {"listening": config.listening}
         return register_tasks(tasks.train_round, validate, training, listening)
 
-    def data(self, config: Settings) -> DataInterface:
+    def data(self, config: SpeechEnhancementSettings) -> DataInterface:
         return EnhancementData()
 
-    def best(self, config: Settings) -> tuple[str, Direction]:
+    def best(self, config: SpeechEnhancementSettings) -> tuple[str, Direction]:
         return config.best, "max"
 
-    def also_best(self, config: Settings) -> Mapping[str, Direction]:
+    def also_best(self, config: SpeechEnhancementSettings) -> Mapping[str, Direction]:
         return {metric: "max" for metric in tasks.NOISES if metric != config.best}
 
-    def shard(self, config: Settings, data: Path, rank: int, world_size: int) -> dict[str, Any]:
+    def shard(self, config: SpeechEnhancementSettings, data: Path, rank: int, world_size: int) -> dict[str, Any]:
         return {
             "template": SHARD_DESCRIPTOR,
             "params": {
@@ -188,10 +188,10 @@ class SpeechEnhancement(Workload[Settings]):
             },
         }
 
-    def natural_clients(self, config: Settings, data: Path) -> int:
+    def natural_clients(self, config: SpeechEnhancementSettings, data: Path) -> int:
         return LibriFsd50kShardDescriptor.natural_clients(data)
 
-    def evaluate(self, model: Any, config: Settings, data: Path, device: str) -> Metrics:
+    def evaluate(self, model: Any, config: SpeechEnhancementSettings, data: Path, device: str) -> Metrics:
         """Return SI-SDR improvements in dB on all validation and on the test clips, and their spread over clips.
 
         STOI and PESQ of the test clips are there where their packages are installed.
@@ -206,10 +206,18 @@ class SpeechEnhancement(Workload[Settings]):
         quality = quality_over_clips(model, clips, device)
         return metrics | ({"test_quality": quality} if quality else {})
 
-    def save(self, model: Any, config: Settings, folder: Path) -> None:
+    def save(self, model: Any, config: SpeechEnhancementSettings, folder: Path) -> None:
         save_sudormrf(model, folder, config.data.sample_rate)
 
-    def plot(self, records: Sequence[Record], config: Settings, data: Path, clients: int, part: str, out: Path) -> None:
+    def plot(
+        self,
+        records: Sequence[Record],
+        config: SpeechEnhancementSettings,
+        data: Path,
+        clients: int,
+        part: str,
+        out: Path,
+    ) -> None:
         """Draw si_sdri.png, and clips_per_client.png where there are several clients."""
         # An envoy draws nothing: it is spared the time and the memory.
         from workspaces.speech_enhancement.plots import LABELS, plot_clips_per_client, plot_si_sdri
@@ -223,7 +231,9 @@ class SpeechEnhancement(Workload[Settings]):
             supervised = count_supervised(config.p_supervised, clients)
             plot_clips_per_client(counts, [i < supervised for i in range(clients)], out / "clips_per_client.png")
 
-    def plot_comparison(self, histories: Mapping[str, Sequence[Record]], config: Settings, path: Path) -> None:
+    def plot_comparison(
+        self, histories: Mapping[str, Sequence[Record]], config: SpeechEnhancementSettings, path: Path
+    ) -> None:
         """Draw the SI-SDR improvement of several runs by round, for one noise; the best of "centralized" is a bound.
 
         Alone, that run is a curve.

@@ -36,7 +36,7 @@ class ModelSettings(Group):
         return str(Path(path).resolve()) if path is not None and Path(path).exists() else path
 
 
-class Settings(RunSettings):
+class SpeechRecognitionSettings(RunSettings):
     """Settings of a run of speech recognition."""
 
     model: ModelSettings = Field(description="model that is trained")
@@ -49,13 +49,13 @@ class Settings(RunSettings):
     clip_grad_norm: float = Field(default=1.0, gt=0, description="largest norm of the gradients")
 
     @model_validator(mode="after")
-    def check_model(self) -> "Settings":
+    def check_model(self) -> "SpeechRecognitionSettings":
         if (self.model.upstream is None) == (self.model.config is None):
             raise ValueError("model needs either upstream or config")
         return self
 
 
-def _training(settings: Settings) -> tasks.TrainingSettings:
+def _training(settings: SpeechRecognitionSettings) -> tasks.TrainingSettings:
     return tasks.TrainingSettings(
         rounds=settings.rounds,
         learning_rate=settings.optimizer.learning_rate,
@@ -66,38 +66,38 @@ def _training(settings: Settings) -> tasks.TrainingSettings:
     )
 
 
-class SpeechRecognition(Workload[Settings]):
+class SpeechRecognition(Workload[SpeechRecognitionSettings]):
     """Letters from speech; the best model has the lowest word error rate."""
 
-    config_class = Settings
+    config_class = SpeechRecognitionSettings
     corpus = LibriSpeechShardDescriptor.corpus
 
-    def model(self, config: Settings) -> Callable[[], Recognizer]:
+    def model(self, config: SpeechRecognitionSettings) -> Callable[[], Recognizer]:
         model = config.model
         return partial(create_recognizer, model.upstream, config=model.config, frozen=model.frozen, seed=config.seed)
 
-    def tasks(self, config: Settings) -> TaskInterface:
+    def tasks(self, config: SpeechRecognitionSettings) -> TaskInterface:
         return register_tasks(tasks.train_round, tasks.validate_clips, {"settings": _training(config)})
 
-    def data(self, config: Settings) -> DataInterface:
+    def data(self, config: SpeechRecognitionSettings) -> DataInterface:
         return SpeechData()
 
-    def best(self, config: Settings) -> tuple[str, Direction]:
+    def best(self, config: SpeechRecognitionSettings) -> tuple[str, Direction]:
         return "wer", "min"
 
-    def mean_over(self, config: Settings) -> Mapping[str, str | None]:
+    def mean_over(self, config: SpeechRecognitionSettings) -> Mapping[str, str | None]:
         return {"wer": "words", "cer": "characters", "loss": "characters"}
 
-    def shard(self, config: Settings, data: Path, rank: int, world_size: int) -> dict[str, Any]:
+    def shard(self, config: SpeechRecognitionSettings, data: Path, rank: int, world_size: int) -> dict[str, Any]:
         return {
             "template": SHARD_DESCRIPTOR,
             "params": {"data_path": str(data), "rank_worldsize": f"{rank},{world_size}"},
         }
 
-    def natural_clients(self, config: Settings, data: Path) -> int:
+    def natural_clients(self, config: SpeechRecognitionSettings, data: Path) -> int:
         return LibriSpeechShardDescriptor.natural_clients(data)
 
-    def evaluate(self, model: Recognizer, config: Settings, data: Path, device: str) -> Metrics:
+    def evaluate(self, model: Recognizer, config: SpeechRecognitionSettings, data: Path, device: str) -> Metrics:
         """Return metrics on the validation clips of all clients, on dev-clean and on test-clean.
 
         A split without transcripts has none.
@@ -106,10 +106,18 @@ class SpeechRecognition(Workload[Settings]):
         splits = {split: Clips(descriptor.get_dataset(split)) for split in ("validation", "dev", "test")}
         return {split: tasks.validate_clips(model, clips, device) for split, clips in splits.items() if len(clips)}
 
-    def save(self, model: Recognizer, config: Settings, folder: Path) -> None:
+    def save(self, model: Recognizer, config: SpeechRecognitionSettings, folder: Path) -> None:
         save_recognizer(model, folder)
 
-    def plot(self, records: Sequence[Record], config: Settings, data: Path, clients: int, part: str, out: Path) -> None:
+    def plot(
+        self,
+        records: Sequence[Record],
+        config: SpeechRecognitionSettings,
+        data: Path,
+        clients: int,
+        part: str,
+        out: Path,
+    ) -> None:
         """Draw error_rates.png."""
         # An envoy draws nothing: it is spared the time and the memory.
         from workspaces.speech_recognition.plots import plot_error_rates

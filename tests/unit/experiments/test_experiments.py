@@ -20,7 +20,7 @@ from tests.unit.workspaces.keyword_spotting.words import make_corpus
 from workspaces.keyword_spotting import data
 from workspaces.keyword_spotting.data import EncoderClips, encode
 from workspaces.keyword_spotting.model import CONFIGS
-from workspaces.keyword_spotting.workload import KeywordSpotting, Settings
+from workspaces.keyword_spotting.workload import KeywordSpotting, KeywordSpottingSettings
 from workspaces.sound_events.workload import SoundEvents
 
 
@@ -29,13 +29,13 @@ def corpus(tmp_path_factory) -> Path:
     return make_corpus(tmp_path_factory.mktemp("speech") / "speech_commands")
 
 
-def load(**changes) -> Settings:
-    return load_settings(CONFIGS / "small.yaml", Settings, changes)
+def load(**changes) -> KeywordSpottingSettings:
+    return load_settings(CONFIGS / "small.yaml", KeywordSpottingSettings, changes)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_configuration_is_valid(path):
-    assert load_settings(path, Settings, {}).rounds > 0
+    assert load_settings(path, KeywordSpottingSettings, {}).rounds > 0
 
 
 def test_a_model_needs_one_source():
@@ -128,12 +128,12 @@ def test_a_run_of_an_earlier_version_has_the_defaults_of_newer_settings(tmp_path
     path = tmp_path / "run.json"
     path.write_text(json.dumps({"settings": {name: values[name] for name in values if name != "fraction_rounding"}}))
     (tmp_path / "history.jsonl").write_text("{}")
-    add_new_settings(tmp_path, Settings)
+    add_new_settings(tmp_path, KeywordSpottingSettings)
     claim(tmp_path, {"settings": values})
     with pytest.raises(SettingsError, match="has a run with settings.fraction_rounding 'up', now it is 'down'"):
         claim(tmp_path, {"settings": values | {"fraction_rounding": "down"}})
     path.write_text('{"settings": {"rounds": "many"}}')
-    add_new_settings(tmp_path, Settings)
+    add_new_settings(tmp_path, KeywordSpottingSettings)
     assert path.read_text() == '{"settings": {"rounds": "many"}}'
 
 

@@ -20,8 +20,7 @@ from tests.unit.workspaces.speech_recognition.speech import TINY
 from workspaces.audio_classification.model import CONFIGS as CLASSIFIERS
 from workspaces.audio_classification.model import create_classifier
 from workspaces.audio_classification.targets import Targets
-from workspaces.audio_classification.workload import AudioClassification
-from workspaces.audio_classification.workload import Settings as ClassifierSettings
+from workspaces.audio_classification.workload import AudioClassification, AudioClassificationSettings
 from workspaces.hubert.model import create_hubert, save_model
 from workspaces.keyword_spotting.export import save_keywords
 from workspaces.keyword_spotting.model import EncoderModel
@@ -111,7 +110,7 @@ def test_wav2vec2_hears_the_first_second_and_a_short_clip_filled_up(recording, t
 def test_a_classifier_of_a_sites_own_hears_as_much_as_it_was_trained_on(
     targets, activation, recording, tmp_path, capsys
 ):
-    config = load_settings(SMALL_CLASSIFIER, ClassifierSettings, {"clip_s": 0.5})
+    config = load_settings(SMALL_CLASSIFIER, AudioClassificationSettings, {"clip_s": 0.5})
     model = create_classifier(config=config.model.config, targets=targets).eval()
     AudioClassification().save(model, config, tmp_path / "model")
     waveform = read_waveform(recording, 16_000)[:8_000]

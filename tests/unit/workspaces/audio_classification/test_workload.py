@@ -18,7 +18,7 @@ from tests.unit.workspaces.audio_classification.recordings import create_cnn
 from workspaces.audio_classification.data import Clips
 from workspaces.audio_classification.model import CONFIGS, create_classifier, create_extractor, predict
 from workspaces.audio_classification.targets import Targets
-from workspaces.audio_classification.workload import AudioClassification, Settings, read_settings
+from workspaces.audio_classification.workload import AudioClassification, AudioClassificationSettings, read_settings
 
 WORDS = Targets("label", ("high", "low"))
 TINY = {
@@ -134,8 +134,8 @@ def table(tmp_path) -> Path:
     return tmp_path / "data" / "clips.csv"
 
 
-def settings(tmp_path, **changes) -> Settings:
-    return load_settings(CONFIGS / "small.yaml", Settings, {
+def settings(tmp_path, **changes) -> AudioClassificationSettings:
+    return load_settings(CONFIGS / "small.yaml", AudioClassificationSettings, {
         "model.config": write_config(tmp_path, "wav2vec2"), "clip_s": 0.25, "rounds": 2, "batch_size": 4, "clients": 2,
         "corpus": {"columns": {"path": "file", "label": "word", "group": "speaker"}}, "augmentation.shift_s": 0.0,
         "targets.mapping": {"High": "high"}, **changes,

@@ -20,7 +20,7 @@ from tests.unit.shard_descriptors.librispeech_corpus import make_corpus
 from tests.unit.workspaces.hubert.tones import TINY
 from workspaces.hubert.model import load_model
 from workspaces.hubert.plots import plot_masked_accuracy
-from workspaces.hubert.workload import HubertTraining, Settings
+from workspaces.hubert.workload import HubertTraining, HubertTrainingSettings
 from workspaces.hubert_codebooks.features import Mfcc
 from workspaces.hubert_codebooks.targets import make_targets
 
@@ -50,11 +50,11 @@ def tiny(tmp_path_factory):
     return str(path)
 
 
-def load(config: str = "small.yaml", **changes) -> Settings:
-    return load_settings(CONFIGS / config, Settings, {"rounds": 2, "local_epochs": 1} | changes)
+def load(config: str = "small.yaml", **changes) -> HubertTrainingSettings:
+    return load_settings(CONFIGS / config, HubertTrainingSettings, {"rounds": 2, "local_epochs": 1} | changes)
 
 
-def pretraining(tiny, **changes) -> Settings:
+def pretraining(tiny, **changes) -> HubertTrainingSettings:
     return load(**{"model.config": tiny, "model.clusters": CLUSTERS, "data.targets": "central"} | changes)
 
 
@@ -77,13 +77,13 @@ def test_runs_are_drawn_above_what_the_most_frequent_cluster_would_give(tmp_path
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_configuration_is_valid(path):
-    settings = load_settings(path, Settings, {})
+    settings = load_settings(path, HubertTrainingSettings, {})
     assert (CONFIGS / settings.model.config).exists()
     assert settings.optimizer.recipe()([torch.nn.Parameter(torch.zeros(1))]).defaults["betas"] == (0.9, 0.98)
 
 
 def test_base_is_the_recipe_with_fedadam_on_the_director():
-    settings = load_settings(CONFIGS / "base.yaml", Settings, {})
+    settings = load_settings(CONFIGS / "base.yaml", HubertTrainingSettings, {})
     optimizer = settings.aggregation.server_optimizer
     assert (optimizer.optimizer, optimizer.betas, optimizer.epsilon) == ("adam", (0.9, 0.99), 1e-9)
     assert settings.mask.length == 10
@@ -175,7 +175,7 @@ def test_the_shard_of_a_rank_is_that_of_the_descriptor(prepared, tiny):
 
 @pytest.mark.parametrize(("probability", "share", "level"), [(0.8, "57 %", "INFO"), (0.08, "8 %", "WARNING")])
 def test_the_share_that_masks_hide_is_told_and_a_small_one_is_warned_of(probability, share, level, caplog, tmp_path):
-    settings = load_settings(CONFIGS / "small.yaml", Settings, {"mask.probability": probability})
+    settings = load_settings(CONFIGS / "small.yaml", HubertTrainingSettings, {"mask.probability": probability})
     with caplog.at_level("INFO"):
         assert HubertTraining().complete(settings, tmp_path) == settings
     [record] = caplog.records
@@ -185,5 +185,5 @@ def test_the_share_that_masks_hide_is_told_and_a_small_one_is_warned_of(probabil
 
 def test_sizes_of_the_settings_take_the_place_of_the_files():
     changes = {"model.hidden_size": 48, "model.num_hidden_layers": 1, "model.num_attention_heads": 3}
-    model = HubertTraining().model(load_settings(CONFIGS / "small.yaml", Settings, changes))()
+    model = HubertTraining().model(load_settings(CONFIGS / "small.yaml", HubertTrainingSettings, changes))()
     assert (model.config.hidden_size, len(model.encoder.layers), model.config.num_attention_heads) == (48, 1, 3)

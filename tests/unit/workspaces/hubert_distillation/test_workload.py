@@ -13,7 +13,7 @@ from tests.unit.workspaces.hubert.tones import tiny_hubert
 from workspaces.hubert.model import load_model, save_model
 from workspaces.hubert_distillation.loss import Distillation
 from workspaces.hubert_distillation.model import CONFIGS
-from workspaces.hubert_distillation.workload import HubertDistillation, Settings
+from workspaces.hubert_distillation.workload import HubertDistillation, HubertDistillationSettings
 
 pytestmark = pytest.mark.training
 
@@ -26,13 +26,13 @@ def teacher(tmp_path) -> str:
     return str(tmp_path / "teacher")
 
 
-def load(config: str = "small.yaml", **changes) -> Settings:
-    return load_settings(CONFIGS / config, Settings, {"rounds": 2, "local_epochs": 1} | changes)
+def load(config: str = "small.yaml", **changes) -> HubertDistillationSettings:
+    return load_settings(CONFIGS / config, HubertDistillationSettings, {"rounds": 2, "local_epochs": 1} | changes)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_configuration_is_valid(path):
-    assert (CONFIGS / load_settings(path, Settings, {}).model.config).exists()
+    assert (CONFIGS / load_settings(path, HubertDistillationSettings, {}).model.config).exists()
 
 
 def test_a_student_learns_from_a_trained_model(tmp_path, teacher):

@@ -16,7 +16,7 @@ from workspaces.keyword_spotting.data import EncoderClips, EncoderData, open_out
 from workspaces.keyword_spotting.model import CONFIGS
 from workspaces.keyword_spotting.ssl_features import UpstreamForKeywords, create_upstream
 from workspaces.keyword_spotting.tasks import TrainingSettings, train_round, validate_clips
-from workspaces.keyword_spotting.workload import KeywordSpotting, Settings
+from workspaces.keyword_spotting.workload import KeywordSpotting, KeywordSpottingSettings
 
 LABELS = ("low", "high")
 HEAD = {f"head.{name}" for name in ("layer_weights", "projector.weight", "projector.bias", "classifier.weight")}
@@ -219,8 +219,8 @@ def test_wrong_sources_are_named(tmp_path, monkeypatch):
 
 
 def test_settings_name_one_source(tmp_path, monkeypatch):
-    def load(**changes) -> Settings:
-        return load_settings(CONFIGS / "upstream.yaml", Settings, changes)
+    def load(**changes) -> KeywordSpottingSettings:
+        return load_settings(CONFIGS / "upstream.yaml", KeywordSpottingSettings, changes)
 
     assert KeywordSpotting().start_arguments(load())["best"] == ("accuracy", "max")
     with pytest.raises(SettingsError, match="model needs either upstream or config"):

@@ -11,20 +11,20 @@ from openfl_audio.errors import SettingsError
 from openfl_audio.experiments.run import run
 from tests.unit.workspaces.keyword_spotting.words import make_corpus
 from workspaces.keyword_spotting_wav2vec2.model import CONFIGS
-from workspaces.keyword_spotting_wav2vec2.workload import Settings, Wav2Vec2KeywordSpotting
+from workspaces.keyword_spotting_wav2vec2.workload import Wav2Vec2KeywordSpotting, Wav2Vec2KeywordSpottingSettings
 
 pytestmark = pytest.mark.training
 
 WORKLOAD = Wav2Vec2KeywordSpotting()
 
 
-def load(config: str = "small.yaml", **changes) -> Settings:
-    return load_settings(CONFIGS / config, Settings, changes)
+def load(config: str = "small.yaml", **changes) -> Wav2Vec2KeywordSpottingSettings:
+    return load_settings(CONFIGS / config, Wav2Vec2KeywordSpottingSettings, changes)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_configuration_is_valid(path):
-    assert load_settings(path, Settings, {}).warmup == 0.05
+    assert load_settings(path, Wav2Vec2KeywordSpottingSettings, {}).warmup == 0.05
 
 
 def test_a_model_needs_one_source():

@@ -24,7 +24,7 @@ from workspaces.sound_events.data import Patches
 from workspaces.sound_events.export import load_model
 from workspaces.sound_events.loss import binary_cross_entropy
 from workspaces.sound_events.tasks import MEAN_OVER, validate_clips
-from workspaces.sound_events.workload import Settings, SoundEvents
+from workspaces.sound_events.workload import SoundEvents, SoundEventsSettings
 
 pytestmark = pytest.mark.training
 
@@ -34,15 +34,15 @@ CONFIGS = Path(__file__).parents[4] / "workspaces" / "sound_events" / "configs"
 CLASSES = ("Bell", "Dog", "Rain")
 
 
-def load(**changes) -> Settings:
+def load(**changes) -> SoundEventsSettings:
     """The small configuration, for the classes of these tests."""
     changes = {"model.classes": 4, "batch_size": 8, "rounds": 2} | changes
-    return load_settings(CONFIGS / "small.yaml", Settings, changes)
+    return load_settings(CONFIGS / "small.yaml", SoundEventsSettings, changes)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_configuration_is_valid(path):
-    assert load_settings(path, Settings, {}).optimizer.name == "adam"
+    assert load_settings(path, SoundEventsSettings, {}).optimizer.name == "adam"
 
 
 def test_a_wrong_setting_is_named():
@@ -64,7 +64,7 @@ def test_the_loss_is_that_of_the_settings():
     assert settings.loss is binary_cross_entropy
 
 
-def simulate(settings: Settings, shards: dict, folder: Path) -> Simulation:
+def simulate(settings: SoundEventsSettings, shards: dict, folder: Path) -> Simulation:
     """Everybody but the evaluator trains."""
     simulation = Simulation(list(shards), shards.__getitem__, folder)
     participation = Participation(evaluators=["evaluation"])
@@ -167,7 +167,10 @@ def check_card(out, result, mode):
     [line] = [line for line in card.replace("\\\n", "").splitlines() if line.startswith("openfl-audio train")]
     train, _ = parse(shlex.split(line)[1:])
     assert (train.mode, train.client_ids) == (mode, [0])
-    assert load_settings(out / train.config, Settings, train.changes()).model_dump(mode="json") == result["settings"]
+    assert (
+        load_settings(out / train.config, SoundEventsSettings, train.changes()).model_dump(mode="json")
+        == result["settings"]
+    )
 
 
 def test_named_uploaders_train_with_a_rate_that_is_halved_and_the_models_asked_for_are_there(store, tmp_path):

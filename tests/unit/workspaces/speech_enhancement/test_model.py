@@ -14,7 +14,7 @@ from openfl_audio.node.model_interface import ModelInterface
 from workspaces.speech_enhancement.export import load_sudormrf
 from workspaces.speech_enhancement.model import chunk_size, create_sudormrf, make_consistent
 from workspaces.speech_enhancement.settings import SudoRmRfSettings
-from workspaces.speech_enhancement.workload import Settings, SpeechEnhancement
+from workspaces.speech_enhancement.workload import SpeechEnhancement, SpeechEnhancementSettings
 
 SMALL = SudoRmRfSettings(
     out_channels=24, in_channels=32, num_blocks=2, upsampling_depth=3, kernel_size=21, num_bases=20, num_groups=4
@@ -238,7 +238,7 @@ def test_the_random_start_depends_on_the_seed_and_on_nothing_else():
 
 def test_a_saved_model_is_loaded_as_it_was(tmp_path):
     model = create_sudormrf(SMALL, seed=5)
-    settings = Settings(rounds=1, batch_size=1, optimizer={"learning_rate": 0.1}, model=SMALL)
+    settings = SpeechEnhancementSettings(rounds=1, batch_size=1, optimizer={"learning_rate": 0.1}, model=SMALL)
     SpeechEnhancement().save(model, settings, tmp_path / "model")
     loaded = load_sudormrf(tmp_path / "model")
     waveform = torch.randn(1, 500)

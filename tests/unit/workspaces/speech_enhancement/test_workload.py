@@ -16,25 +16,25 @@ from workspaces.speech_enhancement import plots, workload
 from workspaces.speech_enhancement.data import Sources
 from workspaces.speech_enhancement.quality import find_measures, quality_over_clips
 from workspaces.speech_enhancement.settings import SudoRmRfSettings
-from workspaces.speech_enhancement.workload import Settings, SpeechEnhancement, count_supervised
+from workspaces.speech_enhancement.workload import SpeechEnhancement, SpeechEnhancementSettings, count_supervised
 
 pytestmark = pytest.mark.training
 
 WORKLOAD = SpeechEnhancement()
-SETTINGS = Settings.model_construct()
+SETTINGS = SpeechEnhancementSettings.model_construct()
 
 CONFIGS = Path(workload.__file__).parent / "configs"
 
 
-def settings_of(config: str, **changes) -> Settings:
-    return load_settings(CONFIGS / config, Settings, changes)
+def settings_of(config: str, **changes) -> SpeechEnhancementSettings:
+    return load_settings(CONFIGS / config, SpeechEnhancementSettings, changes)
 
 
 @pytest.fixture
 def tiny(tiny_model):
     """Settings on top of small.yaml for half a second of audio."""
 
-    def of(**changes) -> Settings:
+    def of(**changes) -> SpeechEnhancementSettings:
         sizes = {f"model.{name}": value for name, value in tiny_model.model_dump().items()}
         defaults = sizes | {"audio_seconds": 0.5, "optimizer.learning_rate": 0.003}
         return settings_of("small.yaml", **defaults | changes)
@@ -42,7 +42,9 @@ def tiny(tiny_model):
     return of
 
 
-def simulate(settings: Settings, clients: list[str], open_shard, folder: Path, rounds: int) -> list[dict]:
+def simulate(
+    settings: SpeechEnhancementSettings, clients: list[str], open_shard, folder: Path, rounds: int
+) -> list[dict]:
     """Simulate with an evaluator that has the validation clips; the clients take part in every round."""
     simulation = Simulation([*clients, "evaluation"], open_shard, folder)
     simulation.start(

@@ -14,7 +14,7 @@ from shard_descriptors.librispeech.preparation import prepare_librispeech
 from tests.unit.shard_descriptors.librispeech_corpus import make_corpus
 from tests.unit.workspaces.speech_recognition.speech import TINY
 from workspaces.speech_recognition.model import CONFIGS
-from workspaces.speech_recognition.workload import Settings, SpeechRecognition
+from workspaces.speech_recognition.workload import SpeechRecognition, SpeechRecognitionSettings
 
 pytestmark = pytest.mark.training
 
@@ -28,8 +28,8 @@ def prepared(tmp_path_factory):
     return folder / "two"
 
 
-def load(config: str = "small.yaml", **changes) -> Settings:
-    return load_settings(CONFIGS / config, Settings, changes)
+def load(config: str = "small.yaml", **changes) -> SpeechRecognitionSettings:
+    return load_settings(CONFIGS / config, SpeechRecognitionSettings, changes)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
