@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What the reports of steps cost a round, as CPU time and as wall time of the training task.
+"""Cost of the reports of steps in a round, as CPU time and as wall time of the training task.
 
     python benchmarks/reports.py                              # both workloads, a table
     python benchmarks/reports.py --steps 500 --pairs 5 --json # a JSON object a workload
@@ -33,7 +33,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` is no installed package
 
 import benchmarks.rounds_peers
-from benchmarks.arguments import whole_number
+from benchmarks.arguments import add_save, save, whole_number
 from benchmarks.rounds_peers import shard, workloads
 from openfl_audio import Federation, FLExperiment, ModelInterface, TaskInterface
 from openfl_audio.experiments.local_federation import LocalFederation
@@ -175,6 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=whole_number, default=300, metavar="N", help="in a round; %(default)s")
     parser.add_argument("--pairs", type=whole_number, default=3, metavar="N", help="rounds of each; %(default)s")
     parser.add_argument("--json", action="store_true", help="print a JSON object a workload")
+    add_save(parser)
     options = parser.parse_args(arguments)
     # A terminated benchmark must stop what it started, as one that is interrupted does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("benchmarks/reports.py: terminated"))
@@ -182,13 +183,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     repository = str(Path(__file__).resolve().parents[1])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (repository, os.environ.get("PYTHONPATH"))))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    results = []
     for workload in options.workload:
         with contextlib.redirect_stdout(sys.stderr):
             result = benchmark(workload, options.steps, options.pairs)
+        results.append(result)
         if options.json:
             print(json.dumps(result))
         else:
             print("\n".join(f"{name:<14}{value}" for name, value in result.items()), end="\n\n")
+    save(options, results)
     return 0
 
 
