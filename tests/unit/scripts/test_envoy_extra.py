@@ -1,0 +1,40 @@
+"""The extra `envoy` has all that an envoy and its worker import."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.process
+
+PYPROJECT = (Path(__file__).parents[3] / "pyproject.toml").read_text()
+LEFT_OUT = ("ipython", "jupyterlab", "matplotlib", "papermill", "shtab", "tensorboard")
+# Modules of what is left out, and of the other extras.
+BLOCKED = "IPython ipykernel jupyterlab jupyter_client matplotlib papermill nbformat nbconvert shtab tensorboard ray "
+BLOCKED += "espeakng_loader trackio pytest hypothesis mypy opacus peft"
+CODE = """
+import sys
+sys.modules.update(dict.fromkeys(sys.argv[1].split()))  # as if they were not installed
+import openfl_audio.envoy.envoy, openfl_audio.envoy.worker, openfl_audio.envoy.check
+from openfl.federated import Plan
+from openfl_audio.cli.main import parse
+for words in ("envoy -n a -c a.yaml", "review -n a -c a.yaml", "audit show a"):
+    parse(words.split())
+"""
+
+
+def listed(name: str) -> list[str]:
+    block = re.search(rf"^{name} = \[\n(.*?)^\]", PYPROJECT, re.M | re.S)
+    return re.findall(r'^ +"([^"]+)"', block[1], re.M)
+
+
+def test_the_extra_is_the_dependencies_without_what_no_node_needs():
+    names = {re.split(r"[=<>]", each)[0]: each for each in listed("dependencies")}
+    assert sorted(listed("envoy")) == sorted(each for name, each in names.items() if name not in LEFT_OUT)
+
+
+def test_an_envoy_and_its_worker_import_nothing_else():
+    done = subprocess.run([sys.executable, "-c", CODE, BLOCKED], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-2000:]
