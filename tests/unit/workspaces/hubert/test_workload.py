@@ -127,7 +127,8 @@ def test_a_run_leaves_a_model_with_its_scores_and_pictures(mode, prepared, tiny,
     assert all(set(metrics) == wanted for metrics in trained)
     assert load_model(tmp_path / "model").config.clusters == CLUSTERS
     assert HubertModel.from_pretrained(tmp_path / "model")(torch.zeros(1, 720)).last_hidden_state.shape == (1, 2, 32)
-    pictures = {"progress.png", "per_client.png"} | ({"hours_per_client.png"} if mode == "simulated" else set())
+    pictures = {"progress.png"} | ({"per_client.png"} if mode != "individual" else set())
+    pictures |= {"hours_per_client.png"} if mode == "simulated" else set()
     assert {path.name for path in tmp_path.glob("*.png")} == pictures
 
 
