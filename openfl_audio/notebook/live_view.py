@@ -238,7 +238,8 @@ def _text_frame(records: Sequence[Record], metric: str) -> pd.DataFrame:
 def live_html(now: LiveRound) -> str:
     """Return what happens in the open round: how long it takes, above a table of what each envoy does."""
     rows = pd.DataFrame(now_rows(now), columns=NOW_COLUMNS).to_html(index=False, border=0, justify="left")
-    rows = rows.replace("<td>", '<td style="text-align: left">')  # Jupyter's tables are for numbers
+    for cell in ("td", "th"):  # Jupyter's tables are for numbers
+        rows = rows.replace(f"<{cell}>", f'<{cell} style="text-align: left">')
     more = f"<p>and {now.others} more</p>" if now.others else ""
     return f"<p>{html.escape(live_title(now))}</p>{rows}{more}"
 
@@ -331,7 +332,9 @@ def show_pace(envoy: EnvoyProgress) -> str:
 
 def show_left(envoy: EnvoyProgress) -> str:
     """Return how long the steps or the transfer of an envoy will take, "" where that is not known."""
-    return "" if envoy.seconds_left is None else show_seconds(envoy.seconds_left)
+    if envoy.seconds_left is None or envoy.silent_seconds is not None:
+        return ""
+    return show_seconds(envoy.seconds_left)
 
 
 def show_memory(envoy: EnvoyProgress) -> str:

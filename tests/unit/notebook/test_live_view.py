@@ -246,11 +246,12 @@ def test_the_display_has_a_row_for_each_envoy_of_the_open_round():
         "b", "done", "-", "-", "-",
     ]  # fmt: skip
     assert "and 3 more" in html
+    assert '<th style="text-align: left">now</th>' in html
 
 
 def test_it_is_said_of_whom_nothing_is_heard_and_why_an_update_was_refused():
     envoys = [
-        WORKS.model_copy(update={"silent_seconds": 4.2}),
+        WORKS.model_copy(update={"silent_seconds": 4.2, "seconds_left": 3.0}),
         EnvoyProgress(name="b", state="refused", why="NaN in '<b>'"),
     ]
     now = NOW.model_copy(update={"envoys": envoys, "seconds_left": None})

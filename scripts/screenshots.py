@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+"""Take the pictures of docs/images: JupyterLab in the middle of a round, and after a cut link.
+
+    python scripts/screenshots.py [--out docs/images]
+
+A director and three envoys are real processes, one of them behind a proxy whose plug is pulled. The browser
+is the system's Chromium.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TESTS = REPOSITORY / "tests/integration"  # the toy experiment, which envoys import as `toy`
+sys.path[:0] = [str(REPOSITORY), str(TESTS)]
+
+from openfl_audio.experiments.local_federation import LocalFederation  # noqa: E402
+from openfl_audio.testing.fault_proxy import Proxy  # noqa: E402
+from tests.integration.jupyter import Notebook, browser, jupyter, write_notebook  # noqa: E402
+
+SITES = {"site-a": 40, "site-b": 60, "site-c": 20}
+BROKEN = "site-c"
+USER = "scientist"
+START = """
+import toy
+from toy.experiment import PointsData, model_interface, task_interface
+from openfl_audio import Federation, FLExperiment, Participation, report
+
+
+def train(model, points, device, optimizer):
+    import time
+    for step in range(len(points) * 5):
+        time.sleep(0.05)
+        report(step + 1, len(points) * 5, clips=8 * (step + 1), loss=2 / (step + 2) ** 0.5)
+    for parameter in model[0].parameters():
+        parameter.data.add_(0.5)
+    return {{"loss": 1 / model[0].weight.item()}}
+
+
+def validate(model, points, device):
+    return {{"accuracy": 1 - abs(2 - model[0].weight.item()) / 2}}
+
+
+experiment = FLExperiment(Federation("{user}", "127.0.0.1", {port}, tls=False), "{name}", workspace=toy)
+experiment.start(
+    model_provider=model_interface(),
+    task_keeper=task_interface(train, validate),
+    data_loader=PointsData(),
+    rounds_to_train=6,
+    participation=Participation(quorum=1, deadline_seconds=60),
+)
+"""
+
+
+def main() -> int:
+    """Take the pictures, and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "docs/images")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    os.environ["PYTHONPATH"] = str(TESTS)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with tempfile.TemporaryDirectory(prefix="screenshots-") as temporary:
+        folder = Path(temporary)
+        (folder / "lab").mkdir()
+        local = LocalFederation(folder, None, USER)
+        with Proxy(local.port) as line, local, jupyter(folder / "lab", folder / "jupyter.log") as address:
+            local.start_director()
+            for name, number in SITES.items():
+                shard = {"template": "toy.shard.PointsShardDescriptor", "params": {"n_points": number}}
+                local.start_envoy(name, shard, **({"director_port": line.port} if name == BROKEN else {}))
+            local.wait_until_ready(SITES, 120)
+            with browser() as context:
+                notebook = open_and_run(folder / "lab", address, context, local.port, "words")
+                notebook.wait_for(r"(?s)round 2 of 6.*train \d\d.*train \d\d.*train \d\d", cell=1)
+                picture(notebook, options.out / "round.png")
+                line.pull()
+                notebook.wait_for("no word for [5-9]", cell=1)
+                picture(notebook, options.out / "cut-link.png")
+    return 0
+
+
+def open_and_run(lab: Path, address: str, context: object, port: int, name: str) -> Notebook:
+    """Open a notebook that starts an experiment and watches it, and run it."""
+    start = START.format(user=USER, port=port, name=name)
+    write_notebook(lab / f"{name}.ipynb", start, "history = experiment.watch()")
+    notebook = Notebook(context, address, f"{name}.ipynb")
+    notebook.run_all()
+    return notebook
+
+
+def picture(notebook: Notebook, path: Path) -> None:
+    """Save what is shown below the cell that watches."""
+    notebook.page.locator(".jp-CodeCell").nth(1).screenshot(path=path)
+    print(f"{path}: {path.stat().st_size / 1e3:.0f} kB", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

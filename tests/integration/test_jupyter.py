@@ -1,0 +1,87 @@
+"""Notebooks in JupyterLab itself, in Chromium: interrupted, run again, and run to the end."""
+
+import itertools
+import re
+
+import pytest
+
+from tests.integration.conftest import USER
+from tests.integration.jupyter import Notebook, browser, browser_or_skip, jupyter, write_notebook
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+numbers = itertools.count()
+
+START = """
+import time
+from pathlib import Path
+
+import toy
+from toy.experiment import PointsData, add_points, model_interface, task_interface
+
+from openfl_audio import Federation, FLExperiment, report
+
+gate = Path({gate!r})
+
+
+def train(model, points, device, optimizer, gate=gate):
+    report(3, 10, clips=30, loss=0.5)
+    while model[0].weight.item() >= 3 and not gate.exists():
+        time.sleep(0.02)
+    return add_points(model, points, device, optimizer)
+
+
+files = [f"{certificates}/{{name}}" for name in ("ca.crt", "{user}.crt", "{user}.key")]
+experiment = FLExperiment(Federation("{user}", "127.0.0.1", {port}, True, *files), {name!r}, workspace=toy)
+experiment.start(
+    model_provider=model_interface(), task_keeper=task_interface(train), data_loader=PointsData(),
+    rounds_to_train=3, envoys=["b"], if_exists="attach",
+)
+"""
+WATCH, END = "history = experiment.watch()", 'print("slopes", history["slope"].tolist())'
+OPEN_ROUND = r"round 1 of 3, .*\n(.*\n)*b\s+train 3/10 \(loss 0\.500\)\s+\d"
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """Folder and address of a JupyterLab, and a browser."""
+    browser_or_skip()
+    folder = tmp_path_factory.mktemp("lab")
+    with jupyter(folder, folder / "jupyter.log") as address, browser() as context:
+        yield folder, address, context
+
+
+@pytest.fixture
+def open_notebook(lab, running, certificates, tmp_path):
+    """Open a notebook of an experiment whose second round waits for a gate; the gate comes with it."""
+    folder, address, context = lab
+    gate, name = tmp_path / "gate", f"notebook-{next(numbers)}"
+    values = {"certificates": certificates, "user": USER, "port": running.port, "gate": str(gate), "name": name}
+    write_notebook(folder / f"{name}.ipynb", START.format(**values), WATCH, END)
+    tabs = []
+
+    def open_notebook() -> Notebook:
+        tabs.append(Notebook(context, address, f"{name}.ipynb"))
+        return tabs[-1]
+
+    yield open_notebook, gate
+    for tab in tabs:
+        tab.page.close()
+
+
+def test_a_notebook_is_interrupted_and_run_again_to_the_end(open_notebook):
+    open_tab, gate = open_notebook
+    notebook = open_tab()
+    notebook.run_all()
+    notebook.wait_for(OPEN_ROUND, cell=1)
+    width, room = notebook.widths()
+    assert width <= room
+    notebook.interrupt()
+    said = notebook.wait_for(r"experiment 'notebook-\d+' continues: watch\(\) shows it again", cell=1)
+    assert "Traceback" not in said
+    gate.touch()
+    notebook.run_all()
+    assert notebook.wait_for(r"slopes") == "slopes [0.0, 3.0, 6.0, 9.0]"
+    shown = notebook.output(1)
+    assert "round 1 of 3" not in shown
+    assert re.search(r"\n2\s+-4\.000\s+3\.000\s+1 of 1\s", shown)
