@@ -28,9 +28,11 @@ from openfl_audio.envoy.approval import Desk, check_name, prepare_workspace
 from openfl_audio.envoy.channel import RenewedChannel, fault_of
 from openfl_audio.envoy.job import Job
 from openfl_audio.envoy.keeper import STOP_SECONDS as WORKER_STOP_SECONDS
+from openfl_audio.envoy.link import Link, make_pair
 from openfl_audio.envoy.policy import SentToday, module_path, plain_reason, shard_of
 from openfl_audio.envoy.recording import Recording
-from openfl_audio.envoy.rounds_client import REFUSALS, RETRY_SECONDS, wait_to_repeat
+from openfl_audio.envoy.relay import Relay
+from openfl_audio.envoy.rounds_client import REFUSALS, RETRY_SECONDS, RoundsClient, wait_to_repeat
 from openfl_audio.envoy.settings import SENT_FILE, EnvoySettings, connect, open_record
 from openfl_audio.errors import (
     ApprovalError,
@@ -98,6 +100,19 @@ _FAULT = re.compile(
 Answer = TypeVar("Answer")
 
 
+class Worker(subprocess.Popen):
+    """A worker with its keeper.
+
+    Attributes:
+        link: the envoy's end of the socket that is the worker's standard input.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self.link, theirs = make_pair()
+        with theirs:
+            super().__init__(command, stdin=theirs.fileno(), start_new_session=True, env=REUSED_MEMORY | os.environ)
+
+
 class Envoy:
     """One node of a federation; `config` is the file of its settings, which its workers read as well.
 
@@ -121,19 +136,19 @@ class Envoy:
         self._changes = changes
         self._instance = uuid.uuid4().hex
         self._address = join_address(settings.director_host, settings.director_port)
-        self._channel = connect(settings, name, tls, instance=self._instance, corpus=corpus_of(shard_descriptor))
-        self._stub = director_pb2_grpc.DirectorStub(self._channel)
-        self._rounds = RoundsStub(self._channel)
+        self.channel = connect(settings, name, tls, instance=self._instance, corpus=corpus_of(shard_descriptor))
+        self._stub = director_pb2_grpc.DirectorStub(self.channel)
+        self._rounds = RoundsStub(self.channel)
         self._sizes = sizes_of(shard_descriptor)
         self._running: RunningExperiment | None = None
-        self._spare: subprocess.Popen | None = None
+        self._spare: Worker | None = None
         self.record = open_record(settings, name)
         self.heads = HeadExchange(self.record)
         self._next_probe = 0.0
         self._fault = ""
         # An experiment takes it from a thread of its own.
         self._spare_lock = threading.Lock()
-        root = self._channel.root if isinstance(self._channel, RenewedChannel) else None
+        root = self.channel.root if isinstance(self.channel, RenewedChannel) else None
         self.desk = Desk(name, settings, root)
 
     def run(self) -> None:
@@ -153,7 +168,7 @@ class Envoy:
                     self._attend()
                 except grpc.RpcError as error:
                     logger.warning("lost the director: %s", error.details())
-                wait_for_connection(self._channel, RETRY_SECONDS)
+                wait_for_connection(self.channel, RETRY_SECONDS)
                 self._register()
         finally:
             self._end_spare()
@@ -181,7 +196,7 @@ class Envoy:
         if experiment and self._running is None:
             self._running = RunningExperiment(self, experiment)
 
-    def take_worker(self) -> subprocess.Popen:
+    def take_worker(self) -> Worker:
         """Return a worker: the spare one, or a new one."""
         with self._spare_lock:
             worker, self._spare = self._spare, None
@@ -212,7 +227,7 @@ class Envoy:
                     raise ConnectionRefusedByDirectorError(
                         f"the director at {self._address} refused: {error.details()}"
                     ) from error
-                root = self._channel.root if isinstance(self._channel, RenewedChannel) else None
+                root = self.channel.root if isinstance(self.channel, RenewedChannel) else None
                 # Only an envoy that starts has somebody who looks. Later, a certificate may be mended at any time.
                 starts = deadline < float("inf")
                 fault = self._directors_fault(root, at_once=starts)
@@ -220,9 +235,9 @@ class Envoy:
                     raise ConnectionRefusedByDirectorError(
                         explain_unreachable(self._address, error.details(), root, "envoy")
                     ) from error
-                reason = fault or fault_of(self._channel) or error.details()
+                reason = fault or fault_of(self.channel) or error.details()
                 logger.info("waiting for the director at %s: %s", route_to(self._address), reason)
-                wait_to_repeat(self._channel)
+                wait_to_repeat(self.channel)
 
     def _directors_fault(self, root: bytes | None, at_once: bool) -> str:
         """Return what is wrong with the director's certificate, as it was found in the last minute, or now."""
@@ -234,7 +249,7 @@ class Envoy:
 
     def exchange_heads(self) -> None:
         """Give the director the head of this record for that of its own; without an answer, at the next occasion."""
-        own = self._channel.credentials if isinstance(self._channel, RenewedChannel) else None
+        own = self.channel.credentials if isinstance(self.channel, RenewedChannel) else None
         try:
             self.record.sync()
             head = self.heads.own(own).model_copy(update={"certificate": ""})  # TLS shows it
@@ -319,21 +334,14 @@ class Envoy:
         request = encode(ApprovalReport(experiment=experiment, envoy=self.name, waits=waits))
         self.call(lambda: self._rounds.report_approval(request, timeout=REPORT_SECONDS))
 
-    def _start_worker(self) -> subprocess.Popen:
+    def _start_worker(self) -> Worker:
         """Start a worker, with its keeper: it loads its libraries, and then waits for a job."""
         keeper = [sys.executable, "-m", "openfl_audio.envoy.keeper"]
         command = [*keeper, sys.executable, "-m", "openfl_audio.envoy.worker", "-n", self.name, "-c", str(self.config)]
         command += [word for change in self._changes for word in ("--set", change)]
-        command += [] if self.tls else ["--disable-tls"]
         # A session of its own: Ctrl-C reaches the envoy, which stops the worker. The keeper ends when its standard
         # input does, so nothing outlives the envoy.
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-            env=REUSED_MEMORY | os.environ,
-        )
+        return Worker(command)
 
     def _end_spare(self) -> None:
         with self._spare_lock:
@@ -395,15 +403,19 @@ class RunningExperiment:
         """Download and run the experiment. Returns why it failed, or nothing."""
         try:
             workspace = self._envoy.download(self.experiment)
-            if reason := self._await_admission(workspace) or self._stopping.is_set():
+            approves = self._envoy.settings.approval != "any"
+            bundle = read_bundle(workspace, shown=approves)
+            check_name(bundle, self.experiment)
+            reason = self._envoy.judge(bundle) or (self._await_approval(bundle, workspace) if approves else "")
+            if reason or self._stopping.is_set():
                 self._end_worker()
-                return reason if isinstance(reason, str) else ""
+                return reason
             with self._worker_lock:
                 if self._worker is None:
                     if self._stopping.is_set():
                         return ""
                     self._worker = self._envoy.take_worker()
-            return self._work(workspace, self._worker)
+            return self._work(bundle, workspace, self._worker)
         except (ArchiveError, ApprovalError, SettingsError) as error:
             reason = str(error)
         except OSError as error:
@@ -412,21 +424,8 @@ class RunningExperiment:
         self._end_worker()
         return reason
 
-    def _await_admission(self, workspace: Path) -> str:
-        """Wait until the experiment may run, by the site's policy and by what it approves.
-
-        Returns why it must not, or nothing. Raises ArchiveError for one that cannot be shown.
-        """
-        settings, approves = self._envoy.settings, self._envoy.settings.approval != "any"
-        if not (approves or settings.policy.judges):
-            return ""
-        bundle = read_bundle(workspace, shown=approves)
-        check_name(bundle, self.experiment)
-        if refused := self._envoy.judge(bundle):
-            return refused
-        return self._await_approval(bundle, workspace) if approves else ""
-
     def _await_approval(self, bundle: Bundle, workspace: Path) -> str:
+        """Wait until the site has decided of the experiment. Returns why it must not run, or nothing."""
         prepare_workspace(workspace)
         desk, reported = self._envoy.desk, float("-inf")
         while not self._stopping.is_set():
@@ -445,7 +444,7 @@ class RunningExperiment:
             self._stopping.wait(APPROVAL_LOOK_SECONDS)
         return ""
 
-    def _work(self, workspace: Path, worker: subprocess.Popen) -> str:
+    def _work(self, bundle: Bundle, workspace: Path, worker: Worker) -> str:
         """Let the worker run the experiment. Returns why it failed, or nothing."""
         log = workspace.with_name("worker.log")
         rotate(log)
@@ -460,18 +459,32 @@ class RunningExperiment:
             failure=str(failure),
             shown=self._envoy.settings.approval != "any",
         )
-        # One line fits into the pipe. Of a worker that has ended already, the exit code tells.
-        with contextlib.suppress(BrokenPipeError):
-            os.write(stdin_of(worker), job.model_dump_json().encode() + b"\n")
-        Recording(self._envoy.record, self.experiment, worker, self._envoy.exchange_heads).start()
+        progress, theirs = make_pair()
+        self._relay(bundle, worker, progress)
+        # Of a worker that has ended already, the exit code tells.
+        with contextlib.suppress(OSError), theirs:
+            worker.link.send(job.model_dump(), file=theirs.fileno())
         excess = self._wait(worker)
         end_worker(worker)  # and whatever it started
+        progress.close()
         code = worker.returncode
         if code == 0:
             logger.info("experiment '%s' is done", self.experiment)
             return ""
         ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return f"the experiment's process ended ({excess or ended})\n{self._told(log, written, failure)}"
+
+    def _relay(self, bundle: Bundle, worker: Worker, progress: Link) -> None:
+        """Do for the worker what it asks for: of rounds on its link, and of its progress on another one."""
+
+        def has_ended() -> bool:
+            return worker.poll() is not None or self._stopping.is_set()
+
+        envoy = self._envoy
+        recording = Recording(envoy.record, self.experiment, has_ended, envoy.exchange_heads)
+        client = RoundsClient(envoy.channel, envoy.name, bundle, recording.note, has_ended, envoy.settings)
+        for link in (worker.link, progress):
+            Relay(link, client).start()
 
     def _told(self, log: Path, written: int, failure: Path) -> str:
         """Return what is told of why a worker has ended: the end of its output, or of that no more than code."""
@@ -480,7 +493,7 @@ class RunningExperiment:
         told = failure.read_text(encoding="utf-8") if failure.exists() else lines_of_code(end_of(log, written))
         return told[-REPORTED_CHARACTERS:]
 
-    def _wait(self, worker: subprocess.Popen) -> str:
+    def _wait(self, worker: Worker) -> str:
         """Wait until the worker has ended. Returns "", or why it was killed: it held too much memory."""
         limit = self._envoy.settings.memory_limit_gb * 1e9
         pause = WATCH_SECONDS
@@ -573,7 +586,7 @@ def kill_below(pid: int) -> None:
             process.kill()
 
 
-def end_worker(worker: subprocess.Popen) -> None:
+def end_worker(worker: Worker) -> None:
     """Ask the worker's keeper to end all that it keeps; kill them all if it does not."""
     worker.terminate()
     try:
@@ -585,13 +598,6 @@ def end_worker(worker: subprocess.Popen) -> None:
         worker.wait()
     for pipe in filter(None, (worker.stdin, worker.stdout)):
         pipe.close()
-
-
-def stdin_of(worker: subprocess.Popen) -> int:
-    """Return the file descriptor by which the worker gets its job."""
-    if worker.stdin is None:
-        raise ValueError("the worker was started without a pipe")
-    return worker.stdin.fileno()
 
 
 def corpus_of(shard_descriptor: ShardDescriptor) -> str:

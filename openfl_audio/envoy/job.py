@@ -1,4 +1,4 @@
-"""Messages between an envoy and its worker, as lines of JSON."""
+"""Job of a worker, and the updates that the envoy writes down."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,7 +21,7 @@ class Job(BaseModel):
 
 
 class Sending(BaseModel):
-    """An update that a worker is about to send. The envoy answers with an empty line as soon as it is recorded.
+    """An update that is about to be sent, as the record has it.
 
     Attributes:
         bytes: those of its tensors.

@@ -6,32 +6,21 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import grpc
 import psutil
 import torch
 
-from openfl_audio.envoy.policy import Policy
-from openfl_audio.errors import WireError
 from openfl_audio.node.progress import Progress, current
-from openfl_audio.protocol.messages import (
-    MAX_LOG_CHARACTERS,
-    MAX_VALUES,
-    ProgressReport,
-    Reported,
-    decode_answer,
-    encode,
-)
-from openfl_audio.protocol.wire import RoundsStub
+from openfl_audio.protocol.messages import MAX_LOG_CHARACTERS, MAX_VALUES, ProgressReport
 
 logger = logging.getLogger(__name__)
 
 Reports = Literal["nothing", "steps", "losses", "logs"]
 SECONDS = 1.0
-# A message that takes longer is given up, and the next one comes after as long.
+# After a report that failed, the next one comes later.
 TIMEOUT_SECONDS = 5.0
 # Room in a report for the note that something is left out.
 NOTE_CHARACTERS = 100
@@ -45,16 +34,10 @@ class ProgressSender:
     """
 
     def __init__(
-        self,
-        channel: grpc.Channel,
-        envoy: str,
-        experiment: str,
-        reports: Reports,
-        log: Path,
-        policy: Policy | None = None,
+        self, send: Callable[[ProgressReport], float], envoy: str, experiment: str, reports: Reports, log: Path
     ) -> None:
-        self._policy = policy or Policy()
-        self._rounds = RoundsStub(channel)
+        """Report by calling `send`, which returns after how many seconds the next report is wanted."""
+        self._report = send
         self._envoy, self._experiment, self._reports = envoy, experiment, reports
         self._process = psutil.Process()
         self._log, self._read = log, log.stat().st_size if log.exists() else 0
@@ -76,7 +59,7 @@ class ProgressSender:
             try:
                 pause = self._send(progress, log)
             # A task must go on whatever happens here, and its next step may be told as well.
-            except (grpc.RpcError, WireError, ValueError, TypeError, RuntimeError, psutil.Error) as error:
+            except (OSError, EOFError, ValueError, TypeError, RuntimeError, psutil.Error) as error:
                 logger.debug("progress was not sent: %s", error)
                 pause = TIMEOUT_SECONDS
 
@@ -84,7 +67,7 @@ class ProgressSender:
         """Send what has been printed since the last report, before the process ends."""
         log = self._new_log()
         if log:
-            with contextlib.suppress(grpc.RpcError, WireError, ValueError, psutil.Error):
+            with contextlib.suppress(OSError, EOFError, ValueError, RuntimeError, psutil.Error):
                 self._send(current(), log)
 
     def _new_log(self) -> str:
@@ -116,13 +99,12 @@ class ProgressSender:
             step=progress.step,
             total=progress.total,
             clips=progress.clips,
-            values=self._policy.released_values(values),
+            values=values,
             memory_bytes=self._process.memory_info().rss,
             gpu_memory_bytes=gpu_memory_bytes(),
             log=log,
         )
-        answer = self._rounds.report_progress(encode(report), timeout=TIMEOUT_SECONDS)
-        return max(SECONDS, decode_answer(answer, Reported).seconds)
+        return max(SECONDS, self._report(report))
 
 
 def gpu_memory_bytes() -> int:

@@ -1,13 +1,9 @@
-"""Recording of an experiment's updates: the envoy writes down what its worker is about to send, and then lets it."""
+"""Recording of an experiment's updates: the envoy writes down what it is about to send, and then sends it."""
 
 import logging
-import os
-import subprocess
 import threading
 import time
 from collections.abc import Callable
-
-from pydantic import ValidationError
 
 from openfl_audio.envoy.job import Sending
 from openfl_audio.envoy.rounds_client import RETRY_SECONDS
@@ -15,41 +11,27 @@ from openfl_audio.protocol.record import Record
 
 logger = logging.getLogger("envoy")
 
-MAX_LINE_BYTES = 4096
 
+class Recording:
+    """Writes down the updates of one experiment, a round once."""
 
-class Recording(threading.Thread):
-    """Reads what a worker announces, as lines of JSON, until the worker has ended.
+    def __init__(
+        self, record: Record, experiment: str, has_ended: Callable[[], bool], on_recorded: Callable[[], None]
+    ) -> None:
+        """Record for `experiment` until its worker `has_ended`; `on_recorded` is called while an update is sent."""
+        self._record, self._experiment = record, experiment
+        self._has_ended, self._on_recorded = has_ended, on_recorded
+        self._last = -1
 
-    The record is the envoy's: the worker runs code of others.
-    """
-
-    def __init__(self, record: Record, experiment: str, worker: subprocess.Popen, on_recorded: Callable[[], None]):
-        """Record for `experiment`; `on_recorded` is called after each update, while that is sent."""
-        super().__init__(daemon=True, name="recording")
-        self._record, self._experiment, self._worker, self._on_recorded = record, experiment, worker, on_recorded
-
-    def run(self) -> None:
-        """Write each update down, and let the worker send it."""
-        last = -1
-        while self._worker.stdout and (line := self._worker.stdout.readline(MAX_LINE_BYTES)):
-            try:
-                sending = Sending.model_validate_json(line)
-            except ValidationError:
-                logger.info("experiment '%s': its worker said %r", self._experiment, line[:200])
-                continue
-            if sending.round > last:
-                self._write(sending)
-                last = sending.round
-            if self._worker.stdin:
-                try:
-                    os.write(self._worker.stdin.fileno(), b"\n")
-                except (OSError, ValueError):  # it has ended
-                    return
-            self._on_recorded()
+    def note(self, sending: Sending) -> None:
+        """Write an update down, as soon as the disk takes it."""
+        if sending.round > self._last:
+            self._write(sending)
+            self._last = sending.round
+        threading.Thread(target=self._on_recorded, daemon=True, name="recorded").start()
 
     def _write(self, sending: Sending) -> None:
-        while self._worker.poll() is None:
+        while not self._has_ended():
             try:
                 self._record.write("sent", experiment=self._experiment, **sending.model_dump())
                 return

@@ -1,28 +1,42 @@
-"""Connection of a worker to its experiment on the director."""
+"""Connection of an envoy to an experiment on the director, in which its worker takes part."""
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
-import numpy as np
 from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc
 
 from openfl_audio.envoy.channel import fault_of
 from openfl_audio.envoy.job import Sending
-from openfl_audio.envoy.policy import Policy, SentToday
-from openfl_audio.errors import DirectorRefusedError
+from openfl_audio.envoy.policy import SentToday
+from openfl_audio.envoy.settings import SENT_FILE, EnvoySettings
+from openfl_audio.errors import DirectorRefusedError, EndedError, PolicyError, TensorFormatError
 from openfl_audio.protocol.bundle import Bundle, describe_model
-from openfl_audio.protocol.messages import GlobalModel, ModelRequest, TaskResult, UpdateMessage, encode, validate
+from openfl_audio.protocol.messages import (
+    GlobalModel,
+    ModelRequest,
+    ProgressReport,
+    Reported,
+    TaskResult,
+    UpdateMessage,
+    decode_answer,
+    encode,
+    validate,
+)
 from openfl_audio.protocol.record import sha256_of_names
-from openfl_audio.protocol.tensors import Receiver, Tensors, stream
+from openfl_audio.protocol.tensors import Header, Receiver, Tensors, buffer_chunks, tensors_in
 from openfl_audio.protocol.wire import RoundsStub, send_chunks, wait_for_connection
 
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
+# A report of progress that takes longer is given up.
+TIMEOUT_SECONDS = 5.0
+# An update has the tensors of the model, and the optimizer's, of any type.
+LARGEST_TIMES = 8
 # Codes of answers that would be the same again. Every other code stands for a connection that broke somewhere.
 REFUSALS = {
     grpc.StatusCode.ALREADY_EXISTS,
@@ -62,7 +76,7 @@ def _digest(names: tuple[str, ...]) -> str:
 
 
 class RoundsClient:
-    """Client of one experiment on the director, for a worker.
+    """Client of one experiment on the director, for the worker of an envoy.
 
     Calls are retried while the director is out of reach: it counts an update once however often it arrives.
     """
@@ -71,73 +85,83 @@ class RoundsClient:
         self,
         channel: grpc.Channel,
         envoy: str,
-        experiment: str,
-        aggregator_uuid: str,
-        federation_uuid: str,
-        precision: str,
+        bundle: Bundle,
         announce: Callable[[Sending], None],
-        approved: Bundle | None = None,
-        policy: Policy | None = None,
-        sent_today: SentToday | None = None,
+        has_ended: Callable[[], bool],
+        settings: EnvoySettings,
     ) -> None:
-        """Take part in `experiment` as `envoy`, of a site with a `policy` that has sent so much today.
+        """Take part in the experiment of `bundle` as `envoy`.
 
-        `announce` is called before an update is sent; `approved` is what the site has approved, if it approves.
+        `announce` is called before an update is sent, and `has_ended` tells whether the worker has.
         """
-        self._approved, self._policy, self._sent_today = approved, policy or Policy(), sent_today
-        self.envoy = envoy
-        self._announce = announce
-        self.experiment = experiment
-        self.precision = np.dtype(precision)
+        self._envoy, self._bundle, self._settings = envoy, bundle, settings
+        self._announce, self._has_ended = announce, has_ended
+        self._sent_today = SentToday(settings.work_dir / envoy / SENT_FILE)
         self._channel = channel
-        self._receiver = Receiver()
         self._aggregator = aggregator_pb2_grpc.AggregatorStub(channel)
         self._rounds = RoundsStub(channel)
-        self._header = aggregator_pb2.MessageHeader(
-            sender=envoy, receiver=aggregator_uuid, federation_uuid=federation_uuid
-        )
+        self._header = aggregator_pb2.MessageHeader(sender=envoy, federation_uuid=bundle.plan.federation_uuid)
 
-    def get_tasks(self, collaborator_name: str) -> tuple[Sequence[aggregator_pb2.Task], int, int, bool]:
-        """Wait for tasks, for the length of a long poll at most.
-
-        Returns tasks, round number, seconds to sleep (OpenFL's; always 0 here), and whether the experiment has ended.
-        """
+    def get_tasks(self) -> aggregator_pb2.GetTasksResponse:
+        """Wait for tasks, for the length of a long poll at most."""
         request = aggregator_pb2.GetTasksRequest(header=self._header)
-        answer = self._retry(lambda: self._aggregator.GetTasks(request))
-        return answer.tasks, answer.round_number, answer.sleep_time, answer.quit
+        return self._retry(lambda: self._aggregator.GetTasks(request))
 
-    def get_model(self) -> tuple[Tensors, GlobalModel]:
-        """Return the global model, and what is said of it. The next call overwrites the arrays."""
-        request = encode(ModelRequest(experiment=self.experiment, envoy=self.envoy))
-        tensors, metadata = self._retry(lambda: self._receiver.receive(self._rounds.get_model(request)))
-        told = validate(metadata, GlobalModel)
-        if self._approved is not None:
-            check_approved(self._approved, told.round, tensors)
-        return tensors, told
+    def get_model(self, allocate: Callable[[int], Any]) -> Header:
+        """Receive the global model into the memory that `allocate` returns, and return its header.
 
-    def send_update(self, round_number: int, results: dict[str, TaskResult], tensors: Tensors) -> None:
-        """Send the update of a round.
-
-        Raises DirectorRefusedError for one that the director does not count, and PolicyError for one that the site does
-        not let leave.
+        Raises DirectorRefusedError for a model that the site has not approved.
         """
-        sent = {name: self._as_sent(tensor) for name, tensor in tensors.items()}
-        n_bytes = sum(tensor.nbytes for tensor in sent.values())
-        released = self._policy.check_update(results, n_bytes)
-        if self._sent_today is not None:
-            self._sent_today.add(n_bytes, self._policy.max_day_mb)
-        update = UpdateMessage(experiment=self.experiment, envoy=self.envoy, round=round_number, results=released)
-        names_sha256 = _digest(tuple(sent))
-        self._announce(Sending(round=round_number, bytes=n_bytes, tensors=len(sent), names_sha256=names_sha256))
-        self._retry(lambda: send_chunks(self._rounds.send_update, stream(sent, update.model_dump())))
+        request = encode(ModelRequest(experiment=self._bundle.plan.name, envoy=self._envoy))
+        receiver = Receiver(allocate)
+        header, buffer = self._retry(lambda: receiver.receive_data(self._rounds.get_model(request)))
+        told = validate(header.metadata, GlobalModel)
+        if self._settings.approval != "any":
+            check_approved(self._bundle, told.round, tensors_in(buffer, header))
+        return header
 
-    def _as_sent(self, tensor: np.ndarray) -> np.ndarray:
-        half = self.precision == np.float16 and np.issubdtype(tensor.dtype, np.floating)
-        with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinite, and the director says so
-            return tensor.astype(np.float16) if half else tensor
+    def bounded(self, n_bytes: int) -> int:
+        """Return the size of an update. Raises PolicyError for one that is larger than the model could be."""
+        if n_bytes > LARGEST_TIMES * self._bundle.model.n_bytes:
+            raise PolicyError(f"an update of {n_bytes} bytes is larger than the model could be")
+        return n_bytes
+
+    def send_update(self, round_number: int, results: dict[str, TaskResult], header: Header, buffer: Any) -> None:
+        """Send the update of a round, whose tensors lie in `buffer` as `header` says.
+
+        Raises DirectorRefusedError for one that the director does not count, PolicyError for one that the site does not
+        let leave, and TensorFormatError for a header of other memory.
+        """
+        n_bytes, policy = header.data_bytes, self._settings.policy
+        if n_bytes > len(buffer):
+            raise TensorFormatError(f"an update of {n_bytes} bytes in memory of {len(buffer)}")
+        released = policy.check_update(results, n_bytes)
+        self._sent_today.add(n_bytes, policy.max_day_mb)
+        name = self._bundle.plan.name
+        update = UpdateMessage(experiment=name, envoy=self._envoy, round=round_number, results=released)
+        names = tuple(header.entries)
+        self._announce(Sending(round=round_number, bytes=n_bytes, tensors=len(names), names_sha256=_digest(names)))
+        sent = header.with_metadata(update.model_dump())
+        self._retry(lambda: send_chunks(self._rounds.send_update, buffer_chunks(buffer, sent)))
+
+    def report(self, progress: Mapping[str, Any]) -> float:
+        """Report the progress of a task, as far as the site tells it. Returns the seconds until the next report.
+
+        Raises grpc.RpcError, WireError, and ValidationError for what is no report.
+        """
+        name, reports, policy = self._bundle.plan.name, self._settings.reports, self._settings.policy
+        report = ProgressReport.model_validate({**progress, "experiment": name, "envoy": self._envoy})
+        kept = {
+            "values": policy.released_values(report.values) if reports in ("losses", "logs") else {},
+            "log": report.log if reports == "logs" else "",
+        }
+        answer = self._rounds.report_progress(encode(report.model_copy(update=kept)), timeout=TIMEOUT_SECONDS)
+        return decode_answer(answer, Reported).seconds
 
     def _retry(self, call: Callable[[], Answer]) -> Answer:
         while True:
+            if self._has_ended():
+                raise EndedError("the worker has ended")
             try:
                 return call()
             except grpc.RpcError as error:

@@ -1,7 +1,7 @@
 """The process that runs one experiment on a node, started by the envoy's keeper: `python -m openfl_audio.envoy.worker`.
 
-It loads its libraries, then reads what to do (a `Job`, as a line of JSON) from standard input. So an envoy that expects
-an experiment can have a worker ready.
+It loads its libraries, then gets what to do (a `Job`) by its link to the envoy, which is its standard input. So an
+envoy that expects an experiment can have a worker ready. It never dials the director, and is told no key.
 """
 
 import argparse
@@ -13,9 +13,9 @@ import json
 import logging
 import os
 import select
+import socket
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -23,19 +23,19 @@ import torch
 from openfl.federated import Plan
 
 from openfl_audio.config import load_settings, parse_change
-from openfl_audio.envoy.job import Job, Sending
-from openfl_audio.envoy.policy import SentToday, without_values
+from openfl_audio.envoy.job import Job
+from openfl_audio.envoy.link import Link
+from openfl_audio.envoy.policy import without_values
 from openfl_audio.envoy.progress_sender import ProgressSender
 from openfl_audio.envoy.round_loop import RoundCollaborator
-from openfl_audio.envoy.rounds_client import RoundsClient
-from openfl_audio.envoy.settings import SENT_FILE, EnvoyFile, build_shard_descriptor, connect
+from openfl_audio.envoy.settings import EnvoyFile, build_shard_descriptor
+from openfl_audio.envoy.worker_client import WorkerClient
 from openfl_audio.errors import ArchiveError, DirectorRefusedError, PolicyError
 from openfl_audio.node import model_interface  # noqa: F401  what pickles refer to is loaded while there is time
 from openfl_audio.node.compatibility import EnvironmentMismatchError, check_environment
 from openfl_audio.node.local_state import ClientStates
 from openfl_audio.node.objects import build_objects
 from openfl_audio.node.task_runner import TaskRunner, seed_generators
-from openfl_audio.protocol.bundle import read_bundle
 from openfl_audio.protocol.plan import ENVIRONMENT_FILE, PLAN_FILE
 
 # A notebook that has just connected submits its experiment within this time, or much later.
@@ -44,11 +44,8 @@ SOON_SECONDS = 2.0
 WITHOUT_VALUES = (EnvironmentMismatchError, DirectorRefusedError, ArchiveError, PolicyError)
 
 
-def run_experiment(
-    name: str, settings: EnvoyFile, config: Path, tls: bool, job: Job, announce: Callable[[Sending], None]
-) -> None:
-    """Take part in the experiment of `job` until it ends; `announce` is called before an update is sent."""
-    channel = connect(settings.params, name, tls)
+def run_experiment(name: str, settings: EnvoyFile, config: Path, job: Job, link: Link, progress: Link) -> None:
+    """Take part in the experiment of `job` until it ends. The envoy is asked on `link`, and told of `progress`."""
     shard_descriptor = build_shard_descriptor(settings.shard_descriptor, config.parent)
 
     # From here on the experiment's own code is imported first, before installed packages of the same name.
@@ -60,28 +57,13 @@ def run_experiment(
     # An envoy of upstream OpenFL reads its own classes in the plan; ours fetch a model in one call.
     plan.config["collaborator"]["template"] = "openfl_audio.envoy.round_loop.RoundCollaborator"
     extras = plan.config["experiment"]["settings"]
-    bundle = None
     if job.shown:
-        bundle = read_bundle(Path(job.workspace))
         plan.deserialize_interface_objects = lambda: build_objects(Path(job.workspace))
     plan.runner_ = TaskRunner()
     plan.runner_.seed = extras["seed"]
     plan.runner_.task_timeout_seconds = settings.params.task_timeout_seconds
-    client = RoundsClient(
-        channel,
-        name,
-        job.experiment,
-        plan.aggregator_uuid,
-        plan.federation_uuid,
-        extras["precision"],
-        announce,
-        bundle,
-        settings.params.policy,
-        SentToday(settings.params.work_dir / name / SENT_FILE),
-    )
-    sender = ProgressSender(
-        channel, name, job.experiment, settings.params.reports, Path(job.log), settings.params.policy
-    )
+    client, reporter = WorkerClient(link, extras["precision"]), WorkerClient(progress, extras["precision"])
+    sender = ProgressSender(reporter.report, name, job.experiment, settings.params.reports, Path(job.log))
     sender.start()
     # As a simulation does: what opening the shard draws is the same in every process.
     seed_generators(f"{extras['seed']}:{name}")
@@ -99,7 +81,7 @@ def told_of(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if isinstance(error, WITHOUT_VALUES) else without_values(error)
 
 
-def load_libraries(jobs: IO[bytes]) -> None:
+def load_libraries(jobs: IO[bytes] | socket.socket) -> None:
     """Load what nearly every experiment needs, and, if no job comes soon, what only most of them need."""
     # The first optimizer of a process loads torch's compiler, which takes more than a second.
     torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
@@ -115,16 +97,19 @@ def main() -> int:
     parser.add_argument("-n", "--name", required=True)
     parser.add_argument("-c", "--config", required=True, type=Path)
     parser.add_argument("--set", action="append", default=[])
-    parser.add_argument("--disable-tls", action="store_true")
     arguments = parser.parse_args()
-    jobs = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0)
-    announcements = os.dup(sys.stdout.fileno())
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    load_libraries(jobs)
-    line = jobs.readline()
-    if not line:
+    end = socket.socket(fileno=os.dup(sys.stdin.fileno()))
+    with Path(os.devnull).open() as nothing:  # what a task starts inherits no link
+        os.dup2(nothing.fileno(), sys.stdin.fileno())
+    load_libraries(end)
+    link = Link(end)
+    try:
+        message, _, file = link.receive()
+        if file is None:
+            raise EOFError("no second link came along")
+    except (EOFError, OSError):
         return 0  # the envoy has ended, or has no experiment after all
-    job = Job.model_validate_json(line)
+    job = Job.model_validate(message)
     with Path(job.log).open("ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -135,13 +120,9 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("openfl").setLevel(logging.WARNING)
 
-    def announce(sending: Sending) -> None:
-        os.write(announcements, sending.model_dump_json().encode() + b"\n")
-        jobs.readline()  # the envoy has recorded it, or has ended, and this process is about to
-
     try:
         settings = load_settings(arguments.config, EnvoyFile, dict(map(parse_change, arguments.set)))
-        run_experiment(arguments.name, settings, arguments.config, not arguments.disable_tls, job, announce)
+        run_experiment(arguments.name, settings, arguments.config, job, link, Link(socket.socket(fileno=file)))
     except Exception as error:
         traceback.print_exc()
         Path(job.failure).write_text(told_of(error), encoding="utf-8")

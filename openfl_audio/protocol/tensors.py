@@ -9,7 +9,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
@@ -234,16 +234,26 @@ class Receiver:
     megabytes costs as much time as filling it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, allocate: Callable[[int], Any] | None = None) -> None:
+        """Receive into memory that `allocate` returns for a number of bytes, or into a buffer of its own."""
         self._buffer = bytearray()
+        self._allocate = allocate or self._reuse
+
+    def _reuse(self, n_bytes: int) -> bytearray:
+        if len(self._buffer) != n_bytes:
+            self._buffer = bytearray(n_bytes)
+        return self._buffer
 
     def receive(self, chunks: Iterable[bytes]) -> tuple[Tensors, dict[str, Any]]:
         """Return tensors and metadata. Raises TensorFormatError."""
+        header, buffer = self.receive_data(chunks)
+        return tensors_in(buffer, header), header.metadata
+
+    def receive_data(self, chunks: Iterable[bytes]) -> tuple[Header, Any]:
+        """Return the header of a model and the memory with its tensors. Raises TensorFormatError."""
         chunks = iter(chunks)
         header = Header.unpack(next(chunks, b""))
-        if len(self._buffer) != header.data_bytes:
-            self._buffer = bytearray(header.data_bytes)
-        buffer, filled = self._buffer, 0
+        buffer, filled = self._allocate(header.data_bytes), 0
         for chunk in chunks:
             if filled + len(chunk) > len(buffer):
                 raise TensorFormatError(f"more than the {len(buffer)} bytes that the header tells of")
@@ -251,7 +261,20 @@ class Receiver:
             filled += len(chunk)
         if filled < len(buffer):
             raise TensorFormatError(f"{filled} bytes of {len(buffer)}")
-        return {n: np.ndarray(e.shape, e.dtype, buffer, e.start) for n, e in header.entries.items()}, header.metadata
+        return header, buffer
+
+
+def tensors_in(buffer: Any, header: Header) -> Tensors:
+    """Return the tensors that lie in memory as the header of their file says."""
+    return {n: np.ndarray(e.shape, e.dtype, buffer, e.start) for n, e in header.entries.items()}
+
+
+def buffer_chunks(buffer: Any, header: Header) -> Iterator[bytes]:
+    """Yield what lies in memory as it is transmitted: the packed header in one chunk, then chunks of CHUNK_BYTES."""
+    yield header.pack()
+    with memoryview(buffer) as view:
+        for start in range(0, header.data_bytes, CHUNK_BYTES):
+            yield bytes(view[start : min(start + CHUNK_BYTES, header.data_bytes)])
 
 
 def receive(chunks: Iterable[bytes]) -> tuple[Tensors, dict[str, Any]]:

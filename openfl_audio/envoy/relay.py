@@ -1,0 +1,76 @@
+"""The envoy's end of a worker's link: it does what the worker may, in the envoy's name and by the site's rules."""
+
+import logging
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+from pydantic import ValidationError
+
+from openfl_audio.envoy.link import Link, Request, SharedMemory
+from openfl_audio.envoy.rounds_client import RoundsClient
+from openfl_audio.errors import DirectorRefusedError, EndedError, PolicyError, TensorFormatError, WireError
+from openfl_audio.protocol.messages import describe_faults
+from openfl_audio.protocol.tensors import Header
+
+logger = logging.getLogger("envoy")
+
+
+class Relay(threading.Thread):
+    """Answers the requests of a worker, one after the other, until the link is closed."""
+
+    def __init__(self, link: Link, client: RoundsClient) -> None:
+        super().__init__(daemon=True, name="relay")
+        self._link, self._client = link, client
+        self._memory = SharedMemory()
+
+    def run(self) -> None:
+        """Answer requests."""
+        try:
+            while True:
+                message, blob, _ = self._link.receive()
+                answer, data = self._answer(message, blob)
+                file = self._memory.file if self._memory.is_new else None
+                if self._memory.is_new:
+                    self._memory.is_new = False
+                    answer["memory"] = len(self._memory.buffer)
+                self._link.send(answer, data, file)
+        except (EOFError, OSError, EndedError):
+            pass  # the worker has ended, or the envoy ends it
+        except ValueError as error:
+            logger.warning("a worker's message cannot be read: %s", error)
+            self._link.close()
+        finally:
+            self._memory.close()
+
+    def _answer(self, message: Mapping[str, Any], blob: bytes) -> tuple[dict[str, Any], bytes]:
+        try:
+            request = Request.model_validate(message)
+            return self._do(request, blob)
+        except DirectorRefusedError as error:
+            return {"refused": str(error)}, b""
+        except PolicyError as error:
+            return {"forbidden": str(error)}, b""
+        except ValidationError as error:
+            return {"failed": describe_faults(error)}, b""
+        except (TensorFormatError, WireError) as error:
+            return {"failed": str(error)}, b""
+        except grpc.RpcError as error:  # of a report of progress, which is not repeated
+            return {"failed": str(error.details())}, b""
+
+    def _do(self, request: Request, blob: bytes) -> tuple[dict[str, Any], bytes]:
+        if request.call == "tasks":
+            answer = self._client.get_tasks()
+            names = ("name", "function_name", "task_type", "apply_local")
+            tasks = [{name: getattr(task, name) for name in names} for task in answer.tasks]
+            return {"tasks": tasks, "round": answer.round_number, "quit": answer.quit}, b""
+        if request.call == "model":
+            return {}, self._client.get_model(self._memory.allocate).pack()
+        if request.call == "memory":
+            self._memory.allocate(self._client.bounded(request.n_bytes))
+            return {}, b""
+        if request.call == "update":
+            self._client.send_update(request.round, request.results, Header.unpack(blob), self._memory.buffer)
+            return {}, b""
+        return {"seconds": self._client.report(request.progress)}, b""
