@@ -30,3 +30,12 @@ def test_a_command_of_a_page_is_taken(command):
     if isinstance(parsed, Train):
         workload = find_workload(parsed.workload)
         load_settings(find_file(workload, parsed.config), workload.config_class, parsed.changes())
+
+
+def test_the_commands_of_the_guide_for_a_raspberry_pi_are_taken():
+    page = (PAGES[0].parents[1] / "raspberry-pi.md").read_text()
+    commands = re.findall(r"^ *\.venv/bin/openfl-audio (.+)$", page, re.M)
+    assert commands
+    for command in commands:
+        parse(shlex.split(command))
+    assert (PAGES[0].parents[2] / "benchmarks" / "small_node.py").exists()
