@@ -12,7 +12,7 @@ from typing import Any
 from openfl_audio.envoy.approval import SHOWN_DIGITS, Approvals, Decision, Waiting
 from openfl_audio.envoy.settings import EnvoySettings
 from openfl_audio.protocol.bundle import Bundle, read_bundle, read_files
-from openfl_audio.protocol.plan import MODEL_FILE, OBJECTS_FILE, PUBLIC_PLAN_FILE, ExperimentPlan
+from openfl_audio.protocol.plan import AUTHOR_FILE, MODEL_FILE, OBJECTS_FILE, PUBLIC_PLAN_FILE, ExperimentPlan
 
 # What may leave inside of a round, by the envoy's setting `reports`.
 REPORTS = {
@@ -24,7 +24,7 @@ REPORTS = {
 TENSORS_SHOWN = 20
 SCAN_SECONDS = 120.0
 # They are shown in words of their own.
-NOT_AS_FILES = frozenset({OBJECTS_FILE, PUBLIC_PLAN_FILE, MODEL_FILE})
+NOT_AS_FILES = frozenset({OBJECTS_FILE, PUBLIC_PLAN_FILE, MODEL_FILE, AUTHOR_FILE})
 
 
 def review(approvals: Approvals, settings: EnvoySettings, found: Waiting | Decision) -> Iterator[str]:
