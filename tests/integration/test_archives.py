@@ -308,7 +308,7 @@ def deceived(tmp_path_factory) -> Iterator[tuple[BrokenDirector, LocalFederation
         processes.port = broken.port
         processes.start_envoy("a", points(1))
         wait_for(lambda: "is registered" in processes.log("a").read_text(), READY_SECONDS)
-        (processes.folder / "envoys" / "a").mkdir(parents=True)  # as after an experiment
+        (processes.folder / "envoys" / "a").mkdir(parents=True, exist_ok=True)  # as after an experiment
         yield broken, processes
 
 
