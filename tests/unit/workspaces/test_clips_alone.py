@@ -154,6 +154,7 @@ class Triples:
     """A clip and two noises, with the members of the LibriFSD50K dataset, where all clips have one length."""
 
     supervised = True
+    sample_rate = 8_000
 
     def __init__(self, clips: Sequence[Clip]) -> None:
         self.clips = clips
