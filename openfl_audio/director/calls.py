@@ -113,6 +113,10 @@ class OpenCalls:
             if not self._counts[name]:
                 del self._counts[name]
 
+    def note_renewal(self, owner: Owner) -> None:
+        """Note that a certificate is used from now on that no call shows: the director's own."""
+        self._tell("certificate_renewed", owner)
+
     async def watch(self) -> None:
         """End calls whose certificate has ended, for ever. The clock is read: it may be set, and machines sleep."""
         while True:

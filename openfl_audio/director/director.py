@@ -33,6 +33,8 @@ PRESTART_SECONDS = 900.0
 LOOK_SECONDS = 30.0
 # Between two looks for experiments that are not to be kept.
 RETENTION_SECONDS = 60.0
+# Of an envoy's heads at most one in this time goes into the record, however many it sends.
+HEADS_PAUSE_SECONDS = 1.0
 # Envoys that are named where an experiment waits for many.
 MOST_REASONS = 5
 SUBMISSION = ".submission-"
@@ -108,7 +110,7 @@ class Director:
         """Make a director whose files are in `runs`. Raises RecordError if the record there is none of this version."""
         self.runs = runs
         self.record = Record(runs / RECORD, f"{DIRECTOR} '{DIRECTOR}'")
-        self.heads = HeadExchange(self.record)
+        self.heads = HeadExchange(self.record, HEADS_PAUSE_SECONDS)
         self.health_check_period = health_check_period
         self.envoys: dict[str, EnvoyEntry] = {}
         self.experiments: dict[str, Experiment] = {}

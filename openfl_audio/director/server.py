@@ -5,6 +5,7 @@ import contextlib
 import gc
 import logging
 import signal
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from openfl_audio.director.services.director import DirectorService
 from openfl_audio.director.services.rounds import RoundsService
 from openfl_audio.errors import CertificateError, RecordError, StartError
 from openfl_audio.process import prepare_process, share_one_heap
-from openfl_audio.protocol.certificates import Credentials, describe_end, load_credentials
+from openfl_audio.protocol.certificates import Credentials, Owner, describe_end, load_credentials, owner_of
 from openfl_audio.protocol.messages import MAX_REQUEST_BYTES
 from openfl_audio.protocol.revocation import REVOKED, RevocationList
 from openfl_audio.protocol.tensors import MAX_HEADER_BYTES
@@ -96,7 +97,7 @@ async def serve(settings: DirectorSettings, credentials: Credentials | None, max
     guard = GuardingInterceptor(calls, connections, settings.runs)
     server = aio.server(options=server_options(max_files), interceptors=[guard])
     # Both before the folder is touched: a director that was started by mistake must not resume experiments.
-    own = RenewedCredentials(settings.certificates, credentials)
+    own = RenewedCredentials(settings.certificates, credentials, calls.note_renewal)
     address = bind(server, settings, own)
     with sole_director(settings.runs):
         director = Director(settings.runs, settings.envoy_health_check_period)
@@ -122,16 +123,18 @@ async def serve(settings: DirectorSettings, credentials: Credentials | None, max
             task.cancel()
         logger.info("director stops")
         await server.stop(grace=1)
+        director.heads.keep_waiting(at_once=True)
         director.record.note("director_ended")
         with contextlib.suppress(OSError):  # said as a warning by then
             director.record.sync()
 
 
 async def keep_record(director: Director) -> None:
-    """Bring to the disk what was noted in the record besides rounds, for ever."""
+    """Write heads that wait, and bring to the disk what was noted in the record besides rounds, for ever."""
     while True:
         await asyncio.sleep(LOOK_SECONDS)
         try:
+            await asyncio.to_thread(director.heads.keep_waiting)
             await asyncio.to_thread(director.record.sync)
         except OSError as error:
             logger.warning("%s waits for the disk: %s", director.record.path, error)
@@ -187,8 +190,10 @@ class RenewedCredentials:
         current: those that new connections are made with.
     """
 
-    def __init__(self, folder: Path | None, credentials: Credentials | None) -> None:
-        self._folder, self.current = folder, credentials
+    def __init__(
+        self, folder: Path | None, credentials: Credentials | None, on_renewal: Callable[[Owner], None]
+    ) -> None:
+        self._folder, self.current, self._on_renewal = folder, credentials, on_renewal
 
     def of_server(self) -> grpc.ServerCredentials:
         """Return gRPC's credentials of a server that takes clients of the same authority only."""
@@ -208,6 +213,7 @@ class RenewedCredentials:
             return None
         logger.info("new connections are made with the renewed certificate of the director")
         self.current = found
+        self._on_renewal(owner_of(found.certificate))
         return _configuration(found)
 
 

@@ -7,6 +7,9 @@ Without TLS heads are exchanged unsigned, and show only what nobody has tampered
 import base64
 import binascii
 import threading
+import time
+from dataclasses import dataclass
+from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -71,13 +74,25 @@ def check_issuer(owner: str, certificate: str, root: bytes) -> None:
     raise RecordError(f"the certificate of {owner} is not signed by this authority")
 
 
+@dataclass
+class _Other:
+    """The record of another side: its newest head, and what waits to be kept of it."""
+
+    newest: Head
+    kept_at: float = float("-inf")
+    waiting: dict[str, Any] | None = None  # fields of the entry
+    went_back: dict[str, int] | None = None
+
+
 class HeadExchange:
     """Exchange of heads with other sides, whose heads go into the own record."""
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: Record, pause_seconds: float = 0.0) -> None:
+        """Keep at most one head of each other side in `pause_seconds`: the newest waits for `keep_waiting`."""
         self.record = record
+        self._pause_seconds = pause_seconds
         self._lock = threading.Lock()
-        self._seen: dict[str, Head] = {}
+        self._others: dict[str, _Other] = {}
         self._serials: set[int] = set()
 
     def own(self, credentials: Credentials | None) -> SignedHead:
@@ -94,15 +109,33 @@ class HeadExchange:
             check_signature(owner, head_of(signed), signed.signature, certificate)
             if root is not None:
                 check_issuer(owner, certificate, root)
+        head = head_of(signed)
         with self._lock:
-            if self._seen.get(owner) == head_of(signed):
+            other = self._others.get(owner)
+            if other and other.newest == head:
                 return
+            other = self._others.setdefault(owner, _Other(head))
             serial = owner_of(certificate.encode()).serial if certificate else None
             if serial is not None and serial not in self._serials:
                 self._serials.add(serial)
                 self.record.note("key", of=owner, serial=f"{serial:x}", certificate=certificate)
-            if signed.number < (before := self._seen.get(owner, head_of(signed))).number:
-                self.record.note("head_went_back", of=owner, had=before.number, has=signed.number)
-            self._seen[owner] = head_of(signed)
-        signature = {"serial": f"{serial:x}", "signature": signed.signature} if serial is not None else {}
-        self.record.note("head", of=owner, entry=signed.number, sha256=signed.sha256, **signature)
+            if head.number < other.newest.number and not other.went_back:
+                other.went_back = {"had": other.newest.number, "has": head.number}
+            signature = {"serial": f"{serial:x}", "signature": signed.signature} if serial is not None else {}
+            other.newest, other.waiting = head, {"entry": head.number, "sha256": head.sha256, **signature}
+            self._keep(owner, other)
+
+    def keep_waiting(self, at_once: bool = False) -> None:
+        """Keep the heads whose pause is over, or `at_once` all that wait."""
+        with self._lock:
+            for owner, other in self._others.items():
+                self._keep(owner, other, at_once)
+
+    def _keep(self, owner: str, other: _Other, at_once: bool = False) -> None:
+        now = time.monotonic()
+        if other.waiting is None or not (at_once or now >= other.kept_at + self._pause_seconds):
+            return
+        if other.went_back:
+            self.record.note("head_went_back", of=owner, **other.went_back)
+        self.record.note("head", of=owner, **other.waiting)
+        other.kept_at, other.waiting, other.went_back = now, None, None

@@ -1,6 +1,7 @@
 """Certificates that end or are renewed while a federation runs, and those of another authority."""
 
 import contextlib
+import json
 import re
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from openfl_audio.experiments.local_federation import LocalFederation
 from openfl_audio.protocol.authority import create_authority, issue, load_authority, write_certificates
 from openfl_audio.protocol.certificate_requests import sign_request, write_request
 from openfl_audio.protocol.messages import HistoryRequest, StatusRequest, encode
+from openfl_audio.protocol.record import RECORD
 from openfl_audio.protocol.revocation import revoke
 from openfl_audio.protocol.wire import RoundsStub, certificate_fault, presented_certificate
 from tests.integration.conftest import FakeEnvoy, open_as, plan_of, points, status_of, submission_of, submit, wait_for
@@ -97,6 +99,9 @@ def test_a_director_takes_up_its_renewed_certificate_and_a_second_authority(proc
     before = shown()
     write_certificates(processes.certificates, director_hosts=["127.0.0.1"], force=True)
     assert shown() != before
+    entries = map(json.loads, (processes.folder / "director" / RECORD).read_text().splitlines())
+    (renewed,) = [entry for entry in entries if entry["event"] == "certificate_renewed"]
+    assert (renewed["of"], int(renewed["serial"], 16)) == ("director 'director'", shown())
     # An authority takes over: until all have certificates of the new one, both are good.
     new = create_authority()
     certificate, key = issue(new, "successor", "user")

@@ -190,6 +190,25 @@ def test_a_head_that_goes_back_is_said_at_once(tmp_path, certificates):
     assert '"event": "head_went_back", "of": "envoy \'site-a\'", "had": 3, "has": 0' in director.record.path.read_text()
 
 
+def test_of_many_heads_in_a_moment_the_first_and_the_newest_are_kept(tmp_path, certificates):
+    director = HeadExchange(Record(tmp_path / "record.jsonl", DIRECTOR), pause_seconds=3600)
+    a = load_credentials(certificates, "site-a")
+
+    def kept() -> list[tuple[str, int]]:
+        found = map(json.loads, director.record.path.read_text().splitlines())
+        return [(e["event"], e.get("entry", e.get("has"))) for e in found if e["event"] in ("head", "head_went_back")]
+
+    for number in [*range(1, 21), 2, 1, 7]:
+        signed = sign_head(ENVOY, Head(number, f"{number:064x}"), a)
+        director.take(ENVOY, signed, a.certificate.decode(), None)
+    director.keep_waiting()
+    assert kept() == [("head", 1)]
+    director.keep_waiting(at_once=True)
+    assert kept() == [("head", 1), ("head_went_back", 2), ("head", 7)]
+    director.keep_waiting(at_once=True)
+    assert len(kept()) == 3
+
+
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
     def run(*words: object) -> tuple[int, str]:
