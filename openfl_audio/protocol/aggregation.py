@@ -541,8 +541,10 @@ def _inner_products(stack: np.ndarray) -> np.ndarray:
     for start in range(0, stack.shape[1], BLOCK):
         block = stack[:, start : start + BLOCK]
         block = block - _median(block.copy())
-        products += block @ block.T
-    return products
+        # Not block @ block.T: with a hundred rows its last bits depend on the number of threads.
+        for index, row in enumerate(block):
+            products[index, index:] += np.einsum("jl,l->j", block[index:], row)
+    return products + np.triu(products, 1).T
 
 
 def _geometric_median(products: np.ndarray, shares: np.ndarray) -> np.ndarray:
@@ -560,8 +562,8 @@ def _geometric_median(products: np.ndarray, shares: np.ndarray) -> np.ndarray:
     coefficients = shares  # the mean
     nearest = ROUNDING * apart[apart > 0].min()  # keeps an iterate that hits a point from dividing by 0
     for _ in range(MAX_ITERATIONS):
-        towards = products @ coefficients
-        pulls = shares / np.sqrt(np.maximum(squares - 2 * towards + coefficients @ towards, nearest))
+        towards = _dot(products, coefficients)
+        pulls = shares / np.sqrt(np.maximum(squares - 2 * towards + _dot(towards, coefficients), nearest))
         imbalance = _length(pulls - pulls.sum() * coefficients, products)
         coefficients = pulls / pulls.sum()
         if imbalance <= TOLERANCE:
@@ -580,4 +582,9 @@ def _is_the_median(point: np.ndarray, apart: np.ndarray, products: np.ndarray, s
 
 
 def _length(coefficients: np.ndarray, products: np.ndarray) -> float:
-    return math.sqrt(max(coefficients @ products @ coefficients, 0.0))
+    return math.sqrt(max(_dot(_dot(products, coefficients), coefficients), 0.0))
+
+
+def _dot(rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    """Return rows @ vector, the same to the last bit whatever the number of threads."""
+    return (rows * vector).sum(-1)

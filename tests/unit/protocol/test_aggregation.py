@@ -22,6 +22,7 @@ from openfl_audio.protocol.aggregation import (
     OpenFLYogi,
     Rule,
     TrimmedMean,
+    _inner_products,
     clipped,
     distance,
 )
@@ -407,6 +408,16 @@ def test_clipping_shortens_an_update_to_the_norm_and_leaves_shorter_ones_alone()
     np.testing.assert_allclose(clipped(current, updates[0], scales[0]) - current, [1.2, 0, 1.6], rtol=1e-6)
     assert clipped(current, updates[1], scales[1]) is updates[1]
     assert Aggregation().clip_scales([5.0, 0.0]) == [1.0, 1.0]
+
+
+def test_the_geometric_median_of_many_updates_depends_on_no_number_of_threads():
+    updates = np.random.default_rng(0).standard_normal((150, 2000)).astype(np.float32)
+    # The median follows from these alone, and mostly, but not always, hides a last bit of them.
+    products = []
+    for threads in (1, 2):
+        with threadpool_limits(threads, "blas"):
+            products.append(_inner_products(updates))
+    assert np.array_equal(*products)
 
 
 def test_a_distance_depends_on_no_order_no_cut_and_no_number_of_threads():
