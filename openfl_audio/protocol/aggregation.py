@@ -582,7 +582,7 @@ def _is_the_median(point: np.ndarray, apart: np.ndarray, products: np.ndarray, s
 
 
 def _length(coefficients: np.ndarray, products: np.ndarray) -> float:
-    return math.sqrt(max(_dot(_dot(products, coefficients), coefficients), 0.0))
+    return math.sqrt(max(float(_dot(_dot(products, coefficients), coefficients)), 0.0))
 
 
 def _dot(rows: np.ndarray, vector: np.ndarray) -> np.ndarray:
