@@ -31,13 +31,13 @@ HASH_DIGITS = 64
 SHOWN_DIGITS, LEAST_DIGITS = 12, 4
 
 
-class Record(BaseModel):
+class ApprovalFile(BaseModel):
     """Base of what is kept in files of the approval."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class Waiting(Record):
+class Waiting(ApprovalFile):
     """An experiment that waits for the site's decision.
 
     Attributes:
@@ -54,7 +54,7 @@ class Waiting(Record):
     since: float
 
 
-class Decision(Record):
+class Decision(ApprovalFile):
     """Decision of a site on a submission.
 
     Attributes:
@@ -93,7 +93,7 @@ class ApprovedList(Settings):
     authors: list[str] = Field(default_factory=list)
 
 
-Kind = TypeVar("Kind", bound=Record)
+Kind = TypeVar("Kind", bound=ApprovalFile)
 
 
 class Approvals:
@@ -198,7 +198,7 @@ class Approvals:
         self._write("decisions", found.sha256, decided)
         return decided
 
-    def _write(self, kind: str, name: str, record: Record) -> None:
+    def _write(self, kind: str, name: str, record: ApprovalFile) -> None:
         make_folder(self.folder / kind)
         write_whole(self.folder / kind / f"{name}.json", record.model_dump_json(indent=1).encode(), durable=True)
 
