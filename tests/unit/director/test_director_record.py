@@ -1,3 +1,4 @@
+import asyncio
 import errno
 import hashlib
 import json
@@ -6,6 +7,8 @@ from typing import Any
 
 from openfl_audio.director.director import Director
 from openfl_audio.director.run_folder import Status
+from openfl_audio.director.server import keep_record
+from openfl_audio.protocol.messages import SignedHead
 from openfl_audio.protocol.plan import ARCHIVE, EXPERIMENT_PLAN
 from openfl_audio.protocol.record import Record, sha256_of_names
 from tests.unit.director import test_director
@@ -66,6 +69,18 @@ def test_a_deleted_experiment_is_recorded_with_who_deleted_it(play):
             {"event": "ended", "status": "stopped", "rounds": 0, "reason": ""},
             {"event": "deleted", "by": "operator 'olga'"},
         ]
+
+    play(story)
+
+
+def test_of_a_flood_of_heads_few_go_into_the_record_and_the_newest_does(play):
+    async def story(director: Director) -> None:
+        for number in range(1, 201):
+            director.heads.take("envoy 'a'", SignedHead(number=number, sha256=f"{number:064x}"), "", None)
+        assert len(entries(director.record, "head")) < 100  # one a second
+        keeping = asyncio.create_task(keep_record(director))
+        await until(lambda: entries(director.record, "head")[-1]["entry"] == 200)
+        keeping.cancel()
 
     play(story)
 
