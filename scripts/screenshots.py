@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Take the pictures of docs/images: JupyterLab in the middle of a round, and after a cut link.
+"""Take the pictures of docs/images: JupyterLab in the middle of a round, with a refused site, and after a cut link.
 
     python scripts/screenshots.py [--out docs/images]
 
@@ -17,12 +17,13 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 TESTS = REPOSITORY / "tests/integration"  # the toy experiment, which envoys import as `toy`
 sys.path[:0] = [str(REPOSITORY), str(TESTS)]
 
+from openfl_audio import Federation, FLExperiment  # noqa: E402
 from openfl_audio.experiments.local_federation import LocalFederation  # noqa: E402
 from openfl_audio.testing.fault_proxy import Proxy  # noqa: E402
 from tests.integration.jupyter import Notebook, browser, jupyter, write_notebook  # noqa: E402
 
 SITES = {"site-a": 40, "site-b": 60, "site-c": 20}
-BROKEN = "site-c"
+BROKEN = "site-c"  # its updates are refused in one picture, and its link is cut in another
 USER = "scientist"
 START = """
 import toy
@@ -37,7 +38,10 @@ def train(model, points, device, optimizer):
         report(step + 1, len(points) * 5, clips=8 * (step + 1), loss=2 / (step + 2) ** 0.5)
     for parameter in model[0].parameters():
         parameter.data.add_(0.5)
-    return {{"loss": 1 / model[0].weight.item()}}
+    loss = 1 / model[0].weight.item()
+    if len(points) == {diverges}:
+        model[0].weight.data.fill_(float("nan"))
+    return {{"loss": loss}}
 
 
 def validate(model, points, device):
@@ -74,6 +78,11 @@ def main() -> int:
                 local.start_envoy(name, shard, **({"director_port": line.port} if name == BROKEN else {}))
             local.wait_until_ready(SITES, 120)
             with browser() as context:
+                notebook = open_and_run(folder / "lab", address, context, local.port, "noisy-words", SITES[BROKEN])
+                notebook.wait_for(rf"(?s)round 2 of 6.*train \d.*{BROKEN}\s+refused: ", cell=1)
+                picture(notebook, options.out / "refused.png")
+                notebook.close()
+                FLExperiment(Federation(USER, "127.0.0.1", local.port, tls=False)).attach("noisy-words").stop()
                 notebook = open_and_run(folder / "lab", address, context, local.port, "words")
                 notebook.wait_for(r"(?s)round 2 of 6.*train \d\d.*train \d\d.*train \d\d", cell=1)
                 picture(notebook, options.out / "round.png")
@@ -83,9 +92,9 @@ def main() -> int:
     return 0
 
 
-def open_and_run(lab: Path, address: str, context: object, port: int, name: str) -> Notebook:
-    """Open a notebook that starts an experiment and watches it, and run it."""
-    start = START.format(user=USER, port=port, name=name)
+def open_and_run(lab: Path, address: str, context: object, port: int, name: str, diverges: int = 0) -> Notebook:
+    """Open a notebook that starts an experiment and watches it, and run it. A site of `diverges` points sends NaN."""
+    start = START.format(user=USER, port=port, name=name, diverges=diverges)
     write_notebook(lab / f"{name}.ipynb", start, "history = experiment.watch()")
     notebook = Notebook(context, address, f"{name}.ipynb")
     notebook.run_all()

@@ -235,16 +235,28 @@ def _text_frame(records: Sequence[Record], metric: str) -> pd.DataFrame:
     return pd.DataFrame([shown_row(record, columns) for record in records], columns=columns)
 
 
+# Columns of the open round, and their styles: what moves each second must not change their widths.
+NOW_COLUMNS = {
+    "envoy": "text-align: left",
+    "now": "text-align: left; min-width: 24em",
+    "clips/s": "text-align: right; min-width: 4em",
+    "left": "text-align: right; min-width: 6em",
+    "memory": "text-align: right; min-width: 5em",
+}
+
+
 def live_html(now: LiveRound) -> str:
     """Return what happens in the open round: how long it takes, above a table of what each envoy does."""
-    rows = pd.DataFrame(now_rows(now), columns=NOW_COLUMNS).to_html(index=False, border=0, justify="left")
-    for cell in ("td", "th"):  # Jupyter's tables are for numbers
-        rows = rows.replace(f"<{cell}>", f'<{cell} style="text-align: left">')
+    rows = "".join(_html_row("td", row) for row in now_rows(now))
+    table = f"<table><thead>{_html_row('th', NOW_COLUMNS)}</thead><tbody>{rows}</tbody></table>"
     more = f"<p>and {now.others} more</p>" if now.others else ""
-    return f"<p>{html.escape(live_title(now))}</p>{rows}{more}"
+    return f"<p>{html.escape(live_title(now))}</p>{table}{more}"
 
 
-NOW_COLUMNS = ("envoy", "now", "clips/s", "left", "memory")
+def _html_row(cell: str, values: Iterable[str]) -> str:
+    styled = zip(NOW_COLUMNS.values(), values, strict=True)
+    cells = [f'<{cell} style="{style}">{html.escape(value)}</{cell}>' for style, value in styled]
+    return f"<tr>{''.join(cells)}</tr>"
 
 
 def now_rows(now: LiveRound) -> list[list[str]]:

@@ -84,7 +84,6 @@ class Notebook:
         self.page = context.new_page()
         self._wait_until_open(address, f"{address}/tree/{name}?token={TOKEN}&reset")
         self.page.wait_for_selector(".jp-Notebook .jp-CodeCell")
-        self._wait_until_idle()
 
     def _wait_until_open(self, address: str, page: str) -> None:
         from playwright.sync_api import Error
@@ -113,9 +112,15 @@ class Notebook:
     def interrupt(self) -> None:
         self._choose("Kernel", "Interrupt Kernel")
 
-    def restart(self) -> None:
-        self._choose("Kernel", "Restart Kernel…")
+    def restart_and_clear(self) -> None:
+        """Restart the kernel, and remove the output of all cells: what is shown later is of the new kernel."""
+        self._choose("Kernel", "Restart Kernel and Clear Outputs of All Cells…")
         self.page.get_by_role("button", name="Confirm Kernel Restart").click()
+        self.page.locator(".jp-OutputArea-output").first.wait_for(state="detached")
+
+    def close(self) -> None:
+        """Close the tab, as people do who do not wait: the kernel runs on."""
+        self.page.close()
 
     def _choose(self, menu: str, entry: str) -> None:
         self.page.locator(".lm-MenuBar-itemLabel", has_text=re.compile(f"^{menu}$")).click()

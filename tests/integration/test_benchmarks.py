@@ -50,6 +50,17 @@ def test_chaos_ends_with_the_weights_of_an_undisturbed_run(tmp_path: Path):
     assert [result[key] for key in wrong] == [0, 0, 0]
 
 
+@pytest.mark.slow
+def test_the_benchmark_of_reports_prints_what_they_cost_beside_a_run_without_them():
+    result = json.loads(run("reports.py", "--workload", "head", "--steps", "3", "--pairs", "1", "--json"))
+    assert (result["workload"], result["steps"], result["pairs"]) == ("head", 3, 1)
+    assert result["cpu_s"].keys() == result["wall_s"].keys() == {"off", "on"}
+    assert min(*result["cpu_s"].values(), *result["wall_s"].values()) > 0
+    cost = result["sender_cpu_s"] + result["calls_s"]
+    # Of figures that are rounded themselves.
+    assert result["share"] == pytest.approx(cost / result["cpu_s"]["on"], rel=0.1, abs=1e-3)
+
+
 def test_the_load_generator_prints_a_json_object_for_each_number_of_envoys_and_the_director_does_not_grow_by_rounds():
     arguments = ("--floats", "100000", "--tls", "--json")
     lines = run("load.py", "--envoys", "2", "12", "--rounds", "2", *arguments).splitlines()

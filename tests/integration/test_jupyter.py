@@ -1,4 +1,4 @@
-"""Notebooks in JupyterLab itself, in Chromium: interrupted, run again, and run to the end."""
+"""Notebooks in JupyterLab itself, in Chromium: interrupted, restarted, closed, run again, and run to the end."""
 
 import itertools
 import re
@@ -39,6 +39,7 @@ experiment.start(
 )
 """
 WATCH, END = "history = experiment.watch()", 'print("slopes", history["slope"].tolist())'
+SLOPES = "slopes [0.0, 3.0, 6.0, 9.0]"
 OPEN_ROUND = r"round 1 of 3, .*\n(.*\n)*b\s+train 3/10 \(loss 0\.500\)\s+\d"
 
 
@@ -66,7 +67,7 @@ def open_notebook(lab, running, certificates, tmp_path):
 
     yield open_notebook, gate
     for tab in tabs:
-        tab.page.close()
+        tab.close()
 
 
 def test_a_notebook_is_interrupted_and_run_again_to_the_end(open_notebook):
@@ -81,7 +82,37 @@ def test_a_notebook_is_interrupted_and_run_again_to_the_end(open_notebook):
     assert "Traceback" not in said
     gate.touch()
     notebook.run_all()
-    assert notebook.wait_for(r"slopes") == "slopes [0.0, 3.0, 6.0, 9.0]"
+    assert notebook.wait_for("slopes") == SLOPES
     shown = notebook.output(1)
     assert "round 1 of 3" not in shown
     assert re.search(r"\n2\s+-4\.000\s+3\.000\s+1 of 1\s", shown)
+
+
+@pytest.mark.slow
+def test_after_a_restart_of_the_kernel_the_notebook_takes_up_its_experiment(open_notebook):
+    open_tab, gate = open_notebook
+    notebook = open_tab()
+    notebook.run_all()
+    notebook.wait_for(OPEN_ROUND, cell=1)
+    notebook.restart_and_clear()
+    assert notebook.output(1) == ""
+    notebook.run_all()
+    notebook.wait_for(OPEN_ROUND, cell=1)
+    gate.touch()
+    assert notebook.wait_for("slopes") == SLOPES
+
+
+@pytest.mark.slow
+def test_a_tab_that_was_closed_is_opened_again_and_takes_up_its_experiment(open_notebook):
+    open_tab, gate = open_notebook
+    notebook = open_tab()
+    notebook.run_all()
+    notebook.wait_for(OPEN_ROUND, cell=1)
+    notebook.close()
+    notebook = open_tab()
+    assert not re.search(OPEN_ROUND, notebook.output(1))
+    notebook.interrupt()  # the kernel watches on, for a tab that is gone
+    notebook.run_all()
+    notebook.wait_for(OPEN_ROUND, cell=1)
+    gate.touch()
+    assert notebook.wait_for("slopes") == SLOPES

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from openfl_audio.envoy.progress_sender import ProgressSender, numbers
+from openfl_audio.envoy.progress_sender import ProgressSender, gpu_memory_bytes, numbers
 from openfl_audio.node.progress import CountedData, begin_task, counted, current, report
 from openfl_audio.protocol.messages import MAX_LOG_CHARACTERS, MAX_VALUES
 
@@ -110,3 +110,20 @@ def test_of_what_was_printed_the_new_part_leaves_where_the_site_says_so(tmp_path
     assert len(text) <= MAX_LOG_CHARACTERS
     assert text.startswith("[12104 bytes are left out]\nxxx")
     assert text.endswith("xlast")
+
+
+def test_the_memory_on_all_gpus_is_reported_and_a_task_that_uses_none_starts_no_gpu(tmp_path, monkeypatch):
+    reports = []
+    sender = ProgressSender(lambda report: reports.append(report) or 1.0, "a", "toy", "steps", tmp_path / "log")
+    reserved = {0: 3_000_000_000, 1: 500_000_000}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    # Asking a GPU makes a context there, which takes memory, and this task leaves it alone.
+    for name in ("memory_reserved", "device_count"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, name=name: pytest.fail(f"{name} was called"))
+    assert gpu_memory_bytes() == 0
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(reserved))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", reserved.__getitem__)
+    sender._send(current(), "")
+    assert reports[0].gpu_memory_bytes == 3_500_000_000
+    assert reports[0].memory_bytes > 0

@@ -246,7 +246,16 @@ def test_the_display_has_a_row_for_each_envoy_of_the_open_round():
         "b", "done", "-", "-", "-",
     ]  # fmt: skip
     assert "and 3 more" in html
-    assert '<th style="text-align: left">now</th>' in html
+    # A heading stands where its column does.
+    styles = re.findall('<th style="(.*?)">', html)
+    assert styles * 2 == re.findall('<td style="(.*?)">', html)
+    assert [re.search(r"text-align: (\w+)", style)[1] for style in styles] == [
+        "left",
+        "left",
+        "right",
+        "right",
+        "right",
+    ]
 
 
 def test_it_is_said_of_whom_nothing_is_heard_and_why_an_update_was_refused():
@@ -258,7 +267,7 @@ def test_it_is_said_of_whom_nothing_is_heard_and_why_an_update_was_refused():
     short = "round 3 of 20, 41 s: a train 120/400 (loss 0.500), no word for 4.2 s, b refused"
     assert live_sentence(now, len(short)) == short
     assert live_sentence(now) == f"{short}: NaN in '<b>'"
-    assert ">refused: NaN in '&lt;b&gt;'</td>" in live_html(now)
+    assert ">refused: NaN in &#x27;&lt;b&gt;&#x27;</td>" in live_html(now)
 
 
 def test_of_many_envoys_those_that_are_not_done_are_named():
