@@ -238,10 +238,10 @@ def _text_frame(records: Sequence[Record], metric: str) -> pd.DataFrame:
 # Columns of the open round, and their styles: what moves each second must not change their widths.
 NOW_COLUMNS = {
     "envoy": "text-align: left",
-    "now": "text-align: left; min-width: 24em",
-    "clips/s": "text-align: right; min-width: 4em",
-    "left": "text-align: right; min-width: 6em",
-    "memory": "text-align: right; min-width: 5em",
+    "now": "text-align: left; width: 26em",
+    "clips/s": "text-align: right; width: 4em",
+    "left": "text-align: right; width: 6em",
+    "memory": "text-align: right; width: 5em",
 }
 
 
