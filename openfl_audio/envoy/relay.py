@@ -9,6 +9,7 @@ import grpc
 from pydantic import ValidationError
 
 from openfl_audio.envoy.link import Link, Request, SharedMemory
+from openfl_audio.envoy.policy import plain_reason
 from openfl_audio.envoy.rounds_client import RoundsClient
 from openfl_audio.errors import DirectorRefusedError, EndedError, PolicyError, TensorFormatError, WireError
 from openfl_audio.protocol.messages import describe_faults
@@ -40,8 +41,9 @@ class Relay(threading.Thread):
             pass  # the worker has ended, or the envoy ends it
         except ValueError as error:
             logger.warning("a worker's message cannot be read: %s", error)
-            self._link.close()
         finally:
+            # Whatever ended this thread, the worker must not wait for an answer of it.
+            self._link.close()
             self._memory.close()
 
     def _answer(self, message: Mapping[str, Any], blob: bytes) -> tuple[dict[str, Any], bytes]:
@@ -56,6 +58,9 @@ class Relay(threading.Thread):
             return {"failed": describe_faults(error)}, b""
         except (TensorFormatError, WireError) as error:
             return {"failed": str(error)}, b""
+        except OSError as error:  # of the envoy's own files and memory; the link's is not raised here
+            logger.error("a request of a worker failed: %s", error)
+            return {"failed": f"the envoy cannot read or write: {plain_reason(error)}"}, b""
         except grpc.RpcError as error:  # of a report of progress, which is not repeated
             return {"failed": str(error.details())}, b""
 

@@ -88,16 +88,19 @@ def test_a_notebook_is_interrupted_and_run_again_to_the_end(open_notebook):
     assert re.search(r"\n2\s+-4\.000\s+3\.000\s+1 of 1\s", shown)
 
 
+def run_to_the_open_round(notebook: Notebook) -> Notebook:
+    notebook.run_all()
+    notebook.wait_for(OPEN_ROUND, cell=1)
+    return notebook
+
+
 @pytest.mark.slow
 def test_after_a_restart_of_the_kernel_the_notebook_takes_up_its_experiment(open_notebook):
     open_tab, gate = open_notebook
-    notebook = open_tab()
-    notebook.run_all()
-    notebook.wait_for(OPEN_ROUND, cell=1)
+    notebook = run_to_the_open_round(open_tab())
     notebook.restart_and_clear()
     assert notebook.output(1) == ""
-    notebook.run_all()
-    notebook.wait_for(OPEN_ROUND, cell=1)
+    run_to_the_open_round(notebook)
     gate.touch()
     assert notebook.wait_for("slopes") == SLOPES
 
@@ -105,14 +108,10 @@ def test_after_a_restart_of_the_kernel_the_notebook_takes_up_its_experiment(open
 @pytest.mark.slow
 def test_a_tab_that_was_closed_is_opened_again_and_takes_up_its_experiment(open_notebook):
     open_tab, gate = open_notebook
-    notebook = open_tab()
-    notebook.run_all()
-    notebook.wait_for(OPEN_ROUND, cell=1)
-    notebook.close()
+    run_to_the_open_round(open_tab()).close()
     notebook = open_tab()
     assert not re.search(OPEN_ROUND, notebook.output(1))
     notebook.interrupt()  # the kernel watches on, for a tab that is gone
-    notebook.run_all()
-    notebook.wait_for(OPEN_ROUND, cell=1)
+    run_to_the_open_round(notebook)
     gate.touch()
     assert notebook.wait_for("slopes") == SLOPES

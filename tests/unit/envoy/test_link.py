@@ -1,5 +1,6 @@
 """The link between envoy and worker: messages, memory that both have, and an end that closes."""
 
+import errno
 import fcntl
 import mmap
 import os
@@ -15,13 +16,13 @@ from openfl.protocols import aggregator_pb2
 from openfl_audio.envoy.link import Link, SharedMemory, make_pair
 from openfl_audio.envoy.relay import Relay
 from openfl_audio.envoy.worker_client import WorkerClient
-from openfl_audio.errors import DirectorRefusedError, PolicyError, WireError
+from openfl_audio.errors import DirectorRefusedError, EndedError, PolicyError, WireError
 from openfl_audio.protocol.messages import TaskResult
 from openfl_audio.protocol.tensors import describe, tensors_in
 
 
 class Rounds:
-    """What a relay asks: a model of ones, and the updates that came."""
+    """Stand-in for the director: it has a model of ones, and keeps the updates that come."""
 
     def __init__(self, dtype="<f4", error=None):
         self.model = describe({"weight": np.zeros(6, dtype), "bias": np.zeros(1, dtype)}, {"round": 3})
@@ -102,6 +103,19 @@ def test_half_precision_is_made_before_it_is_shared(connected):
 def test_a_refusal_reaches_the_worker_as_itself(connected, error):
     with pytest.raises(type(error), match=str(error)):
         connected(Rounds(error=error)).send_update(0, {}, {})
+
+
+def test_a_worker_is_told_what_the_envoy_lacks_and_no_name_of_a_file(connected):
+    client = connected(Rounds(error=OSError(errno.ENOSPC, "No space left on device", "/site/ada/sent.json")))
+    with pytest.raises(WireError, match=r"^the envoy cannot read or write: No space left on device$"):
+        client.send_update(0, {}, {})
+    assert client.get_tasks("a")[1] == 3
+
+
+def test_a_worker_is_not_left_waiting_when_its_relay_ends(connected):
+    client = connected(Rounds(error=EndedError("the envoy stops")))
+    with pytest.raises((EOFError, OSError)):
+        client.send_update(0, {}, {})
 
 
 def test_a_worker_that_says_something_else_is_answered_or_cut_off(connected):

@@ -26,7 +26,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exchange(
     director: HeadExchange, envoy: HeadExchange, of_director: Credentials | None, of_envoy: Credentials | None
 ) -> None:
-    """What director and envoy do once a round."""
+    """Exchange heads, as director and envoy do once a round."""
     for exchange in (director, envoy):
         exchange.record.sync()
     theirs, certificate = envoy.own(of_envoy), of_envoy.certificate.decode() if of_envoy else ""
@@ -126,7 +126,7 @@ def test_the_other_side_shows_what_the_chain_does_not(records, certificates, sid
 
 
 def test_a_made_up_head_does_not_hold(records, certificates):
-    """Who accuses the other side has to have its signature."""
+    # An accusation has to have the signature of the other side.
     director, envoy = records
     lines = director.read_bytes().splitlines()
     made_up = [
