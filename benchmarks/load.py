@@ -39,6 +39,7 @@ from benchmarks.arguments import add_save, save, whole_number
 from openfl_audio.experiments.local_federation import LocalFederation
 from openfl_audio.protocol.authority import write_certificates
 from openfl_audio.protocol.certificates import load_credentials
+from openfl_audio.protocol.codec import decode_answer, encode
 from openfl_audio.protocol.messages import (
     AttendRequest,
     Credit,
@@ -46,8 +47,6 @@ from openfl_audio.protocol.messages import (
     ModelRequest,
     TaskResult,
     UpdateMessage,
-    decode_answer,
-    encode,
 )
 from openfl_audio.protocol.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL, BestModel, ExperimentPlan, Task
 from openfl_audio.protocol.tensors import Tensors, receive, stream, write_tensors

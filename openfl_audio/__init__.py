@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from openfl_audio.notebook.sites import scores_alone as scores_alone
     from openfl_audio.notebook.sites import train_alone as train_alone
     from openfl_audio.protocol.aggregation import Aggregation as Aggregation
-    from openfl_audio.protocol.aggregation import FedAdagrad as FedAdagrad
-    from openfl_audio.protocol.aggregation import FedAdam as FedAdam
-    from openfl_audio.protocol.aggregation import FedYogi as FedYogi
-    from openfl_audio.protocol.aggregation import GeometricMedian as GeometricMedian
-    from openfl_audio.protocol.aggregation import Mean as Mean
-    from openfl_audio.protocol.aggregation import Median as Median
-    from openfl_audio.protocol.aggregation import OpenFLAdagrad as OpenFLAdagrad
-    from openfl_audio.protocol.aggregation import OpenFLAdam as OpenFLAdam
-    from openfl_audio.protocol.aggregation import OpenFLYogi as OpenFLYogi
-    from openfl_audio.protocol.aggregation import TrimmedMean as TrimmedMean
     from openfl_audio.protocol.metrics import MeanOver as MeanOver
     from openfl_audio.protocol.participation import Participation as Participation
+    from openfl_audio.protocol.rules import GeometricMedian as GeometricMedian
+    from openfl_audio.protocol.rules import Mean as Mean
+    from openfl_audio.protocol.rules import Median as Median
+    from openfl_audio.protocol.rules import TrimmedMean as TrimmedMean
+    from openfl_audio.protocol.server_optimizers import FedAdagrad as FedAdagrad
+    from openfl_audio.protocol.server_optimizers import FedAdam as FedAdam
+    from openfl_audio.protocol.server_optimizers import FedYogi as FedYogi
+    from openfl_audio.protocol.server_optimizers import OpenFLAdagrad as OpenFLAdagrad
+    from openfl_audio.protocol.server_optimizers import OpenFLAdam as OpenFLAdam
+    from openfl_audio.protocol.server_optimizers import OpenFLYogi as OpenFLYogi
     from openfl_audio.simulation.simulation import Simulation as Simulation
     from openfl_audio.training.export import extend_config as extend_config
     from openfl_audio.training.export import label_names as label_names
@@ -52,21 +52,18 @@ _MODULES = {
     "node.shard_data": ("ShardData",),
     "notebook.interactive_api": ("DataInterface", "FLExperiment", "Federation", "ModelInterface", "TaskInterface"),
     "notebook.sites": ("cross_validate", "read_records", "scores_alone", "train_alone"),
-    "protocol.aggregation": (
-        "Aggregation",
+    "protocol.aggregation": ("Aggregation",),
+    "protocol.metrics": ("MeanOver",),
+    "protocol.participation": ("Participation",),
+    "protocol.rules": ("GeometricMedian", "Mean", "Median", "TrimmedMean"),
+    "protocol.server_optimizers": (
         "FedAdagrad",
         "FedAdam",
         "FedYogi",
-        "GeometricMedian",
-        "Mean",
-        "Median",
         "OpenFLAdagrad",
         "OpenFLAdam",
         "OpenFLYogi",
-        "TrimmedMean",
     ),
-    "protocol.metrics": ("MeanOver",),
-    "protocol.participation": ("Participation",),
     "simulation.simulation": ("Simulation",),
     "training.export": ("extend_config", "label_names", "write_card"),
     "training.run_settings": ("RunSettings",),

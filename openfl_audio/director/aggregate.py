@@ -16,17 +16,10 @@ import numpy as np
 from openfl_audio.errors import UpdateRefusedError
 from openfl_audio.files import sync_folder
 from openfl_audio.protocol.aggregate import check_tensor
-from openfl_audio.protocol.aggregation import (
-    BLOCK,
-    LARGEST_VALUE,
-    Aggregation,
-    ServerOptimizer,
-    clipped,
-    distance,
-    magnitude,
-    narrowed,
-)
+from openfl_audio.protocol.aggregation import Aggregation
+from openfl_audio.protocol.server_optimizers import ServerOptimizer
 from openfl_audio.protocol.tensors import Entry, Header, TensorFile, bytes_of
+from openfl_audio.protocol.values import BLOCK, LARGEST_VALUE, clipped, distance, magnitude, narrowed
 
 # Small enough for the processor's cache, and for malloc to hand out the same memory again and again.
 SLICE_ITEMS = 1 << 16

@@ -7,15 +7,16 @@ import shutil
 import time
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from openfl.protocols import director_pb2
 
 from openfl_audio.config import Retention
 from openfl_audio.director.authorization import Caller
+from openfl_audio.director.envoy_entry import EnvoyEntry
 from openfl_audio.director.experiment import Experiment
-from openfl_audio.director.notification import Changes
+from openfl_audio.director.members import choose_members
 from openfl_audio.director.run_folder import UNFINISHED, RunFolder, Status, owner_of
 from openfl_audio.errors import EnvoyRefusedError, RunFolderError, SteeringError, SubmissionError
 from openfl_audio.protocol.certificates import DIRECTOR, USER
@@ -23,7 +24,6 @@ from openfl_audio.protocol.heads import HeadExchange
 from openfl_audio.protocol.messages import EnvoySummary, ExperimentSummary, FederationStatus, Order
 from openfl_audio.protocol.plan import EXPERIMENT_PLAN, ExperimentPlan
 from openfl_audio.protocol.record import RECORD, Record
-from openfl_audio.protocol.rounds import Progress, Rounds
 from openfl_audio.protocol.shard_sizes import Sizes
 
 logger = logging.getLogger(__name__)
@@ -38,47 +38,6 @@ HEADS_PAUSE_SECONDS = 1.0
 # Envoys that are named where an experiment waits for many.
 MOST_REASONS = 5
 SUBMISSION = ".submission-"
-
-
-@dataclass
-class EnvoyEntry:
-    """One registered envoy.
-
-    Attributes:
-        shard_info: what the envoy says of its shard.
-        corpus: the corpus that it serves.
-        instance: tells a restarted envoy from a second one of the same name.
-        peer: where it called from.
-        sizes: the sizes of its shard.
-        last_seen: when an envoy of OpenFL last called, in seconds of the clock.
-        attending: whether an envoy of this project is there: it has a call open for as long as it is.
-        experiment: the experiment that it works on.
-        changes: notified when what it has to do changes.
-        since: when it came or went away, in seconds of the clock.
-        versions: its versions of Python and libraries, by name.
-        certificate_expires: when its certificate expires, in seconds of the clock; None without TLS.
-        last_error: the last line of why an experiment last failed on it.
-    """
-
-    shard_info: director_pb2.ShardInfo
-    corpus: str
-    instance: str
-    peer: str
-    sizes: Sizes
-    last_seen: float = field(default_factory=time.time)
-    attending: bool = False
-    experiment: Experiment | None = None
-    changes: Changes = field(default_factory=Changes)
-    since: float = field(default_factory=time.time)
-    versions: dict[str, str] = field(default_factory=dict)
-    certificate_expires: float | None = None
-    last_error: str = ""
-
-    def work_on(self, experiment: Experiment | None) -> None:
-        """Let the envoy work on `experiment`, or on none."""
-        if experiment is not self.experiment:
-            self.experiment = experiment
-            self.changes.notify()
 
 
 @dataclass(frozen=True)
@@ -431,39 +390,7 @@ class Director:
         if other is not None and other.plan.name != plan.name:
             raise SubmissionError(f"federation_uuid '{plan.federation_uuid[:80]}' is that of another experiment")
         online = {name: entry.corpus for name, entry in sorted(self.envoys.items()) if self.is_online(name)}
-        if plan.envoys is not None:
-            absent = [name for name in plan.envoys if name not in online]
-            if absent:
-                raise SubmissionError(f"envoys {absent} are not online (online: {list(online)})")
-            others = {name: online[name] for name in plan.envoys if plan.corpus not in (None, online[name])}
-            if others:
-                raise SubmissionError(f"the experiment is for the corpus '{plan.corpus}', but envoys serve {others}")
-            members = plan.envoys
-        else:
-            members = [name for name, corpus in online.items() if plan.corpus in (None, corpus)]
-            corpora = sorted({online[name] for name in members})
-            if not members:
-                wanted = "" if plan.corpus is None else f" of the corpus '{plan.corpus}'"
-                raise SubmissionError(f"no envoy{wanted} is online (online: {online})")
-            if len(corpora) > 1:
-                raise SubmissionError(f"the envoys serve several corpora, {corpora}: name one, or name the envoys")
-        unknown = [name for name in plan.participation.evaluators if name not in members]
-        if unknown:
-            raise SubmissionError(f"evaluators {unknown} are not among the experiment's envoys {members}")
-        if plan.envoys is None and plan.participation.lacking(members):
-            return members  # more are to come
-        rounds = Rounds(plan, Progress())
-        if not rounds.can_reach_quorum(members):
-            raise SubmissionError(
-                f"of the envoys {members}, {len(rounds.contributors(members))} can contribute to a round, fewer than "
-                f"its quorum of {rounds.quorum}: name more envoys, or fewer evaluators"
-            )
-        try:
-            rounds.check_members(members)
-            plan.check_best()
-        except ValueError as error:
-            raise SubmissionError(f"of the envoys {members}: {error}") from None
-        return members
+        return choose_members(plan, online)
 
     def _has(self, experiment: Experiment, envoy: str) -> bool:
         """Tell whether an envoy is a member of an experiment that runs, or is about to."""

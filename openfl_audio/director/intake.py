@@ -22,7 +22,8 @@ from openfl_audio.errors import (
     UpdateRefusedError,
     WireError,
 )
-from openfl_audio.protocol.messages import TaskResult, UpdateEnvelope, UpdateMessage, describe_faults, validate
+from openfl_audio.protocol.codec import describe_faults, validate
+from openfl_audio.protocol.messages import TaskResult, UpdateEnvelope, UpdateMessage
 from openfl_audio.protocol.record import sha256_of_names
 from openfl_audio.protocol.tensors import Header, TensorFile, Tensors
 

@@ -42,7 +42,7 @@ from openfl_audio.errors import (
 )
 from openfl_audio.files import Journal, sync_folder, write_whole
 from openfl_audio.protocol.archive import check_archive, extract_file, open_archive
-from openfl_audio.protocol.messages import describe_faults
+from openfl_audio.protocol.codec import describe_faults
 from openfl_audio.protocol.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL, ExperimentPlan
 from openfl_audio.protocol.record import sha256_of_file
 from openfl_audio.protocol.rounds import Progress

@@ -28,7 +28,7 @@ from openfl_audio.director.services.rounds import RoundsService
 from openfl_audio.errors import CertificateError, RecordError, StartError
 from openfl_audio.process import prepare_process, share_one_heap
 from openfl_audio.protocol.certificates import Credentials, Owner, describe_end, load_credentials, owner_of
-from openfl_audio.protocol.messages import MAX_REQUEST_BYTES
+from openfl_audio.protocol.codec import MAX_REQUEST_BYTES
 from openfl_audio.protocol.revocation import REVOKED, RevocationList
 from openfl_audio.protocol.tensors import MAX_HEADER_BYTES
 from openfl_audio.protocol.wire import CHANNEL_OPTIONS

@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any
 
 from openfl_audio.director.run import Phase, Run
-from openfl_audio.protocol.messages import BestMetric, EnvoyProgress, ExperimentSummary, LiveRound, Waits, encode
+from openfl_audio.protocol.codec import encode
+from openfl_audio.protocol.messages import BestMetric, EnvoyProgress, ExperimentSummary, LiveRound, Waits
 
 # Between two looks at the open round, and participants that are named there.
 LIVE_SECONDS = 1.0

@@ -21,7 +21,7 @@ from openfl_audio.envoy.settings import EnvoySettings
 from openfl_audio.errors import ApprovalError, ArchiveError, CertificateError
 from openfl_audio.files import make_folder, write_whole
 from openfl_audio.protocol.bundle import Bundle, fingerprint, read_files, verify_author
-from openfl_audio.protocol.messages import describe_faults
+from openfl_audio.protocol.codec import describe_faults
 from openfl_audio.protocol.plan import NAME, PICKLES
 
 # No name of an experiment begins with a dot.

@@ -3,39 +3,29 @@
 import contextlib
 import json
 import logging
-import os
-import re
-import shutil
-import signal
-import subprocess
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
 import grpc
-import psutil
 from openfl.interface.interactive_api.shard_descriptor import ShardDescriptor
 from openfl.protocols import director_pb2, director_pb2_grpc
 
 from openfl_audio.address import join_address, route_to
-from openfl_audio.config import Retention
-from openfl_audio.envoy.approval import Desk, check_name, prepare_workspace
+from openfl_audio.envoy.approval import Desk
 from openfl_audio.envoy.channel import RenewedChannel, fault_of
-from openfl_audio.envoy.job import Job
-from openfl_audio.envoy.keeper import STOP_SECONDS as WORKER_STOP_SECONDS
-from openfl_audio.envoy.link import Link, make_pair
-from openfl_audio.envoy.policy import SentToday, module_path, plain_reason, shard_of
-from openfl_audio.envoy.recording import Recording
-from openfl_audio.envoy.relay import Relay
-from openfl_audio.envoy.rounds_client import REFUSALS, RETRY_SECONDS, RoundsClient, wait_to_repeat
+from openfl_audio.envoy.downloads import WORKSPACE, remove_download, remove_outdated
+from openfl_audio.envoy.policy import SentToday, shard_of
+from openfl_audio.envoy.rounds_client import REFUSALS, RETRY_SECONDS, wait_to_repeat
+from openfl_audio.envoy.running_experiment import RunningExperiment
 from openfl_audio.envoy.settings import SENT_FILE, EnvoySettings, connect, open_record
+from openfl_audio.envoy.worker_process import Worker, end_worker
 from openfl_audio.errors import (
-    ApprovalError,
     ArchiveError,
     ConnectionRefusedByDirectorError,
     OpenFLAudioError,
@@ -43,18 +33,11 @@ from openfl_audio.errors import (
 )
 from openfl_audio.node.compatibility import describe_environment
 from openfl_audio.protocol.archive import unpack_archive
-from openfl_audio.protocol.bundle import Bundle, read_bundle
+from openfl_audio.protocol.bundle import Bundle
 from openfl_audio.protocol.certificates import DIRECTOR
+from openfl_audio.protocol.codec import decode_answer, encode
 from openfl_audio.protocol.heads import HeadExchange
-from openfl_audio.protocol.messages import (
-    ApprovalReport,
-    AttendRequest,
-    HeadAnswer,
-    HeadRequest,
-    Order,
-    decode_answer,
-    encode,
-)
+from openfl_audio.protocol.messages import ApprovalReport, AttendRequest, HeadAnswer, HeadRequest, Order
 from openfl_audio.protocol.plan import ARCHIVE, NAME
 from openfl_audio.protocol.record import sha256_of_file
 from openfl_audio.protocol.shard_sizes import sizes_of
@@ -62,55 +45,16 @@ from openfl_audio.protocol.wire import RoundsStub, certificate_fault, explain_un
 
 logger = logging.getLogger("envoy")
 
-# How much of a failed worker's output goes to the notebook: a traceback, not a novel.
-REPORTED_CHARACTERS = 6000
-# Of it in the record: a sentence.
-MAX_RECORDED_CHARACTERS = 500
-# A worker is killed when it takes longer than its keeper allows.
-STOP_SECONDS = 2 * WORKER_STOP_SECONDS
 # A worker between two tasks hears of the end as soon as the envoy does; one in the middle of a task does not.
 GRACE_SECONDS = 2.0
-# Between two looks at how much memory a worker holds.
-WATCH_SECONDS = 0.2
-# Looking takes at most a twentieth of the time, also where it takes long.
-WATCH_PAUSES = 19
-# Chunks of models, up to a megabyte each, come from and go back to the heap. By glibc's defaults it would give each
-# back to the system and ask for it again, which costs more time than filling it.
-REUSED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
-# Between two looks at what the site has decided, and two reports that an experiment waits.
-APPROVAL_LOOK_SECONDS, APPROVAL_REPORT_SECONDS = 0.5, 10.0
 REPORT_SECONDS = 10.0
 MAX_ARCHIVE_BYTES = 1 << 30
 # An exchange of heads that takes longer is given up.
 HEADS_SECONDS = 10.0
 # Between two looks at the certificate of a director that is out of reach: each is a connection of its own.
 PROBE_PAUSE_SECONDS = 60.0
-# A larger log of earlier runs of an experiment is set aside when it is run again.
-MAX_LOG_BYTES = 10 << 20
-# Where an experiment's archive is unpacked, in its folder.
-WORKSPACE = "workspace"
-
-# Lines of faulthandler, which have no value.
-_FAULT = re.compile(
-    r'  File "(?P<file>[^"]*)"(?P<where>, line \d+ in [\w<>.]+)'
-    r"|Timeout \([\d:.]+\)!|(Current thread|Thread) 0x[0-9a-f]+ \(most recent call first\):"
-    r"|Fatal Python error: [A-Z][A-Za-z ]+"
-)
 
 Answer = TypeVar("Answer")
-
-
-class Worker(subprocess.Popen):
-    """A worker with its keeper.
-
-    Attributes:
-        link: the envoy's end of the socket that is the worker's standard input.
-    """
-
-    def __init__(self, command: Sequence[str]) -> None:
-        self.link, theirs = make_pair()
-        with theirs:
-            super().__init__(command, stdin=theirs.fileno(), start_new_session=True, env=REUSED_MEMORY | os.environ)
 
 
 class Envoy:
@@ -348,256 +292,6 @@ class Envoy:
             spare, self._spare = self._spare, None
         if spare is not None:
             end_worker(spare)
-
-
-class RunningExperiment:
-    """One experiment on this node, watched by a thread of its own from the download to the end."""
-
-    def __init__(self, envoy: Envoy, experiment: str) -> None:
-        self.experiment = experiment
-        self._envoy = envoy
-        # What waits for an approval needs none. Otherwise it loads its libraries while the archive is downloaded.
-        self._worker = envoy.take_worker() if envoy.settings.approval == "any" else None
-        self._worker_lock = threading.Lock()
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    @property
-    def is_over(self) -> bool:
-        """Tell whether the worker has ended, and the director knows why."""
-        return not self._thread.is_alive()
-
-    def stop(self, grace: float) -> None:
-        """End the experiment: its worker has `grace` seconds to hear of that and to end by itself."""
-        with self._worker_lock:
-            self._stopping.set()
-            worker = self._worker
-        if worker is not None:
-            try:
-                worker.wait(grace)
-            except subprocess.TimeoutExpired:
-                end_worker(worker)
-        self._thread.join(STOP_SECONDS)
-
-    def _run(self) -> None:
-        try:
-            reason = self._attempt()
-            reported = reason.partition("\n")[0][:MAX_RECORDED_CHARACTERS]
-            self._envoy.record.note("ended", experiment=self.experiment, reason=reported)
-            if reason and not self._stopping.is_set():
-                self._envoy.report_failure(self.experiment, reason)
-        except ConnectionRefusedByDirectorError as error:
-            # It ended before this envoy came to it.
-            logger.warning("experiment '%s': %s", self.experiment, error)
-            self._end_worker()
-        finally:
-            self._envoy.forget(self.experiment)
-            self._envoy.exchange_heads()
-
-    def _end_worker(self) -> None:
-        if self._worker is not None:
-            end_worker(self._worker)
-
-    def _attempt(self) -> str:
-        """Download and run the experiment. Returns why it failed, or nothing."""
-        try:
-            workspace = self._envoy.download(self.experiment)
-            approves = self._envoy.settings.approval != "any"
-            bundle = read_bundle(workspace, shown=approves)
-            check_name(bundle, self.experiment)
-            reason = self._envoy.judge(bundle) or (self._await_approval(bundle, workspace) if approves else "")
-            if reason or self._stopping.is_set():
-                self._end_worker()
-                return reason
-            with self._worker_lock:
-                if self._worker is None:
-                    if self._stopping.is_set():
-                        return ""
-                    self._worker = self._envoy.take_worker()
-            return self._work(bundle, workspace, self._worker)
-        except (ArchiveError, ApprovalError, SettingsError) as error:
-            reason = str(error)
-        except OSError as error:
-            tells = self._envoy.settings.policy.tracebacks == "values"
-            reason = f"the envoy cannot read or write: {error if tells else plain_reason(error)}"
-        self._end_worker()
-        return reason
-
-    def _await_approval(self, bundle: Bundle, workspace: Path) -> str:
-        """Wait until the site has decided of the experiment. Returns why it must not run, or nothing."""
-        prepare_workspace(workspace)
-        desk, reported = self._envoy.desk, float("-inf")
-        while not self._stopping.is_set():
-            verdict = desk.judge(bundle)
-            if not verdict.waits:
-                self._envoy.report_approval(self.experiment, waits=False)
-                return verdict.refused
-            if reported < 0:
-                user, key = desk.author_of(bundle)
-                desk.approvals.ask(bundle, workspace, user, bool(key))
-                logger.info("experiment '%s' waits for approval: openfl-audio review shows it", self.experiment)
-            if time.monotonic() - reported >= APPROVAL_REPORT_SECONDS:
-                # Again and again, as a director that was started anew does not know.
-                self._envoy.report_approval(self.experiment, waits=True)
-                reported = time.monotonic()
-            self._stopping.wait(APPROVAL_LOOK_SECONDS)
-        return ""
-
-    def _work(self, bundle: Bundle, workspace: Path, worker: Worker) -> str:
-        """Let the worker run the experiment. Returns why it failed, or nothing."""
-        log = workspace.with_name("worker.log")
-        rotate(log)
-        failure = workspace.with_name("failure.txt")
-        failure.unlink(missing_ok=True)
-        written = log.stat().st_size if log.exists() else 0
-        logger.info("experiment '%s' starts, its output goes to %s", self.experiment, log)
-        job = Job(
-            experiment=self.experiment,
-            workspace=str(workspace),
-            log=str(log),
-            failure=str(failure),
-            shown=self._envoy.settings.approval != "any",
-        )
-        progress, theirs = make_pair()
-        self._relay(bundle, worker, progress)
-        # Of a worker that has ended already, the exit code tells.
-        with contextlib.suppress(OSError), theirs:
-            worker.link.send(job.model_dump(), file=theirs.fileno())
-        excess = self._wait(worker)
-        end_worker(worker)  # and whatever it started
-        progress.close()
-        code = worker.returncode
-        if code == 0:
-            logger.info("experiment '%s' is done", self.experiment)
-            return ""
-        ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return f"the experiment's process ended ({excess or ended})\n{self._told(log, written, failure)}"
-
-    def _relay(self, bundle: Bundle, worker: Worker, progress: Link) -> None:
-        """Do for the worker what it asks for: of rounds on its link, and of its progress on another one."""
-
-        def has_ended() -> bool:
-            return worker.poll() is not None or self._stopping.is_set()
-
-        envoy = self._envoy
-        recording = Recording(envoy.record, self.experiment, has_ended, envoy.exchange_heads)
-        client = RoundsClient(envoy.channel, envoy.name, bundle, recording.note, has_ended, envoy.settings)
-        for link in (worker.link, progress):
-            Relay(link, client).start()
-
-    def _told(self, log: Path, written: int, failure: Path) -> str:
-        """Return what is told of why a worker has ended: the end of its output, or of that no more than code."""
-        if self._envoy.settings.policy.tracebacks == "values":
-            return end_of(log, written)
-        told = failure.read_text(encoding="utf-8") if failure.exists() else lines_of_code(end_of(log, written))
-        return told[-REPORTED_CHARACTERS:]
-
-    def _wait(self, worker: Worker) -> str:
-        """Wait until the worker has ended. Returns "", or why it was killed: it held too much memory."""
-        limit = self._envoy.settings.memory_limit_gb * 1e9
-        pause = WATCH_SECONDS
-        while True:
-            try:
-                worker.wait(pause)
-                return ""
-            except subprocess.TimeoutExpired:
-                started = time.monotonic()
-                held = memory_of(worker.pid, limit)
-                pause = max(WATCH_SECONDS, WATCH_PAUSES * (time.monotonic() - started))
-            if held > limit:
-                kill_below(worker.pid)
-                worker.wait()
-                return f"it held {held / 1e9:.1f} GB of memory, more than memory_limit_gb: {limit / 1e9:.1f}"
-
-
-def remove_download(folder: Path) -> None:
-    """Remove an experiment's code and pickles from its folder: they are downloaded whenever it is run."""
-    shutil.rmtree(folder / WORKSPACE, ignore_errors=True)
-    (folder / ARCHIVE).unlink(missing_ok=True)
-
-
-def remove_outdated(folder: Path, retention: Retention, kept: Container[str]) -> None:
-    """Remove logs and state of experiments that are not to be kept, save for those of `kept`."""
-    folders = [path for path in folder.glob("[!.]*") if path.is_dir() and path.name not in kept]
-    ended = {path.name: path.stat().st_mtime for path in folders}
-    for name in retention.outdated(ended, time.time()):
-        logger.info("experiment '%s' is not kept any longer", name)
-        shutil.rmtree(folder / name, ignore_errors=True)
-
-
-def rotate(log: Path) -> None:
-    """Let a log that has grown large begin anew; one before it is kept, with ".1" after its name."""
-    if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
-        log.replace(log.with_name(f"{log.name}.1"))
-
-
-def end_of(log: Path, start: int) -> str:
-    """Return what a notebook is shown of a worker's output, of which this experiment's begins at byte `start`."""
-    lines = log.read_bytes()[start:].decode(errors="replace").splitlines() if log.exists() else []
-    # A crash lists all compiled modules in one line of thousands of characters.
-    return "\n".join(line for line in lines if not line.startswith("Extension modules:"))[-REPORTED_CHARACTERS:]
-
-
-def lines_of_code(output: str) -> str:
-    """Return of the output of a worker that was killed, or hung, what faulthandler says of its code."""
-    found = filter(None, map(_FAULT.fullmatch, output.splitlines()))
-    return "\n".join(
-        f'  File "{module_path(each["file"])}"{each["where"]}' if each["file"] else each[0] for each in found
-    )
-
-
-def memory_of(pid: int, limit: float = 0.0) -> int:
-    """Return the bytes of memory that a process and those below it hold, of which shared pages count once.
-
-    Sharing is looked into (it takes milliseconds a gigabyte) only where the sum of all resident sizes exceeds `limit`.
-    """
-    tree = tree_of(pid)
-    resident = sum(_bytes_of(process, "rss") for process in tree)
-    return resident if resident <= limit else sum(_bytes_of(process, "pss") for process in tree)
-
-
-def _bytes_of(process: psutil.Process, kind: str) -> int:
-    """Return the memory of a process: "rss", or "pss", in which a page of n processes counts as its n-th part."""
-    try:
-        if kind == "rss":
-            return process.memory_info().rss
-        memory = process.memory_full_info()
-        return getattr(memory, "pss", memory.uss)  # only Linux tells how much is shared with how many
-    except psutil.NoSuchProcess:
-        return 0
-    except psutil.AccessDenied:
-        return process.memory_info().rss if kind == "pss" else 0
-
-
-def tree_of(pid: int) -> list[psutil.Process]:
-    """Return a process and all below it; none if it has ended."""
-    try:
-        process = psutil.Process(pid)
-        return [process, *process.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
-
-
-def kill_below(pid: int) -> None:
-    """Kill all processes below `pid`, which hears of that."""
-    for process in tree_of(pid)[1:]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
-def end_worker(worker: Worker) -> None:
-    """Ask the worker's keeper to end all that it keeps; kill them all if it does not."""
-    worker.terminate()
-    try:
-        worker.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        logger.warning("a worker does not end, and is killed")
-        kill_below(worker.pid)
-        worker.kill()
-        worker.wait()
-    for pipe in filter(None, (worker.stdin, worker.stdout)):
-        pipe.close()
 
 
 def corpus_of(shard_descriptor: ShardDescriptor) -> str:

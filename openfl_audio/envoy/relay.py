@@ -12,7 +12,7 @@ from openfl_audio.envoy.link import Link, Request, SharedMemory
 from openfl_audio.envoy.policy import plain_reason
 from openfl_audio.envoy.rounds_client import RoundsClient
 from openfl_audio.errors import DirectorRefusedError, EndedError, PolicyError, TensorFormatError, WireError
-from openfl_audio.protocol.messages import describe_faults
+from openfl_audio.protocol.codec import describe_faults
 from openfl_audio.protocol.tensors import Header
 
 logger = logging.getLogger("envoy")

@@ -15,6 +15,7 @@ from openfl_audio.envoy.policy import SentToday
 from openfl_audio.envoy.settings import SENT_FILE, EnvoySettings
 from openfl_audio.errors import DirectorRefusedError, EndedError, PolicyError, TensorFormatError
 from openfl_audio.protocol.bundle import Bundle, describe_model
+from openfl_audio.protocol.codec import decode_answer, encode, validate
 from openfl_audio.protocol.messages import (
     GlobalModel,
     ModelRequest,
@@ -22,9 +23,6 @@ from openfl_audio.protocol.messages import (
     Reported,
     TaskResult,
     UpdateMessage,
-    decode_answer,
-    encode,
-    validate,
 )
 from openfl_audio.protocol.record import sha256_of_names
 from openfl_audio.protocol.tensors import Header, Receiver, Tensors, buffer_chunks, tensors_in

@@ -11,7 +11,8 @@ from openfl.protocols import aggregator_pb2
 from openfl_audio.envoy.link import Link, Request
 from openfl_audio.errors import DirectorRefusedError, PolicyError, WireError
 from openfl_audio.protocol.bundle import as_sent
-from openfl_audio.protocol.messages import GlobalModel, ProgressReport, TaskResult, validate
+from openfl_audio.protocol.codec import validate
+from openfl_audio.protocol.messages import GlobalModel, ProgressReport, TaskResult
 from openfl_audio.protocol.tensors import Header, Tensors, describe, tensors_in
 
 

@@ -19,11 +19,11 @@ from openfl.federated.task.task_runner import CoreTaskRunner
 from openfl_audio.node.adapter import move, remember_weights
 from openfl_audio.node.local_state import ClientStates
 from openfl_audio.node.progress import CountedData, begin_task
-from openfl_audio.protocol.aggregation import are_finite
 from openfl_audio.protocol.messages import MAX_CLIPS, TaskResult
 from openfl_audio.protocol.metrics import MeanOver
 from openfl_audio.protocol.plan import Task
 from openfl_audio.protocol.tensors import Tensors
+from openfl_audio.protocol.values import are_finite
 
 logger = logging.getLogger(__name__)
 

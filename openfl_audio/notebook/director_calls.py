@@ -10,6 +10,7 @@ import grpc
 
 from openfl_audio.errors import DirectorError, ExperimentFailedError, WireError
 from openfl_audio.protocol.certificates import USER, Credentials
+from openfl_audio.protocol.codec import decode_answer, decode_history, encode
 from openfl_audio.protocol.messages import (
     DropRequest,
     Ended,
@@ -23,9 +24,6 @@ from openfl_audio.protocol.messages import (
     RoundRecord,
     StatusRequest,
     Waits,
-    decode_answer,
-    decode_history,
-    encode,
 )
 from openfl_audio.protocol.tensors import Tensors, receive
 from openfl_audio.protocol.wire import (

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from openfl_audio.errors import DefinitionError
 from openfl_audio.node.model_interface import ModelInterface
 from openfl_audio.protocol.aggregation import Aggregation
-from openfl_audio.protocol.messages import describe_faults
+from openfl_audio.protocol.codec import describe_faults
 from openfl_audio.protocol.participation import Participation
 from openfl_audio.protocol.plan import TRAIN, VALIDATE, BestModel, Direction, ExperimentPlan, Task
 from openfl_audio.protocol.tensors import Tensors

@@ -35,7 +35,7 @@ from openfl_audio.notebook.director_client import DirectorClient
 from openfl_audio.notebook.experiment import Definition, define
 from openfl_audio.notebook.live_view import show_progress, without_envoys
 from openfl_audio.notebook.source_form import write_objects
-from openfl_audio.notebook.workspace import describe_left_out, select_files
+from openfl_audio.notebook.workspace import files_to_send
 from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.archive import stream_archive
 from openfl_audio.protocol.bundle import describe_model, fingerprint, sign_bundle
@@ -57,7 +57,7 @@ from openfl_audio.protocol.plan import (
     ExperimentPlan,
     name_of_best,
 )
-from openfl_audio.protocol.tensors import Tensors, file_chunks
+from openfl_audio.protocol.tensors import file_chunks
 from openfl_audio.training.history import per_envoy, to_frame
 
 __all__ = [
@@ -203,12 +203,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
         Raises DirectorError if the director refuses, ExperimentExistsError if the experiment to attach to has other
         settings, and DefinitionError if arguments do not fit together.
         """
-        if if_exists not in IF_EXISTS:
-            raise DefinitionError(f"if_exists is {if_exists!r}: use one of {IF_EXISTS}")
-        if task_assigner is not None or delta_updates or pip_install_options:
-            raise DefinitionError(
-                "task_assigner, delta_updates and pip_install_options are not supported: leave them out"
-            )
+        _check_supported(if_exists, task_assigner, delta_updates, pip_install_options)
         if start_from is not None:
             model_provider.start_from(start_from)
         if if_exists == "new":
@@ -236,23 +231,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
         self.model_provider, self.requirements = model_provider, requirements or Requirements()
         if if_exists == "attach" and self._attach_to_same(definition):
             return
-        extras = {
-            # Two experiments of one name, the first of which was deleted, are told apart by the envoys.
-            "submission": uuid.uuid4().hex,
-            "precision": precision,
-            "local_tensors": list(model_provider.local_tensors),
-            "seed": definition.plan.participation.seed,
-        }
-        self._prepare_plan(
-            model_provider,
-            data_loader,
-            rounds_to_train,
-            delta_updates,
-            opt_treatment,
-            device_assignment_policy,
-            override_config,
-            extras=extras,
-        )
+        self._make_plan(definition, device_assignment_policy, override_config)
         self._submit(definition)
 
     def _free_name(self) -> str:
@@ -283,10 +262,9 @@ class FLExperiment(openfl_experiment.FLExperiment):
 
     def _submit(self, definition: Definition) -> None:
         plan = definition.plan.model_copy(update={"federation_uuid": self.plan.federation_uuid})
-        interfaces = definition.model_provider, definition.task_keeper, definition.data_loader
         entries: list[tuple[str, Iterable[bytes]]] = [
             (EXPERIMENT_PLAN, [plan.model_dump_json().encode()]),
-            (ARCHIVE, [self._pack_workspace(*interfaces, plan, definition.tensors)]),
+            (ARCHIVE, [self._pack_workspace(definition, plan)]),
             (INITIAL_MODEL, file_chunks(definition.tensors, {})),
         ]
         self.federation.dir_client.submit(stream_archive(entries))
@@ -382,22 +360,43 @@ class FLExperiment(openfl_experiment.FLExperiment):
         self.plan = Plan.parse(WORKSPACE / "workspace/plan/plans/default/base_plan_interactive_api.yaml", resolve=False)
         self.plan.name = Path(PLAN_FILE).name
 
-    def _prepare_plan(self, *args: Any, extras: dict[str, Any], **kwargs: Any) -> None:
-        """Prepare OpenFL's plan; `extras` is what our worker has to know besides."""
+    def _make_plan(
+        self, definition: Definition, device_assignment_policy: str, override_config: dict[str, Any] | None
+    ) -> None:
+        """Make OpenFL's plan, with what our worker has to know besides."""
+        plan, model = definition.plan, definition.model_provider
         files = dict(zip((f"{kind}_interface_file" for kind in ("model", "tasks", "dataloader")), PICKLES, strict=True))
-        super()._prepare_plan(*args, **kwargs, **files)
+        self._prepare_plan(
+            model,
+            definition.data_loader,
+            plan.rounds,
+            False,  # delta_updates
+            definition.opt_treatment,
+            device_assignment_policy,
+            override_config,
+            **files,
+        )
         # OpenFL cuts the address off at its first colon.
         self.plan.config["network"]["settings"]["agg_addr"] = self.federation.director_node_fqdn
         # One port serves all; the name makes the plan's hash, by which calls find their experiment, its own.
         self.plan.config["network"]["settings"]["agg_port"] = self.federation.director_port
-        self.plan.config["experiment"] = {"settings": {"name": self.experiment_name, **extras}}
+        settings = {
+            "name": self.experiment_name,
+            # Two experiments of one name, the first of which was deleted, are told apart by the envoys.
+            "submission": uuid.uuid4().hex,
+            "precision": plan.precision,
+            "local_tensors": list(model.local_tensors),
+            "seed": plan.participation.seed,
+        }
+        self.plan.config["experiment"] = {"settings": settings}
         self.plan.resolve()
 
-    def _pack_workspace(self, model: Any, tasks: Any, data: Any, plan: ExperimentPlan, tensors: Tensors) -> bytes:
+    def _pack_workspace(self, definition: Definition, plan: ExperimentPlan) -> bytes:
         """Return the archive for the envoys: plan, versions, interfaces twice, and the workspace's package.
 
         The interfaces are pickled for envoys that approve nothing, and written as text for those that do.
         """
+        interfaces = definition.model_provider, definition.task_keeper, definition.data_loader
         buffer = io.BytesIO()
         with (
             tempfile.TemporaryDirectory() as staging,
@@ -406,21 +405,21 @@ class FLExperiment(openfl_experiment.FLExperiment):
         ):
             api_layer = self.plan.config["api_layer"]
             serializer = Plan.build(api_layer["required_plugin_components"]["serializer_plugin"], {})
-            for name, interface in zip(PICKLES, (model, tasks, data), strict=True):
+            for name, interface in zip(PICKLES, interfaces, strict=True):
                 serializer.serialize(interface, Path(staging) / name)
                 archive.write(Path(staging) / name, name)
             plan_file = Path(staging) / "plan.yaml"
             Plan.dump(plan_file, self.plan.config)
-            objects, cells = write_objects(model, tasks, data)
+            objects, cells = write_objects(*interfaces)
             made = {
                 PLAN_FILE: plan_file.read_bytes(),
                 ENVIRONMENT_FILE: json.dumps(self._environment()).encode(),
                 PUBLIC_PLAN_FILE: plan.model_dump_json().encode(),
-                MODEL_FILE: describe_model(tensors, plan.precision).model_dump_json().encode(),
+                MODEL_FILE: describe_model(definition.tensors, plan.precision).model_dump_json().encode(),
                 OBJECTS_FILE: objects.encode(),
                 **({f"{NOTEBOOK_MODULE}.py": cells.encode()} if cells else {}),
             }
-            sent = self._files_to_send()
+            sent = files_to_send(self.packages, self.workspace_files)
             sha256 = fingerprint({name: path.read_bytes() for name, path in sent.items()} | made)
             author = sign_bundle(sha256, plan.rounds, self.federation.credentials, self.federation.dir_client.client_id)
             for name, content in (made | {AUTHOR_FILE: author.model_dump_json().encode()}).items():
@@ -433,14 +432,6 @@ class FLExperiment(openfl_experiment.FLExperiment):
         """Return what the experiment needs: the versions of this process, and the requirements if there are any."""
         wanted = self.requirements.model_dump(exclude_defaults=True)
         return describe_environment() | ({REQUIREMENTS: wanted} if wanted else {})
-
-    def _files_to_send(self) -> dict[str, Path]:
-        """Return the files to send by their names in the archive. Packages may lie in one folder."""
-        files: dict[str, Path] = {}
-        for number, package in enumerate(self.packages):
-            also = self.workspace_files if number == 0 else ()
-            files |= {name: path for path, name in _package_files(package, also)}
-        return files
 
     def best_model(self, metric: str | None = None) -> torch.nn.Module:
         """Return a new model with the best weights so far, by another `metric` of `also_best` too."""
@@ -465,47 +456,12 @@ class FLExperiment(openfl_experiment.FLExperiment):
         return self.model_provider.model_with(tensors)
 
 
-def _package_files(package: ModuleType, also: Iterable[str] = ()) -> list[tuple[Path, str]]:
-    """Return files of an imported package to send, and the `__init__.py` of packages around it, with archive names.
-
-    Of a module that is a file beside a notebook, that file is sent. Logs what of the package's folder is left out.
-    `also` are patterns for `workspace.select_files`.
-    """
-    if not package.__file__:
-        raise DefinitionError(f"workspace '{package.__name__}' has no file: give an imported module, or a package")
-    if Path(package.__file__).name != "__init__.py":
-        return [_module_file(package, Path(package.__file__), also)]
-    folder = Path(package.__file__).parent
-    parents = list(folder.parents)[: package.__name__.count(".")]
-    root = folder.parents[len(parents)]
-    sent, left_out = select_files(folder, also)
-    size = sum(path.stat().st_size for path in sent)
-    logger.info("package '%s' is sent to every envoy: %d files, %.1f kB", package.__name__, len(sent), size / 1e3)
-    if left_out:
-        logger.info(
-            "left out of package '%s' (name in workspace_files what the tasks need): %s",
-            package.__name__,
-            describe_left_out(left_out),
-        )
-    around = [parent / "__init__.py" for parent in parents]
-    return [(path, path.relative_to(root).as_posix()) for path in (*filter(Path.exists, around), *sent)]
-
-
-def _module_file(module: ModuleType, path: Path, also: Iterable[str]) -> tuple[Path, str]:
-    """Return the file of a module that is in no package, with its archive name."""
-    if "." in module.__name__:
-        package = module.__name__.rpartition(".")[0]
-        raise DefinitionError(
-            f"workspace '{module.__name__}' is a module of a package: give the imported package '{package}'"
-        )
-    if path.suffix != ".py":
-        raise DefinitionError(f"workspace '{module.__name__}' is {path}: only a .py file can be sent")
-    if list(also):
-        raise DefinitionError(
-            f"workspace_files are files of a package's folder, and '{module.__name__}' is a module: give a package"
-        )
-    logger.info("module '%s' is sent to every envoy: %.1f kB", module.__name__, path.stat().st_size / 1e3)
-    return path, path.name
+def _check_supported(if_exists: str, task_assigner: None, delta_updates: bool, pip_options: tuple[str, ...]) -> None:
+    """Raise DefinitionError for an argument of `FLExperiment.start` that OpenFL has and this project has not."""
+    if if_exists not in IF_EXISTS:
+        raise DefinitionError(f"if_exists is {if_exists!r}: use one of {IF_EXISTS}")
+    if task_assigner is not None or delta_updates or pip_options:
+        raise DefinitionError("task_assigner, delta_updates and pip_install_options are not supported: leave them out")
 
 
 logging.getLogger("openfl.federated.plan.plan").setLevel(logging.WARNING)  # it prints the whole plan at every step

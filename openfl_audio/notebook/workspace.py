@@ -4,12 +4,16 @@ A package's folder is often a checkout or a working folder, with credentials, ca
 the rule says what is sent, not what stays.
 """
 
+import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
+from types import ModuleType
 
 from openfl_audio.errors import DefinitionError
+
+logger = logging.getLogger(__name__)
 
 SENT_SUFFIXES = frozenset({".py", ".pyi", ".yaml", ".yml", ".json", ".toml", ".cfg", ".ini"})
 # Python and Jupyter make these again.
@@ -102,3 +106,57 @@ def _check_name(path: Path) -> None:
         str(path).encode()
     except UnicodeEncodeError:
         raise DefinitionError(f"the name of workspace file {str(path)!r} is not UTF-8: rename it") from None
+
+
+def files_to_send(packages: Sequence[ModuleType], also: Iterable[str] = ()) -> dict[str, Path]:
+    """Return the files of packages by their names in the archive. `also` are patterns for the first of them.
+
+    Packages may lie in one folder.
+    """
+    files: dict[str, Path] = {}
+    for number, package in enumerate(packages):
+        files |= {name: path for path, name in _package_files(package, also if number == 0 else ())}
+    return files
+
+
+def _package_files(package: ModuleType, also: Iterable[str] = ()) -> list[tuple[Path, str]]:
+    """Return files of an imported package to send, and the `__init__.py` of packages around it, with archive names.
+
+    Of a module that is a file beside a notebook, that file is sent. Logs what of the package's folder is left out.
+    `also` are patterns for `select_files`.
+    """
+    if not package.__file__:
+        raise DefinitionError(f"workspace '{package.__name__}' has no file: give an imported module, or a package")
+    if Path(package.__file__).name != "__init__.py":
+        return [_module_file(package, Path(package.__file__), also)]
+    folder = Path(package.__file__).parent
+    parents = list(folder.parents)[: package.__name__.count(".")]
+    root = folder.parents[len(parents)]
+    sent, left_out = select_files(folder, also)
+    size = sum(path.stat().st_size for path in sent)
+    logger.info("package '%s' is sent to every envoy: %d files, %.1f kB", package.__name__, len(sent), size / 1e3)
+    if left_out:
+        logger.info(
+            "left out of package '%s' (name in workspace_files what the tasks need): %s",
+            package.__name__,
+            describe_left_out(left_out),
+        )
+    around = [parent / "__init__.py" for parent in parents]
+    return [(path, path.relative_to(root).as_posix()) for path in (*filter(Path.exists, around), *sent)]
+
+
+def _module_file(module: ModuleType, path: Path, also: Iterable[str]) -> tuple[Path, str]:
+    """Return the file of a module that is in no package, with its archive name."""
+    if "." in module.__name__:
+        package = module.__name__.rpartition(".")[0]
+        raise DefinitionError(
+            f"workspace '{module.__name__}' is a module of a package: give the imported package '{package}'"
+        )
+    if path.suffix != ".py":
+        raise DefinitionError(f"workspace '{module.__name__}' is {path}: only a .py file can be sent")
+    if list(also):
+        raise DefinitionError(
+            f"workspace_files are files of a package's folder, and '{module.__name__}' is a module: give a package"
+        )
+    logger.info("module '%s' is sent to every envoy: %.1f kB", module.__name__, path.stat().st_size / 1e3)
+    return path, path.name

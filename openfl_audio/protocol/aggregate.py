@@ -9,18 +9,10 @@ from collections.abc import Container
 import numpy as np
 
 from openfl_audio.errors import TooLargeError, UpdateRefusedError
-from openfl_audio.protocol.aggregation import (
-    LARGEST_VALUE,
-    Aggregation,
-    Mean,
-    RunningMean,
-    clipped,
-    distance,
-    is_too_large,
-    magnitude,
-    narrowed,
-)
+from openfl_audio.protocol.aggregation import Aggregation
+from openfl_audio.protocol.rules import Mean, RunningMean
 from openfl_audio.protocol.tensors import Tensors
+from openfl_audio.protocol.values import LARGEST_VALUE, clipped, distance, is_too_large, magnitude, narrowed
 
 
 # This loop and the director's have one arithmetic and opposite orders. Here updates come one by one and are gone

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from openfl_audio.errors import ArchiveError, CertificateError
 from openfl_audio.protocol.certificates import USER, Credentials, check_issued, role_of
-from openfl_audio.protocol.messages import describe_faults
+from openfl_audio.protocol.codec import describe_faults
 from openfl_audio.protocol.plan import (
     AUTHOR_FILE,
     MODEL_FILE,

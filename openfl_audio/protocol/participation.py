@@ -4,18 +4,16 @@ import math
 import random
 from collections.abc import Iterable
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from openfl_audio.protocol.part import Part
 
 
-class Participation(BaseModel):
+class Participation(Part):
     """The participants of a round, and the moment when the round closes.
 
     By default every member trains in every round, and a round waits for all of them.
     """
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False
-    )  # infinity would not come back from JSON
 
     fraction: float | None = Field(
         default=None, gt=0, le=1, description="share of the members that train in a round, drawn anew for each"

@@ -4,9 +4,10 @@ import math
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from openfl_audio.protocol.aggregation import Aggregation
+from openfl_audio.protocol.part import Part
 from openfl_audio.protocol.participation import Participation
 
 # The name becomes a folder on director and envoys, so it must not lead out of one.
@@ -26,12 +27,6 @@ PUBLIC_PLAN_FILE, MODEL_FILE, AUTHOR_FILE = "plan/experiment.json", "plan/model.
 PICKLES = ("model_obj.pkl", "tasks_obj.pkl", "dataloader_obj.pkl")
 # Names of files in what a notebook submits: the archive for the envoys, the first global model, and this module's plan.
 ARCHIVE, INITIAL_MODEL, EXPERIMENT_PLAN = "workspace.zip", "initial.safetensors", "experiment.json"
-
-
-class Part(BaseModel):
-    """Base of the parts of a plan: frozen, and without unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Task(Part):
@@ -63,7 +58,9 @@ KNOWN_BOUNDS = {
     **dict.fromkeys(_SHARES, (-LARGEST_METRIC, 100.0)),
     **dict.fromkeys(_RATES, (0.0, LARGEST_METRIC)),
 }
-Bounds = tuple[float, float]
+# Infinity is refused by a validator, which names the metric.
+Bound = Annotated[float, Field(allow_inf_nan=True)]
+Bounds = tuple[Bound, Bound]
 # Metrics whose names say that they are no means: their values over all clips do not follow from those of the sites.
 KNOWN_NO_MEANS = frozenset(
     {
@@ -98,7 +95,7 @@ class BestModel(Part):
 
     metric: str
     direction: Direction
-    others: dict[MetricName, Direction] = {}
+    others: dict[MetricName, Direction] = Field(default={})
     patience: int | None = Field(default=None, ge=1)
     halve_rate_after: int | None = Field(default=None, ge=1)
 
@@ -160,7 +157,7 @@ class ExperimentPlan(Part):
     precision: Literal["float32", "float16"] = "float32"
     untrained: list[str] = Field(default=[], fail_fast=True)
     metric_bounds: dict[MetricName, Bounds] = Field(default={}, max_length=1000)
-    units: dict[Literal["train", "validate"], str] = {"train": "clips", "validate": "clips"}
+    units: dict[Literal["train", "validate"], str] = Field(default={"train": "clips", "validate": "clips"})
     mean_over: dict[MetricName, Unit | None] = Field(default={}, max_length=1000)
 
     @field_validator("name")

@@ -19,7 +19,8 @@ from openfl.protocols.interceptors import headers_adder
 from openfl_audio.address import join_address, proxy_of, route_to, split_address
 from openfl_audio.errors import WireError
 from openfl_audio.protocol.certificates import Credentials, is_for, names_of
-from openfl_audio.protocol.messages import Accepted, Counted, Credit, decode_upload
+from openfl_audio.protocol.codec import decode_upload
+from openfl_audio.protocol.messages import Accepted, Counted, Credit
 
 SERVICE = "openfl_audio.Rounds"
 

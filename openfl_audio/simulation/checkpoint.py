@@ -13,7 +13,7 @@ from openfl_audio.errors import TensorFormatError
 from openfl_audio.files import Journal, claim, make_folder, replacing
 from openfl_audio.notebook.experiment import Definition
 from openfl_audio.protocol.aggregate import Aggregator
-from openfl_audio.protocol.messages import describe_faults
+from openfl_audio.protocol.codec import describe_faults
 from openfl_audio.protocol.rounds import Progress
 from openfl_audio.protocol.tensors import TensorFile, Tensors, bytes_of, write_tensors
 

@@ -24,7 +24,8 @@ from safetensors.numpy import save
 from openfl_audio.experiments.local_federation import LocalFederation
 from openfl_audio.protocol.authority import write_certificates
 from openfl_audio.protocol.certificates import load_credentials
-from openfl_audio.protocol.messages import AttendRequest, ModelRequest, StatusRequest, encode
+from openfl_audio.protocol.codec import encode
+from openfl_audio.protocol.messages import AttendRequest, ModelRequest, StatusRequest
 from openfl_audio.protocol.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL
 from openfl_audio.protocol.record import RECORD
 from openfl_audio.protocol.tensors import Tensors, receive

@@ -22,7 +22,7 @@ from openfl_audio.envoy.rounds_client import RETRY_SECONDS
 from openfl_audio.errors import ArchiveError
 from openfl_audio.experiments.local_federation import LocalFederation
 from openfl_audio.protocol.archive import unpack_archive
-from openfl_audio.protocol.messages import encode
+from openfl_audio.protocol.codec import encode
 from openfl_audio.protocol.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL
 from openfl_audio.protocol.wire import SERVICE
 from tests.integration.conftest import (

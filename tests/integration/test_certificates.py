@@ -20,7 +20,8 @@ from openfl_audio.envoy.channel import RenewedChannel
 from openfl_audio.experiments.local_federation import LocalFederation
 from openfl_audio.protocol.authority import create_authority, issue, load_authority, write_certificates
 from openfl_audio.protocol.certificate_requests import sign_request, write_request
-from openfl_audio.protocol.messages import HistoryRequest, StatusRequest, encode
+from openfl_audio.protocol.codec import encode
+from openfl_audio.protocol.messages import HistoryRequest, StatusRequest
 from openfl_audio.protocol.record import RECORD
 from openfl_audio.protocol.revocation import revoke
 from openfl_audio.protocol.wire import RoundsStub, certificate_fault, presented_certificate

@@ -16,6 +16,7 @@ from openfl.protocols import aggregator_pb2, base_pb2, director_pb2
 from openfl_audio.director.services.rounds import RoundsService
 from openfl_audio.experiments.local_federation import LocalFederation
 from openfl_audio.protocol.authority import create_authority, issue, load_authority
+from openfl_audio.protocol.codec import encode
 from openfl_audio.protocol.messages import (
     ApprovalReport,
     AttendRequest,
@@ -27,7 +28,6 @@ from openfl_audio.protocol.messages import (
     ProgressReport,
     SignedHead,
     StatusRequest,
-    encode,
 )
 from openfl_audio.protocol.tensors import Entry, Header, stream
 from tests.integration.conftest import (

@@ -21,6 +21,7 @@ from openfl.protocols import aggregator_pb2, base_pb2, director_pb2, director_pb
 
 from openfl_audio.director.services.rounds import RoundsService
 from openfl_audio.experiments.local_federation import LocalFederation
+from openfl_audio.protocol.codec import encode
 from openfl_audio.protocol.messages import (
     ApprovalReport,
     AttendRequest,
@@ -32,7 +33,6 @@ from openfl_audio.protocol.messages import (
     ProgressReport,
     SignedHead,
     StatusRequest,
-    encode,
 )
 from openfl_audio.protocol.tensors import stream
 from tests.integration.conftest import (

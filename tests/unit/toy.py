@@ -14,8 +14,9 @@ from openfl.interface.interactive_api.shard_descriptor import ShardDescriptor
 
 import openfl_audio.simulation.checkpoint
 from openfl_audio.node.model_interface import ModelInterface
-from openfl_audio.protocol.aggregation import Aggregation, FedAdam
+from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.participation import Participation
+from openfl_audio.protocol.server_optimizers import FedAdam
 from openfl_audio.simulation.simulation import Simulation
 
 RATE, STEPS = 0.05, 3

@@ -18,7 +18,8 @@ from openfl.interface.interactive_api.experiment import TaskInterface
 from sklearn.metrics import pairwise_distances_argmin_min
 
 from openfl_audio.node.model_interface import ModelInterface
-from openfl_audio.protocol.aggregation import Aggregation, Mean
+from openfl_audio.protocol.aggregation import Aggregation
+from openfl_audio.protocol.rules import Mean
 from workspaces.hubert_codebooks.data import FrameData
 from workspaces.hubert_codebooks.features import Features
 from workspaces.hubert_codebooks.model import ClusterSums, next_centroids, read_sums

@@ -12,7 +12,7 @@ from openfl_audio.director.director import Director
 from openfl_audio.director.services.lookup import find_envoys_experiment, find_persons_experiment
 from openfl_audio.errors import EnvoyRefusedError
 from openfl_audio.protocol.certificates import USER
-from openfl_audio.protocol.messages import MAX_REQUEST_BYTES, describe_faults
+from openfl_audio.protocol.codec import MAX_REQUEST_BYTES, describe_faults
 from openfl_audio.protocol.plan import NAME
 from openfl_audio.protocol.shard_sizes import SIZES
 from openfl_audio.protocol.tensors import CHUNK_BYTES

@@ -28,6 +28,7 @@ from openfl_audio.errors import (
     WireError,
 )
 from openfl_audio.protocol.certificates import ENVOY, USER, Credentials
+from openfl_audio.protocol.codec import Kind, decode, encode, validate
 from openfl_audio.protocol.messages import (
     Accepted,
     ApprovalReport,
@@ -40,16 +41,12 @@ from openfl_audio.protocol.messages import (
     HeadAnswer,
     HeadRequest,
     HistoryRequest,
-    Kind,
     LogRequest,
     ModelRequest,
     ProgressReport,
     Reported,
     StatusRequest,
     UpdateEnvelope,
-    decode,
-    encode,
-    validate,
 )
 from openfl_audio.protocol.tensors import Header
 from openfl_audio.protocol.wire import SERVICE

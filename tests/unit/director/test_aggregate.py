@@ -10,7 +10,9 @@ import pytest
 import openfl_audio.director.aggregate
 from openfl_audio.director.aggregate import Contribution, aggregate_files, check_finite, check_layout
 from openfl_audio.errors import UpdateRefusedError
-from openfl_audio.protocol.aggregation import Aggregation, FedAdam, GeometricMedian, Mean, Median
+from openfl_audio.protocol.aggregation import Aggregation
+from openfl_audio.protocol.rules import GeometricMedian, Mean, Median
+from openfl_audio.protocol.server_optimizers import FedAdam
 from openfl_audio.protocol.tensors import TensorFile, Tensors, describe, write_tensors
 
 SHAPES = {"weight": (7, 5), "bias": (), "running_mean": (11,), "none": (0, 3)}

@@ -10,14 +10,8 @@ import pytest
 from openfl_audio.director.live import SILENT_INTERVALS, UNWATCHED_SECONDS, WATCHED_SECONDS, Live
 from openfl_audio.director.run import Phase
 from openfl_audio.director.run_folder import RunFolder, Status
-from openfl_audio.protocol.messages import (
-    EnvoyProgress,
-    ExperimentSummary,
-    LiveRound,
-    ProgressReport,
-    RoundRecord,
-    decode_history,
-)
+from openfl_audio.protocol.codec import decode_history
+from openfl_audio.protocol.messages import EnvoyProgress, ExperimentSummary, LiveRound, ProgressReport, RoundRecord
 from openfl_audio.protocol.plan import Task
 from tests.unit.director.toy_experiment import (
     CLIPS,

@@ -18,7 +18,7 @@ from openfl_audio.director.shortage import LACKS, describe_lack
 from openfl_audio.director.tensorboard import TensorBoard
 from openfl_audio.errors import LackError
 from openfl_audio.files import Journal
-from openfl_audio.protocol.messages import HistoryMessage, decode_history
+from openfl_audio.protocol.codec import HistoryMessage, decode_history
 from openfl_audio.protocol.tensors import Tensors
 from tests.unit.director.toy_experiment import (
     MODEL,

@@ -11,7 +11,9 @@ import pytest
 
 from benchmarks.rounds_peers.shard import FewItemsShardDescriptor
 from openfl_audio.config import Retention
-from openfl_audio.envoy.envoy import MAX_LOG_BYTES, Envoy, remove_outdated, rotate
+from openfl_audio.envoy.downloads import remove_outdated
+from openfl_audio.envoy.envoy import Envoy
+from openfl_audio.envoy.running_experiment import MAX_LOG_BYTES, rotate
 from openfl_audio.envoy.settings import EnvoySettings
 from openfl_audio.errors import ConnectionRefusedByDirectorError
 from openfl_audio.protocol.authority import write_certificates

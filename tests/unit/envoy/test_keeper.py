@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from openfl_audio.envoy.envoy import end_worker, kill_below, memory_of
+from openfl_audio.envoy.worker_process import end_worker, kill_below, memory_of
 
 pytestmark = pytest.mark.process
 

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 from pydantic import ValidationError
 
-from openfl_audio.envoy.envoy import lines_of_code
 from openfl_audio.envoy.policy import Policy, SentToday, Shard, is_within, shard_of, without_values
+from openfl_audio.envoy.running_experiment import lines_of_code
 from openfl_audio.errors import PolicyError
 from openfl_audio.protocol.bundle import read_bundle
 from openfl_audio.protocol.messages import TaskResult

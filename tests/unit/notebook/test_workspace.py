@@ -14,6 +14,7 @@ import pytest
 
 from openfl_audio.errors import DefinitionError
 from openfl_audio.node.compatibility import Requirements
+from openfl_audio.notebook.experiment import Definition
 from openfl_audio.notebook.interactive_api import DataInterface, FLExperiment, ModelInterface, TaskInterface
 from openfl_audio.notebook.workspace import describe_left_out, select_files
 from openfl_audio.protocol.archive import check_archive, unpack_archive
@@ -84,11 +85,12 @@ def pack(
     experiment = FLExperiment(federation, "packed", package, workspace_files)
     experiment.requirements = requirements or Requirements()
     model = ModelInterface(dict, dict)
-    experiment._prepare_plan(model, DataInterface(), 1, False, "RESET", "CPU_ONLY", None, extras={"seed": 0})
     task = {"name": "train", "function_name": "train", "task_type": "train"}
     best = {"metric": "accuracy", "direction": "max"}
     plan = ExperimentPlan(name="packed", federation_uuid="", rounds=1, tasks=[task], best=best)
-    return experiment._pack_workspace(model, TaskInterface(), DataInterface(), plan, {})
+    definition = Definition(plan, {}, model, TaskInterface(), DataInterface(), "RESET")
+    experiment._make_plan(definition, "CPU_ONLY", None)
+    return experiment._pack_workspace(definition, plan)
 
 
 def packed_names(archive: bytes) -> list[str]:

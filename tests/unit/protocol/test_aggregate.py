@@ -7,19 +7,9 @@ import pytest
 from openfl_audio.director.aggregate import Contribution, aggregate_files, check_finite
 from openfl_audio.errors import NotFiniteError, TooLargeError, UpdateRefusedError
 from openfl_audio.protocol.aggregate import Aggregator
-from openfl_audio.protocol.aggregation import (
-    Aggregation,
-    FedAdagrad,
-    FedAdam,
-    FedYogi,
-    GeometricMedian,
-    Mean,
-    Median,
-    OpenFLAdagrad,
-    OpenFLAdam,
-    OpenFLYogi,
-    TrimmedMean,
-)
+from openfl_audio.protocol.aggregation import Aggregation
+from openfl_audio.protocol.rules import GeometricMedian, Mean, Median, TrimmedMean
+from openfl_audio.protocol.server_optimizers import FedAdagrad, FedAdam, FedYogi, OpenFLAdagrad, OpenFLAdam, OpenFLYogi
 from openfl_audio.protocol.tensors import TensorFile, Tensors, write_tensors
 
 # The long one is cut into slices and blocks.

@@ -5,6 +5,7 @@ import pytest
 from pydantic import BaseModel
 
 from openfl_audio.errors import WireError
+from openfl_audio.protocol.codec import decode, decode_answer, decode_history, decode_upload, encode, validate
 from openfl_audio.protocol.messages import (
     Accepted,
     AttendRequest,
@@ -23,12 +24,6 @@ from openfl_audio.protocol.messages import (
     UpdateEnvelope,
     UpdateMessage,
     Waits,
-    decode,
-    decode_answer,
-    decode_history,
-    decode_upload,
-    encode,
-    validate,
 )
 
 UPDATE = UpdateMessage(

@@ -3,9 +3,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from openfl_audio.protocol.aggregation import Aggregation, FedAdam, Median
+from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.participation import Participation
 from openfl_audio.protocol.plan import BestModel, ExperimentPlan, Task, is_better
+from openfl_audio.protocol.rules import Median
+from openfl_audio.protocol.server_optimizers import FedAdam
 
 VALIDATE = Task(name="aggregated_model_validate", function_name="validate", task_type="validate")
 LOCAL = Task(name="locally_tuned_model_validate", function_name="validate", task_type="validate", apply_local=True)

@@ -6,11 +6,12 @@ import pytest
 from pydantic import ValidationError
 
 from openfl_audio.errors import RoundFailedError, TooFewUpdatesError, UnknownMetricError, UpdateRefusedError
-from openfl_audio.protocol.aggregation import Aggregation, Median, TrimmedMean
+from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.messages import TaskResult, UpdateMessage
 from openfl_audio.protocol.participation import Participation
 from openfl_audio.protocol.plan import BestModel, ExperimentPlan, Task
 from openfl_audio.protocol.rounds import MAX_NOTES, Progress, Rounds
+from openfl_audio.protocol.rules import Median, TrimmedMean
 
 VALIDATE = Task(name="aggregated_model_validate", function_name="validate", task_type="validate")
 TRAIN = Task(name="train", function_name="fit", task_type="train")

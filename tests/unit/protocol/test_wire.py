@@ -13,7 +13,8 @@ from openfl_audio.address import EXEMPTION_VARIABLES, PROXY_VARIABLES, join_addr
 from openfl_audio.errors import WireError
 from openfl_audio.protocol.authority import write_certificates
 from openfl_audio.protocol.certificates import load_credentials
-from openfl_audio.protocol.messages import Counted, Credit, encode
+from openfl_audio.protocol.codec import encode
+from openfl_audio.protocol.messages import Counted, Credit
 from openfl_audio.protocol.wire import channel_credentials, explain_unreachable, open_channel, send_chunks
 
 

@@ -10,8 +10,10 @@ import torch
 
 from openfl_audio.errors import SimulationError, TooFewUpdatesError, UnknownMetricError
 from openfl_audio.notebook import live_view as progress
-from openfl_audio.protocol.aggregation import Aggregation, FedAdam, TrimmedMean
+from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.participation import Participation
+from openfl_audio.protocol.rules import TrimmedMean
+from openfl_audio.protocol.server_optimizers import FedAdam
 from openfl_audio.protocol.tensors import TensorFile, Tensors
 from openfl_audio.simulation.simulation import Simulation
 from tests.unit import toy
