@@ -154,7 +154,7 @@ def test_a_module_of_a_package_is_refused_with_the_package_that_would_do(package
 
 
 def test_start_says_what_travels_and_what_is_left_out(package, caplog):
-    with caplog.at_level(logging.INFO, "openfl_audio.notebook.interactive_api"):
+    with caplog.at_level(logging.INFO, "openfl_audio.notebook.workspace"):
         pack(package)
     assert "package 'packed_experiment' is sent to every envoy: 4 files, 0.0 kB" in caplog.text
     left_out = "left out of package 'packed_experiment' (name in workspace_files what the tasks need): ._tasks.py, .aws"
