@@ -1,4 +1,4 @@
-"""What the director knows of one envoy."""
+"""The entry of an envoy in the director's list of all."""
 
 import time
 from dataclasses import dataclass, field

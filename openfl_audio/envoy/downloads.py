@@ -1,4 +1,4 @@
-"""What an experiment leaves in the envoy's folder: its archive and unpacked code, its log and its clients' state."""
+"""Files of an experiment in the envoy's folder: archive and unpacked code, log, and its clients' state."""
 
 import logging
 import shutil

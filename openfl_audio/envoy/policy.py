@@ -40,11 +40,12 @@ class Policy(Settings):
     """The `policy` of an envoy's settings. Without a value a rule says nothing."""
 
     users: list[str] | None = Field(
-        default=None, description="who may submit what runs here; with TLS their certificates prove it"
+        default=None, description="users whose experiments run here; with TLS their certificates prove who they are"
     )
     corpora: list[str] | None = Field(default=None, description="the corpora that experiments may be for")
     hours: Annotated[str, AfterValidator(_check_hours)] | None = Field(
-        default=None, description="when an experiment may begin, in the time of this machine, such as 22:00-06:00"
+        default=None,
+        description="hours in which an experiment may begin, in the time of this machine, such as 22:00-06:00",
     )
     min_clips: int = Field(default=0, ge=0, description="the least number of clips that a task works on here")
     min_speakers: int = Field(
@@ -71,11 +72,11 @@ class Policy(Settings):
         default=None, gt=0, description="the privacy budget; no experiment states its own so far, and all are refused"
     )
     counts: Literal["exact", "rounded", "none"] = Field(
-        default="exact", description="how the shard is described: with exact numbers, rounded ones, or not at all"
+        default="exact", description="numbers in the shard's description: exact, rounded, or none"
     )
     tracebacks: Literal["code", "values"] = Field(
         default="code",
-        description="what is told of a task that fails: lines of code, or also values, which may name people",
+        description="traceback of a task that fails: lines of code alone, or with values, which may name people",
     )
 
     @property

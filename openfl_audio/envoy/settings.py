@@ -52,15 +52,15 @@ class EnvoySettings(Settings):
     )
     reports: Literal["nothing", "steps", "losses", "logs"] = Field(
         default="losses",
-        description="what leaves while a task runs: nothing; its steps and memory; losses too; or all that it prints",
+        description="reports that leave while a task runs: none; steps and memory; losses too; or all that it prints",
     )
     # With the last two, code is sent as source, and what runs is what was shown.
     approval: Literal["any", "listed", "ask"] = Field(
         default="any",
-        description="what runs here: all; what a list names; or what was approved with openfl-audio approve",
+        description="experiments that run here: any; those of a list; or those approved with openfl-audio approve",
     )
     approved: Path | None = Field(default=None, description="file of what is listed: hashes, and authors")
-    policy: Policy = Field(default=Policy(), description="what an experiment may do here, whatever its notebook says")
+    policy: Policy = Field(default=Policy(), description="limits of an experiment here, whatever its notebook says")
     retention: Retention = Field(
         default=Retention(), description="experiments that have ended here, and whose logs and local state are kept"
     )

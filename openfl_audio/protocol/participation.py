@@ -46,7 +46,7 @@ class Participation(Part):
     deadline_seconds: float | None = Field(
         default=None,
         gt=0,
-        description="how long a round waits for its participants; without a deadline it waits for all of them",
+        description="seconds that a round waits for its participants; without a deadline it waits for all of them",
     )
     quorum: int = Field(
         default=1,

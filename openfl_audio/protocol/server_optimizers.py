@@ -51,7 +51,7 @@ class _AdaptiveOptimizer(_ServerOptimizer):
     """
 
     epsilon: float = Field(
-        default=1e-3, gt=0, description="what is added to the root of the second moment; tau of the paper"
+        default=1e-3, gt=0, description="number added to the root of the second moment; tau of the paper"
     )
 
     def initial_value(self, slot: str) -> float:
@@ -141,7 +141,7 @@ class OpenFLAdam(_OpenFLOptimizer):
     slots = ("first_moment", "second_moment")
     optimizer: Literal["openfl_adam"] = Field(default="openfl_adam", description="Adam as OpenFL has it")
     betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), description="decay of first and second moment")
-    epsilon: float = Field(default=1e-8, gt=0, description="what is added to the root of the second moment")
+    epsilon: float = Field(default=1e-8, gt=0, description="number added to the root of the second moment")
 
 
 class OpenFLYogi(_OpenFLOptimizer):
@@ -156,7 +156,7 @@ class OpenFLYogi(_OpenFLOptimizer):
     betas: tuple[Beta, Annotated[float, Field(ge=0.5, lt=1)]] = Field(
         default=(0.9, 0.999), description="decay of first and second moment"
     )
-    epsilon: float = Field(default=1e-8, gt=0, description="what is added to the root of the second moment")
+    epsilon: float = Field(default=1e-8, gt=0, description="number added to the root of the second moment")
 
 
 class OpenFLAdagrad(_OpenFLOptimizer):
@@ -166,7 +166,7 @@ class OpenFLAdagrad(_OpenFLOptimizer):
     slots = ("squared",)
     optimizer: Literal["openfl_adagrad"] = Field(default="openfl_adagrad", description="Adagrad as OpenFL has it")
     initial_accumulator_value: float = Field(default=0.1, ge=0, description="value that the squares start at")
-    epsilon: float = Field(default=1e-10, gt=0, description="what is added to the root of the squares")
+    epsilon: float = Field(default=1e-10, gt=0, description="number added to the root of the squares")
 
 
 def _decayed(average: np.ndarray, value: np.ndarray, beta: float) -> np.ndarray:

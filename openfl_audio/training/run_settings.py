@@ -96,7 +96,7 @@ class RunSettings(Group):
     )
     init: Path | None = Field(
         default=None,
-        description="what is started from: an earlier run (its best model), a model, or a file",
+        description="start of the training: an earlier run (its best model), a model, or a file",
     )
 
     @field_validator("clients", mode="before")

@@ -50,7 +50,8 @@ class TargetSettings(Group):
     """The classes or numbers that are learned; the corpus completes what is not said."""
 
     kind: Literal["label", "labels", "number"] | None = Field(
-        default=None, description="what a recording has: one label, several, or a number; by default as the corpus says"
+        default=None,
+        description="kind of target: one label a recording, several, or a number; by default as the corpus says",
     )
     classes: list[str] | None = Field(
         default=None, description="classes in the order of the model's outputs; by default those of the corpus"

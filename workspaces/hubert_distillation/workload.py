@@ -41,7 +41,7 @@ class DistillationSettings(Group):
 class HubertDistillationSettings(HubertSettings):
     """Settings of distillation; a student has as many clusters as its teacher."""
 
-    distillation: DistillationSettings = Field(description="what the student learns from its teacher")
+    distillation: DistillationSettings = Field(description="settings of what the student learns from its teacher")
 
 
 class HubertDistillation(HubertWorkload[HubertDistillationSettings]):
