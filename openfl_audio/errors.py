@@ -133,6 +133,14 @@ class UpdateRefusedError(OpenFLAudioError, ValueError):
     """An update must not count. The message names the envoy and what is wrong."""
 
 
+class SecureAggregationError(OpenFLAudioError, RuntimeError):
+    """A step of secure aggregation is refused, as what was sent breaks its rules. Nothing is unmasked by it."""
+
+
+class BelowThresholdError(SecureAggregationError):
+    """Too few envoys are left in an attempt of a secure round. Nothing was unmasked, and it may be tried again."""
+
+
 class TooLargeError(UpdateRefusedError):
     """An update of finite numbers is too large to add to others. It is left out; its sender need not do anything."""
 

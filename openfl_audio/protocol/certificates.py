@@ -220,9 +220,9 @@ def _has_signed(root: x509.Certificate, certificate: x509.Certificate) -> bool:
     return True
 
 
-def check_issued(pem: bytes, root: bytes) -> None:
+def check_issued(pem: bytes, root: bytes, whose: str = "the author") -> None:
     """Raise CertificateError unless an authority in `root` (PEM) has signed the certificate `pem`, and it holds now."""
-    path = Path("the certificate of the author")
+    path = Path(f"the certificate of {whose}")
     certificate = parse_certificate(pem, path)
     if not any(_has_signed(authority, certificate) for authority in _authorities(root, path)):
         raise CertificateError(f"{path} was not signed by the authority of this site's ca.crt.")

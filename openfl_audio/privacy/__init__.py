@@ -1,0 +1,6 @@
+"""Secure aggregation: the director learns the sum of a round's updates, and none of them.
+
+The protocol is that of Bonawitz et al. 2017 ("Practical Secure Aggregation for Privacy-Preserving Machine Learning",
+ACM CCS) in its variant against a malicious server, for tens of sites. `participant` and `coordinator` are both ends of
+it without input and output; `transcript` has the messages that pass between them.
+"""

@@ -1,0 +1,197 @@
+"""The director's end of secure aggregation: one attempt of a round, without input and output.
+
+It collects what envoys send for a stage, and closes the stage when there is enough. With at least as many envoys as the
+threshold at every stage it learns what has to be taken away from the sum of masked updates; with fewer the attempt
+fails, and nothing is unmasked.
+"""
+
+from collections.abc import Collection, Sequence
+
+from openfl_audio.errors import BelowThresholdError, SecureAggregationError
+from openfl_audio.privacy import shamir
+from openfl_audio.privacy.keys import KEY_BYTES, KeyPair, derive
+from openfl_audio.privacy.masks import Mask
+from openfl_audio.privacy.participant import commitment_to, pair_mask
+from openfl_audio.privacy.transcript import (
+    Agreement,
+    Context,
+    Keys,
+    Shares,
+    Stage,
+    Unmasking,
+    check_signature,
+    roster_digest,
+    survivors_statement,
+)
+
+
+class Coordinator:
+    """One attempt at the director.
+
+    Attributes:
+        context: the attempt.
+        stage: the stage that is open.
+        keys: the keys by envoy.
+        sharers: the envoys whose shares have come, once that stage is closed.
+        survivors: the envoys whose masked updates have come, once that stage is closed.
+        agreements: signatures of the survivors by envoy.
+    """
+
+    def __init__(self, context: Context, asked: Collection[str]) -> None:
+        """Begin an attempt in which the envoys `asked` may take part."""
+        self.context, self._asked = context, {*asked}
+        self.stage = Stage.KEYS
+        self.keys: dict[str, Keys] = {}
+        self.sharers: list[str] = []
+        self.survivors: list[str] = []
+        self.agreements: dict[str, Agreement] = {}
+        self._shares: dict[str, Shares] = {}
+        self._updates: set[str] = set()
+        self._unmaskings: dict[str, Unmasking] = {}
+
+    @property
+    def awaited(self) -> set[str]:
+        """Return the envoys whose messages of the open stage are still to come."""
+        return self._expected() - {*self._answered()}
+
+    @property
+    def is_enough(self) -> bool:
+        """Tell whether the open stage can be closed without those that are awaited."""
+        return len(self._answered()) >= self.context.threshold
+
+    def give_up(self, envoy: str) -> None:
+        """Wait no more for an envoy."""
+        self._asked.discard(envoy)
+
+    def take_keys(self, keys: Keys) -> None:
+        """Take in an envoy's keys. Raises SecureAggregationError unless its certificate has signed them."""
+        self._check_sender(keys.envoy, Stage.KEYS, self._asked)
+        check_signature(keys.envoy, keys.certificate, keys.signature, keys.statement(self.context))
+        self.keys[keys.envoy] = keys
+
+    def take_shares(self, shares: Shares) -> None:
+        """Take in the shares that an envoy has sealed for all of the roster."""
+        self._check_sender(shares.envoy, Stage.SHARES, self.keys)
+        if shares.sealed.keys() != self.keys.keys():
+            raise SecureAggregationError(f"{self.context}: envoy '{shares.envoy}' has shares for other envoys")
+        self._shares[shares.envoy] = shares
+
+    def take_update(self, envoy: str) -> None:
+        """Note that an envoy's masked update is there, whole."""
+        self._check_sender(envoy, Stage.UPDATE, self.sharers)
+        self._updates.add(envoy)
+
+    def take_agreement(self, agreement: Agreement) -> None:
+        """Take in a signature of the survivors. Raises SecureAggregationError for one of something else."""
+        envoy = agreement.envoy
+        self._check_sender(envoy, Stage.AGREEMENT, self.survivors)
+        statement = survivors_statement(self.roster_sha256, self.sharers, self.survivors)
+        check_signature(envoy, self.keys[envoy].certificate, agreement.signature, statement)
+        self.agreements[envoy] = agreement
+
+    def take_unmasking(self, unmasking: Unmasking) -> None:
+        """Take in an envoy's shares of secrets."""
+        self._check_sender(unmasking.envoy, Stage.UNMASKING, self.survivors)
+        dropped = {*self.sharers} - {*self.survivors}
+        if {*unmasking.self_masks} != {*self.survivors} or {*unmasking.mask_keys} != dropped:
+            raise SecureAggregationError(f"{self.context}: envoy '{unmasking.envoy}' has shares of other secrets")
+        self._unmaskings[unmasking.envoy] = unmasking
+
+    def close_stage(self) -> None:
+        """Go on to the next stage with the envoys that have answered.
+
+        Raises BelowThresholdError if they are too few; then nothing is unmasked.
+        """
+        answered = sorted(self._answered())
+        if not self.is_enough:
+            lost = sorted({*self.context.participants} - {*answered})
+            raise BelowThresholdError(
+                f"{self.context}: {len(answered)} of {len(self.context.participants)} envoys are there at stage "
+                f"{self.stage.name}, and secure aggregation takes {self.context.threshold}: without {', '.join(lost)}"
+            )
+        if self.stage is Stage.SHARES:
+            self.sharers = answered
+        elif self.stage is Stage.UPDATE:
+            self.survivors = answered
+        self.stage = Stage(self.stage + 1)
+
+    @property
+    def roster(self) -> list[Keys]:
+        """Return all keys, by name."""
+        return [self.keys[envoy] for envoy in sorted(self.keys)]
+
+    @property
+    def roster_sha256(self) -> str:
+        """Return the digest of the roster."""
+        return roster_digest(self.context, self.roster)
+
+    def sealed_for(self, envoy: str) -> dict[str, str]:
+        """Return the shares that were sealed for an envoy, by the name of who sealed them."""
+        return {sender: self._shares[sender].sealed[envoy] for sender in self.sharers}
+
+    def metrics(self) -> dict[str, list[str]]:
+        """Return the names of all metrics that envoys report, by task."""
+        return metrics_of(self.roster)
+
+    def left_masks(self, purpose: bytes) -> list[Mask]:
+        """Return the masks that are left in the sum of the survivors' updates, with the signs that they have there.
+
+        They are the survivors' self-masks, and those that survivors have in common with envoys whose shares have come,
+        and whose updates have not. Raises SecureAggregationError before all stages are closed, and for false shares.
+        """
+        if self.stage is not Stage.DONE:
+            raise SecureAggregationError(f"{self.context}: stage {self.stage.name} is open, and nothing is unmasked")
+        masks = [Mask(derive(self._secret_of(envoy, "self_masks"), purpose)) for envoy in self.survivors]
+        for dropped in sorted({*self.sharers} - {*self.survivors}):
+            pair = KeyPair(self._secret_of(dropped, "mask_keys"))
+            for envoy in self.survivors:
+                public = bytes.fromhex(self.keys[envoy].mask_key)
+                mask = pair_mask(pair, dropped, public, envoy, self.roster_sha256, purpose)
+                masks.append(Mask(mask.key, -mask.sign))  # the other end of the pair has the other sign
+        return masks
+
+    def _secret_of(self, envoy: str, kind: str) -> bytes:
+        shares = {
+            self.context.point(sender): int(getattr(unmasking, kind)[envoy], 16)
+            for sender, unmasking in self._unmaskings.items()
+        }
+        secret = shamir.join(shares, self.context.threshold)
+        fits = secret < 2 ** (8 * KEY_BYTES)
+        revealed = secret.to_bytes(KEY_BYTES, "big") if fits else b""
+        keys = self.keys[envoy]
+        if kind == "self_masks":
+            fits = fits and commitment_to(revealed) == keys.commitment
+        else:
+            fits = fits and KeyPair(revealed).public.hex() == keys.mask_key
+        if not fits:
+            raise SecureAggregationError(f"{self.context}: shares of envoy '{envoy}' are not those of its secrets")
+        return revealed
+
+    def _check_sender(self, envoy: str, stage: Stage, among: Collection[str]) -> None:
+        """Raise SecureAggregationError unless an envoy may send a message of `stage` now, for the first time."""
+        if stage is not self.stage:
+            raise SecureAggregationError(
+                f"{self.context}: a message of envoy '{envoy}' is of stage {stage.name}, and {self.stage.name} is open"
+            )
+        if envoy not in among:
+            raise SecureAggregationError(f"{self.context}: envoy '{envoy}' has no part in stage {stage.name}")
+        if envoy in self._answered():
+            raise SecureAggregationError(f"{self.context}: envoy '{envoy}' has sent its message of {stage.name} before")
+
+    def _expected(self) -> set[str]:
+        of_stage: Sequence[Collection[str]] = (
+            self._asked, self.keys, self.sharers, self.survivors, self.survivors, ()
+        )  # fmt: skip
+        return self._asked & {*of_stage[self.stage]}
+
+    def _answered(self) -> Collection[str]:
+        of_stage: Sequence[Collection[str]] = (
+            self.keys, self._shares, self._updates, self.agreements, self._unmaskings, ()
+        )  # fmt: skip
+        return of_stage[self.stage]
+
+
+def metrics_of(roster: Collection[Keys]) -> dict[str, list[str]]:
+    """Return the names of all metrics that the envoys of a roster report, by task: the places in masked numbers."""
+    tasks = sorted({task for keys in roster for task in keys.metrics})
+    return {task: sorted({name for keys in roster for name in keys.metrics.get(task, [])}) for task in tasks}

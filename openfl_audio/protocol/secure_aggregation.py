@@ -1,0 +1,80 @@
+"""Settings of secure aggregation, as a plan has them, and what they bear: how many envoys may be lost, or collude."""
+
+from fnmatch import fnmatchcase
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+# With fewer updates in a sum, the director and one envoy would know the others' update.
+LEAST_UPDATES = 3
+# Each envoy shares secrets with each other one: beyond so many, that is not what the protocol is for.
+MOST_ENVOYS = 50
+
+
+def threshold(envoys: int) -> int:
+    """Return how many of `envoys` must be there at every stage: more than two thirds.
+
+    Two sets of that size have more than a third of the envoys in common. As long as one of these is honest, and signs
+    one list of survivors only, no two lists can be signed by so many.
+
+    >>> [threshold(envoys) for envoys in (3, 4, 5, 8, 50)]
+    [3, 3, 4, 6, 34]
+    """
+    return max(LEAST_UPDATES, 2 * envoys // 3 + 1)
+
+
+def dropouts(envoys: int) -> int:
+    """Return how many of `envoys` may be lost in a round.
+
+    >>> [dropouts(envoys) for envoys in (3, 4, 5, 8, 50)]
+    [0, 1, 1, 2, 16]
+    """
+    return envoys - threshold(envoys)
+
+
+def colluders(envoys: int) -> int:
+    """Return how many of `envoys` may work together with a director that breaks the rules, and learn but a sum.
+
+    It is fewer than would get two lists of survivors signed, and leaves two others at least in each sum.
+
+    >>> [colluders(envoys) for envoys in (3, 4, 5, 7, 8, 50)]
+    [1, 1, 2, 2, 3, 17]
+    """
+    return min(2 * threshold(envoys) - envoys - 1, threshold(envoys) - 2)
+
+
+class SecureAggregation(BaseModel):
+    """The settings of secure aggregation: the director learns the sum of a round's updates, and none of them.
+
+    A change of a value is clipped to its range, weighted, and rounded at random to an integer of `bits` bits.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    bits: int = Field(default=20, ge=8, le=30, description="bits of an integer that a change of a value becomes")
+    value_range: float = Field(
+        default=1.0, gt=0, description="the most that a value may change in a round; larger changes count as that"
+    )
+    ranges: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default={},
+        description="other ranges by the name of a tensor, or a pattern of names such as '*.running_var'",
+    )
+    largest_weight: int = Field(
+        default=1000, ge=1, le=10**9, description="the most clips that an update weighs; more count as that"
+    )
+    stage_seconds: float = Field(
+        default=60.0, gt=0, description="how long a stage waits for envoys once there are enough of them"
+    )
+
+    def range_of(self, tensor: str) -> float:
+        """Return the range of the changes of a tensor: the first pattern that fits its name counts."""
+        return next((each for pattern, each in self.ranges.items() if fnmatchcase(tensor, pattern)), self.value_range)
+
+    def check_number(self, envoys: int) -> None:
+        """Raise ValueError if updates of so many `envoys` cannot be summed in secret."""
+        if envoys < LEAST_UPDATES:
+            raise ValueError(f"secure aggregation takes {LEAST_UPDATES} envoys that train, and there are {envoys}")
+        if envoys > MOST_ENVOYS:
+            raise ValueError(f"secure aggregation takes at most {MOST_ENVOYS} envoys that train, and not {envoys}")
+        if envoys * (2 ** (self.bits - 1) - 1) >= 2**31:
+            raise ValueError(f"a sum of {envoys} integers of {self.bits} bits does not fit into 32 bits: give fewer")
