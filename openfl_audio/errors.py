@@ -21,6 +21,10 @@ class FolderInUseError(OpenFLAudioError, ValueError):
     """A folder belongs to something with other settings; the message names the first difference."""
 
 
+class FormatError(OpenFLAudioError, ValueError):
+    """A later version wrote a file; the message names the file, both versions and what to do."""
+
+
 class CallEndedError(OpenFLAudioError, RuntimeError):
     """A call was ended from elsewhere. The message says why."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from openfl_audio.errors import FolderInUseError
+from openfl_audio.formats import KEYS, check_format, stamp
 
 logger = logging.getLogger(__name__)
 
@@ -60,22 +61,39 @@ def write_whole(path: Path, data: bytes, *, durable: bool) -> None:
         temporary.write_bytes(data)
 
 
+# Format of the file that says which settings a folder belongs to.
+CLAIM_FORMAT = 1
+
+
 def claim(path: Path, settings: Mapping[str, Any], what: str, advice: str) -> None:
     """Note in the file `path` which settings its folder belongs to, or check that it belongs to these.
 
     Raises FolderInUseError, naming the first difference, if the folder has a `what` with other settings; `advice` says
-    what to do then. Settings are compared as JSON, in their order, and keys of nested settings are joined by dots.
+    what to do then. Raises FormatError for a folder of a later version. Settings are compared as JSON, in their order,
+    and keys of nested settings are joined by dots.
     """
     if not path.exists():
-        write_json(path, settings)
+        write_claim(path, settings)
         return
-    before, now = _flat(json.loads(path.read_text(encoding="utf-8"))), _flat(json.loads(json.dumps(settings)))
+    before, now = _flat(read_claim(path)), _flat(json.loads(json.dumps(settings)))
     for key in now | before:
         if before.get(key) != now.get(key):
             raise FolderInUseError(
                 f"{path.parent} has {what} with {key} {_shown(before.get(key))}, now it is {_shown(now.get(key))}: "
                 f"{advice}"
             )
+
+
+def write_claim(path: Path, settings: Mapping[str, Any]) -> None:
+    """Note in the file `path` which settings its folder belongs to, in place of what it says."""
+    write_json(path, stamp(CLAIM_FORMAT) | dict(settings))
+
+
+def read_claim(path: Path) -> dict[str, Any]:
+    """Return the settings that the folder of a claim belongs to. Raises FormatError if it is a later version's."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    check_format(path, content, CLAIM_FORMAT)
+    return {key: value for key, value in content.items() if key not in KEYS}
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

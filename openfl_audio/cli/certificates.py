@@ -15,8 +15,9 @@ Role = Literal["director", "envoy", "user", "operator", "monitor"]
 class Make(Command):
     """Make the certificates of director, envoys and people, offline.
 
-    An authority is made once, and signs the others. Each machine gets ca.crt and its own NAME.crt and NAME.key. ca.key
-    signs new members: it stays where it was made. The same folder takes further members later.
+    An authority is made once, without further options alone, and signs the others. Each machine gets ca.crt and its own
+    NAME.crt and NAME.key. ca.key signs new members: it stays where it was made. The same folder takes further members
+    later.
     """
 
     example: ClassVar[str] = (

@@ -87,4 +87,5 @@ class CheckDirector(Command):
             table_of("Experiments", columns, rows),
             f"{len(stored)} experiments take {total / 1e6:.1f} MB in {settings.runs}; "
             f"{free_bytes(settings.runs) / 1e9:.1f} GB are free there",
+            *(each.fault for each in stored if each.fault),
         )

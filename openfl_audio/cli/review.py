@@ -24,10 +24,10 @@ class AtSite(Command):
     def open(self) -> tuple["Approvals", "EnvoySettings"]:
         """Return what waits and was decided at the envoy, and the envoy's settings. Raises SettingsError."""
         from openfl_audio.envoy.approval import Approvals
-        from openfl_audio.envoy.settings import EnvoyFile
+        from openfl_audio.envoy.settings import EnvoyFile, folder_of
 
         settings = load_settings(self.config.resolve(), EnvoyFile, dict(map(parse_change, self.set_))).params
-        return Approvals(settings.work_dir / self.name), settings
+        return Approvals(folder_of(settings, self.name)), settings
 
     def note(self, settings: "EnvoySettings", decided: "Decision") -> None:
         """Add a decision to the site's record."""

@@ -1,12 +1,12 @@
 """Content of a director's disk, read without disturbing a director that works there."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from openfl_audio.director.run_folder import State, owner_of
+from openfl_audio.director.run_folder import owner_of, read_state
+from openfl_audio.errors import RunFolderError
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,7 @@ class Stored:
 
     Attributes:
         status: its state, or "unreadable".
+        fault: why it is unreadable.
         ended: when it ended, or else was submitted, in seconds of the clock; 0 if that is not known.
         n_bytes: what its files take, each file counted once however many names it has.
     """
@@ -24,6 +25,7 @@ class Stored:
     status: str
     ended: float
     n_bytes: int
+    fault: str = ""
 
     @property
     def has_ended(self) -> bool:
@@ -34,12 +36,13 @@ class Stored:
 def stored_experiments(runs: Path) -> Iterator[Stored]:
     """Yield the experiments below `runs`, by name."""
     for folder in sorted(path for path in runs.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        fault = ""
         try:
-            state = State.model_validate(json.loads((folder / "state.json").read_bytes()))
+            state = read_state(folder)
             status, ended = state.status.value, state.ended_at or state.submitted
-        except (OSError, ValueError):
-            status, ended = "unreadable", 0.0
-        yield Stored(folder.name, owner_of(folder), status, ended, bytes_below(folder))
+        except RunFolderError as error:
+            status, ended, fault = "unreadable", 0.0, str(error)
+        yield Stored(folder.name, owner_of(folder), status, ended, bytes_below(folder), fault)
 
 
 def bytes_below(folder: Path) -> int:

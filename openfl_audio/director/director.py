@@ -17,7 +17,7 @@ from openfl_audio.director.authorization import Caller
 from openfl_audio.director.envoy_entry import EnvoyEntry
 from openfl_audio.director.experiment import Experiment
 from openfl_audio.director.members import choose_members
-from openfl_audio.director.run_folder import UNFINISHED, RunFolder, Status, owner_of
+from openfl_audio.director.run_folder import STATE, UNFINISHED, RunFolder, Status, owner_of
 from openfl_audio.errors import EnvoyRefusedError, RunFolderError, SteeringError, SubmissionError
 from openfl_audio.protocol.certificates import DIRECTOR, USER
 from openfl_audio.protocol.heads import HeadExchange
@@ -85,7 +85,7 @@ class Director:
             if path.name.startswith((UNFINISHED, SUBMISSION)):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
                 continue
-            if path.is_dir() and any((path / name).exists() for name in (EXPERIMENT_PLAN, "state.json")):
+            if path.is_dir() and any((path / name).exists() for name in (EXPERIMENT_PLAN, STATE)):
                 try:
                     folders.append(RunFolder.load(path))
                 except RunFolderError as error:

@@ -27,23 +27,22 @@ from contextlib import contextmanager
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
-from openfl_audio.director.aggregate import check_finite
+from openfl_audio.director.submission import extract_submission
 from openfl_audio.errors import (
-    ArchiveError,
+    FormatError,
     RunFolderError,
     SubmissionError,
     TensorFormatError,
-    UpdateRefusedError,
     WireError,
 )
 from openfl_audio.files import Journal, sync_folder, write_whole
-from openfl_audio.protocol.archive import check_archive, extract_file, open_archive
+from openfl_audio.formats import check_format, written_by
 from openfl_audio.protocol.codec import describe_faults
-from openfl_audio.protocol.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL, ExperimentPlan
+from openfl_audio.protocol.plan import ARCHIVE, EXPERIMENT_PLAN, ExperimentPlan
 from openfl_audio.protocol.record import sha256_of_file
 from openfl_audio.protocol.rounds import Progress
 from openfl_audio.protocol.shard_sizes import Sizes
@@ -51,9 +50,9 @@ from openfl_audio.protocol.tensors import Header, TensorFile
 
 logger = logging.getLogger(__name__)
 
-# A fault in it is described in hundreds of bytes.
-MAX_PLAN_BYTES = 256 << 10
-MAX_ARCHIVE_BYTES = 1 << 30
+STATE = "state.json"
+# Format of a folder, which its state names. A folder of a later one is refused.
+STATE_FORMAT = 1
 # Folders that are not finished: a submission on its way, or on its way out.
 UNFINISHED = ".new-"
 
@@ -72,6 +71,8 @@ class State(BaseModel):
     """The state of an experiment, which changes.
 
     Attributes:
+        format: how the folder is to be read; see `openfl_audio.formats`.
+        version: the version of openfl-audio that wrote the file, "" before it said so.
         members: the envoys that may take part in the next round.
         departed: the envoys that have left the experiment, with the reason.
         dropped: those among them that stay out when the experiment is resumed.
@@ -82,9 +83,11 @@ class State(BaseModel):
         ended_at: when the experiment ended, in seconds of the clock.
     """
 
-    # Keys of another version of the director are kept.
+    # Keys of another version of the director are kept, within a format.
     model_config = ConfigDict(extra="allow")
 
+    format: int = STATE_FORMAT
+    version: str = ""
     owner: str
     submitted: float
     status: Status = Status.PENDING
@@ -130,7 +133,7 @@ class RunFolder:
         (new / "models").mkdir(parents=True)
         (new / "updates").mkdir()
         try:
-            plan = _extract(submission, new)
+            plan = extract_submission(submission, new)
             folder = cls(new, plan, State(owner=owner, submitted=time.time()))
             folder.link_model("initial")
             folder.link_model("last")
@@ -177,12 +180,12 @@ class RunFolder:
 
         Raises RunFolderError, naming the file and the fault.
         """
-        plan = _read(path / EXPERIMENT_PLAN, ExperimentPlan)
-        state = _read(path / "state.json", State)
+        state = read_state(path)
+        plan = _read(path / EXPERIMENT_PLAN, ExperimentPlan, state.version)
         for part in (state, state.progress):
             if part.model_extra:
                 unknown = sorted(part.model_extra)
-                logger.warning("%s: unknown keys %s are kept as they are", path / "state.json", unknown)
+                logger.warning("%s: unknown keys %s are kept as they are", path / STATE, unknown)
         try:
             folder = cls(path, plan, state)
             folder._clean_up()
@@ -367,65 +370,52 @@ class RunFolder:
 
         Only then may the files that the state before it names be used again.
         """
-        self.state.boot = boot_id()
-        write_whole(self.path / "state.json", self.state.model_dump_json(indent=2).encode(), durable=True)
+        self.state.boot, self.state.format, self.state.version = boot_id(), STATE_FORMAT, written_by()
+        write_whole(self.path / STATE, self.state.model_dump_json(indent=2).encode(), durable=True)
 
 
 def owner_of(path: Path) -> str:
     """Return who submitted the experiment in a folder that cannot be loaded, or an empty name if that is unknown."""
     try:
-        owner = json.loads((path / "state.json").read_bytes())["owner"]
-    except (OSError, ValueError, KeyError, TypeError):
+        owner = _content((path / STATE).read_bytes()).get("owner")
+    except OSError:
         return ""
     return owner if isinstance(owner, str) else ""
+
+
+def read_state(path: Path) -> State:
+    """Return the state of an experiment from its folder. Raises RunFolderError, naming the file and the fault."""
+    return _read(path / STATE, State)
 
 
 Part = TypeVar("Part", bound=BaseModel)
 
 
-def _read(path: Path, kind: type[Part]) -> Part:
-    """Return the content of a file as a `kind`. Raises RunFolderError."""
+def _read(path: Path, kind: type[Part], writer: str = "") -> Part:
+    """Return a file, which version `writer` of openfl-audio wrote, as a `kind`. Raises RunFolderError."""
     try:
-        return kind.model_validate_json(path.read_bytes())
+        data = path.read_bytes()
+        check_format(path, _content(data), STATE_FORMAT)
+        return kind.model_validate_json(data)
     except OSError as error:
         raise RunFolderError(f"{path} cannot be read: {error.strerror}") from error
+    except FormatError as error:
+        raise RunFolderError(str(error)) from error
     except ValidationError as error:
-        raise RunFolderError(f"{path} cannot be used by this version: {describe_faults(error)}") from error
+        this = f"openfl-audio {written_by()}" + (f" (openfl-audio {writer} wrote it)" if writer else "")
+        raise RunFolderError(f"{path} cannot be used by {this}: {describe_faults(error)}") from error
+
+
+def _content(data: bytes) -> dict[str, Any]:
+    """Return the object in a JSON file, an empty one if there is none."""
+    try:
+        content = json.loads(data)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def boot_id() -> str:
     """Return a name of the time since the machine was started, "" where the system does not tell."""
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text().strip() if path.exists() else ""
-
-
-def _extract(submission: Path, folder: Path) -> ExperimentPlan:
-    """Take a submitted zip file apart into `folder`. Raises SubmissionError."""
-    model = folder / "models" / "0.safetensors"
-    try:
-        with open_archive(submission) as zipped:
-            extract_file(zipped, EXPERIMENT_PLAN, folder / EXPERIMENT_PLAN, MAX_PLAN_BYTES)
-            extract_file(zipped, ARCHIVE, folder / ARCHIVE, MAX_ARCHIVE_BYTES)
-            # Notebooks do not compress it: one larger than all that came would only fill the disk.
-            extract_file(zipped, INITIAL_MODEL, model, submission.stat().st_size)
-        plan = ExperimentPlan.model_validate_json((folder / EXPERIMENT_PLAN).read_bytes())
-        check_archive(folder / ARCHIVE)
-        _check_model(model)
-    except ValidationError as error:
-        raise SubmissionError(describe_faults(error)) from None
-    except ArchiveError as error:
-        raise SubmissionError(f"not an experiment of this project's notebooks: {error}") from None
-    return plan
-
-
-def _check_model(path: Path) -> None:
-    try:
-        with TensorFile(path) as model:
-            entries = model.header.entries
-        check_finite(path, "the first global model")
-    except TensorFormatError as error:
-        raise SubmissionError(f"the first global model is {error}") from None
-    except UpdateRefusedError as error:
-        raise SubmissionError(str(error)) from None
-    if not entries:
-        raise SubmissionError("the first global model has no trained tensor: does any parameter require a gradient?")

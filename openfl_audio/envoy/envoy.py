@@ -23,7 +23,7 @@ from openfl_audio.envoy.downloads import WORKSPACE, remove_download, remove_outd
 from openfl_audio.envoy.policy import SentToday, shard_of
 from openfl_audio.envoy.rounds_client import REFUSALS, RETRY_SECONDS, wait_to_repeat
 from openfl_audio.envoy.running_experiment import RunningExperiment
-from openfl_audio.envoy.settings import SENT_FILE, EnvoySettings, connect, open_record
+from openfl_audio.envoy.settings import SENT_FILE, EnvoySettings, connect, mark_folder, open_record
 from openfl_audio.envoy.worker_process import Worker, end_worker
 from openfl_audio.errors import (
     ArchiveError,
@@ -230,13 +230,13 @@ class Envoy:
 
     def _tidy_up(self) -> None:
         """Remove what an envoy that was killed had downloaded, and keep the rest from other users of the machine."""
-        if self._folder.exists():
-            self._folder.chmod(0o700)
-            for folder in filter(Path.is_dir, self._folder.iterdir()):
-                remove_download(folder)
-            for waiting in self.desk.approvals.waiting():
-                self.desk.approvals.forget_waiting(waiting.name)
-            remove_outdated(self._folder, self.settings.retention, set())
+        mark_folder(self._folder)
+        self._folder.chmod(0o700)
+        for folder in filter(Path.is_dir, self._folder.iterdir()):
+            remove_download(folder)
+        for waiting in self.desk.approvals.waiting():
+            self.desk.approvals.forget_waiting(waiting.name)
+        remove_outdated(self._folder, self.settings.retention, set())
 
     @property
     def _folder(self) -> Path:

@@ -1,5 +1,6 @@
 """An envoy's YAML file, and the shard descriptor it names. Envoy and worker both read it."""
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -18,12 +19,16 @@ from openfl_audio.config import Host, Retention, Settings
 from openfl_audio.envoy.channel import RenewedChannel
 from openfl_audio.envoy.policy import Policy
 from openfl_audio.errors import SettingsError
+from openfl_audio.files import make_folder, write_json
+from openfl_audio.formats import check_format, stamp
 from openfl_audio.protocol.certificates import ENVOY
 from openfl_audio.protocol.record import RECORD, Record
 from openfl_audio.protocol.wire import open_channel
 
 # In the envoy's folder: how many bytes have left today.
 SENT_FILE = ".sent.json"
+# Says the format of an envoy's folder: decisions, what was sent, what clients keep. A folder of a later one is refused.
+FOLDER_FORMAT_FILE, FOLDER_FORMAT = ".format.json", 1
 GROUP = "openfl_audio.shard_descriptors"
 
 
@@ -121,6 +126,24 @@ def connect(settings: EnvoySettings, name: str, tls: bool, **headers: str) -> gr
     return open_channel(address, None, **headers)
 
 
+def folder_of(settings: EnvoySettings, name: str) -> Path:
+    """Return the folder of envoy `name`, which may not be there yet. Raises FormatError if a later version wrote it."""
+    folder = settings.work_dir / name
+    path = folder / FOLDER_FORMAT_FILE
+    if path.exists():
+        check_format(path, json.loads(path.read_text(encoding="utf-8")), FOLDER_FORMAT)
+    return folder
+
+
+def mark_folder(folder: Path) -> None:
+    """Note which version writes the folder of an envoy from now on."""
+    make_folder(folder)
+    write_json(folder / FOLDER_FORMAT_FILE, stamp(FOLDER_FORMAT))
+
+
 def open_record(settings: EnvoySettings, name: str) -> Record:
-    """Open the record of envoy `name`, to which its process and the site's commands add. Raises RecordError."""
-    return Record(settings.work_dir / name / RECORD, f"{ENVOY} '{name}'")
+    """Open the record of envoy `name`, to which its process and the site's commands add.
+
+    Raises RecordError, and FormatError if a later version wrote it or its folder.
+    """
+    return Record(folder_of(settings, name) / RECORD, f"{ENVOY} '{name}'")

@@ -15,7 +15,7 @@ import scipy.stats
 import yaml
 
 from openfl_audio.errors import SettingsError
-from openfl_audio.files import read_json_lines
+from openfl_audio.files import read_claim, read_json_lines
 from openfl_audio.text import read_text
 from openfl_audio.training.history import Record
 
@@ -75,7 +75,7 @@ class Comparison:
             run: mean_history([read_json_lines(self.folder(run, i) / "history.jsonl") for i in range(self.seeds)])
             for run in runs
         }
-        settings = json.loads((self.folder(next(iter(histories))) / "run.json").read_text())["settings"]
+        settings = read_claim(self.folder(next(iter(histories))) / "run.json")["settings"]
         config = self.workload.config_class.model_validate(settings)
         self.workload.plot_comparison(histories, config, self.out / "comparison.png")
 

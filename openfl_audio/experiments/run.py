@@ -15,7 +15,7 @@ from openfl_audio.experiments.judging import judge_clients, write_matrix
 from openfl_audio.experiments.modes import EVALUATOR, EXPERIMENT, Clients, choose_clients, federate, simulate
 from openfl_audio.experiments.progress import OnRound, RunProgress
 from openfl_audio.experiments.tracking import Watchers
-from openfl_audio.files import read_json_lines, write_json, write_json_lines, write_result
+from openfl_audio.files import read_json_lines, write_json_lines, write_result
 from openfl_audio.protocol.plan import TRAIN
 from openfl_audio.training.history import Record
 from openfl_audio.training.run_settings import RunSettings
@@ -143,13 +143,13 @@ def add_new_settings(out: Path, config_class: type[RunSettings]) -> None:
     path = out / "run.json"
     if not path.exists():
         return
-    run = json.loads(path.read_text(encoding="utf-8"))
+    run = files.read_claim(path)
     try:
         settings = config_class.model_validate(run.get("settings")).model_dump(mode="json")
     except ValidationError:
         return  # `claim` names what is different
     if settings != run["settings"]:
-        write_json(path, run | {"settings": settings})
+        files.write_claim(path, run | {"settings": settings})
 
 
 def claim(out: Path, run: dict[str, Any]) -> None:

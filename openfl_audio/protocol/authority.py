@@ -146,7 +146,8 @@ def write_certificates(
 ) -> list[Path]:
     """Sign the director (unless `director_hosts` is None), envoys and people by role; return the files written.
 
-    The authority in `folder` is made by the first call and used by every later one, which is how an envoy is added.
+    The authority in `folder` is made by the first call and used by every later one, which is how an envoy is added. The
+    first call may make it alone.
     `force` replaces leaves and never the authority: that would cut off everybody who holds one of its certificates. All
     arguments are checked before the first file is written.
     """
@@ -161,17 +162,20 @@ def write_certificates(
                 raise CertificateError(f"{path} exists already: --force replaces it.")
 
     written: list[Path] = []
-    if _authority_exists(folder):
-        authority = load_authority(folder)
-    else:
-        authority = create_authority(days=max(days, AUTHORITY_DAYS))
+    is_there = _authority_exists(folder)
+    if is_there and not roles:
+        raise CertificateError(
+            f"{folder} has an authority already, and there is nothing to sign: give a director, an envoy, a user, an "
+            "operator or a monitor."
+        )
+    authority = load_authority(folder) if is_there else create_authority(days=max(days, AUTHORITY_DAYS))
     leaves = {
         name: issue(authority, name, role, hosts=hosts if role == DIRECTOR else (), days=days)
         for name, role in roles.items()
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not _authority_exists(folder):
+        if not is_there:
             certificate = authority.certificate.public_bytes(serialization.Encoding.PEM)
             written += write_pair(folder, AUTHORITY, certificate, private_pem(authority.private_key))
         for name, (certificate, private_key) in leaves.items():
@@ -214,8 +218,6 @@ def _roles(with_director: bool, names: Mapping[str, Sequence[str]]) -> dict[str,
             raise CertificateError(f"The name {name!r} is given twice; every certificate needs its own.")
         seen.add(name.casefold())
         roles[name] = role
-    if not roles:
-        raise CertificateError("There is nothing to sign: give a director, an envoy, a user, an operator or a monitor.")
     return roles
 
 

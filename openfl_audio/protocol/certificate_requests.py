@@ -22,7 +22,16 @@ from openfl_audio.protocol.authority import (
     subject_of,
     write_pem,
 )
-from openfl_audio.protocol.certificates import AUTHORITY, DIRECTOR, NAME, ROLES, bad_name, load_key, pair_paths
+from openfl_audio.protocol.certificates import (
+    AUTHORITY,
+    DIRECTOR,
+    NAME,
+    REQUEST,
+    ROLES,
+    bad_name,
+    load_key,
+    pair_paths,
+)
 
 
 class Request(NamedTuple):
@@ -70,7 +79,7 @@ def write_request(folder: Path, name: str, role: str, hosts: Sequence[str] = (),
             key = ec.generate_private_key(ec.SECP256R1())
             write_pem(key_path, private_pem(key), mode=0o600)
         request = x509.CertificateSigningRequestBuilder().subject_name(subject).add_extension(names, critical=False)
-        path = folder / f"{name}.csr"
+        path = folder / f"{name}{REQUEST}"
         write_pem(path, request.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
     except OSError as error:
         raise CertificateError(f"{error.filename or folder} cannot be written: {error.strerror}.") from error

@@ -35,7 +35,8 @@ WARNING_DAYS = 30
 
 # A name becomes a file name and a common name (64 characters at most in X.509), hence neither "../x" nor "-x".
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_HOW = "openfl-audio certificates make writes it, or --disable-tls runs without."
+_HOW = "openfl-audio certificates make or request writes it, or --disable-tls runs without."
+REQUEST = ".csr"
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,9 @@ def read_pem(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise CertificateError(f"{path} does not exist: {_HOW}") from error
+        request = path.with_suffix(REQUEST)
+        answer = f"put the authority's answer to {request.name} there." if request.exists() else _HOW
+        raise CertificateError(f"{path} does not exist: {answer}") from error
     except OSError as error:
         raise CertificateError(f"{path} cannot be read: {error.strerror}.") from error
 
@@ -226,7 +229,7 @@ def check_issued(pem: bytes, root: bytes, whose: str = "the author") -> None:
     certificate = parse_certificate(pem, path)
     if not any(_has_signed(authority, certificate) for authority in _authorities(root, path)):
         raise CertificateError(f"{path} was not signed by the authority of this site's ca.crt.")
-    check_dates(certificate, path)
+    check_dates(certificate, path, "its owner has to renew it")
 
 
 def parse_certificate(pem: bytes, path: Path) -> x509.Certificate:
@@ -245,19 +248,32 @@ def _private_key(pem: bytes, path: Path) -> PrivateKeyTypes:
         raise CertificateError(f"{path} is not a PEM private key without a passphrase.") from error
 
 
-def check_dates(certificate: x509.Certificate, path: Path) -> None:
-    """Raise CertificateError unless the certificate, which was read from `path`, holds now."""
+def check_dates(certificate: x509.Certificate, path: Path, advice: str = "") -> None:
+    """Raise CertificateError, with `advice` on one that has expired, unless the certificate in `path` holds now."""
     now = datetime.now(timezone.utc)
     if now > certificate.not_valid_after_utc:
         raise CertificateError(
-            f"{path} expired on {day(certificate.not_valid_after_utc)}: make a new one with "
-            "openfl-audio certificates make."
+            f"{path} expired on {day(certificate.not_valid_after_utc)}: {advice or how_to_renew(certificate, path)}."
         )
     if now < certificate.not_valid_before_utc:
         raise CertificateError(
             f"{path} is not valid before {day(certificate.not_valid_before_utc)}, and this machine's clock says "
             f"{day(now)}."
         )
+
+
+def how_to_renew(certificate: x509.Certificate, path: Path) -> str:
+    """Return what to do about the certificate in `path`, which has ended or is about to."""
+    if _may_sign(certificate):
+        return "openfl-audio certificates make begins a new authority in another --out"
+    pem = certificate.public_bytes(serialization.Encoding.PEM)
+    name, role = role_of(pem)
+    hosts = " ".join(names_of(pem)) if role == DIRECTOR else ""
+    if path.with_suffix(REQUEST).exists():
+        for_hosts = f" --host {hosts}" if hosts else ""
+        command = f"openfl-audio certificates request {name} --role {role}{for_hosts} --out {path.parent} --renew"
+        return f"{command} asks the authority for a new one"
+    return f"where its authority is, openfl-audio certificates make --{role} {hosts or name} --force makes a new one"
 
 
 def check_key(

@@ -15,12 +15,12 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from openfl_audio.errors import RecordError
 from openfl_audio.files import append_at, make_folder, sync_folder
+from openfl_audio.formats import check_format, stamp
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Record:
     def __init__(self, path: Path, owner: str) -> None:
         """Open the record of `owner`, such as "envoy 'site-a'", in a file that may not exist yet.
 
-        Raises RecordError for a record of somebody else or of a later version, and OSError.
+        Raises RecordError for a record of somebody else, FormatError for one of a later version, and OSError.
         """
         self.path, self.owner = path, owner
         self._lock = threading.RLock()
@@ -115,7 +115,7 @@ class Record:
                 logger.error("%s ends at entry %d, and had %d", self.path, head.number, self._head.number)
                 entries.insert(0, (_now(), "shortened", {"entries": self._head.number - head.number}))
             if entries and not head.number:
-                about = {"owner": self.owner, "format": FORMAT, "version": version("openfl-audio")}
+                about = {"owner": self.owner, **stamp(FORMAT)}
                 entries.insert(0, (_now(), "begun", about))
             lines = b""
             for time, event, fields in entries:
@@ -166,10 +166,15 @@ class Record:
 
 
 def read_record(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a record, without their line breaks. Raises RecordError for a file that cannot be read."""
+    """Yield the lines of a record, without their line breaks.
+
+    Raises RecordError for a file that cannot be read, and FormatError for the record of a later version.
+    """
     try:
         with path.open("rb") as file:
-            for line in file:
+            for number, line in enumerate(file):
+                if not number:
+                    check_format(path, entry_of(line) or {}, FORMAT)
                 yield line.removesuffix(b"\n")
     except OSError as error:
         raise RecordError(f"{path} cannot be read: {error.strerror}") from error
@@ -219,11 +224,7 @@ def _number_of(line: bytes) -> int | None:
 def _check_first(path: Path, owner: str) -> None:
     with path.open("rb") as file:
         first = entry_of(file.readline()) or {}
-    if (found := first.get("format", FORMAT)) != FORMAT:
-        raise RecordError(
-            f"{path} has format {found!r}, of version {first.get('version')} of openfl-audio: this version knows "
-            f"format {FORMAT}; run that version, or one after it"
-        )
+    check_format(path, first, FORMAT)
     if (found := first.get("owner", owner)) != owner:
         raise RecordError(f"{path} is the record of {found}, not of {owner}: each has a file of its own")
 

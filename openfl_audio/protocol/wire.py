@@ -106,7 +106,7 @@ def certificate_fault(address: str, root: bytes | None) -> str:
         return ""
     return (
         f"its certificate is for {', '.join(names)}, and not for {host}; "
-        f"openfl-audio certificates make --director {host} --force writes one that is"
+        f"openfl-audio certificates make --director {host} --force, or request with --host {host}, gets one that is"
     )
 
 

@@ -6,8 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from openfl_audio.errors import FolderInUseError
-from openfl_audio.files import claim, make_folder, replacing, write_json, write_json_lines, write_result, write_whole
+from openfl_audio.errors import FolderInUseError, FormatError
+from openfl_audio.files import (
+    CLAIM_FORMAT,
+    claim,
+    make_folder,
+    read_claim,
+    replacing,
+    write_json,
+    write_json_lines,
+    write_result,
+    write_whole,
+)
+from openfl_audio.formats import check_format, stamp, written_by
 from openfl_audio.node.local_state import ClientStates
 
 
@@ -111,3 +122,24 @@ def test_result_has_versions_and_leaves_no_temporary_file(tmp_path):
     assert result["seed"] == 3
     assert result["versions"]["openfl"] == "1.7.1"
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_a_folder_of_a_later_version_is_refused_by_name_and_its_settings_stay(tmp_path):
+    path = tmp_path / "run.json"
+    claim(path, {"mode": "simulated"}, "a run", "choose another")
+    assert json.loads(path.read_text()) == {"format": CLAIM_FORMAT, "version": written_by(), "mode": "simulated"}
+    later = json.dumps({"format": 2, "version": "9.1", "mode": "simulated"})
+    path.write_text(later)
+    sentence = r"run\.json has format 2, written by openfl-audio 9\.1: this is openfl-audio"
+    for read in (read_claim, lambda path: claim(path, {"mode": "simulated"}, "a run", "choose another")):
+        with pytest.raises(FormatError, match=sentence):
+            read(path)
+    assert path.read_text() == later
+
+
+@pytest.mark.parametrize("found", [0, -1, "2", None, 1.5, True, 3])
+def test_what_is_no_known_format_is_refused(tmp_path, found):
+    with pytest.raises(FormatError, match=f"has format {found!r}, written by openfl-audio of a version that"):
+        check_format(tmp_path / "a.json", {"format": found}, 2)
+    check_format(tmp_path / "a.json", stamp(2), 2)
+    check_format(tmp_path / "a.json", {}, 2)

@@ -71,14 +71,16 @@ def test_repeated_option_adds_names(tmp_path: Path) -> None:
     assert sorted(path.stem for path in (tmp_path / "certificates").glob("site-*.crt")) == ["site-a", "site-b"]
 
 
-def test_nothing_to_sign_is_refused(tmp_path: Path) -> None:
+def test_an_authority_alone_is_made_once(tmp_path: Path) -> None:
+    made = make(tmp_path)
+    assert made.returncode == 0
+    assert made.stdout.splitlines()[:2] == ["wrote certificates/ca.crt", "wrote certificates/ca.key"]
     result = make(tmp_path)
     assert result.returncode == 1
     assert (
-        result.stderr == "openfl-audio certificates make: There is nothing to sign: give a director, an envoy, a user, "
-        "an operator or a monitor.\n"
+        result.stderr == "openfl-audio certificates make: certificates has an authority already, and there is nothing "
+        "to sign: give a director, an envoy, a user, an operator or a monitor.\n"
     )
-    assert not (tmp_path / "certificates").exists()
 
 
 def test_the_commands_of_the_page_work_one_after_the_other(tmp_path: Path) -> None:

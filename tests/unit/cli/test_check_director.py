@@ -43,6 +43,7 @@ def test_it_is_shown_what_lies_there_and_what_would_be_removed(config, capsys):
     assert [rows[name][-1] for name in ("old", "new", "works", "broken")] == ["removed", "kept", "kept", "kept"]
     assert rows["broken"][4] == "3.0 MB"
     assert re.search(r"^4 experiments take 3\.0 MB in .*runs; \d+\.\d GB are free there$", shown, re.M)
+    assert f"{config.parent}/runs/broken/state.json cannot be read: No such file or directory" in shown
     assert sorted(config.parent.rglob("*")) == before
     main(["check", "director", "-c", str(config), "--disable-tls", "--set", "settings.retention.days=60"])
     assert "removed" not in capsys.readouterr().out

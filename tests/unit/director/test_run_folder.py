@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from openfl_audio.director.run_folder import UNFINISHED, RunFolder, State, Status
+from openfl_audio.director.run_folder import STATE, STATE_FORMAT, UNFINISHED, RunFolder, State, Status, owner_of
 from openfl_audio.errors import RunFolderError, SubmissionError, WireError
+from openfl_audio.formats import written_by
 from openfl_audio.protocol.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL, BestModel, ExperimentPlan, Task
 from openfl_audio.protocol.rounds import Progress, Rounds
 from openfl_audio.protocol.tensors import TensorFile, Tensors, write_tensors
@@ -336,11 +337,11 @@ BAD_FOLDERS = {
     "no state": (lambda path: (path / "state.json").unlink(), "toy/state.json cannot be read: No such file"),
     "half a state": (
         lambda path: (path / "state.json").write_text('{"owner": "m'),
-        "toy/state.json cannot be used by this v",
+        "toy/state.json cannot be used by openfl-audio ",
     ),
     "a plan of a newer version": (
         add_to_plan,
-        "toy/experiment.json cannot be used by this version: robust is True: Extra",
+        "toy/experiment.json cannot be used by openfl-audio .*: robust is True: Extra",
     ),
     "a folder in place of the history": (
         lambda path: (path / "history.jsonl").mkdir(),
@@ -419,6 +420,32 @@ def test_keys_of_another_version_in_the_state_are_kept_and_named(folder, caplog)
     loaded.save_state()
     kept = json.loads(path.read_text())
     assert (kept["color"], kept["progress"]["taste"], kept["progress"]["round_number"]) == ("blue", "sweet", 1)
+
+
+def test_a_state_of_a_later_format_is_refused_with_both_versions_and_left_as_it_is(folder):
+    path = folder.path / STATE
+    state = json.loads(path.read_text())
+    assert (state["format"], state["version"]) == (STATE_FORMAT, written_by())
+    later = json.dumps({"format": STATE_FORMAT + 1, "version": "9.1", "owner": "me", "state": "of another form"})
+    path.write_text(later)
+    with pytest.raises(RunFolderError) as caught:
+        RunFolder.load(folder.path)
+    assert str(caught.value) == (
+        f"{path} has format 2, written by openfl-audio 9.1: this is openfl-audio {written_by()}, which knows format 1; "
+        "run the version that wrote it, or a later one"
+    )
+    assert path.read_text() == later
+    assert owner_of(folder.path) == "me"
+    del state["format"], state["version"]
+    path.write_text(json.dumps(state))  # as before there were formats
+    assert RunFolder.load(folder.path).state.status is Status.PENDING
+
+
+def test_a_plan_with_settings_of_another_version_is_refused_with_that_version(folder):
+    path = folder.path / "experiment.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"color": "blue"}))
+    with pytest.raises(RunFolderError, match=r"cannot be used by openfl-audio .* \(openfl-audio .* wrote it\): "):
+        RunFolder.load(folder.path)
 
 
 def test_what_other_users_of_the_machine_could_read_is_kept_from_them(folder):

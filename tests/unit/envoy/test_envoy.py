@@ -1,5 +1,7 @@
 import contextlib
+import json
 import os
+import re
 import socket
 import stat
 import threading
@@ -10,12 +12,14 @@ import grpc
 import pytest
 
 from benchmarks.rounds_peers.shard import FewItemsShardDescriptor
+from openfl_audio.cli.main import main
 from openfl_audio.config import Retention
 from openfl_audio.envoy.downloads import remove_outdated
 from openfl_audio.envoy.envoy import Envoy
 from openfl_audio.envoy.running_experiment import MAX_LOG_BYTES, rotate
-from openfl_audio.envoy.settings import EnvoySettings
-from openfl_audio.errors import ConnectionRefusedByDirectorError
+from openfl_audio.envoy.settings import FOLDER_FORMAT, FOLDER_FORMAT_FILE, EnvoySettings
+from openfl_audio.errors import ConnectionRefusedByDirectorError, FormatError
+from openfl_audio.formats import stamp
 from openfl_audio.protocol.authority import write_certificates
 from openfl_audio.protocol.plan import ARCHIVE
 
@@ -32,9 +36,28 @@ def test_what_an_envoy_that_was_killed_had_downloaded_is_removed_and_the_rest_is
     settings = EnvoySettings(director_host="127.0.0.1", director_port=1, work_dir=tmp_path)
     Envoy("a", settings, FewItemsShardDescriptor(), tmp_path / "a.yaml", tls=False)._tidy_up()
     left = {path.relative_to(mine).as_posix() for path in mine.rglob("*") if path.is_file()}
-    assert left == {"one/worker.log", "one/state/1.pt", "notes.txt"}
+    assert left == {"one/worker.log", "one/state/1.pt", "notes.txt", FOLDER_FORMAT_FILE}
     assert stat.S_IMODE(mine.stat().st_mode) == 0o700
     assert (others / "one/workspace/code/model.pkl").exists(), "another envoy may be at work there"
+
+
+def test_a_folder_that_a_later_envoy_wrote_is_refused_by_name_by_the_envoy_and_its_site_s_commands(tmp_path, capsys):
+    settings = EnvoySettings(director_host="127.0.0.1", director_port=1, work_dir=tmp_path)
+    Envoy("a", settings, FewItemsShardDescriptor(), tmp_path / "a.yaml", tls=False)._tidy_up()
+    path = tmp_path / "a" / FOLDER_FORMAT_FILE
+    assert json.loads(path.read_text()) == stamp(FOLDER_FORMAT)
+    later = json.dumps({"format": FOLDER_FORMAT + 1, "version": "9.1"})
+    path.write_text(later)
+    sentence = r"\.format\.json has format 2, written by openfl-audio 9\.1: this is openfl-audio "
+    with pytest.raises(FormatError, match=sentence):
+        Envoy("a", settings, FewItemsShardDescriptor(), tmp_path / "a.yaml", tls=False)
+    template = "benchmarks.rounds_peers.shard.FewItemsShardDescriptor"
+    params = {"director_host": "127.0.0.1", "director_port": 1, "work_dir": str(tmp_path)}
+    (tmp_path / "a.yaml").write_text(json.dumps({"params": params, "shard_descriptor": {"template": template}}))
+    for command in (["review"], ["approve", "one"], ["reject", "one", "--reason", "no"]):
+        assert main([*command, "-n", "a", "-c", str(tmp_path / "a.yaml")]) == 1
+        assert re.search(sentence, capsys.readouterr().err)
+    assert path.read_text() == later
 
 
 def test_logs_of_experiments_that_are_not_to_be_kept_are_removed_and_never_those_of_a_running_one(tmp_path):

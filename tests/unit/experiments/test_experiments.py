@@ -8,13 +8,14 @@ import pytest
 
 from openfl_audio.cli.main import main
 from openfl_audio.config import load_settings
-from openfl_audio.errors import SettingsError
+from openfl_audio.errors import FormatError, SettingsError
 from openfl_audio.experiments import comparison
 from openfl_audio.experiments.comparison import Comparison, mean_history, results_table
 from openfl_audio.experiments.modes import EVALUATOR, Clients, choose_clients, client_names, start_arguments
 from openfl_audio.experiments.per_client import client_scores
 from openfl_audio.experiments.run import add_new_settings, claim, run
 from openfl_audio.experiments.workloads import find_workload, workload_names
+from openfl_audio.files import read_claim
 from shard_descriptors.common.errors import CorpusError
 from tests.unit.workspaces.keyword_spotting.words import make_corpus
 from workspaces.keyword_spotting import data
@@ -118,7 +119,7 @@ def test_a_run_without_a_corpus_or_without_a_round_leaves_its_folder_to_the_next
     (out / "experiment.json").write_text("{}")
     (out / "history.jsonl").touch()
     claim(out, {"settings": {"clients": 2}})
-    assert json.loads((out / "run.json").read_text()) == {"settings": {"clients": 2}}
+    assert read_claim(out / "run.json") == {"settings": {"clients": 2}}
     assert not (out / "experiment.json").exists()
 
 
@@ -132,6 +133,10 @@ def test_a_run_of_an_earlier_version_has_the_defaults_of_newer_settings(tmp_path
     claim(tmp_path, {"settings": values})
     with pytest.raises(SettingsError, match="has a run with settings.fraction_rounding 'up', now it is 'down'"):
         claim(tmp_path, {"settings": values | {"fraction_rounding": "down"}})
+    path.write_text(later := json.dumps({"format": 2, "version": "9.1", "settings": {}}))
+    with pytest.raises(FormatError, match=r"run\.json has format 2, written by openfl-audio 9\.1"):
+        add_new_settings(tmp_path, KeywordSpottingSettings)
+    assert path.read_text() == later
     path.write_text('{"settings": {"rounds": "many"}}')
     add_new_settings(tmp_path, KeywordSpottingSettings)
     assert path.read_text() == '{"settings": {"rounds": "many"}}'

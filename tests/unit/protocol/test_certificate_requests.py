@@ -1,13 +1,16 @@
 """Keys stay where they were made; what is signed is what was asked for, and what the signer expects."""
 
+import shlex
 import stat
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from openfl_audio.cli.main import main
 from openfl_audio.errors import CertificateError
-from openfl_audio.protocol.authority import create_authority, issue, write_certificates
+from openfl_audio.protocol.authority import create_authority, issue, load_authority, sign, write_certificates
 from openfl_audio.protocol.certificate_requests import read_request, sign_request, write_request
 from openfl_audio.protocol.certificates import load_credentials, names_of, read_credentials
 
@@ -53,6 +56,29 @@ def test_a_certificate_is_renewed_for_the_key_that_is_there(tmp_path, authority)
     second = sign_request(authority, renewal, "envoy", force=True).read_bytes()
     assert (site / "site-a.key").read_bytes() == key
     assert len({x509.load_pem_x509_certificate(each).serial_number for each in (first, second)}) == 2
+
+
+@pytest.mark.parametrize(("name", "hosts"), [("site-a", []), ("director", ["fl.example.org", "192.0.2.7"])])
+def test_a_certificate_that_came_by_request_and_has_ended_is_renewed_by_request(tmp_path, authority, name, hosts):
+    site = tmp_path / "site"
+    request = write_request(site, name, "director" if hosts else "envoy", hosts)
+    with pytest.raises(CertificateError, match=f"{name}.crt does not exist: put the authority's answer to {name}.csr"):
+        load_credentials(site, name)
+    then = datetime.now(timezone.utc) - timedelta(days=40)
+    found = read_request(request)
+    ended = sign(load_authority(authority), found.public_key, name, found.role, hosts=found.hosts, days=30, now=then)
+    (site / f"{name}.crt").write_bytes(ended)
+    (site / "ca.crt").write_bytes((authority / "ca.crt").read_bytes())
+    with pytest.raises(CertificateError, match="expired on .* UTC: openfl-audio certificates request") as caught:
+        load_credentials(site, name)
+    said = str(caught.value)
+    command = said[said.index("openfl-audio") : said.index(" asks the authority for a new one.")]
+    asked = f"director --role director --host {' '.join(hosts)}" if hosts else "site-a --role envoy"
+    assert command == f"openfl-audio certificates request {asked} --out {site} --renew"
+    assert main(shlex.split(command)[1:]) == 0
+    renewed = sign_request(authority, request, found.role)
+    (site / f"{name}.crt").write_bytes(renewed.read_bytes())
+    assert load_credentials(site, name).name == name
 
 
 def test_a_site_cannot_ask_for_more_than_the_signer_expects(tmp_path, authority):

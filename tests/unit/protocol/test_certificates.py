@@ -227,9 +227,12 @@ def test_unusable_host_raises(tmp_path: Path, host: str) -> None:
         write_certificates(tmp_path, director_hosts=[host])
 
 
-def test_nothing_to_sign_raises(tmp_path: Path) -> None:
-    with pytest.raises(CertificateError, match="There is nothing to sign"):
+def test_an_authority_is_made_alone_once(tmp_path: Path) -> None:
+    assert {path.name for path in write_certificates(tmp_path)} == {"ca.crt", "ca.key"}
+    before = (tmp_path / "ca.crt").read_bytes()
+    with pytest.raises(CertificateError, match=f"{tmp_path} has an authority already, and there is nothing to sign"):
         write_certificates(tmp_path)
+    assert (tmp_path / "ca.crt").read_bytes() == before
 
 
 @pytest.mark.parametrize("days", [0, -1])
@@ -275,9 +278,7 @@ def test_files_may_lie_anywhere(folder: Path, tmp_path: Path) -> None:
 
 
 def test_missing_folder_raises(tmp_path: Path) -> None:
-    sentence = (
-        "The certificate folder .*none does not exist: openfl-audio certificates make writes it, or --disable-tls"
-    )
+    sentence = "The certificate folder .*none does not exist: openfl-audio certificates make or request writes it, or"
     with pytest.raises(CertificateError, match=sentence):
         load_credentials(tmp_path / "none", "site-a")
 
@@ -286,7 +287,7 @@ def test_missing_folder_raises(tmp_path: Path) -> None:
 def test_missing_file_raises(folder: Path, file: str) -> None:
     (folder / file).unlink()
     with pytest.raises(
-        CertificateError, match=f"{file} does not exist: openfl-audio certificates make writes it, or --dis"
+        CertificateError, match=f"{file} does not exist: openfl-audio certificates make or request writes it, or --dis"
     ):
         load_credentials(folder, "site-a")
 
@@ -331,7 +332,8 @@ def test_expired_certificate_raises_with_the_date(folder: Path) -> None:
     then = NOW - timedelta(days=40)
     save(folder, "site-a", issue(load_authority(folder), "site-a", "envoy", days=30, now=then))
     expired = (then + timedelta(days=30)).strftime("%Y-%m-%d %H:%M UTC")
-    with pytest.raises(CertificateError, match=f"site-a.crt expired on {expired}: make a new one"):
+    made = "where its authority is, openfl-audio certificates make --envoy site-a --force makes a new one"
+    with pytest.raises(CertificateError, match=f"site-a.crt expired on {expired}: {made}"):
         load_credentials(folder, "site-a")
 
 
@@ -355,7 +357,7 @@ def test_expired_authority_raises(folder: Path) -> None:
     authority = create_authority(days=30, now=NOW - timedelta(days=40))
     save(folder, "site-a", issue(authority, "site-a", "envoy", days=5, now=NOW - timedelta(days=40)))
     (folder / "ca.crt").write_bytes(authority.certificate.public_bytes(serialization.Encoding.PEM))
-    with pytest.raises(CertificateError, match="ca.crt expired on"):
+    with pytest.raises(CertificateError, match="ca.crt expired on .*: openfl-audio certificates make begins a new"):
         load_credentials(folder, "site-a")
 
 

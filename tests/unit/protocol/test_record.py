@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from openfl_audio.errors import RecordError
+from openfl_audio.errors import FormatError, RecordError
+from openfl_audio.formats import written_by
 from openfl_audio.protocol.record import NO_HASH, Record, entry_of, read_record, sha256_of, sha256_of_names
 
 OWNER = "envoy 'site-a'"
@@ -140,8 +141,11 @@ def test_a_record_of_a_later_version_or_of_somebody_else_is_refused_by_name(path
     with pytest.raises(RecordError, match="is the record of envoy 'site-a', not of envoy 'site-b'"):
         Record(path, "envoy 'site-b'")
     path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(RecordError, match=r"record.jsonl has format 2, of version .* this version knows format 1"):
+    later = rf"record.jsonl has format 2, written by openfl-audio {written_by()}: this is openfl-audio "
+    with pytest.raises(FormatError, match=later):
         Record(path, OWNER)
+    with pytest.raises(FormatError, match=later):
+        list(read_record(path))
 
 
 def test_the_digest_of_names_is_that_of_a_sorted_list_of_lines():

@@ -142,7 +142,8 @@ def test_a_director_whose_certificate_is_for_other_names_is_told_apart_from_one_
         sentence = explain_unreachable(f"127.0.0.2:{port}", raised.value.details(), own.root)
     assert sentence.endswith(
         "its certificate is for localhost, 127.0.0.1, ::1, fl.example.org, and not for 127.0.0.2; "
-        "openfl-audio certificates make --director 127.0.0.2 --force writes one that is"
+        "openfl-audio certificates make --director 127.0.0.2 --force, or request with --host 127.0.0.2, gets one that "
+        "is"
     )
     gone = explain_unreachable(f"127.0.0.2:{port}", "Connection refused", own.root, "envoy")
     assert gone.endswith("(Connection refused): is it running there, and with TLS on like this envoy?")
