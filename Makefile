@@ -6,11 +6,11 @@ WORKLOAD ?= wav2vec2
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-envoy demo test test-fast test-all check bench clean moved
+.PHONY: help install install-envoy install-director demo test test-fast test-all check bench clean moved
 
 help: ## list the targets
 	@echo "usage: make TARGET"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: .venv/.installed ## make .venv once, with Python 3.10-3.12 (or PYTHON=...)
 
@@ -24,6 +24,9 @@ endif
 
 install-envoy: ## make .venv with what an envoy needs, and no more: no Jupyter, no Ray, no tools
 	@PYTHON="$(PYTHON)" bash scripts/install.sh envoy
+
+install-director: ## make .venv with what a director or an envoy needs, and no more
+	@PYTHON="$(PYTHON)" bash scripts/install.sh envoy director
 
 demo: install ## federate keyword spotting, or WORKLOAD=whisper, fsd50k, librifsd50k, librispeech, own_data, over one director and three envoys (DATA=a real corpus; KEEP=1 leaves them running, STOP=1 ends them)
 	@$(RUN) -m openfl_audio.cli demo --workload $(WORKLOAD) $(if $(DATA),--data "$(DATA)") $(if $(KEEP),--keep) $(if $(STOP),--stop)

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Makes .venv with the project and its extras for demo, development, simulation and search. Called by `make install`; PYTHON=... is tried first.
-# `install.sh envoy`, called by `make install-envoy`, makes one with what an envoy needs, which is the extra of that name alone.
+# `install.sh envoy`, called by `make install-envoy`, makes one with what an envoy needs, which is the extra of that name alone, and
+# `install.sh envoy director`, called by `make install-director`, one with what a director needs as well.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 
 readonly VENV=.venv
 readonly LOG=$VENV/install.log
 readonly EXTRAS=demo,dev,simulation,tune
-readonly FOR=${1:-everything}
+readonly LEAN=("$@") # extras
 
 fail() {
     echo "error: $*" >&2
@@ -59,12 +60,13 @@ if torch and audio in builds("torchaudio"):
     print(f"torch=={max(torch, key=number)}+cpu torchaudio=={audio}+cpu")'
 }
 
-# Prints the requirements of an extra. Python 3.10 has no tomllib of its own.
+# Prints the requirements of extras. Python 3.10 has no tomllib of its own.
 requirements_of() {
     "$python" -c '
 import sys
 from pip._vendor import tomli
-print(*tomli.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]], sep="\n")' "$1"
+extras = tomli.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]
+print(*(requirement for name in sys.argv[1:] for requirement in extras[name]), sep="\n")' "$@"
 }
 
 is_installed() { "$python" -c 'import importlib.metadata, sys; importlib.metadata.version(sys.argv[1])' "$1" 2>/dev/null; }
@@ -109,8 +111,8 @@ size="3.1 GB, most of it PyTorch"
 needed_gb=8
 requirements=(-e ".[$EXTRAS]")
 project=()
-if [[ $FOR == envoy ]]; then
-    mapfile -t requirements < <(requirements_of envoy)
+if ((${#LEAN[@]})); then
+    mapfile -t requirements < <(requirements_of "${LEAN[@]}")
     project=(--no-deps -e .)
 fi
 # A torch that is there already stays, whatever it was built for.

@@ -693,8 +693,8 @@ def test_an_experiment_that_cannot_be_taken_up_is_shown_with_the_reason_and_its_
         await director.recover()
         shown = {each.name: each for each in director.status(Caller("me")).experiments}
         assert {name: each.status for name, each in shown.items()} == {"newer": "failed", "broken": "failed"}
-        assert "newer/experiment.json cannot be used by this version: robust is True" in shown["newer"].error
-        assert "broken/state.json cannot be used by this version" in shown["broken"].error
+        assert "newer/experiment.json cannot be used by openfl-audio " in shown["newer"].error
+        assert "broken/state.json cannot be used by openfl-audio" in shown["broken"].error
         others = {each.name: each.error for each in director.status(Caller("you")).experiments}
         assert others["newer"] == "", "its owner can be told"
         assert others["broken"], "whose it is nobody knows"

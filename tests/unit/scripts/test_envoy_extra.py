@@ -1,4 +1,4 @@
-"""The extra `envoy` has all that an envoy and its worker import."""
+"""The extra `envoy` has all that an envoy and its worker import, and with `director` all that a director does."""
 
 import re
 import subprocess
@@ -23,6 +23,14 @@ from openfl_audio.cli.main import parse
 for words in ("envoy -n a -c a.yaml", "review -n a -c a.yaml", "audit show a"):
     parse(words.split())
 """
+DIRECTOR_CODE = """
+import sys
+sys.modules.update(dict.fromkeys(sys.argv[1].split()))
+import openfl_audio.director.server, openfl_audio.director.report
+from openfl_audio.cli.main import parse
+for words in ("director -c a.yaml", "check director -c a.yaml", "audit report a --runs b --out c"):
+    parse(words.split())
+"""
 
 
 def listed(name: str) -> list[str]:
@@ -35,6 +43,17 @@ def test_the_extra_is_the_dependencies_without_what_no_node_needs():
     assert sorted(listed("envoy")) == sorted(each for name, each in names.items() if name not in LEFT_OUT)
 
 
+def run_without(blocked: str, code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code, blocked], capture_output=True, text=True, timeout=280)
+    return "" if done.returncode == 0 else done.stderr[-2000:]
+
+
 def test_an_envoy_and_its_worker_import_nothing_else():
-    done = subprocess.run([sys.executable, "-c", CODE, BLOCKED], capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert run_without(BLOCKED, CODE) == ""
+
+
+def test_a_director_imports_nothing_but_what_the_extra_director_has_besides():
+    besides = [re.split(r"[=<>]", each)[0] for each in re.findall(r'^director = \["(.*?)"\]', PYPROJECT, re.M)]
+    blocked = " ".join({*BLOCKED.split()} - {*besides})
+    assert run_without(blocked, DIRECTOR_CODE) == ""
+    assert "tensorboard" in run_without(BLOCKED, DIRECTOR_CODE)
