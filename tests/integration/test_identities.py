@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -13,10 +14,12 @@ import pytest
 from google.protobuf.message import Message
 from openfl.protocols import aggregator_pb2, base_pb2, director_pb2
 
-from openfl_audio.director.services.rounds import RoundsService
+from openfl_audio.director.services.rounds import HEADS_PACE_SECONDS, RoundsService
 from openfl_audio.experiments.local_federation import LocalFederation
 from openfl_audio.protocol.authority import create_authority, issue, load_authority
+from openfl_audio.protocol.certificates import load_credentials
 from openfl_audio.protocol.codec import encode
+from openfl_audio.protocol.heads import sign_head
 from openfl_audio.protocol.messages import (
     ApprovalReport,
     AttendRequest,
@@ -29,6 +32,7 @@ from openfl_audio.protocol.messages import (
     SignedHead,
     StatusRequest,
 )
+from openfl_audio.protocol.record import Head
 from openfl_audio.protocol.tensors import Entry, Header, stream
 from tests.integration.conftest import (
     MONITOR,
@@ -242,6 +246,18 @@ def test_others_are_answered_while_a_large_header_is_unpacked(director):
         error = refusal(lambda: list(answers))
     assert error.details() == "envoy 'b' has no experiment 'of-nobody'"
     assert answered > 3  # of a director that unpacks before it answers, one or two
+
+
+def test_an_envoy_that_exchanges_heads_without_end_has_its_turns_and_no_more(director, certificates):
+    own, n_calls = load_credentials(certificates, "a"), 60
+    request = encode(HeadRequest(envoy="a", head=sign_head("envoy 'a'", Head(1, "0" * 64), own)))
+    with open_as(director, "a") as channel:
+        exchange = channel.unary_unary(ROUNDS + "ExchangeHeads")
+        exchange(request, timeout=60)
+        began = time.monotonic()
+        for answer in [exchange.future(request, timeout=60) for _ in range(n_calls)]:
+            answer.result()
+        assert time.monotonic() - began >= (n_calls - 1) * HEADS_PACE_SECONDS
 
 
 @pytest.mark.parametrize("path", CALLS_OF_NOTEBOOKS)

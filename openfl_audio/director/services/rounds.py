@@ -14,6 +14,7 @@ from openfl_audio.director.authorization import READERS, STEERERS, Context, Gate
 from openfl_audio.director.director import SUBMISSION, Director
 from openfl_audio.director.flow_control import Downloads, Uploads
 from openfl_audio.director.intake import unless_small
+from openfl_audio.director.pace import Pace
 from openfl_audio.director.services.lookup import find_caller, find_envoys_experiment, find_persons_experiment
 from openfl_audio.director.shortage import telling_lack
 from openfl_audio.errors import (
@@ -57,6 +58,8 @@ MAX_COMPRESSION = 1032
 MAX_SUBMISSION_BYTES = 64 << 30
 # Bytes of a history that goes with other news of an experiment. The whole of it may be gigabytes.
 MAX_LATEST_BYTES = 1 << 20
+# An envoy exchanges heads once a round. Checking a signature and making one takes a fifth of a millisecond.
+HEADS_PACE_SECONDS = 0.01
 
 
 class RoundsService:
@@ -68,6 +71,7 @@ class RoundsService:
         self.gate = gate
         self._credentials = credentials
         self._uploads, self._downloads = Uploads(), Downloads()
+        self._heads_pace = Pace(HEADS_PACE_SECONDS)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """Return gRPC's handler of the calls."""
@@ -183,9 +187,10 @@ class RoundsService:
 
     @made_by("envoy")
     async def exchange_heads(self, request: bytes, context: Context) -> bytes:
-        """Keep the head of an envoy's record. Answers with HeadAnswer, which has that of the director's."""
+        """Keep the head of an envoy's record, in its turn. Answers with a HeadAnswer, that of the director's."""
         message = await parse(context, request, HeadRequest)
         name = await self.gate.envoy(context, message.envoy)
+        await self._heads_pace.turn(name)
         try:
             self.director.heads.take(f"{ENVOY} '{name}'", message.head, self.gate.certificate(context), None)
         except RecordError as error:
