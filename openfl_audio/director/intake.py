@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from openfl_audio.director.aggregate import Contribution, check_finite, check_layout
 from openfl_audio.director.run import Phase, Run
 from openfl_audio.director.shortage import telling_lack
-from openfl_audio.director.update_file import write_update
+from openfl_audio.director.update_file import PassingValues, write_update
 from openfl_audio.errors import (
     CallEndedError,
     LackError,
@@ -148,10 +148,11 @@ class Intake:
         counted = False
         try:
             with self._run.live.transfer(update.envoy, "upload", header.data_bytes) as transfer:
+                values = PassingValues(header)
                 async with aclosing(transfer.counting(chunks)) as counted_chunks:
-                    received = await write_update(path, header, counted_chunks, str(sender))
+                    received = await write_update(path, header, counted_chunks, str(sender), values)
             self.n_bytes += received  # not in one line: meanwhile other updates count theirs
-            if header.entries:
+            if values.are_doubtful:
                 with self._folder.open_model(self._folder.model) as model:
                     await unless_small(header.data_bytes, check_finite, path, str(update), header, model)
             counted = not self.is_dropped(sender)

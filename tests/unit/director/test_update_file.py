@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openfl_audio.director.update_file import SMALL_CHUNK_BYTES, write_update
+from openfl_audio.director.update_file import SMALL_CHUNK_BYTES, PassingValues, write_update
 from openfl_audio.errors import BrokenUploadError, TensorFormatError, UpdateRefusedError
 from openfl_audio.protocol.tensors import Header, TensorFile, describe
 
@@ -36,7 +36,7 @@ async def arriving(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
 
 def write(path: Path, chunks: Iterable[bytes], header: Header = HEADER) -> int:
     path.touch()
-    return asyncio.run(write_update(path, header, arriving(chunks), "update of 'a'"))
+    return asyncio.run(write_update(path, header, arriving(chunks), "update of 'a'", PassingValues(header)))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_an_update_that_is_cancelled_while_a_chunk_is_written_is_none(tmp_path):
         await asyncio.Event().wait()
 
     async def cancel() -> None:
-        writing = asyncio.create_task(write_update(path, HEADER, stalls(), "update of 'a'"))
+        writing = asyncio.create_task(write_update(path, HEADER, stalls(), "update of 'a'", PassingValues(HEADER)))
         while not path.stat().st_size > 1 << 20:
             await asyncio.sleep(0.001)
         writing.cancel()
@@ -113,3 +113,32 @@ def test_an_update_that_is_cancelled_while_a_chunk_is_written_is_none(tmp_path):
     asyncio.run(cancel())
     with pytest.raises(TensorFormatError):
         TensorFile(path)
+
+
+# In the order of their bytes: wide types first.
+MIXED = {
+    "a": np.ones(3, np.float64),
+    "counter": np.array([np.iinfo(np.int64).max]),
+    "b": np.ones((5, 7), np.float32),
+    "empty": np.ones((0, 4), np.float32),
+    "c": np.ones(9, np.float16),
+    "flags": np.array([255, 255, 255], np.uint8),
+}
+MIXED_HEADER = describe(MIXED, {})
+
+
+def are_doubtful(tensors: dict[str, np.ndarray], size: int) -> bool:
+    data = b"".join(tensors[name].tobytes() for name in MIXED_HEADER.entries)
+    values = PassingValues(MIXED_HEADER)
+    for chunk in cut(data, [size]):
+        values.add(chunk)
+    return values.are_doubtful
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 13, 100, 1000])
+def test_a_value_that_cannot_be_added_is_seen_as_it_passes_however_chunks_cut_it(size):
+    assert not are_doubtful(MIXED, size)
+    for name, at, value in [("a", 2, np.nan), ("b", 34, np.inf), ("b", 0, -2e15), ("c", 8, np.nan), ("a", 0, 1e300)]:
+        tensors = {key: tensor.copy() for key, tensor in MIXED.items()}
+        tensors[name].reshape(-1)[at] = value
+        assert are_doubtful(tensors, size), (name, at, value)
