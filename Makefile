@@ -6,7 +6,7 @@ WORKLOAD ?= wav2vec2
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-envoy install-director demo test test-fast test-all check bench clean moved
+.PHONY: help install install-envoy install-director demo test test-fast test-all check docs bench clean moved
 
 help: ## list the targets
 	@echo "usage: make TARGET"
@@ -44,12 +44,17 @@ test: install ## run the tests, save the slow ones
 test-all: install ## run all tests, those that take minutes as well
 	@$(PYTEST)
 
-check: install ## lint, format, types, notebooks: only looks, changes nothing
+check: install ## lint, format, types, notebooks, documentation: only looks, changes nothing
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
 	@.venv/bin/lint-imports
 	@$(RUN) scripts/check_notebooks.py
+	@$(MAKE) --no-print-directory docs
+
+docs: install ## build the documentation in build/docs, from the pages in docs/ and from the code; a warning is an error
+	@$(RUN) -m sphinx -c docs -E -q -W --keep-going . build/docs
+	@echo "build/docs/docs/index.html"
 
 bench: install ## what a round costs, for three sizes of model
 	@set -e; for workload in many head base; do echo "== $$workload"; $(RUN) benchmarks/rounds.py --workload $$workload; done

@@ -16,19 +16,20 @@ INDENT = 4
 def settings_lines(model: type[BaseModel], width: int) -> list[str]:
     """Return a line for each key of `model`, with dots, and below it what it is: its values and its default."""
     lines: list[str] = []
-    for key, text in _keys(model, ""):
+    for key, text in describe_keys(model):
         lines += [key, *textwrap.wrap(text, width, initial_indent=" " * INDENT, subsequent_indent=" " * INDENT)]
     return lines
 
 
-def _keys(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
+def describe_keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield each key of `model`, with dots and with its value where it has only one, and the text about it."""
     # The key that says which group it is comes first.
     for name, field in sorted(model.model_fields.items(), key=lambda item: not _only_value(item[1])):
         groups = list(groups_in(field.annotation))
         value = _only_value(field)
         yield f"{prefix}{name}" + (f": {value}" if value else ""), _text(field, bool(groups or value))
         for group in groups:
-            yield from _keys(group, f"{prefix}{name}.")
+            yield from describe_keys(group, f"{prefix}{name}.")
 
 
 def _only_value(field: FieldInfo) -> str:

@@ -1,0 +1,49 @@
+"""Extension of Sphinx for the pages in docs/: parts that are made from the code, and results that need a file.
+
+A comment `<!-- generated: NAME -->` on a page is replaced by what the function NAME in `PARTS` returns, as Markdown.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from sphinx.application import Sphinx
+from sphinx.util import logging
+
+from scripts.documentation.api import api
+from scripts.documentation.commands import commands
+from scripts.documentation.protocol import calls, messages
+from scripts.documentation.results import benchmarks, typed_results
+from scripts.documentation.run_files import run_files
+from scripts.documentation.settings import settings
+
+MARKER = re.compile(r"^<!-- generated: (\S+) -->$", re.MULTILINE)
+PARTS: dict[str, Callable[[], str]] = {
+    function.__name__: function for function in (api, benchmarks, calls, commands, messages, run_files, settings)
+}
+
+logger = logging.getLogger(__name__)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Connect the extension."""
+    app.connect("source-read", read_page)
+    return {"version": "1", "parallel_read_safe": True}
+
+
+def read_page(app: Sphinx, page: str, source: list[str]) -> None:
+    """Warn of results on a page that no file has, and put its generated parts in their places."""
+    for line, result in typed_results(page, source[0]):
+        logger.warning(
+            "%r is a typed result: benchmarks/results/NAME.json should have it, and {{ result.NAME.key }} show it",
+            result,
+            location=(page, line),
+        )
+    source[0] = MARKER.sub(lambda marker: generate(marker[1]), source[0])
+
+
+def generate(name: str) -> str:
+    """Return a generated part. Raises ValueError if there is none of this name."""
+    if name not in PARTS:
+        raise ValueError(f"there is no generated part {name!r}: it should be {', '.join(sorted(PARTS))}")
+    return PARTS[name]()

@@ -1,0 +1,73 @@
+"""Results on pages: each comes from a file in benchmarks/results, and one that somebody typed is found."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.arguments import RESULTS, Result, load
+from scripts.documentation.markdown import code, table
+
+# Pages whose numbers have to come from a file; the second has those that were measured before results were kept.
+CHECKED = "docs/"
+EARLIER = "docs/design/earlier-measurements"
+
+FENCE = re.compile(r"^( *)(```|:::).*?^\1\2 *$", re.MULTILINE | re.DOTALL)
+NO_PROSE = re.compile(r"`[^`\n]*`|\"[^\"\n]*\"|\{\{.*?\}\}|\]\([^)]*\)")
+UNIT = r"(?:s|ms|seconds|minutes|kB|MB|GB|GiB|dB|%|times)"
+NUMBER = r"\d[\d,]*(?:\.\d+)?"
+# A cell of a table that is a score, or a quantity with a unit.
+CELL = re.compile(rf"(?:\d+\.\d+|{NUMBER} {UNIT})(?: ± {NUMBER})?|{NUMBER} to {NUMBER} {UNIT}")
+# In a sentence a measurement has a fraction and a unit; a setting such as 15 s has none.
+IN_PROSE = re.compile(rf"\d+\.\d+ {UNIT}(?!\w)")
+
+
+def results(folder: Path = RESULTS) -> dict[str, Result]:
+    """Return the results in `folder` by name. Raises ValueError for a file that is none."""
+    return {path.stem: load(path) for path in sorted(folder.glob("*.json"))}
+
+
+def substitutions(folder: Path = RESULTS) -> dict[str, Any]:
+    """Return what `{{ result.NAME.key }}` may name: the values of each result, by the name of its file."""
+    return {name.replace("-", "_"): result.values for name, result in results(folder).items()}
+
+
+def benchmarks() -> str:
+    """Return a section for each result: its command, date, machine and values."""
+    return "\n\n".join(part for name, result in results().items() for part in _describe(name, result))
+
+
+def typed_results(page: str, text: str) -> Iterator[tuple[int, str]]:
+    """Yield the line and the text of each number on a page that looks like a measurement and comes from no file."""
+    if not page.startswith(CHECKED) or page == EARLIER:
+        return
+    shown = FENCE.sub(lambda fence: "\n" * fence[0].count("\n"), text)
+    for number, line in enumerate(shown.splitlines(), 1):
+        for found in _typed(NO_PROSE.sub("", line)):
+            yield number, found
+
+
+def _typed(line: str) -> Iterator[str]:
+    cells = [cell.strip() for cell in line.strip().strip("|").split("|")] if line.lstrip().startswith("|") else []
+    yield from (cell for cell in cells if CELL.fullmatch(cell))
+    yield from (found for part in cells or [line] if not CELL.fullmatch(part) for found in IN_PROSE.findall(part))
+
+
+def _describe(name: str, result: Result) -> Iterator[str]:
+    machine = result.machine
+    yield f"## {name}"
+    yield f"```sh\n{result.command}\n```"
+    conditions = (
+        f"Measured on {result.date:%Y-%m-%d}, with commit {code(result.commit[:10])}, on {machine.cores} cores "
+    )
+    conditions += f"({machine.processor}), Python {machine.python}, PyTorch {machine.torch}."
+    yield conditions + (f" Note: {result.note}." if result.note else "")
+    yield table(["value", f"in `benchmarks/results/{name}.json`"], _rows(result.values, ""))
+
+
+def _rows(values: Any, prefix: str) -> Iterator[tuple[str, object]]:
+    if not isinstance(values, Mapping | list):
+        yield code(prefix), values
+        return
+    for key, value in values.items() if isinstance(values, Mapping) else enumerate(values):
+        yield from _rows(value, f"{prefix}.{key}" if prefix else str(key))

@@ -1,0 +1,56 @@
+"""Parts of the pages that are made from the code: that nothing of it is left out."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import openfl_audio
+from openfl_audio.protocol.messages import UpdateMessage
+from scripts.documentation import MARKER, PARTS, generate
+
+DOCS = Path(__file__).parents[4] / "docs"
+
+
+def test_each_part_is_on_one_page_and_each_page_names_parts_that_there_are():
+    named = [name for page in DOCS.rglob("*.md") for name in MARKER.findall(page.read_text(encoding="utf-8"))]
+    assert sorted(named) == sorted(PARTS)
+
+
+def test_the_api_has_each_public_name_once():
+    names = re.findall(r"^\.\. auto(?:class|function):: .*\.(\w+)$", generate("api"), re.MULTILINE)
+    assert sorted(names) == openfl_audio.__all__
+
+
+def test_the_command_line_has_each_command_with_an_example_and_without_open_places():
+    text = generate("commands")
+    headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    for command in ("openfl-audio data make fsd50k", "openfl-audio train", "openfl-audio check director"):
+        assert command in headings
+    assert len(headings) == len(set(headings)) == text.count("For example:")
+    assert "%(" not in text
+
+
+def test_the_settings_have_the_files_of_director_envoy_and_each_workload():
+    text = generate("settings")
+    assert "| `params.approval` | " in text
+    assert "| `settings.listen_port` | the one port of the federation (50051) |" in text
+    assert "## Workload `sound_events`" in text
+
+
+def test_a_message_has_its_fields_with_type_and_meaning():
+    text = generate("messages")
+    section = text.split(f"## {UpdateMessage.__name__}\n")[1].split("\n## ")[0]
+    assert "| `round` | `int` | required |" in section
+    assert "| `memory_bytes` | `int` | `0` | the memory that the worker holds. |" in text
+
+
+def test_the_calls_are_those_of_the_service():
+    calls = re.findall(r"^\| `(\w+)` \| (\w+ to \w+) \| \S+", generate("calls"), re.MULTILINE)
+    assert ("SendUpdate", "stream to stream") in calls
+    assert len(calls) == 15
+
+
+def test_a_part_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match="no generated part 'apis': it should be api, benchmarks, calls"):
+        generate("apis")

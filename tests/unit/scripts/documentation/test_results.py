@@ -1,0 +1,54 @@
+import json
+
+import pytest
+
+from scripts.documentation.results import EARLIER, substitutions, typed_results
+
+RESULT = {
+    "command": "python benchmarks/rounds.py --save fast-rounds",
+    "date": "2026-11-27T01:49:12Z",
+    "commit": "99906bd",
+    "machine": {"cores": 2, "processor": "AMD EPYC", "python": "3.11.7", "torch": "2.14.1"},
+    "values": {"seconds_per_round": {"median": 0.228}},
+}
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("| federated | 3 | 0.842 |", ["0.842"]),
+        ("| short | 43 s | 2.7 s to 3 s |", ["43 s", "2.7 s"]),
+        ("| federated | 0.451 ± 0.012 |", ["0.451 ± 0.012"]),
+        ("| ours | 3.4 to 3.8 s |", ["3.4 to 3.8 s"]),
+        ("A round took 2.57 s, and the next one 3 s.", ["2.57 s"]),
+        ("It was 5.7 times as fast.", ["5.7 times"]),
+        ("A connection that stalls is noticed after 15 s.", []),
+        ('The view says "no word for 4.2 s".', []),
+        ("| federated | {{ result.rounds.seconds_per_round.median }} s |", []),
+        ("| `rate` | `0.01` |", []),
+        ("Use Python 3.10 to 3.12 with `--set x=0.5 s`.", []),
+        ("```text\n0.842 MB\n| a | 0.842 |\n```", []),
+        ("```text\n1.0 s\n```\nIt took 1.5 s.\n```text\n2.0 s\n```", ["1.5 s"]),
+    ],
+)
+def test_a_result_that_somebody_typed_is_found(line, found):
+    assert [text for _, text in typed_results("docs/page", line)] == found
+
+
+def test_a_typed_result_is_told_with_its_line():
+    assert list(typed_results("docs/page", "# Page\n\n```sh\na\n```\n\n| a | 0.5 |")) == [(7, "0.5")]
+
+
+def test_earlier_measurements_may_be_typed():
+    assert list(typed_results(EARLIER, "| federated | 0.842 |")) == []
+
+
+def test_pages_name_results_by_their_file(tmp_path):
+    (tmp_path / "fast-rounds.json").write_text(json.dumps(RESULT))
+    assert substitutions(tmp_path) == {"fast_rounds": {"seconds_per_round": {"median": 0.228}}}
+
+
+def test_a_file_that_is_no_result_is_refused(tmp_path):
+    (tmp_path / "typed.json").write_text(json.dumps({"values": 3}))
+    with pytest.raises(ValueError, match="command"):
+        substitutions(tmp_path)
