@@ -54,7 +54,7 @@ class Envoy(Command):
         settings = load_settings(config, EnvoyFile, dict(map(parse_change, self.set_)))
         try:
             shard_descriptor = build_shard_descriptor(settings.shard_descriptor, config.parent)
-            EnvoyProcess(self.name, settings.params, shard_descriptor, config, not self.disable_tls, self.set_).run()
+            EnvoyProcess(self.name, settings, shard_descriptor, config, not self.disable_tls).run()
         except OpenFLAudioError:
             raise
         except ValueError as error:  # of somebody else's shard descriptor

@@ -7,16 +7,15 @@ from collections.abc import Container
 from pathlib import Path
 
 from openfl_audio.config import Retention
+from openfl_audio.envoy.rooms import WORKSPACE, leave
 from openfl_audio.protocol.plan import ARCHIVE
 
 logger = logging.getLogger("envoy")
 
-# Where an experiment's archive is unpacked, in its folder.
-WORKSPACE = "workspace"
-
 
 def remove_download(folder: Path) -> None:
     """Remove an experiment's code and pickles from its folder: they are downloaded whenever it is run."""
+    leave(folder)
     shutil.rmtree(folder / WORKSPACE, ignore_errors=True)
     (folder / ARCHIVE).unlink(missing_ok=True)
 

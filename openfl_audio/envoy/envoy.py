@@ -3,11 +3,9 @@
 import contextlib
 import json
 import logging
-import sys
-import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
@@ -19,12 +17,13 @@ from openfl.protocols import director_pb2, director_pb2_grpc
 from openfl_audio.address import join_address, route_to
 from openfl_audio.envoy.approval import Desk
 from openfl_audio.envoy.channel import RenewedChannel, fault_of
-from openfl_audio.envoy.downloads import WORKSPACE, remove_download, remove_outdated
+from openfl_audio.envoy.downloads import remove_download, remove_outdated
 from openfl_audio.envoy.policy import SentToday, shard_of
+from openfl_audio.envoy.rooms import WORKSPACE
 from openfl_audio.envoy.rounds_client import REFUSALS, RETRY_SECONDS, wait_to_repeat
 from openfl_audio.envoy.running_experiment import RunningExperiment
-from openfl_audio.envoy.settings import SENT_FILE, EnvoySettings, connect, mark_folder, open_record
-from openfl_audio.envoy.worker_process import Worker, end_worker
+from openfl_audio.envoy.settings import SENT_FILE, EnvoyFile, connect, mark_folder, open_record
+from openfl_audio.envoy.workers import Workers
 from openfl_audio.errors import (
     ArchiveError,
     ConnectionRefusedByDirectorError,
@@ -58,26 +57,15 @@ Answer = TypeVar("Answer")
 
 
 class Envoy:
-    """One node of a federation; `config` is the file of its settings, which its workers read as well.
+    """One node of a federation; `config` is the path of the file that its settings were read from."""
 
-    `changes` are "key=value" in place of what the file says, as they are in `settings` already.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        settings: EnvoySettings,
-        shard_descriptor: ShardDescriptor,
-        config: Path,
-        tls: bool,
-        changes: Sequence[str] = (),
-    ):
+    def __init__(self, name: str, file: EnvoyFile, shard_descriptor: ShardDescriptor, config: Path, tls: bool):
         self.name = name
-        self.settings = settings
+        self.file = file
+        self.settings = settings = file.params
         self.shard_descriptor = shard_descriptor
         self.config = config
         self.tls = tls
-        self._changes = changes
         self._instance = uuid.uuid4().hex
         self._address = join_address(settings.director_host, settings.director_port)
         self.channel = connect(settings, name, tls, instance=self._instance, corpus=corpus_of(shard_descriptor))
@@ -85,15 +73,13 @@ class Envoy:
         self._rounds = RoundsStub(self.channel)
         self._sizes = sizes_of(shard_descriptor)
         self._running: RunningExperiment | None = None
-        self._spare: Worker | None = None
         self.record = open_record(settings, name)
         self.heads = HeadExchange(self.record)
         self._next_probe = 0.0
         self._fault = ""
-        # An experiment takes it from a thread of its own.
-        self._spare_lock = threading.Lock()
         root = self.channel.root if isinstance(self.channel, RenewedChannel) else None
         self.desk = Desk(name, settings, root)
+        self.workers = Workers(name, file, config, shard_descriptor)
 
     def run(self) -> None:
         """Register and serve experiments until a signal ends the process.
@@ -115,9 +101,9 @@ class Envoy:
                 wait_for_connection(self.channel, RETRY_SECONDS)
                 self._register()
         finally:
-            self._end_spare()
             if self._running:
                 self._running.stop(grace=0)
+            self.workers.close()
             with contextlib.suppress(OSError):
                 self.record.append("envoy_ended")
 
@@ -128,9 +114,9 @@ class Envoy:
             order = decode_answer(answer, Order)
             self._switch_to(order.experiment)
             if not order.prestart:
-                self._end_spare()
-            elif self._running is None and self._spare is None:
-                self._spare = self._start_worker()
+                self.workers.end_spare()
+            elif self._running is None:
+                self.workers.prepare()
 
     def _switch_to(self, experiment: str) -> None:
         """Run `experiment`, or none if it is "". A worker that runs it already is not restarted."""
@@ -139,12 +125,6 @@ class Envoy:
             self._running = None
         if experiment and self._running is None:
             self._running = RunningExperiment(self, experiment)
-
-    def take_worker(self) -> Worker:
-        """Return a worker: the spare one, or a new one."""
-        with self._spare_lock:
-            worker, self._spare = self._spare, None
-        return self._start_worker() if worker is None or worker.poll() is not None else worker
 
     def _register(self, deadline: float = float("inf")) -> None:
         info = director_pb2.ShardInfo(
@@ -231,7 +211,7 @@ class Envoy:
     def _tidy_up(self) -> None:
         """Remove what an envoy that was killed had downloaded, and keep the rest from other users of the machine."""
         mark_folder(self._folder)
-        self._folder.chmod(0o700)
+        self.workers.tidy_up()
         for folder in filter(Path.is_dir, self._folder.iterdir()):
             remove_download(folder)
         for waiting in self.desk.approvals.waiting():
@@ -277,21 +257,6 @@ class Envoy:
         """
         request = encode(ApprovalReport(experiment=experiment, envoy=self.name, waits=waits))
         self.call(lambda: self._rounds.report_approval(request, timeout=REPORT_SECONDS))
-
-    def _start_worker(self) -> Worker:
-        """Start a worker, with its keeper: it loads its libraries, and then waits for a job."""
-        keeper = [sys.executable, "-m", "openfl_audio.envoy.keeper"]
-        command = [*keeper, sys.executable, "-m", "openfl_audio.envoy.worker", "-n", self.name, "-c", str(self.config)]
-        command += [word for change in self._changes for word in ("--set", change)]
-        # A session of its own: Ctrl-C reaches the envoy, which stops the worker. The keeper ends when its standard
-        # input does, so nothing outlives the envoy.
-        return Worker(command)
-
-    def _end_spare(self) -> None:
-        with self._spare_lock:
-            spare, self._spare = self._spare, None
-        if spare is not None:
-            end_worker(spare)
 
 
 def corpus_of(shard_descriptor: ShardDescriptor) -> str:

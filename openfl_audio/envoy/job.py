@@ -1,23 +1,31 @@
 """Job of a worker, and the updates that the envoy writes down."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
+
+from openfl_audio.envoy.settings import ShardDescriptorSettings
 
 
 class Job(BaseModel):
     """One experiment for a worker.
 
     Attributes:
-        workspace: the folder it was unpacked into.
-        log: the file for the worker's output.
-        failure: the file for why the experiment failed, as far as the site tells it.
+        envoy: its name.
+        room: the folder with the experiment's workspace and state, as the worker sees it.
+        shard_descriptor: what to make of the recordings; `folder` is that of the envoy's settings.
         shown: whether its site was shown what runs: then objects are built from text, and nothing is unpickled.
+        reports, task_timeout_seconds: as in the envoy's settings, whose file a worker does not read.
     """
 
     experiment: str
-    workspace: str
-    log: str
-    failure: str
-    shown: bool = False
+    envoy: str
+    room: str
+    shard_descriptor: ShardDescriptorSettings
+    folder: str
+    shown: bool
+    reports: Literal["nothing", "steps", "losses", "logs"]
+    task_timeout_seconds: float | None
 
 
 class Sending(BaseModel):

@@ -1,8 +1,9 @@
-"""The parent of a worker and of whatever it leaves behind: `-m openfl_audio.envoy.keeper COMMAND...` runs the worker.
+"""The parent of a worker and of whatever it leaves behind: `-m openfl_audio.envoy.keeper GROUP COMMAND...` runs it.
 
 A task may start processes that make themselves sessions of their own, and outlive their parents. On Linux these become
 children of this process, which is a "subreaper" (prctl(2)). It ends them all when the worker has ended, when the envoy
-has, or at a SIGTERM, and then ends as the worker did. Elsewhere it ends what still hangs below it.
+has, or at a SIGTERM, and then ends as the worker did. Elsewhere it ends what still hangs below it. GROUP is the folder
+of the control group for all of them, "" without one.
 """
 
 import ctypes
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
 # A worker that is asked to end may take so long before it is killed.
@@ -23,13 +25,16 @@ LOOK_SECONDS = 0.02
 
 def main() -> int:
     """Keep the worker that the command line names, and return its exit code."""
+    group, *command = sys.argv[1:]
     adopt_orphans()
+    if group:
+        Path(group, "cgroup.procs").write_text("0")  # this process
     wake, signalled = os.pipe()
     os.set_blocking(signalled, False)
     signal.set_wakeup_fd(signalled)
     for number in (signal.SIGTERM, signal.SIGCHLD):
         signal.signal(number, lambda *_: None)
-    worker = subprocess.Popen(sys.argv[1:])
+    worker = subprocess.Popen(command)
     wait_for_end(worker, wake)
     return_code = end(worker)
     if return_code < 0:

@@ -12,14 +12,16 @@ import os
 import socket
 import struct
 import tempfile
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from openfl_audio.protocol.messages import TaskResult
 
-# Lengths of the JSON and of the bytes behind it, and whether a file descriptor comes along.
+# Lengths of the JSON and of the bytes behind it, and how many file descriptors come along.
 _FRAME = struct.Struct("!IIB")
+MAX_FILES = 3
 MAX_JSON_BYTES, MAX_BLOB_BYTES = 16 << 20, 16 << 20
 
 
@@ -45,32 +47,34 @@ class Link:
         """Return the file descriptor, for `select`."""
         return self._socket.fileno()
 
-    def send(self, message: dict[str, Any], blob: bytes = b"", file: int | None = None) -> None:
-        """Send a message, with bytes and a file descriptor. Raises OSError."""
+    def send(self, message: dict[str, Any], blob: bytes = b"", files: Sequence[int] = ()) -> None:
+        """Send a message, with bytes and file descriptors. Raises OSError."""
         text = json.dumps(message).encode()
-        frame = _FRAME.pack(len(text), len(blob), file is not None)
-        if file is None:
+        frame = _FRAME.pack(len(text), len(blob), len(files))
+        if not files:
             self._socket.sendall(frame + text + blob)
             return
-        socket.send_fds(self._socket, [frame], [file])
+        socket.send_fds(self._socket, [frame], files)
         self._socket.sendall(text + blob)
 
-    def receive(self) -> tuple[dict[str, Any], bytes, int | None]:
-        """Return a message, its bytes, and its file descriptor, if there is one.
+    def receive(self) -> tuple[dict[str, Any], bytes, list[int]]:
+        """Return a message, its bytes, and its file descriptors.
 
         Raises EOFError when the other end is closed, ValueError for what is no message, and OSError.
         """
-        frame, files, _, _ = socket.recv_fds(self._socket, _FRAME.size, 1)
+        frame, files, _, _ = socket.recv_fds(self._socket, _FRAME.size, MAX_FILES)
         if not frame:
             raise EOFError("the other end of the link is closed")
         frame += self._exactly(_FRAME.size - len(frame))
-        text_bytes, blob_bytes, has_file = _FRAME.unpack(frame)
+        text_bytes, blob_bytes, n_files = _FRAME.unpack(frame)
         if text_bytes > MAX_JSON_BYTES or blob_bytes > MAX_BLOB_BYTES:
             raise ValueError(f"a message of {text_bytes} and {blob_bytes} bytes")
         message, blob = json.loads(self._exactly(text_bytes)), self._exactly(blob_bytes)
         if not isinstance(message, dict):
             raise ValueError("a message is no object")
-        return message, blob, files[0] if has_file and files else None
+        if len(files) != n_files:
+            raise ValueError(f"a message with {len(files)} of {n_files} files")
+        return message, blob, files
 
     def _exactly(self, n_bytes: int) -> bytes:
         parts = []

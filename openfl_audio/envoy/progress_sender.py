@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import psutil
@@ -34,13 +33,16 @@ class ProgressSender:
     """
 
     def __init__(
-        self, send: Callable[[ProgressReport], float], envoy: str, experiment: str, reports: Reports, log: Path
+        self, send: Callable[[ProgressReport], float], envoy: str, experiment: str, reports: Reports, log: int
     ) -> None:
-        """Report by calling `send`, which returns after how many seconds the next report is wanted."""
+        """Report by calling `send`, which returns after how many seconds the next report is wanted.
+
+        `log` is the descriptor of a file that can be read: its name may be out of this process's sight.
+        """
         self._report = send
         self._envoy, self._experiment, self._reports = envoy, experiment, reports
         self._process = psutil.Process()
-        self._log, self._read = log, log.stat().st_size if log.exists() else 0
+        self._log, self._read = log, os.fstat(log).st_size
 
     def start(self) -> None:
         """Start the thread, unless nothing is to be sent. It ends with the process."""
@@ -75,14 +77,12 @@ class ProgressSender:
         if self._reports != "logs":
             return ""
         try:
-            with self._log.open("rb") as file:
-                end = file.seek(0, os.SEEK_END)
-                # A task may print gigabytes.
-                new_bytes = end - self._read
-                left_out = new_bytes - MAX_LOG_CHARACTERS + NOTE_CHARACTERS if new_bytes > MAX_LOG_CHARACTERS else 0
-                file.seek(self._read + left_out)
-                new = file.read(new_bytes - left_out).decode(errors="replace")
-                self._read = end
+            end = os.fstat(self._log).st_size
+            # A task may print gigabytes.
+            new_bytes = end - self._read
+            left_out = new_bytes - MAX_LOG_CHARACTERS + NOTE_CHARACTERS if new_bytes > MAX_LOG_CHARACTERS else 0
+            new = os.pread(self._log, new_bytes - left_out, self._read + left_out).decode(errors="replace")
+            self._read = end
         except OSError:
             return ""
         return f"[{left_out} bytes are left out]\n{new}" if left_out else new

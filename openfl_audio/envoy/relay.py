@@ -1,6 +1,7 @@
 """The envoy's end of a worker's link: it does what the worker may, in the envoy's name and by the site's rules."""
 
 import logging
+import os
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import grpc
 from pydantic import ValidationError
 
+from openfl_audio.envoy.limits import RoundClock
 from openfl_audio.envoy.link import Link, Request, SharedMemory
 from openfl_audio.envoy.policy import plain_reason
 from openfl_audio.envoy.rounds_client import RoundsClient
@@ -21,22 +23,25 @@ logger = logging.getLogger("envoy")
 class Relay(threading.Thread):
     """Answers the requests of a worker, one after the other, until the link is closed."""
 
-    def __init__(self, link: Link, client: RoundsClient) -> None:
+    def __init__(self, link: Link, client: RoundsClient, clock: RoundClock) -> None:
         super().__init__(daemon=True, name="relay")
-        self._link, self._client = link, client
+        self._link, self._client, self._clock = link, client, clock
         self._memory = SharedMemory()
 
     def run(self) -> None:
         """Answer requests."""
         try:
             while True:
-                message, blob, _ = self._link.receive()
+                message, blob, unwanted = self._link.receive()
+                for file in unwanted:
+                    os.close(file)
                 answer, data = self._answer(message, blob)
-                file = self._memory.file if self._memory.is_new else None
+                files = []
                 if self._memory.is_new:
                     self._memory.is_new = False
                     answer["memory"] = len(self._memory.buffer)
-                self._link.send(answer, data, file)
+                    files = [self._memory.file] if self._memory.file is not None else []
+                self._link.send(answer, data, files)
         except (EOFError, OSError, EndedError):
             pass  # the worker has ended, or the envoy ends it
         except ValueError as error:
@@ -66,16 +71,23 @@ class Relay(threading.Thread):
 
     def _do(self, request: Request, blob: bytes) -> tuple[dict[str, Any], bytes]:
         if request.call == "tasks":
+            self._clock.end()
             answer = self._client.get_tasks()
             names = ("name", "function_name", "task_type", "apply_local")
             tasks = [{name: getattr(task, name) for name in names} for task in answer.tasks]
+            if tasks:
+                self._clock.hand_out(len(tasks))
             return {"tasks": tasks, "round": answer.round_number, "quit": answer.quit}, b""
         if request.call == "model":
-            return {}, self._client.get_model(self._memory.allocate).pack()
+            packed = self._client.get_model(self._memory.allocate).pack()
+            self._clock.begin()
+            return {}, packed
         if request.call == "memory":
+            self._clock.end()
             self._memory.allocate(self._client.bounded(request.n_bytes))
             return {}, b""
         if request.call == "update":
+            self._clock.end()
             self._client.send_update(request.round, request.results, Header.unpack(blob), self._memory.buffer)
             return {}, b""
         return {"seconds": self._client.report(request.progress)}, b""

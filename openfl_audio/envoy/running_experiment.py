@@ -2,22 +2,26 @@
 
 import contextlib
 import logging
+import os
 import re
-import signal
 import subprocess
+import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from openfl_audio.envoy.approval import check_name, prepare_workspace
 from openfl_audio.envoy.job import Job
+from openfl_audio.envoy.limits import RoundClock, Watch
 from openfl_audio.envoy.link import Link, make_pair
 from openfl_audio.envoy.policy import module_path, plain_reason
 from openfl_audio.envoy.recording import Recording
 from openfl_audio.envoy.relay import Relay
+from openfl_audio.envoy.rooms import enter
 from openfl_audio.envoy.rounds_client import RoundsClient
-from openfl_audio.envoy.worker_process import STOP_SECONDS, Worker, end_worker, wait_within
+from openfl_audio.envoy.sandbox import INSIDE
+from openfl_audio.envoy.worker_process import STOP_SECONDS, Worker, wait_within
 from openfl_audio.errors import ApprovalError, ArchiveError, ConnectionRefusedByDirectorError, SettingsError
 from openfl_audio.protocol.bundle import Bundle, read_bundle
 
@@ -50,7 +54,7 @@ class RunningExperiment:
         self.experiment = experiment
         self._envoy = envoy
         # What waits for an approval needs none. Otherwise it loads its libraries while the archive is downloaded.
-        self._worker = envoy.take_worker() if envoy.settings.approval == "any" else None
+        self._worker = envoy.workers.take() if envoy.settings.approval == "any" else None
         self._worker_lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -70,7 +74,7 @@ class RunningExperiment:
             try:
                 worker.wait(grace)
             except subprocess.TimeoutExpired:
-                end_worker(worker)
+                worker.end()
         self._thread.join(STOP_SECONDS)
 
     def _run(self) -> None:
@@ -90,7 +94,7 @@ class RunningExperiment:
 
     def _end_worker(self) -> None:
         if self._worker is not None:
-            end_worker(self._worker)
+            self._worker.end()
 
     def _attempt(self) -> str:
         """Download and run the experiment. Returns why it failed, or nothing."""
@@ -107,7 +111,7 @@ class RunningExperiment:
                 if self._worker is None:
                     if self._stopping.is_set():
                         return ""
-                    self._worker = self._envoy.take_worker()
+                    self._worker = self._envoy.workers.take()
             return self._work(bundle, workspace, self._worker)
         except (ArchiveError, ApprovalError, SettingsError) as error:
             reason = str(error)
@@ -141,33 +145,44 @@ class RunningExperiment:
         """Let the worker run the experiment. Returns why it failed, or nothing."""
         log = workspace.with_name("worker.log")
         rotate(log)
-        failure = workspace.with_name("failure.txt")
-        failure.unlink(missing_ok=True)
         written = log.stat().st_size if log.exists() else 0
+        envoy, clock = self._envoy, RoundClock()
+        envoy.workers.open_way(workspace.parent)
+        worker.wait_until_ready()
+        room = enter(worker.room, workspace.parent, envoy.workers.owner)
         logger.info("experiment '%s' starts, its output goes to %s", self.experiment, log)
-        job = Job(
-            experiment=self.experiment,
-            workspace=str(workspace),
-            log=str(log),
-            failure=str(failure),
-            shown=self._envoy.settings.approval != "any",
-        )
         progress, theirs = make_pair()
-        self._relay(bundle, worker, progress)
-        # Of a worker that has ended already, the exit code tells.
-        with contextlib.suppress(OSError), theirs:
-            worker.link.send(job.model_dump(), file=theirs.fileno())
-        excess = wait_within(worker, self._envoy.settings.memory_limit_gb * 1e9)
-        end_worker(worker)  # and whatever it started
-        progress.close()
-        code = worker.returncode
-        if code == 0:
-            logger.info("experiment '%s' is done", self.experiment)
-            return ""
-        ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return f"the experiment's process ended ({excess or ended})\n{self._told(log, written, failure)}"
+        self._relay(bundle, worker, progress, clock)
+        # Files that the worker may write to, and cannot replace by links to others. Nothing is read by a name that it
+        # could have given to something else.
+        with log.open("ab+") as output, tempfile.TemporaryFile() as failure:
+            # Of a worker that has ended already, the exit code tells.
+            with contextlib.suppress(OSError), theirs:
+                job = self._job(INSIDE if worker.is_confined else room)
+                worker.link.send(job.model_dump(), files=[theirs.fileno(), output.fileno(), failure.fileno()])
+            excess = wait_within(worker, Watch(worker.pid, worker.group, envoy.settings, clock))
+            ended = excess or worker.ended_by()
+            worker.end()  # and whatever it started
+            progress.close()
+            if not ended:
+                logger.info("experiment '%s' is done", self.experiment)
+                return ""
+            return f"the experiment's process ended ({ended})\n{self._told(log, written, failure)}"
 
-    def _relay(self, bundle: Bundle, worker: Worker, progress: Link) -> None:
+    def _job(self, room: Path) -> Job:
+        settings = self._envoy.settings
+        return Job(
+            experiment=self.experiment,
+            envoy=self._envoy.name,
+            room=str(room),
+            shard_descriptor=self._envoy.file.shard_descriptor,
+            folder=str(self._envoy.config.parent),
+            shown=settings.approval != "any",
+            reports=settings.reports,
+            task_timeout_seconds=settings.task_timeout_seconds,
+        )
+
+    def _relay(self, bundle: Bundle, worker: Worker, progress: Link, clock: RoundClock) -> None:
         """Do for the worker what it asks for: of rounds on its link, and of its progress on another one."""
 
         def has_ended() -> bool:
@@ -177,14 +192,15 @@ class RunningExperiment:
         recording = Recording(envoy.record, self.experiment, has_ended, envoy.exchange_heads)
         client = RoundsClient(envoy.channel, envoy.name, bundle, recording.note, has_ended, envoy.settings)
         for link in (worker.link, progress):
-            Relay(link, client).start()
+            Relay(link, client, clock).start()
 
-    def _told(self, log: Path, written: int, failure: Path) -> str:
+    def _told(self, log: Path, written: int, failure: IO[bytes]) -> str:
         """Return what is told of why a worker has ended: the end of its output, or of that no more than code."""
         if self._envoy.settings.policy.tracebacks == "values":
             return end_of(log, written)
-        told = failure.read_text(encoding="utf-8") if failure.exists() else lines_of_code(end_of(log, written))
-        return told[-REPORTED_CHARACTERS:]
+        size = failure.seek(0, os.SEEK_END)
+        failure.seek(max(0, size - REPORTED_CHARACTERS))
+        return failure.read().decode(errors="replace") if size else lines_of_code(end_of(log, written))
 
 
 def rotate(log: Path) -> None:

@@ -55,6 +55,20 @@ class EnvoySettings(Settings):
         gt=0,
         description="seconds after which a task counts as hung, and its worker is ended; without it there is no limit",
     )
+    round_cpu_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="seconds of CPU time, of all cores, that a worker and all that it starts may take in a round",
+    )
+    sandbox: Literal["require", "use", "off"] = Field(
+        default="use",
+        description="workers run in bubblewrap: required, or the envoy does not start; where it works; or not at all",
+    )
+    run_as: str = Field(default="", description="the user that workers run as, where root starts the envoy")
+    readable: list[str] = Field(
+        default_factory=list,
+        description="files and folders that a worker in the sandbox may read besides those of the shard descriptor",
+    )
     reports: Literal["nothing", "steps", "losses", "logs"] = Field(
         default="losses",
         description="reports that leave while a task runs: none; steps and memory; losses too; or all that it prints",

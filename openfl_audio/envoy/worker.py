@@ -1,10 +1,10 @@
 """The process that runs one experiment on a node, started by the envoy's keeper: `python -m openfl_audio.envoy.worker`.
 
-It loads its libraries, then gets what to do (a `Job`) by its link to the envoy, which is its standard input. So an
-envoy that expects an experiment can have a worker ready. It never dials the director, and is told no key.
+It loads its libraries, then gets what to do (a `Job`) by its link to the envoy, which is its standard input, with
+three files: a link for progress, one for its output, and one for why it failed. So an envoy that expects an experiment
+can have a worker ready. It never dials the director, is told no key, and reads no settings.
 """
 
-import argparse
 import faulthandler
 import importlib
 import importlib.util
@@ -22,13 +22,13 @@ from typing import IO
 import torch
 from openfl.federated import Plan
 
-from openfl_audio.config import load_settings, parse_change
 from openfl_audio.envoy.job import Job
 from openfl_audio.envoy.link import Link
 from openfl_audio.envoy.policy import without_values
 from openfl_audio.envoy.progress_sender import ProgressSender
+from openfl_audio.envoy.rooms import STATE, WORKSPACE
 from openfl_audio.envoy.round_loop import RoundCollaborator
-from openfl_audio.envoy.settings import EnvoyFile, build_shard_descriptor
+from openfl_audio.envoy.settings import build_shard_descriptor
 from openfl_audio.envoy.worker_client import WorkerClient
 from openfl_audio.errors import ArchiveError, DirectorRefusedError, PolicyError
 from openfl_audio.node import model_interface  # noqa: F401  what pickles refer to is loaded while there is time
@@ -44,33 +44,37 @@ SOON_SECONDS = 2.0
 WITHOUT_VALUES = (EnvironmentMismatchError, DirectorRefusedError, ArchiveError, PolicyError)
 
 
-def run_experiment(name: str, settings: EnvoyFile, config: Path, job: Job, link: Link, progress: Link) -> None:
-    """Take part in the experiment of `job` until it ends. The envoy is asked on `link`, and told of `progress`."""
-    shard_descriptor = build_shard_descriptor(settings.shard_descriptor, config.parent)
+def run_experiment(job: Job, link: Link, progress: Link, log: int) -> None:
+    """Take part in the experiment of `job` until it ends. The envoy is asked on `link`, and told of `progress`.
+
+    `log` is the file that is standard output.
+    """
+    shard_descriptor = build_shard_descriptor(job.shard_descriptor, Path(job.folder))
+    workspace = Path(job.room, WORKSPACE)
 
     # From here on the experiment's own code is imported first, before installed packages of the same name.
-    os.chdir(job.workspace)
-    sys.path.insert(0, job.workspace)
-    check_environment(json.loads(Path(ENVIRONMENT_FILE).read_text()), f"envoy '{name}'")
+    os.chdir(workspace)
+    sys.path.insert(0, str(workspace))
+    check_environment(json.loads(Path(ENVIRONMENT_FILE).read_text()), f"envoy '{job.envoy}'")
 
     plan = Plan.parse(Path(PLAN_FILE))
     # An envoy of upstream OpenFL reads its own classes in the plan; ours fetch a model in one call.
     plan.config["collaborator"]["template"] = "openfl_audio.envoy.round_loop.RoundCollaborator"
     extras = plan.config["experiment"]["settings"]
     if job.shown:
-        plan.deserialize_interface_objects = lambda: build_objects(Path(job.workspace))
+        plan.deserialize_interface_objects = lambda: build_objects(workspace)
     plan.runner_ = TaskRunner()
     plan.runner_.seed = extras["seed"]
-    plan.runner_.task_timeout_seconds = settings.params.task_timeout_seconds
+    plan.runner_.task_timeout_seconds = job.task_timeout_seconds
     client, reporter = WorkerClient(link, extras["precision"]), WorkerClient(progress, extras["precision"])
-    sender = ProgressSender(reporter.report, name, job.experiment, settings.params.reports, Path(job.log))
+    sender = ProgressSender(reporter.report, job.envoy, job.experiment, job.reports, log)
     sender.start()
     # As a simulation does: what opening the shard draws is the same in every process.
-    seed_generators(f"{extras['seed']}:{name}")
-    collaborator: RoundCollaborator = plan.get_collaborator(name, client=client, shard_descriptor=shard_descriptor)
+    seed_generators(f"{extras['seed']}:{job.envoy}")
+    collaborator: RoundCollaborator = plan.get_collaborator(job.envoy, client=client, shard_descriptor=shard_descriptor)
     keeps_optimizer = plan.runner_.opt_treatment == "CONTINUE_LOCAL"
     if keeps_optimizer or extras["local_tensors"]:
-        folder = Path(job.workspace).with_name("state")
+        folder = Path(job.room, STATE)
         plan.runner_.states = ClientStates(folder, extras["local_tensors"], keeps_optimizer, plan.federation_uuid)
     collaborator.run()
     sender.flush()
@@ -93,26 +97,20 @@ def load_libraries(jobs: IO[bytes] | socket.socket) -> None:
 
 def main() -> int:
     """Wait for a job, run it, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="openfl_audio.envoy.worker")
-    parser.add_argument("-n", "--name", required=True)
-    parser.add_argument("-c", "--config", required=True, type=Path)
-    parser.add_argument("--set", action="append", default=[])
-    arguments = parser.parse_args()
     end = socket.socket(fileno=os.dup(sys.stdin.fileno()))
     with Path(os.devnull).open() as nothing:  # what a task starts inherits no link
         os.dup2(nothing.fileno(), sys.stdin.fileno())
-    load_libraries(end)
     link = Link(end)
     try:
-        message, _, file = link.receive()
-        if file is None:
-            raise EOFError("no second link came along")
+        link.send({})
+        load_libraries(end)
+        message, _, files = link.receive()
     except (EOFError, OSError):
         return 0  # the envoy has ended, or has no experiment after all
     job = Job.model_validate(message)
-    with Path(job.log).open("ab") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
+    progress, log, failure = files
+    os.dup2(log, 1)
+    os.dup2(log, 2)
     # What a task prints is in the log when it was printed, also after a crash.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
@@ -121,11 +119,10 @@ def main() -> int:
     logging.getLogger("openfl").setLevel(logging.WARNING)
 
     try:
-        settings = load_settings(arguments.config, EnvoyFile, dict(map(parse_change, arguments.set)))
-        run_experiment(arguments.name, settings, arguments.config, job, link, Link(socket.socket(fileno=file)))
+        run_experiment(job, link, Link(socket.socket(fileno=progress)), log)
     except Exception as error:
         traceback.print_exc()
-        Path(job.failure).write_text(told_of(error), encoding="utf-8")
+        os.write(failure, told_of(error).encode(errors="replace"))
         return 1
     return 0
 

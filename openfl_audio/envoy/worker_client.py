@@ -59,10 +59,10 @@ class WorkerClient:
 
     def _ask(self, request: Request, blob: bytes = b"") -> tuple[dict[str, Any], bytes]:
         self._link.send(request.model_dump(), blob)
-        answer, data, file = self._link.receive()
+        answer, data, files = self._link.receive()
         if "memory" in answer:
             self._memory = bytearray()
-            if file is not None:
+            for file in files:
                 self._memory = mmap.mmap(file, answer["memory"])
                 os.close(file)
         if "refused" in answer:

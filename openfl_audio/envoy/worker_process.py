@@ -1,22 +1,29 @@
-"""A worker's process as its envoy sees it: started, watched for the memory it holds, ended with all below it."""
+"""A worker's process as its envoy sees it: started, watched for what it takes, ended with all below it."""
 
 import contextlib
 import logging
-import os
+import shutil
+import signal
 import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import psutil
 
+from openfl_audio.envoy.cgroups import Cgroup
 from openfl_audio.envoy.keeper import STOP_SECONDS as WORKER_STOP_SECONDS
+from openfl_audio.envoy.limits import Watch, tree_of
 from openfl_audio.envoy.link import make_pair
 
 logger = logging.getLogger("envoy")
 
 # A worker is killed when it takes longer than its keeper allows.
 STOP_SECONDS = 2 * WORKER_STOP_SECONDS
-# Between two looks at how much memory a worker holds.
+# Where a signal ends what it runs, bubblewrap ends with its number and this one.
+BWRAP_SIGNAL = 128
+# Between two looks at what a worker takes.
 WATCH_SECONDS = 0.2
 # Looking takes at most a twentieth of the time, also where it takes long.
 WATCH_PAUSES = 19
@@ -26,65 +33,63 @@ REUSED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20), "MALLOC_TRIM_THRESHOLD_
 
 
 class Worker(subprocess.Popen):
-    """A worker with its keeper.
+    """A worker with its keeper, in a session of its own: Ctrl-C reaches the envoy, which then ends it.
+
+    Its keeper ends when its standard input does, so nothing outlives the envoy.
 
     Attributes:
         link: the envoy's end of the socket that is the worker's standard input.
+        room: the folder into which it may write, until it enters that of an experiment.
+        group: its control group, if it has one.
+        is_confined: whether it is in a sandbox.
     """
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(
+        self, command: Sequence[str], variables: Mapping[str, str], room: Path, group: Cgroup | None, is_confined: bool
+    ) -> None:
+        self.room, self.group, self.is_confined = room, group, is_confined
+        keeper = [sys.executable, "-m", "openfl_audio.envoy.keeper", str(group.path) if group else ""]
         self.link, theirs = make_pair()
         with theirs:
-            super().__init__(command, stdin=theirs.fileno(), start_new_session=True, env=REUSED_MEMORY | os.environ)
+            super().__init__(
+                [*keeper, *command], stdin=theirs.fileno(), start_new_session=True, env={**REUSED_MEMORY, **variables}
+            )
+
+    def wait_until_ready(self) -> None:
+        """Wait for its first message: its sandbox is made, and its room can be moved."""
+        with contextlib.suppress(EOFError, OSError):
+            self.link.receive()
+
+    def ended_by(self) -> str:
+        """Return how it has ended, "" if as it should."""
+        code = self.returncode
+        if self.is_confined and code > BWRAP_SIGNAL:
+            code = BWRAP_SIGNAL - code
+        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}" if code else ""
+
+    def end(self) -> None:
+        """End it with all that it has started, and remove what was made for it."""
+        end_process(self)
+        if self.group is not None:
+            self.group.remove()
+        shutil.rmtree(self.room, ignore_errors=True)  # of an experiment's room `downloads` takes care
 
 
-def wait_within(worker: Worker, limit: float) -> str:
-    """Wait until a worker has ended. Returns "", or why it was killed: it held more than `limit` bytes of memory."""
+def wait_within(worker: Worker, watch: Watch) -> str:
+    """Wait until a worker has ended. Returns "", or which limit it exceeded, for which it was killed."""
     pause = WATCH_SECONDS
     while True:
         try:
             worker.wait(pause)
-            return ""
+            return watch.ended()
         except subprocess.TimeoutExpired:
             started = time.monotonic()
-            held = memory_of(worker.pid, limit)
+            excess = watch.excess()
             pause = max(WATCH_SECONDS, WATCH_PAUSES * (time.monotonic() - started))
-        if held > limit:
+        if excess:
             kill_below(worker.pid)
             worker.wait()
-            return f"it held {held / 1e9:.1f} GB of memory, more than memory_limit_gb: {limit / 1e9:.1f}"
-
-
-def memory_of(pid: int, limit: float = 0.0) -> int:
-    """Return the bytes of memory that a process and those below it hold, of which shared pages count once.
-
-    Sharing is looked into (it takes milliseconds a gigabyte) only where the sum of all resident sizes exceeds `limit`.
-    """
-    tree = tree_of(pid)
-    resident = sum(_bytes_of(process, "rss") for process in tree)
-    return resident if resident <= limit else sum(_bytes_of(process, "pss") for process in tree)
-
-
-def _bytes_of(process: psutil.Process, kind: str) -> int:
-    """Return the memory of a process: "rss", or "pss", in which a page of n processes counts as its n-th part."""
-    try:
-        if kind == "rss":
-            return process.memory_info().rss
-        memory = process.memory_full_info()
-        return getattr(memory, "pss", memory.uss)  # only Linux tells how much is shared with how many
-    except psutil.NoSuchProcess:
-        return 0
-    except psutil.AccessDenied:
-        return process.memory_info().rss if kind == "pss" else 0
-
-
-def tree_of(pid: int) -> list[psutil.Process]:
-    """Return a process and all below it; none if it has ended."""
-    try:
-        process = psutil.Process(pid)
-        return [process, *process.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
+            return excess
 
 
 def kill_below(pid: int) -> None:
@@ -94,7 +99,7 @@ def kill_below(pid: int) -> None:
             process.kill()
 
 
-def end_worker(worker: Worker) -> None:
+def end_process(worker: subprocess.Popen) -> None:
     """Ask the worker's keeper to end all that it keeps; kill them all if it does not."""
     worker.terminate()
     try:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.rounds_peers import shard, workloads
-from openfl_audio.envoy.worker_process import memory_of
+from openfl_audio.envoy.limits import memory_of
 from openfl_audio.experiments.local_federation import LocalFederation
 from openfl_audio.protocol.messages import LiveRound
 from tests.integration.conftest import READY_SECONDS

@@ -2,12 +2,12 @@
 
 import itertools
 import os
-import re
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from openfl_audio.notebook.interactive_api import DirectorError
@@ -222,16 +222,17 @@ def test_a_worker_ends_when_its_envoy_is_killed(running, start):
     from toy.experiment import task_interface
 
     def hang(model, points, device, optimizer):
-        import os
         import signal
 
-        print(f"worker {os.getpid()}", flush=True)
+        print("the worker hangs", flush=True)
         signal.pause()
 
     start(name="hang", tasks=task_interface(train=hang), envoys=["b"])
-    worker = int(wait_for(lambda: re.search(r"worker (\d+)", read(running.folder / "envoys/b/hang/worker.log")))[1])
+    wait_for(lambda: "the worker hangs" in read(running.folder / "envoys/b/hang/worker.log"))
+    below = psutil.Process(running.pid("b")).children(recursive=True)
+    assert any("openfl_audio.envoy.worker" in process.cmdline() for process in below)
     os.kill(running.pid("b"), 9)
-    wait_for(lambda: not is_running(worker))
+    wait_for(lambda: not any(is_running(process.pid) for process in below))
 
 
 def read(path: Path) -> str:

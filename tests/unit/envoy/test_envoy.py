@@ -17,11 +17,16 @@ from openfl_audio.config import Retention
 from openfl_audio.envoy.downloads import remove_outdated
 from openfl_audio.envoy.envoy import Envoy
 from openfl_audio.envoy.running_experiment import MAX_LOG_BYTES, rotate
-from openfl_audio.envoy.settings import FOLDER_FORMAT, FOLDER_FORMAT_FILE, EnvoySettings
+from openfl_audio.envoy.settings import FOLDER_FORMAT, FOLDER_FORMAT_FILE, EnvoyFile
 from openfl_audio.errors import ConnectionRefusedByDirectorError, FormatError
 from openfl_audio.formats import stamp
 from openfl_audio.protocol.authority import write_certificates
 from openfl_audio.protocol.plan import ARCHIVE
+
+
+def file_of(work_dir: Path, **params: object) -> EnvoyFile:
+    params |= {"director_host": "127.0.0.1", "director_port": 1, "work_dir": work_dir, "sandbox": "off"}
+    return EnvoyFile.model_validate({"params": params, "shard_descriptor": {"template": "few"}})
 
 
 def test_what_an_envoy_that_was_killed_had_downloaded_is_removed_and_the_rest_is_kept_from_others(tmp_path: Path):
@@ -33,8 +38,7 @@ def test_what_an_envoy_that_was_killed_had_downloaded_is_removed_and_the_rest_is
             (envoy / "one" / name).touch()
         (envoy / "notes.txt").touch()
         envoy.chmod(0o755)
-    settings = EnvoySettings(director_host="127.0.0.1", director_port=1, work_dir=tmp_path)
-    Envoy("a", settings, FewItemsShardDescriptor(), tmp_path / "a.yaml", tls=False)._tidy_up()
+    Envoy("a", file_of(tmp_path), FewItemsShardDescriptor(), tmp_path / "a.yaml", tls=False)._tidy_up()
     left = {path.relative_to(mine).as_posix() for path in mine.rglob("*") if path.is_file()}
     assert left == {"one/worker.log", "one/state/1.pt", "notes.txt", FOLDER_FORMAT_FILE}
     assert stat.S_IMODE(mine.stat().st_mode) == 0o700
@@ -42,15 +46,15 @@ def test_what_an_envoy_that_was_killed_had_downloaded_is_removed_and_the_rest_is
 
 
 def test_a_folder_that_a_later_envoy_wrote_is_refused_by_name_by_the_envoy_and_its_site_s_commands(tmp_path, capsys):
-    settings = EnvoySettings(director_host="127.0.0.1", director_port=1, work_dir=tmp_path)
-    Envoy("a", settings, FewItemsShardDescriptor(), tmp_path / "a.yaml", tls=False)._tidy_up()
+    file = file_of(tmp_path)
+    Envoy("a", file, FewItemsShardDescriptor(), tmp_path / "a.yaml", tls=False)._tidy_up()
     path = tmp_path / "a" / FOLDER_FORMAT_FILE
     assert json.loads(path.read_text()) == stamp(FOLDER_FORMAT)
     later = json.dumps({"format": FOLDER_FORMAT + 1, "version": "9.1"})
     path.write_text(later)
     sentence = r"\.format\.json has format 2, written by openfl-audio 9\.1: this is openfl-audio "
     with pytest.raises(FormatError, match=sentence):
-        Envoy("a", settings, FewItemsShardDescriptor(), tmp_path / "a.yaml", tls=False)
+        Envoy("a", file, FewItemsShardDescriptor(), tmp_path / "a.yaml", tls=False)
     template = "benchmarks.rounds_peers.shard.FewItemsShardDescriptor"
     params = {"director_host": "127.0.0.1", "director_port": 1, "work_dir": str(tmp_path)}
     (tmp_path / "a.yaml").write_text(json.dumps({"params": params, "shard_descriptor": {"template": template}}))
@@ -118,10 +122,8 @@ def test_a_running_envoy_looks_at_the_directors_certificate_once_a_minute_and_on
 ):
     monkeypatch.setattr("openfl_audio.envoy.envoy.wait_to_repeat", lambda channel: None)
     write_certificates(tmp_path / "certificates", envoys=["a"])
-    settings = EnvoySettings(
-        director_host="127.0.0.1", director_port=1, work_dir=tmp_path, certificates=tmp_path / "certificates"
-    )
-    envoy = Envoy("a", settings, FewItemsShardDescriptor(), tmp_path / "a.yaml", tls=True)
+    file = file_of(tmp_path, certificates=tmp_path / "certificates")
+    envoy = Envoy("a", file, FewItemsShardDescriptor(), tmp_path / "a.yaml", tls=True)
     failures = iter(range(3))
 
     def call() -> str:

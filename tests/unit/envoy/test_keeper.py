@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from openfl_audio.envoy.worker_process import end_worker, kill_below, memory_of
+from openfl_audio.envoy.limits import memory_of
+from openfl_audio.envoy.worker_process import end_process, kill_below
 
 pytestmark = pytest.mark.process
 
@@ -51,7 +52,7 @@ def keep(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen]]:
 
     def keep(code: str) -> subprocess.Popen:
         code = f"import os, signal, subprocess, sys, time\nSLEEP = {SLEEP!r}\n{textwrap.dedent(code)}"
-        command = [sys.executable, "-m", "openfl_audio.envoy.keeper", sys.executable, "-c", code]
+        command = [sys.executable, "-m", "openfl_audio.envoy.keeper", "", sys.executable, "-c", code]
         environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
         keeper = subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, start_new_session=True, env=environment)
         started.append(keeper)
@@ -83,7 +84,7 @@ def test_what_left_a_worker_ends_when_the_worker_has_ended(keep, tmp_path, way):
 def test_what_left_a_worker_ends_when_the_worker_is_ended(keep, tmp_path, way):
     keeper = keep(LEAVE[way] + WAIT + "time.sleep(600)")
     wait_until((tmp_path / "pid").exists)
-    end_worker(keeper)
+    end_process(keeper)
     assert keeper.returncode == -signal.SIGTERM
     assert is_gone(tmp_path)
 

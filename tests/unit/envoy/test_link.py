@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from openfl.protocols import aggregator_pb2
 
+from openfl_audio.envoy.limits import RoundClock
 from openfl_audio.envoy.link import Link, SharedMemory, make_pair
 from openfl_audio.envoy.relay import Relay
 from openfl_audio.envoy.worker_client import WorkerClient
@@ -58,7 +59,7 @@ def connected():
 
     def connect(rounds, precision="float32"):
         ours, theirs = make_pair()
-        relay, worker = Relay(ours, rounds), Link(theirs)
+        relay, worker = Relay(ours, rounds, RoundClock()), Link(theirs)
         relay.start()
         links.append((relay, worker))
         return WorkerClient(worker, precision)

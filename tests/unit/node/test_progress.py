@@ -1,4 +1,5 @@
 import math
+import os
 from typing import Any
 
 import pytest
@@ -100,21 +101,22 @@ def test_the_next_task_begins_without_steps():
 def test_of_what_was_printed_the_new_part_leaves_where_the_site_says_so(tmp_path):
     log = tmp_path / "worker.log"
     log.write_text("before\n")
-    sender, silent = (ProgressSender(lambda _: 1.0, "a", "toy", reports, log) for reports in ("logs", "losses"))
-    with log.open("a") as file:
-        file.write("one\n")
-    assert (sender._new_log(), sender._new_log(), silent._new_log()) == ("one\n", "", "")
-    with log.open("a") as file:
-        file.write("x" * 20_000 + "last")
-    text = sender._new_log()
+    with log.open("a+") as file:
+        output = file.fileno()
+        sender, silent = (ProgressSender(lambda _: 1.0, "a", "toy", reports, output) for reports in ("logs", "losses"))
+        print("one", file=file, flush=True)
+        assert (sender._new_log(), sender._new_log(), silent._new_log()) == ("one\n", "", "")
+        print("x" * 20_000 + "last", end="", file=file, flush=True)
+        text = sender._new_log()
     assert len(text) <= MAX_LOG_CHARACTERS
     assert text.startswith("[12104 bytes are left out]\nxxx")
     assert text.endswith("xlast")
 
 
 def test_the_memory_on_all_gpus_is_reported_and_a_task_that_uses_none_starts_no_gpu(tmp_path, monkeypatch):
-    reports = []
-    sender = ProgressSender(lambda report: reports.append(report) or 1.0, "a", "toy", "steps", tmp_path / "log")
+    reports, log = [], os.open(tmp_path, os.O_RDONLY)
+    sender = ProgressSender(lambda report: reports.append(report) or 1.0, "a", "toy", "steps", log)
+    os.close(log)
     reserved = {0: 3_000_000_000, 1: 500_000_000}
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     # Asking a GPU makes a context there, which takes memory, and this task leaves it alone.

@@ -1,0 +1,170 @@
+"""A task that wants what is not its own: key, files, network, other processes, and a life after the experiment."""
+
+import contextlib
+import itertools
+import secrets
+import shutil
+import socket
+import sys
+
+import psutil
+import pytest
+
+from openfl_audio.experiments.local_federation import LocalFederation
+from tests.integration.conftest import READY_SECONDS, USER, points, wait_for
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(sys.platform != "linux" or not shutil.which("bwrap"), reason="bubblewrap is not installed"),
+]
+
+# A variable in the environment of the envoys, which no task may know.
+SECRET = f"secret-{secrets.token_hex(8)}"
+SURVIVOR_SECONDS = itertools.count(987_654)
+# The toy's tasks, and what `tempt` finds open to it.
+WANTED = ("key", "certificate", "settings", "record", "planted", "written", "director", "abstract", "environ", "memory")
+
+
+@pytest.fixture(scope="module")
+def listener():
+    """An abstract socket, which has no file and belongs to a namespace of the network."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"\0{SECRET}")
+        listener.listen()
+        yield listener
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory, certificates, listener):
+    """A director, and envoys 'a' with a sandbox and 'b' without one."""
+    folder = tmp_path_factory.mktemp("sandbox")
+    (folder / "planted.txt").write_text(SECRET)
+    with pytest.MonkeyPatch.context() as patch, LocalFederation(folder, certificates, USER) as processes:
+        patch.setenv("SITE_PASSWORD", SECRET)
+        processes.start_director()
+        processes.start_envoy("a", points(1), sandbox="require")
+        processes.start_envoy("b", points(3), sandbox="off")
+        processes.wait_until_ready("ab", READY_SECONDS)
+        yield processes
+
+
+@pytest.fixture(scope="module")
+def run(sites, connect):
+    import toy
+    from toy.experiment import PointsData, model_interface, task_interface
+
+    from openfl_audio.notebook.interactive_api import FLExperiment
+
+    def start(name, train, envoy):
+        experiment = FLExperiment(connect(sites), name, toy)
+        parts = {"model_provider": model_interface(), "data_loader": PointsData()}
+        experiment.start(task_keeper=task_interface(train=train), rounds_to_train=1, envoys=[envoy], **parts)
+        return experiment
+
+    return start
+
+
+def tempt(sites, name):
+    """Return a task that tries what it could get of envoy `name`; its metrics are 1 where it succeeds."""
+    site = sites.folder / "envoys" / name
+    files = {
+        "key": sites.certificates / f"{name}.key",
+        "certificate": sites.certificates / f"{name}.crt",
+        "settings": sites.folder / "settings" / f"{name}.yaml",
+        "record": next(site.glob("record*")),
+        "planted": sites.folder / "planted.txt",
+    }
+    files = {wanted: str(path) for wanted, path in files.items()}
+    note, port, pid, secret = str(site / "note"), sites.port, sites.pid(name), SECRET
+
+    def train(model, points, device, optimizer):
+        import contextlib
+        import socket
+        from pathlib import Path
+
+        from toy.experiment import add_points
+
+        def dial(family, address):
+            with socket.socket(family) as dialled:
+                dialled.settimeout(5)
+                dialled.connect(address)
+            return True
+
+        def environ():
+            found = b""
+            for path in Path("/proc").glob("[0-9]*/environ"):
+                with contextlib.suppress(OSError):
+                    found += path.read_bytes()
+            return secret.encode() in found
+
+        def memory():
+            with Path(f"/proc/{pid}/maps").open() as maps, Path(f"/proc/{pid}/mem").open("rb") as memory:
+                memory.seek(int(maps.readline().split("-")[0], 16))
+                return memory.read(16)
+
+        wanted = {name: Path(path).read_bytes for name, path in files.items()}
+        wanted |= {
+            "written": lambda: Path(note).write_text("note"),
+            "director": lambda: dial(socket.AF_INET, ("127.0.0.1", port)),
+            "abstract": lambda: dial(socket.AF_UNIX, "\0" + secret),
+            "environ": environ,
+            "memory": memory,
+        }
+        got = {}
+        for name, attempt in wanted.items():
+            try:
+                got[name] = float(bool(attempt()))
+            except OSError as error:
+                print(name, error)
+                got[name] = 0.0
+        return add_points(model, points, device, optimizer) | got
+
+    return train
+
+
+@pytest.mark.parametrize(("envoy", "succeeds"), [("a", 0.0), ("b", 1.0)], ids=["in the sandbox", "without it"])
+def test_a_task_gets_nothing_of_its_site_in_the_sandbox_and_all_of_it_without(sites, run, envoy, succeeds):
+    experiment = run(f"tempt-{envoy}", tempt(sites, envoy), envoy)
+    history = experiment.watch()
+    got = {name: history[f"train {name}" if f"train {name}" in history else name].dropna().tolist() for name in WANTED}
+    assert got == {name: [succeeds] for name in WANTED}
+
+
+@pytest.mark.parametrize("envoy", ["a", "b"], ids=["in the sandbox", "without it"])
+def test_a_process_that_left_its_task_ends_with_the_experiment(sites, run, envoy):
+    seconds = str(next(SURVIVOR_SECONDS))
+
+    def train(model, points, device, optimizer):
+        import os
+        import time
+
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                os.execvpe("sleep", ["sleep", seconds], {})
+            os._exit(0)
+        time.sleep(1)
+        from toy.experiment import add_points
+
+        return add_points(model, points, device, optimizer)
+
+    experiment = run(f"leave-{envoy}", train, envoy)
+    wait_for(lambda: running("sleep", seconds))
+    experiment.watch()
+    wait_for(lambda: not running("sleep", seconds))
+
+
+def running(*command: str) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return any(process.info["cmdline"] == [*command] for process in psutil.process_iter(["cmdline"]))
+    return False
+
+
+def test_an_envoy_says_how_its_workers_are_confined(sites):
+    assert (
+        "workers run in a sandbox of bubblewrap, without network, under the envoy's account"
+        in sites.log("a").read_text()
+    )
+    assert (
+        "workers run without a sandbox, under the envoy's account, as `sandbox: off` says" in sites.log("b").read_text()
+    )
