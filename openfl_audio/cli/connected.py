@@ -20,6 +20,7 @@ from openfl_audio.protocol.certificates import load_credentials
 
 if TYPE_CHECKING:  # gRPC is slow to import, and the help needs none of it
     from openfl_audio.notebook.director_calls import DirectorCalls
+    from openfl_audio.notebook.interactive_api import Federation
 
 ANSWER_SECONDS = 20.0
 # In a file or a pipe no line is broken.
@@ -41,16 +42,29 @@ class Connected(Command):
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         from openfl_audio.notebook.director_calls import DirectorCalls
 
-        credentials = None
-        if not self.disable_tls:
-            if self.user is None:
-                raise StatusError("give --user NAME, whose certificate is used, or --disable-tls")
-            credentials = load_credentials(self.certificates, self.user)
+        self._check_user()
+        credentials = None if self.user is None or self.disable_tls else load_credentials(self.certificates, self.user)
         address = join_address(*split_address(self.director))
         with closing(
             DirectorCalls(self.user or "anonymous", address, credentials, who="command", timeout_s=ANSWER_SECONDS)
         ) as calls:
             yield calls
+
+    def federation(self) -> "Federation":
+        """Return a notebook's connection, for what starts an experiment. Raises as `calls`, and DirectorError."""
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        from openfl_audio.notebook.interactive_api import Federation
+
+        self._check_user()
+        host, port = split_address(self.director)
+        if self.disable_tls:
+            return Federation(self.user, host, port, tls=False)
+        files = (self.certificates / name for name in ("ca.crt", f"{self.user}.crt", f"{self.user}.key"))
+        return Federation(self.user, host, port, True, *files)
+
+    def _check_user(self) -> None:
+        if self.user is None and not self.disable_tls:
+            raise StatusError("give --user NAME, whose certificate is used, or --disable-tls")
 
 
 def print_json(content: Any) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
+from openfl_audio.cli.connected import Connected
 from openfl_audio.cli.options import Command, argument, option
 from openfl_audio.errors import SettingsError
 from shard_descriptors.download import CORPORA, download
@@ -253,7 +254,8 @@ class PrepareHubertTargets(Command):
 
     The frames are MFCC of a LibriSpeech that was prepared for clients or, after a first pretraining, a layer of its
     model. Targets are in DATA/targets/NAME, which a shard descriptor and openfl-audio train hubert take by its name.
-    A codebook is one for each client, one for all by k-means over the federation, or one from all frames in one place.
+    A codebook is one for each client, one for all by k-means over the federation, one from all frames in one place, or
+    in a file of openfl-audio data prepare hubert-codebook, which says all but the name.
     """
 
     example: ClassVar[str] = (
@@ -263,7 +265,7 @@ class PrepareHubertTargets(Command):
     resumes: ClassVar[bool] = True
 
     data: Path = option("what openfl-audio data prepare librispeech wrote")
-    codebook: Literal["client", "federated", "central"] = option("who shares a codebook")
+    codebook: str = option("who shares a codebook: client, federated or central; or FILE.npz")
     clusters: int = option("clusters of a codebook", 504)
     mfcc: Literal["39", "13"] = option("MFCC with their differences, or without", "39")
     features: Path | None = option("a run of pretraining, in place of MFCC", None)
@@ -284,8 +286,11 @@ class PrepareHubertTargets(Command):
 
     def run(self) -> None:
         from workspaces.hubert_codebooks.features import Features, HiddenStates, Mfcc
-        from workspaces.hubert_codebooks.targets import make_targets, summarize
+        from workspaces.hubert_codebooks.targets import make_targets, make_targets_of, summarize
 
+        if self.codebook.endswith(".npz"):
+            print("\n".join(summarize(make_targets_of(self.data, Path(self.codebook), self.name))))
+            return
         features: Features = Mfcc(39 if self.mfcc == "39" else 13)
         if self.features is not None and self.layer is not None:
             features = HiddenStates(self.features, self.layer, self.device)
@@ -302,6 +307,45 @@ class PrepareHubertTargets(Command):
             self.max_iter,
         )
         print("\n".join(summarize(info)))
+
+
+class PrepareHubertCodebook(Connected):
+    """Fit one codebook of MFCC over the envoys of a director, for nodes on several machines.
+
+    An experiment runs k-means over all envoys that serve LibriSpeech; no frame leaves its envoy. The file is carried to
+    each node, where openfl-audio data prepare hubert-targets --codebook FILE makes its targets.
+    """
+
+    example: ClassVar[str] = (
+        "openfl-audio data prepare hubert-codebook --director fl.example.org --user ada --clusters 504 \\\n"
+        "      --out codebook.npz"
+    )
+    resumes: ClassVar[bool] = True
+
+    out: Path = option("file of the codebook, .npz")
+    clusters: int = option("clusters of the codebook", 504, ge=1)
+    mfcc: Literal["39", "13"] = option("MFCC with their differences, or without", "39")
+    share: float = option("share of the train clips to fit on", 1.0, gt=0, le=1)
+    rounds: int = option("rounds of k-means", 30, ge=2)
+    seed: int = option("seed of every random choice", 0)
+    name: str = option("name of the experiment", "hubert-codebook")
+
+    @field_validator("out")
+    @classmethod
+    def check_out(cls, out: Path) -> Path:
+        if out.suffix != ".npz":
+            raise ValueError("the file's name should end in .npz")
+        return out
+
+    def run(self) -> None:
+        from openfl_audio.experiments.codebooks import fit_over_federation
+        from workspaces.hubert_codebooks.codebook_file import FitSettings
+
+        settings = FitSettings(
+            mfcc=int(self.mfcc), clusters=self.clusters, rounds=self.rounds, share=self.share, seed=self.seed
+        )
+        found = fit_over_federation(self.federation(), self.name, settings, self.out)
+        print(f"{self.out}: {found} clusters of mfcc{self.mfcc}")
 
 
 def _make(make: Callable[..., bool], out: Path, seed: int, **sizes: Any) -> None:

@@ -78,6 +78,7 @@ TREE: Group = (
                         "librispeech": "data.PrepareLibrispeech",
                         "librifsd50k": "data.PrepareLibrifsd50k",
                         "fedwham": "data.PrepareFedwham",
+                        "hubert-codebook": "data.PrepareHubertCodebook",
                         "hubert-targets": "data.PrepareHubertTargets",
                     },
                 ),

@@ -1,12 +1,17 @@
-"""Comparison of HuBERT's codebooks: what a model learns with each kind, and what its features are worth downstream."""
+"""HuBERT's codebooks: one is fitted over a federation; kinds are compared by what a model learns with each."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from openfl_audio.experiments.comparison import markdown, spread, train
+from openfl_audio.notebook.interactive_api import Federation, FLExperiment
+from workspaces import hubert, hubert_codebooks
+from workspaces.hubert_codebooks.codebook_file import FitSettings, write_codebook
 from workspaces.hubert_codebooks.features import Mfcc
+from workspaces.hubert_codebooks.model import final_centroids
 from workspaces.hubert_codebooks.targets import CODEBOOKS, make_targets
+from workspaces.hubert_codebooks.tasks import arguments
 
 HEAD = (
     "codebook",
@@ -16,6 +21,21 @@ HEAD = (
     "keyword accuracy, test",
 )
 COEFFICIENTS: Final = 39
+
+
+def fit_over_federation(federation: Federation, name: str, settings: FitSettings, out: Path) -> int:
+    """Fit a codebook over the envoys that serve LibriSpeech, write it to `out`, and return its number of clusters.
+
+    An experiment `name` that is there already, with the same settings, is taken up. Raises DirectorError,
+    ExperimentExistsError, and ExperimentFailedError with an envoy's reason.
+    """
+    experiment = FLExperiment(federation, name, workspace=[hubert_codebooks, hubert])
+    kmeans = arguments(settings.features, settings.clusters, settings.rounds, settings.share, settings.seed)
+    experiment.start(**kmeans, if_exists="attach")
+    experiment.watch()
+    centroids = final_centroids(experiment.last_model())
+    write_codebook(out, centroids, settings)
+    return len(centroids)
 
 
 def compare_codebooks(

@@ -4,6 +4,7 @@
                 contradictions
     federated   one codebook, by k-means over the federation; no frame leaves its client
     central     one codebook, of all frames in one place: what federated is measured by
+    a file      one codebook, fitted over the envoys of a director: see `codebook_file`
 
 What is written is described in `shard_descriptors.librispeech.store`. The codebooks lie beside it, and for federated
 the history of its rounds.
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from openfl_audio.files import claim, replacing, write_json
+from openfl_audio.protocol.record import sha256_of_file
 from openfl_audio.simulation.simulation import Simulation
 from shard_descriptors.common.errors import CorpusError
 from shard_descriptors.librispeech.shard import LibriSpeechShardDataset, LibriSpeechShardDescriptor
@@ -33,11 +35,13 @@ from shard_descriptors.librispeech.store import (
     Prepared,
     read_prepared,
 )
+from workspaces.hubert_codebooks.codebook_file import read_codebook
 from workspaces.hubert_codebooks.features import Features, compute_frames, draw_clips, read_frames, write_clips
 from workspaces.hubert_codebooks.model import BATCH_FRAMES, MAX_PASSES, assign, final_centroids, fit_centroids
 from workspaces.hubert_codebooks.tasks import arguments, gather
 
 CODEBOOKS = ("client", "federated", "central")
+FILE = "file"
 FRAMES_PER_CLUSTER = 39  # at least; as faiss wants it, below which centroids follow single frames
 SETTINGS = "settings.json"
 EVERYBODY = 0  # in place of a client's number, from 1
@@ -94,20 +98,56 @@ def make_targets(
     if codebook != "federated" and (batch_size, max_iter) != (BATCH_FRAMES, MAX_PASSES):
         settings |= {"batch_size": batch_size, "max_iter": max_iter}
     _check(settings)
-    folder = prepared.folder / TARGETS / (name or f"{codebook}-{features.name}-{clusters}")
+    return _make(prepared, name or f"{codebook}-{features.name}-{clusters}", settings, features, _Fitting.fit)
+
+
+def make_targets_of(data: str | Path, path: Path, name: str | None = None) -> dict[str, Any]:
+    """Write the targets of a prepared folder by the codebook in a file, to <data>/targets/<name>.
+
+    `name` is by default that of the file, with feature and clusters. Returns the content of targets.json. Raises
+    CorpusError for a file that is no codebook, and else what `make_targets` raises.
+    """
+    prepared = read_prepared(data)
+    centroids, fitted = read_codebook(path)
+    settings = {
+        "codebook": FILE,
+        "sha256": sha256_of_file(path),
+        "clusters": fitted.clusters,
+        "feature": fitted.features.name,
+        "share": fitted.share,
+        "seed": fitted.seed,
+        "rounds": fitted.rounds,
+    }
+
+    def take(fitting: _Fitting) -> dict[int, dict[str, np.ndarray]]:
+        return {EVERYBODY: fitting.take(centroids)}
+
+    name = name or f"{path.stem}-{fitted.features.name}-{fitted.clusters}"
+    return _make(prepared, name, settings, fitted.features, take)
+
+
+def _make(
+    prepared: Prepared,
+    name: str,
+    settings: dict[str, Any],
+    features: Features,
+    fit: Callable[["_Fitting"], dict[int, dict[str, np.ndarray]]],
+) -> dict[str, Any]:
+    folder = prepared.folder / TARGETS / name
     folder.mkdir(parents=True, exist_ok=True)
     claim(folder / SETTINGS, settings, "targets", "give them another name")
     if (folder / TARGETS_INFO).is_file():
         return json.loads((folder / TARGETS_INFO).read_text(encoding="utf-8"))
+    codebook = settings["codebook"]
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as progress:
-        codebooks = _Fitting(prepared, folder, features, settings, progress).fit()
+        codebooks = fit(_Fitting(prepared, folder, features, settings, progress))
         splits = SPLITS if codebook != "client" else tuple(split for split in SPLITS if split not in GLOBAL_SPLITS)
         parts = [part for split in splits for part in prepared.parts(split).items()]
         task = progress.add_task("Targets", total=sum(len(clips) for _, clips in parts))
         for part, clips in parts:
             centroids = codebooks[clips[0].client if codebook == "client" else EVERYBODY]["centroids"]
             _write_targets(folder, prepared, part, clips, features, centroids, lambda: progress.advance(task))
-    info = settings | {"clusters_wanted": clusters, "splits": list(splits)} | _describe(codebooks)
+    info = settings | {"clusters_wanted": settings["clusters"], "splits": list(splits)} | _describe(codebooks)
     write_json(folder / TARGETS_INFO, info)
     return info
 
@@ -150,6 +190,12 @@ class _Fitting:
             return {EVERYBODY: self._kept(EVERYBODY, self._fit_together)}
         own = range(1, self._prepared.clients + 1) if self._settings["codebook"] == "client" else [EVERYBODY]
         return {client: self._kept(client, partial(self._fit_alone, client)) for client in own}
+
+    def take(self, centroids: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the codebook of these centroids (clusters, width), as `fit` does, with the counts of all frames."""
+        frames = self._read_frames(EVERYBODY)
+        gathered, squared_error = gather(frames, centroids)
+        return {"centroids": centroids, "counts": gathered["counts"], "squared_error": np.array(squared_error)}
 
     def _kept(self, client: int, fit: Callable[[], dict[str, Any]]) -> dict[str, np.ndarray]:
         path = self._folder / (f"codebook_{client}.npz" if client else "codebook.npz")

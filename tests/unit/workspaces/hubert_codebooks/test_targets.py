@@ -12,12 +12,14 @@ from shard_descriptors.librispeech.preparation import prepare_librispeech
 from shard_descriptors.librispeech.store import SPLITS
 from tests.unit.shard_descriptors.librispeech_corpus import make_corpus
 from workspaces.hubert.model import create_hubert, save_model
+from workspaces.hubert_codebooks.codebook_file import FitSettings, write_codebook
 from workspaces.hubert_codebooks.features import HiddenStates, Mfcc
-from workspaces.hubert_codebooks.targets import CODEBOOKS, make_targets, summarize
+from workspaces.hubert_codebooks.targets import CODEBOOKS, make_targets, make_targets_of, summarize
 
 pytestmark = pytest.mark.training
 
 CLIENTS = 3
+SETTINGS = np.array('{"mfcc": 39, "clusters": 8, "rounds": 5, "share": 1.0, "seed": 0}')
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +161,40 @@ def test_batches_and_passes_of_k_means_are_options_and_belong_to_the_targets(pre
         make_targets(prepared, "central", 8, Mfcc(), **chosen | {"max_iter": 2})
     with pytest.raises(CorpusError, match="batch_size: 0 should be 1 or more"):
         make_targets(prepared, "central", 8, Mfcc(), name="none", batch_size=0)
+
+
+def test_targets_follow_from_a_codebook_in_a_file(own_prepared, tmp_path):
+    fitted = centroids(own_prepared, "federated-mfcc39-8", 1)
+    settings = FitSettings(mfcc=39, clusters=8, rounds=5, share=1.0, seed=0)
+    write_codebook(tmp_path / "mine.npz", fitted, settings)
+    info = make_targets_of(own_prepared, tmp_path / "mine.npz")
+    as_federated = make_targets(own_prepared, "federated", clusters=8, features=Mfcc(), rounds=5)
+    assert {key: info[key] for key in ("clusters", "frames", "splits", "codebooks")} == {
+        key: as_federated[key] for key in ("clusters", "frames", "splits", "codebooks")
+    }
+    for path in (own_prepared / "targets" / "federated-mfcc39-8").glob("*.i16"):
+        assert (own_prepared / "targets" / "mine-mfcc39-8" / path.name).read_bytes() == path.read_bytes()
+    write_codebook(tmp_path / "mine.npz", fitted + 1, settings)
+    with pytest.raises(FolderInUseError, match="sha256"):
+        make_targets_of(own_prepared, tmp_path / "mine.npz")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "is no such codebook"),
+        (b"text", "no codebook of openfl-audio data prepare hubert-codebook"),
+        ({"centroids": np.zeros((8, 39))}, "no codebook of .*settings"),
+        ({"centroids": np.zeros((8, 13)), "settings": SETTINGS}, r"shape \(8, 13\) should be \(clusters, 39\)"),
+        ({"centroids": np.full((8, 39), np.nan), "settings": SETTINGS}, "finite"),
+    ],
+    ids=["missing", "text", "without settings", "of another width", "not finite"],
+)
+def test_a_file_that_is_no_codebook_is_refused_by_name(prepared, tmp_path, content, sentence):
+    path = tmp_path / "mine.npz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        np.savez(path, **content)
+    with pytest.raises(CorpusError, match=rf"mine\.npz: .*{sentence}"):
+        make_targets_of(prepared, path)
