@@ -22,7 +22,8 @@ def test_choices_of_preparation():
 
     assert choices(PrepareFsd50k, "features") == FEATURES
     assert choices(PrepareLibrispeech, "partition") == PARTITIONS
-    assert choices(PrepareHubertTargets, "codebook") == CODEBOOKS
+    # It may be a file as well.
+    assert all(codebook in PrepareHubertTargets.model_fields["codebook"].description for codebook in CODEBOOKS)
 
 
 def test_choices_of_the_demo():
