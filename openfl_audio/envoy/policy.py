@@ -15,6 +15,7 @@ from openfl.interface.interactive_api.shard_descriptor import ShardDescriptor
 from pydantic import AfterValidator, Field
 
 from openfl_audio.config import Settings
+from openfl_audio.envoy.small_cells import without_small_cells
 from openfl_audio.errors import PolicyError
 from openfl_audio.files import write_whole
 from openfl_audio.protocol.bundle import Bundle
@@ -58,7 +59,7 @@ class Policy(Settings):
     min_count: int = Field(
         default=0,
         ge=0,
-        description="the least number of clips or words behind a metric: few tell of persons",
+        description="the least number of clips or words behind a metric, and of clips of a class: few tell of persons",
     )
     max_round_mb: float | None = Field(default=None, gt=0, description="the most megabytes of an update")
     max_day_mb: float | None = Field(default=None, gt=0, description="the most megabytes of all updates of a day")
@@ -131,6 +132,7 @@ class Policy(Settings):
         return {name: self._released(result) for name, result in results.items()}
 
     def _released(self, result: TaskResult) -> TaskResult:
+        result = without_small_cells(result, self.min_count)
         metrics = {
             name: each if result.counts.get(name, result.size) >= self.min_count else math.nan
             for name, each in self.released_values(result.metrics).items()

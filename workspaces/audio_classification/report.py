@@ -20,7 +20,7 @@ from openfl_audio.training.sites import (
     summarize_scores,
     train_sizes,
 )
-from workspaces.audio_classification.tasks import confusion
+from workspaces.audio_classification.tasks import confusion, shares_by_class
 
 
 def report_sites(
@@ -41,14 +41,16 @@ def report_sites(
     return report
 
 
-def recalls_by_site(metrics_by_site: Mapping[str, Mapping[str, float]]) -> dict[str, list[float]]:
-    """Return the share of each class's clips that were recognised, by site; NaN where a site has none of a class."""
+def recalls_by_site(metrics_by_site: Mapping[str, Mapping[str, float]], number: int) -> dict[str, list[float]]:
+    """Return the share of each class's clips that were recognised, by site.
+
+    It is NaN where a site has none of a class, or tells nothing of it. There are `number` classes.
+    """
     recalls = {}
     for site, metrics in sorted(metrics_by_site.items()):
-        number = sum(name.startswith("true/") for name in metrics)
-        pairs = [(metrics[f"hit/{i}"], metrics[f"true/{i}"]) for i in range(number)]
-        if pairs:
-            recalls[site] = [hit / true if true else float("nan") for hit, true in pairs]
+        true, hit = shares_by_class(metrics, "true"), shares_by_class(metrics, "hit")
+        if true:
+            recalls[site] = [hit[i] / true[i] if true.get(i) else float("nan") for i in range(number)]
     return recalls
 
 
@@ -84,7 +86,7 @@ def plot_confusions(records: Sequence[Record], best: tuple[str, Direction], clas
     """Draw what clips of each class were taken for by the best model; nothing where no pairs of classes are told."""
     number = best_round(records, best)
     record = next(record for record in records if record["round"] == number)
-    if len(confusion(record["metrics"][VALIDATE])):
+    if len(confusion(record["metrics"][VALIDATE], len(classes))):
         figure, axes = _square(len(classes), len(classes))
         draw_confusion(axes, record["metrics"][VALIDATE], classes)
         save_figure(figure, path)
@@ -92,7 +94,7 @@ def plot_confusions(records: Sequence[Record], best: tuple[str, Direction], clas
 
 def plot_recalls(scores: Mapping[str, Mapping[str, float]], classes: Sequence[str], path: Path) -> None:
     """Draw the recall of each class at each client, given its metrics by name; nothing where there are no classes."""
-    if recalls_by_site(scores):
+    if recalls_by_site(scores, len(classes)):
         figure, axes = _square(len(scores), len(classes))
         draw_recalls(axes, scores, classes)
         save_figure(figure, path)
@@ -104,7 +106,7 @@ def _square(rows: int, columns: int) -> tuple[Figure, Axes]:
 
 def draw_recalls(axes: Axes, metrics_by_site: Mapping[str, Mapping[str, float]], classes: Sequence[str]) -> None:
     """Draw the recall of each class at each site; nothing where the targets are numbers."""
-    recalls = recalls_by_site(metrics_by_site)
+    recalls = recalls_by_site(metrics_by_site, len(classes))
     if recalls:
         draw_values(axes, np.array(list(recalls.values())), list(recalls), classes, 0, 1)
     axes.set(title="recall of the best model", xlabel="class", ylabel="site")
@@ -112,9 +114,10 @@ def draw_recalls(axes: Axes, metrics_by_site: Mapping[str, Mapping[str, float]],
 
 def draw_confusion(axes: Axes, metrics: Mapping[str, float], classes: Sequence[str]) -> None:
     """Draw which share of the clips of each class was taken for which, from metrics that have `confusion`."""
-    shares = confusion(metrics)
+    shares = confusion(metrics, len(classes))
     if len(shares):
-        of_class = shares.sum(axis=1, keepdims=True)
+        true = shares_by_class(metrics, "true")
+        of_class = np.array([[true.get(i, 0.0)] for i in range(len(classes))])
         values = np.divide(shares, of_class, where=of_class > 0, out=np.full_like(shares, np.nan))
         draw_values(axes, values, classes, classes, 0, 1)
     axes.set(title="what clips of a class were taken for", xlabel="taken for", ylabel="class")

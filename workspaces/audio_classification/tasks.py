@@ -187,26 +187,28 @@ def predict_all(
     return torch.cat([logits for logits, _ in batches]), torch.cat([labels for _, labels in batches])
 
 
-def confusion(metrics: Mapping[str, float]) -> np.ndarray:
-    """Return the shares of clips by true and predicted class, (classes, classes), from shares of `validate_clips`.
+def shares_by_class(metrics: Mapping[str, float], name: str) -> dict[int, float]:
+    """Return the shares `name` of `validate_clips` by class. Classes of which a site tells nothing are not there."""
+    return {int(key.split("/")[1]): share for key, share in metrics.items() if key.startswith(f"{name}/")}
 
-    Shares of several sites may be merged before. Of many classes or of several labels there are none.
+
+def confusion(metrics: Mapping[str, float], number: int) -> np.ndarray:
+    """Return the shares of clips by true and predicted class, (number, number), from shares of `validate_clips`.
+
+    Shares of several sites may be merged before. What no site tells is NaN. Of many classes or of several labels there
+    are none.
     """
-    number = sum(name.startswith("true/") for name in metrics)
-    if "confused/0/1" not in metrics:
+    if not any(name.startswith("confused/") for name in metrics):
         return np.zeros((0, 0))
-    pairs = [[metrics[f"confused/{i}/{j}" if i != j else f"hit/{i}"] for j in range(number)] for i in range(number)]
-    return np.array(pairs)
+    names = [[f"confused/{i}/{j}" if i != j else f"hit/{i}" for j in range(number)] for i in range(number)]
+    return np.array([[metrics.get(name, math.nan) for name in row] for row in names])
 
 
 def macro_f1(metrics: Mapping[str, float]) -> float:
     """Return the mean over classes of F1, from the shares of `validate_clips`, also merged ones; higher is better.
 
-    Classes without a clip do not count. F1 of a class is 2 hits / (true + predicted).
+    Classes without a clip, and those that no site tells of, do not count. F1 of a class is 2 hits / (true + predicted).
     """
-    scores = [
-        2 * metrics[f"hit/{i}"] / (metrics[f"true/{i}"] + metrics[f"predicted/{i}"])
-        for i in range(sum(name.startswith("true/") for name in metrics))
-        if metrics[f"true/{i}"] > 0
-    ]
+    true, predicted, hit = (shares_by_class(metrics, name) for name in ("true", "predicted", "hit"))
+    scores = [2 * hit[i] / (share + predicted[i]) for i, share in true.items() if share > 0]
     return float(np.mean(scores)) if scores else math.nan

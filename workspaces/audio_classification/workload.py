@@ -28,7 +28,14 @@ from shard_descriptors.table.layout import SUFFIXES
 from workspaces.audio_classification.data import Augmentation, Clips, RecordingsData
 from workspaces.audio_classification.model import CONFIGS, create_classifier, create_extractor
 from workspaces.audio_classification.targets import Targets, agree
-from workspaces.audio_classification.tasks import MEAN_OVER, TrainingSettings, macro_f1, train_round, validate_clips
+from workspaces.audio_classification.tasks import (
+    MEAN_OVER,
+    TrainingSettings,
+    macro_f1,
+    shares_by_class,
+    train_round,
+    validate_clips,
+)
 
 SCORE = {"label": "accuracy", "labels": "loss", "number": "loss"}
 
@@ -278,4 +285,4 @@ def read_settings(
 def summarize(metrics: Mapping[str, float]) -> dict[str, float]:
     """Return the metrics of `validate_clips` with macro F1 in place of the shares that it is made of."""
     summary = {name: value for name, value in metrics.items() if "/" not in name}
-    return summary | ({"macro_f1": macro_f1(metrics)} if "true/0" in metrics else {})
+    return summary | ({"macro_f1": macro_f1(metrics)} if shares_by_class(metrics, "true") else {})

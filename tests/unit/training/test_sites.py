@@ -8,6 +8,7 @@ from openfl_audio.protocol.plan import TRAIN, VALIDATE
 from openfl_audio.training.history import to_frame
 from openfl_audio.training.sites import best_round, scores_by_site, summarize_scores, train_sizes
 from workspaces.audio_classification.report import plot_sites, recalls_by_site, report_sites
+from workspaces.audio_classification.tasks import macro_f1
 
 SHARES = {"true/0": 0.5, "hit/0": 0.25, "true/1": 0.5, "hit/1": 0.5}
 
@@ -34,7 +35,7 @@ def test_the_sites_are_reported_in_the_round_of_the_best_model():
 
 
 def test_recalls_are_of_the_classes_that_a_site_has():
-    recalls = recalls_by_site({site: tasks.get(VALIDATE, {}) for site, tasks in RECORDS[1]["envoys"].items()})
+    recalls = recalls_by_site({site: tasks.get(VALIDATE, {}) for site, tasks in RECORDS[1]["envoys"].items()}, 2)
     assert recalls["b"] == pytest.approx([0.5, 1.0])
     assert math.isnan(recalls["a"][0])
     assert set(recalls) == {"a", "b"}
@@ -69,3 +70,19 @@ def test_the_worst_tenth_is_that_of_the_metrics_direction():
     }  # fmt: skip
     assert low == high | {"worst": 10.0, "best": 0.0, "p10": 9.0, "worst_tenth": 9.5}
     assert summarize_scores({"none": float("nan")}, "max") == {}
+
+
+def test_what_a_site_withholds_of_a_class_is_empty_and_moves_no_other_class():
+    told = {"accuracy": 0.8, "true/1": 0.5, "hit/1": 0.25, "predicted/1": 0.5, "true/2": 0.25, "hit/2": 0.25,
+            "predicted/2": 0.5, "confused/1/2": 0.25, "confused/2/1": 0.0}  # fmt: skip
+    assert macro_f1(told) == pytest.approx((2 * 0.25 / 1 + 2 * 0.25 / 0.75) / 2)
+    recalls = recalls_by_site({"a": told}, 4)["a"]
+    assert (recalls[1], recalls[2]) == (0.5, 1.0)
+    assert math.isnan(recalls[0])
+    assert math.isnan(recalls[3])
+    validated = record(1, 0.8, a=told)
+    validated["metrics"][VALIDATE] = told
+    validated["envoys"]["a"][TRAIN] = {"size": 4}
+    *_, of_classes, taken_for = plot_sites([validated], ("accuracy", "max"), ["rare", "b", "c", "absent"]).axes
+    assert [label.get_text() for label in of_classes.get_xticklabels()] == ["rare", "b", "c", "absent"]
+    assert taken_for.images[0].get_array()[1:3, 1:3].tolist() == [[0.5, 0.5], [0.0, 1.0]]
