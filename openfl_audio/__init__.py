@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from openfl_audio.notebook.sites import scores_alone as scores_alone
     from openfl_audio.notebook.sites import train_alone as train_alone
     from openfl_audio.protocol.aggregation import Aggregation as Aggregation
+    from openfl_audio.protocol.low_rank import LoraResidual as LoraResidual
+    from openfl_audio.protocol.low_rank import LoraSvd as LoraSvd
     from openfl_audio.protocol.metrics import MeanOver as MeanOver
     from openfl_audio.protocol.participation import Participation as Participation
     from openfl_audio.protocol.rules import GeometricMedian as GeometricMedian
@@ -32,11 +34,16 @@ if TYPE_CHECKING:
     from openfl_audio.protocol.rules import TrimmedMean as TrimmedMean
     from openfl_audio.protocol.server_optimizers import FedAdagrad as FedAdagrad
     from openfl_audio.protocol.server_optimizers import FedAdam as FedAdam
+    from openfl_audio.protocol.server_optimizers import FedLamb as FedLamb
     from openfl_audio.protocol.server_optimizers import FedYogi as FedYogi
     from openfl_audio.protocol.server_optimizers import OpenFLAdagrad as OpenFLAdagrad
     from openfl_audio.protocol.server_optimizers import OpenFLAdam as OpenFLAdam
     from openfl_audio.protocol.server_optimizers import OpenFLYogi as OpenFLYogi
     from openfl_audio.simulation.simulation import Simulation as Simulation
+    from openfl_audio.training.adapters import Lora as Lora
+    from openfl_audio.training.adapters import add_adapter as add_adapter
+    from openfl_audio.training.adapters import merge_adapter as merge_adapter
+    from openfl_audio.training.adapters import save_adapter as save_adapter
     from openfl_audio.training.export import extend_config as extend_config
     from openfl_audio.training.export import label_names as label_names
     from openfl_audio.training.export import write_card as write_card
@@ -53,18 +60,21 @@ _MODULES = {
     "notebook.interactive_api": ("DataInterface", "FLExperiment", "Federation", "ModelInterface", "TaskInterface"),
     "notebook.sites": ("cross_validate", "read_records", "scores_alone", "train_alone"),
     "protocol.aggregation": ("Aggregation",),
+    "protocol.low_rank": ("LoraResidual", "LoraSvd"),
     "protocol.metrics": ("MeanOver",),
     "protocol.participation": ("Participation",),
     "protocol.rules": ("GeometricMedian", "Mean", "Median", "TrimmedMean"),
     "protocol.server_optimizers": (
         "FedAdagrad",
         "FedAdam",
+        "FedLamb",
         "FedYogi",
         "OpenFLAdagrad",
         "OpenFLAdam",
         "OpenFLYogi",
     ),
     "simulation.simulation": ("Simulation",),
+    "training.adapters": ("Lora", "add_adapter", "merge_adapter", "save_adapter"),
     "training.export": ("extend_config", "label_names", "write_card"),
     "training.run_settings": ("RunSettings",),
     "training.workload": ("Workload", "register_tasks"),

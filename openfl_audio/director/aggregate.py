@@ -5,7 +5,7 @@ Slice by slice: what is in memory does not depend on the model's size, nor on th
 
 import os
 import threading
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -17,6 +17,7 @@ from openfl_audio.errors import UpdateRefusedError
 from openfl_audio.files import sync_folder
 from openfl_audio.protocol.aggregate import check_tensor
 from openfl_audio.protocol.aggregation import Aggregation
+from openfl_audio.protocol.low_rank import ERROR, Product, combine_adapters, find_pairs, is_given, lost_share
 from openfl_audio.protocol.server_optimizers import ServerOptimizer
 from openfl_audio.protocol.tensors import Entry, Header, TensorFile, bytes_of
 from openfl_audio.protocol.values import BLOCK, LARGEST_VALUE, clipped, distance, magnitude, narrowed
@@ -107,8 +108,10 @@ def aggregate_files(
     target_state: Path,
     metadata: dict,
     outdated: Path | None = None,
-) -> None:
+) -> dict[str, float]:
     """Write the model that follows from `current` and the updates to `target`; the file `outdated` is used up for it.
+
+    Returns what a round's record says of it: nothing, or the `low_rank.ERROR` of adapters.
 
     The result does not depend on the order in which updates arrived, only on the order of `contributions`. Integer
     tensors (counters, such as a batch norm's number of batches) take the maximum. With a server optimizer, its moments
@@ -120,7 +123,7 @@ def aggregate_files(
         moments = stack.enter_context(TensorFile(state)) if state else None
         weights = aggregation.weights([contribution.clips for contribution in contributions])
         folding = _Folding(model, updates, weights, aggregation, aggregations, set(untrained), moments)
-        folding.write(target, target_state, metadata, outdated)
+        return folding.write(target, target_state, metadata, outdated)
 
 
 class _Folding:
@@ -138,12 +141,14 @@ class _Folding:
         self.aggregation, self.aggregations = aggregation, aggregations
         self.optimizer = aggregation.server_optimizer
         self.parameters = {n: e for n, e in model.header.entries.items() if e.is_float and n not in untrained}
+        pairs = find_pairs(model.header.entries) if aggregation.product_rule else []
+        self.paired = {name for pair in pairs for name in pair.names}
         self.state_header = self._lay_out_state()
         self.scales = [1.0] * len(updates)
         if aggregation.clip_norm is not None:
             self.scales = aggregation.clip_scales([self._distance(update) for update in updates])
 
-    def write(self, target: Path, target_state: Path, metadata: dict, outdated: Path | None) -> None:
+    def write(self, target: Path, target_state: Path, metadata: dict, outdated: Path | None) -> dict[str, float]:
         with ExitStack() as stack:
             model = stack.enter_context(_Target(target, self.model.header.with_metadata(metadata), outdated))
             moments = _Target(target_state, self.state_header.with_metadata(metadata))
@@ -151,14 +156,38 @@ class _Folding:
             pool = stack.enter_context(ThreadPoolExecutor(THREADS))
             for _ in pool.map(lambda piece: self._fold_slice(piece, model, state), self._pieces()):
                 continue
+            products = [self._written(product, model) for product in self._combine_adapters()]
+        return {ERROR: lost_share(products)} if products else {}
+
+    def _combine_adapters(self) -> Iterator[Product]:
+        rule = self.aggregation.product_rule
+        if rule is not None:
+            current, readers = self._reader(self.model), [*map(self._reader, self.updates, self.scales)]
+            yield from combine_adapters(rule, self.paired, current, readers, self.weights)
+
+    def _reader(self, file: TensorFile, scale: float = 1.0) -> Callable[[str], np.ndarray]:
+        def read(name: str) -> np.ndarray:
+            values = file.read(name)
+            if scale < 1:
+                values = clipped(self.model.read(name), values, scale)
+            return values.reshape(self.model.header.entries[name].shape)
+
+        return read
+
+    def _written(self, product: Product, model: "_Target") -> Product:
+        """Write what an adapter becomes, and return it without its tensors."""
+        for name in self.model.header.entries.keys() & self.paired:
+            if name in product.tensors:
+                model.write(name, 0, product.tensors[name].reshape(-1))
+        return replace(product, tensors={})
 
     def _pieces(self) -> Iterator[tuple[Run, int, int]]:
         """Runs and the items of them that are folded at a time."""
-        entries = self.model.header.entries
+        entries = {name: entry for name, entry in self.model.header.entries.items() if name not in self.paired}
         files = [entries, *(update.header.entries for update in self.updates)]
         for slot in self.optimizer.slots if self.optimizer else ():
             files.append({name: self.state_header.entries[f"{slot}.{name}"] for name in self.parameters})
-        if self.aggregation.rule.whole_tensors:
+        if self.aggregation.whole_tensors:
             for name, entry in entries.items():
                 yield Run(name, entry, entry.count, name in self.parameters), 0, entry.count
         else:
@@ -215,6 +244,7 @@ class _Folding:
         return distance(
             (self.model.read(name, *ends), update.read(name, *ends))
             for name, entry in self.parameters.items()
+            if not is_given(name)
             for ends in _slices(entry.count, BLOCK)
         )
 

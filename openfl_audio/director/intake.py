@@ -175,7 +175,7 @@ class Intake:
         trained = any(update.results[name].size for name in names)
         if names and not trained and header.entries:
             raise UpdateRefusedError(f"{update}: trained on 0 clips, and yet there are {len(header.entries)} tensors")
-        expected = self._folder.model_header if trained else Header({}, {})
+        expected = self._folder.update_header if trained else Header({}, {})
         if self._plan.precision == "float16":
             expected = expected.with_floats_as("<f2")
         check_layout(header, expected, str(update))

@@ -10,6 +10,7 @@ from openfl.protocols.aggregator_pb2 import MessageHeader, TaskResults
 from openfl_audio.director.experiment import Experiment
 from openfl_audio.director.intake import PartialUpdate
 from openfl_audio.errors import UpdateRefusedError
+from openfl_audio.protocol.low_rank import is_given
 from openfl_audio.protocol.messages import TaskResult, UpdateEnvelope, UpdateMessage
 from openfl_audio.protocol.tensors import TensorFile, Tensors, describe, stream
 
@@ -104,7 +105,7 @@ def _add(experiment: Experiment, partial: PartialUpdate, sender: UpdateEnvelope,
         values = _values(tensor, str(sender))
         if "metric" in tensor.tags:
             metrics[tensor.name] = float(values.reshape(-1)[0])
-        elif "trained" in tensor.tags and tensor.name in entries:
+        elif "trained" in tensor.tags and tensor.name in entries and not is_given(tensor.name):
             # OpenFL sends everything as float32.
             partial.tensors[tensor.name] = values.astype(entries[tensor.name].dtype)
     partial.results[message.task_name] = TaskResult(size=max(0, message.data_size), metrics=metrics)

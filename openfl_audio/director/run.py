@@ -118,7 +118,7 @@ class Run:
     @cached_property
     def names_sha256(self) -> str:
         """Return the digest of the names of the model's tensors, which an update with tensors has as well."""
-        return sha256_of_names(self.folder.model_header.entries)
+        return sha256_of_names(self.folder.update_header.entries)
 
     def note_queue(self, reason: str) -> None:
         """Note for which envoys the experiment, which is pending, waits, and why."""

@@ -42,6 +42,7 @@ from openfl_audio.errors import (
 from openfl_audio.files import Journal, sync_folder, write_whole
 from openfl_audio.formats import check_format, written_by
 from openfl_audio.protocol.codec import describe_faults
+from openfl_audio.protocol.low_rank import is_given
 from openfl_audio.protocol.plan import ARCHIVE, EXPERIMENT_PLAN, ExperimentPlan
 from openfl_audio.protocol.record import sha256_of_file
 from openfl_audio.protocol.rounds import Progress
@@ -330,6 +331,12 @@ class RunFolder:
         """Return the header that the files of all global models have in common, save for their metadata."""
         with TensorFile(self.model) as model:
             return model.header
+
+    @cached_property
+    def update_header(self) -> Header:
+        """Return the header of an update that has all tensors which nodes send."""
+        entries = self.model_header.entries.items()
+        return Header.lay_out({name: (e.dtype, e.shape) for name, e in entries if not is_given(name)}, {})
 
     def updates(self) -> list[Path]:
         """Return the files of updates, whole or not."""

@@ -34,6 +34,7 @@ class Scheduler:
         self._state, self._rounds = run.state, run.rounds
         self._intake, self._is_online = intake, is_online
         self._opened = time.monotonic()
+        self._aggregated: dict[str, float] = {}
         self.n_bytes = 0
 
     @property
@@ -192,6 +193,7 @@ class Scheduler:
             await self._wait_until_complete()
             if not self._run.ended:
                 self._rounds.check_answers()
+                self._aggregated = {}
                 if self._rounds.trained:
                     aggregations = self._rounds.progress.aggregations + 1
                     await self._retry(lambda: asyncio.to_thread(self._aggregate, aggregations))  # noqa: B023
@@ -255,6 +257,7 @@ class Scheduler:
             "bytes_up": self._intake.n_bytes,
             "bytes_down": self.n_bytes,
             "timings": self._run.clock.seconds(),
+            "aggregation": self._aggregated,
         }
         if record["missing"]:
             self._run.note("missing", round=record["round"], envoys=record["missing"])
@@ -276,7 +279,7 @@ class Scheduler:
         """Make the model after this many aggregations."""
         folder, before = self._folder, aggregations - 1
         state = folder.optimizer_after(before)
-        aggregate_files(
+        self._aggregated = aggregate_files(
             folder.model,
             self._intake.contributions(),
             self._plan.aggregation,

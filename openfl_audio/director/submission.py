@@ -27,7 +27,7 @@ def extract_submission(submission: Path, folder: Path) -> ExperimentPlan:
             extract_file(zipped, INITIAL_MODEL, model, submission.stat().st_size)
         plan = ExperimentPlan.model_validate_json((folder / EXPERIMENT_PLAN).read_bytes())
         check_archive(folder / ARCHIVE)
-        _check_model(model)
+        _check_model(model, plan)
     except ValidationError as error:
         raise SubmissionError(describe_faults(error)) from None
     except ArchiveError as error:
@@ -35,14 +35,15 @@ def extract_submission(submission: Path, folder: Path) -> ExperimentPlan:
     return plan
 
 
-def _check_model(path: Path) -> None:
+def _check_model(path: Path, plan: ExperimentPlan) -> None:
     try:
         with TensorFile(path) as model:
             entries = model.header.entries
         check_finite(path, "the first global model")
+        plan.aggregation.check_names(entries)
     except TensorFormatError as error:
         raise SubmissionError(f"the first global model is {error}") from None
-    except UpdateRefusedError as error:
+    except (UpdateRefusedError, ValueError) as error:
         raise SubmissionError(str(error)) from None
     if not entries:
         raise SubmissionError("the first global model has no trained tensor: does any parameter require a gradient?")

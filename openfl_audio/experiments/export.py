@@ -10,9 +10,13 @@ from safetensors.torch import save
 
 from openfl_audio.experiments.modes import Clients
 from openfl_audio.files import replacing
+from openfl_audio.training.adapters import has_adapter, has_residual, merge_adapter, save_adapter
 from openfl_audio.training.export import CONFIG, SETTINGS, extend_config, write_card
 from openfl_audio.training.history import Record, scores_by_round
 from openfl_audio.training.workload import Metrics
+
+# What peft loads upon the base of a model that was trained by adapters; beside it lies the whole model.
+ADAPTER = "adapter"
 
 
 def model_folder(out: Path, kind: str) -> Path:
@@ -42,6 +46,10 @@ def export_models(
     about = {"data": clients.data.name, "mode": mode, "clients": _describe(clients), **facts}
     for kind, model in models.items():
         folder = model_folder(out, kind)
+        if has_adapter(model):
+            if not has_residual(model):
+                save_adapter(model, folder / ADAPTER)
+            model = merge_adapter(model)
         clients.workload.save(model, clients.settings, folder)
         described = clients.workload.describe_model(clients.settings, clients.data)
         if described and (folder / CONFIG).exists():

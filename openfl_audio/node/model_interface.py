@@ -9,9 +9,9 @@ import torch
 from openfl.federated import Plan
 from openfl.interface.interactive_api import experiment as openfl_experiment
 
-from openfl_audio.errors import DefinitionError
+from openfl_audio.errors import DefinitionError, PretrainedWeightsError
 from openfl_audio.node.adapter import all_names, remember_weights
-from openfl_audio.node.pretrained import read_weights, weights_of
+from openfl_audio.node.pretrained import hash_frozen, read_weights, weights_of
 from openfl_audio.protocol.tensors import Tensors
 
 
@@ -41,6 +41,7 @@ class ModelInterface(openfl_experiment.ModelInterface):
             raise TypeError(f"local_tensors is {local_tensors!r}: give a list of patterns")
         super().__init__(model, optimizer, framework_plugin)
         self.local_tensors = tuple(local_tensors)
+        self.base_sha256 = ""
         self._built: torch.nn.Module | None = None
         self._weights: Path | torch.nn.Module | None = None
 
@@ -74,6 +75,8 @@ class ModelInterface(openfl_experiment.ModelInterface):
         of one memory; WeightsError, naming the tensor, if what `start_from` names does not fit.
         """
         adapter = Plan.build(self.framework_plugin, {})
+        if _has_adapter(self.provide_model()):
+            self.base_sha256 = hash_frozen(self.provide_model())
         optimizer = self.provide_optimizer() if with_optimizer else None
         tensors = adapter.get_tensor_dict(self.provide_model(), optimizer)
         if self._weights is not None:
@@ -84,6 +87,17 @@ class ModelInterface(openfl_experiment.ModelInterface):
                 tensors |= weights_of(self._weights, model)
         local = self._local_names(tensors)
         return {name: tensor for name, tensor in tensors.items() if name not in local}
+
+    def check_base(self) -> None:
+        """Raise PretrainedWeightsError unless adapters are on the weights that the experiment was started with."""
+        if not self.base_sha256:
+            return
+        own = hash_frozen(self.provide_model())
+        if own != self.base_sha256:
+            raise PretrainedWeightsError(
+                f"the adapters' base is another here: its SHA-256 is {own}, and {self.base_sha256} where the "
+                "experiment was started. Put the same pretrained weights into the cache or the folder of this node"
+            )
 
     def _local_names(self, tensors: Tensors) -> set[str]:
         """Return those of `tensors` that a pattern of `local_tensors` matches, under all names of their memory."""
@@ -116,3 +130,8 @@ class ModelInterface(openfl_experiment.ModelInterface):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_built": None, "_weights": None}
+
+
+def _has_adapter(model: torch.nn.Module) -> bool:
+    # The library peft leaves its configuration there.
+    return hasattr(model, "peft_config")

@@ -1,8 +1,10 @@
 """Pretrained weights: those that a node should have, and those that an experiment starts from."""
 
+import hashlib
 import json
 import os
 import pickle
+import re
 import sys
 import zipfile
 from collections.abc import Collection, Iterator
@@ -17,6 +19,7 @@ from openfl_audio.errors import PretrainedWeightsError, WeightsError
 from openfl_audio.node.adapter import all_names, to_array, transmitted
 from openfl_audio.protocol.tensors import Tensors
 
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Where a checkpoint has the state dict of its model.
 STATE_KEYS = ("state_dict", "model_state_dict", "model")
@@ -70,6 +73,17 @@ def weights_of(source: torch.nn.Module, model: torch.nn.Module) -> Tensors:
     }
 
 
+def hash_frozen(model: torch.nn.Module) -> str:
+    """Return the SHA-256 of the names, types and values of all tensors of `model` that are not transmitted."""
+    sent = {name for names in all_names(model).values() for name in names}
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if name not in sent and isinstance(tensor, torch.Tensor):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def _read_state(source: Path, model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return the tensors of a file of PyTorch, by the names that they have in `model`."""
     try:
@@ -92,17 +106,28 @@ def _read_files(source: Path, wanted: Collection[str]) -> dict[str, torch.Tensor
     for path in _weight_files(source):
         try:
             with safe_open(path, framework="pt") as file:
-                found |= {name: file.get_tensor(name) for name in file.keys() if name in wanted}  # noqa: SIM118
+                named = {_name_in_model(name): name for name in file.keys()}  # noqa: SIM118
+                found |= {own: file.get_tensor(name) for own, name in named.items() if own in wanted}
         except (OSError, SafetensorError) as error:
             raise WeightsError(f"the weights to start from cannot be read: {path}: {error}") from None
     return found
 
 
+def _name_in_model(name: str) -> str:
+    """Return the name that a tensor of a file has in a model: the library peft saves adapters under other names.
+
+    >>> _name_in_model("base_model.model.layer.lora_A.weight"), _name_in_model("layer.weight")
+    ('layer.lora_A.default.weight', 'layer.weight')
+    """
+    own = name.removeprefix("base_model.model.")
+    return re.sub(r"\.(lora_[AB])\.weight$", r".\1.default.weight", own)
+
+
 def _weight_files(source: Path) -> list[Path]:
     if not source.is_dir():
         return [source]
-    if (source / WEIGHTS).exists():
-        return [source / WEIGHTS]
+    if whole := [source / name for name in (WEIGHTS, ADAPTER_WEIGHTS) if (source / name).exists()]:
+        return whole[:1]
     if not (source / INDEX).exists():
         there = sorted(path.name for path in source.iterdir())[:5]
         raise WeightsError(f"no weights to start from: {source} has neither {WEIGHTS} nor {INDEX}, but {there}")

@@ -19,6 +19,7 @@ from openfl.federated.task.task_runner import CoreTaskRunner
 from openfl_audio.node.adapter import move, remember_weights
 from openfl_audio.node.local_state import ClientStates
 from openfl_audio.node.progress import CountedData, begin_task
+from openfl_audio.protocol.low_rank import is_given
 from openfl_audio.protocol.messages import MAX_CLIPS, TaskResult
 from openfl_audio.protocol.metrics import MeanOver
 from openfl_audio.protocol.plan import Task
@@ -91,7 +92,7 @@ class TaskRunner(CoreTaskRunner):
         trained: Tensors = {}
         results = {}
         for task in tasks:
-            given = trained if task.apply_local and trained else tensors
+            given = tensors | trained if task.apply_local else tensors
             results[task.name], produced = self._run_task(task, round_number, client, given, device)
             trained = produced or trained
             logger.info("round %d, %s: %s", round_number, task.name, results[task.name])
@@ -158,6 +159,7 @@ class TaskRunner(CoreTaskRunner):
         """Build the model. Generators are seeded first: a recipe may draw weights that are never transmitted."""
         seed_generators(f"{self.seed}:model")
         super().set_model_provider(model_provider)
+        model_provider.check_base()
         self._recipe = RecipeState(self.model)
 
     @property
@@ -196,7 +198,7 @@ class TaskRunner(CoreTaskRunner):
     ) -> tuple[Any, Tensors]:
         """Return what a task returned, and the tensors it leaves behind if it trains."""
         tensors = {} if validation_flag else self.get_tensor_dict(with_opt_vars=self.transmits_optimizer)
-        return metric_dict, tensors
+        return metric_dict, {name: tensor for name, tensor in tensors.items() if not is_given(name)}
 
 
 class RecipeState:

@@ -86,6 +86,7 @@ def define(
             units=getattr(data_loader, "units", ExperimentPlan.model_fields["units"].default),
         )
         plan.check_best()
+        plan.aggregation.check_names(tensors)
     except ValidationError as error:
         raise DefinitionError(describe_faults(error)) from None
     except ValueError as error:

@@ -4,12 +4,13 @@ The director does the same with files: `openfl_audio.director.aggregate`.
 """
 
 import math
-from collections.abc import Container
+from collections.abc import Callable, Container
 
 import numpy as np
 
 from openfl_audio.errors import TooLargeError, UpdateRefusedError
 from openfl_audio.protocol.aggregation import Aggregation
+from openfl_audio.protocol.low_rank import ERROR, Product, combine_adapters, find_pairs, is_given, lost_share
 from openfl_audio.protocol.rules import Mean, RunningMean
 from openfl_audio.protocol.tensors import Tensors
 from openfl_audio.protocol.values import LARGEST_VALUE, clipped, distance, is_too_large, magnitude, narrowed
@@ -44,8 +45,11 @@ class Aggregator:
         self.aggregations = aggregations
         self._floats = [name for name, tensor in model.items() if tensor.dtype.kind == "f"]
         self._parameters = {name for name in self._floats if name not in untrained}
+        self._sent = [name for name in self._floats if not is_given(name)]
+        pairs = find_pairs(self._floats) if aggregation.product_rule else []
+        self._paired = {name for pair in pairs for name in pair.names}
         # Views of the model: when it has changed, so has what the next mean begins with.
-        self._means = {name: RunningMean(self.model[name].reshape(-1)) for name in self._floats}
+        self._means = {name: RunningMean(self.model[name].reshape(-1)) for name in self._sent}
         self._counters: Tensors = {}
         self._kept: list[tuple[Tensors, int]] = []
 
@@ -54,31 +58,53 @@ class Aggregator:
 
         Raises UpdateRefusedError, which begins with `error_prefix`, if a tensor holds NaN or infinity, or is too large.
         """
-        for name in self._floats:
+        for name in self._sent:
             check_tensor(name, update[name].reshape(-1), self.model[name].reshape(-1), error_prefix)
         for name in update.keys() - set(self._floats):
             # Integers are counters, such as a batch norm's number of batches.
             self._counters[name] = np.maximum(self._counters.get(name, update[name]), update[name])
-        update = self._clipped({name: update[name].reshape(-1) for name in self._floats})
+        update = self._clipped({name: update[name].reshape(-1) for name in self._sent})
         rule = self.aggregation.rule
         if isinstance(rule, Mean) and self._adds_at_once:
-            for name, mean in self._means.items():
-                mean.add(update[name], clips if rule.weighted else 1.0)
+            for name in self._sent:
+                self._means[name].add(update[name], clips if rule.weighted else 1.0)
         else:
             self._kept.append(({name: values.copy() for name, values in update.items()}, clips))
 
-    def finish_round(self) -> None:
-        """Make the next global model, in place, from what was added."""
-        for name in self._floats:
+    def finish_round(self) -> dict[str, float]:
+        """Make the next global model, in place, from what was added.
+
+        Returns what a round's record says of it: nothing, or the `low_rank.ERROR` of adapters.
+        """
+        products = self._combine_adapters()
+        for name in self._sent:
+            if name in self._paired:
+                continue
             tensor = self.model[name].reshape(-1)
             values = self._combined(name, tensor)
             if name in self._parameters:
                 values = self._step(name, tensor, values)
             tensor[:] = narrowed(values, tensor.dtype)
+        for product in products:
+            for name, values in product.tensors.items():
+                self.model[name][...] = narrowed(values.reshape(-1), self.model[name].dtype).reshape(values.shape)
         for name, counter in self._counters.items():
             self.model[name][...] = counter
         self.aggregations += 1
         self._counters, self._kept = {}, []
+        return {ERROR: lost_share(products)} if products else {}
+
+    def _combine_adapters(self) -> list[Product]:
+        rule = self.aggregation.product_rule
+        if rule is None:
+            return []
+
+        def reader(update: Tensors) -> Callable[[str], np.ndarray]:
+            return lambda name: update[name].reshape(self.model[name].shape)
+
+        weights = self.aggregation.weights([clips for _, clips in self._kept])
+        readers = [reader(update) for update, _ in self._kept]
+        return list(combine_adapters(rule, self._paired, lambda name: self.model[name], readers, weights))
 
     @property
     def _adds_at_once(self) -> bool:
@@ -108,7 +134,7 @@ class Aggregator:
         """Return `update` as near to the model as the aggregation wants it. What is not trained stays as it is."""
         if self.aggregation.clip_norm is None:
             return update
-        current = {name: self.model[name].reshape(-1) for name in self._parameters}
+        current = {name: self.model[name].reshape(-1) for name in self._parameters if not is_given(name)}
         norm = distance((values, update[name]) for name, values in current.items())
         (scale,) = self.aggregation.clip_scales([norm])
         return update | {name: clipped(values, update[name], scale) for name, values in current.items()}

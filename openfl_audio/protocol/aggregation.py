@@ -3,10 +3,12 @@
 The choice travels as JSON inside an experiment's plan.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from openfl_audio.protocol.low_rank import LoraResidual, LoraRule, LoraSvd, is_given
 from openfl_audio.protocol.part import Part
 from openfl_audio.protocol.rules import Mean, Rule
 from openfl_audio.protocol.server_optimizers import ServerOptimizer
@@ -19,7 +21,7 @@ class Aggregation(Part):
     max_share updates, all weigh the same.
     """
 
-    rule: Rule = Field(
+    rule: Annotated[Rule | LoraRule, Field(discriminator="rule")] = Field(
         default=Mean(),
         description="rule that combines the updates; without a server optimizer, the result is the next model",
     )
@@ -37,6 +39,37 @@ class Aggregation(Part):
         lt=1,
         description="bound on one update's share of the weight of a round; a larger weight counts as just that",
     )
+
+    @model_validator(mode="after")
+    def check_optimizer(self) -> "Aggregation":
+        """Raise ValueError for a server optimizer with a rule that makes new factors in each round."""
+        if self.product_rule is not None and self.server_optimizer is not None:
+            raise ValueError(
+                f"rule '{self.rule.rule}' makes new factors in each round, towards which no server optimizer can step: "
+                "take the rule 'mean', or no server_optimizer"
+            )
+        return self
+
+    @property
+    def product_rule(self) -> LoraResidual | LoraSvd | None:
+        """Return the rule, where it combines the products of adapters."""
+        return self.rule if isinstance(self.rule, LoraResidual | LoraSvd) else None
+
+    @property
+    def whole_tensors(self) -> bool:
+        """Tell whether the aggregation needs all of a tensor at once."""
+        return self.rule.whole_tensors or (self.server_optimizer is not None and self.server_optimizer.whole_tensors)
+
+    def check_names(self, names: Iterable[str]) -> None:
+        """Raise ValueError unless the rule suits a model that transmits tensors of these `names`."""
+        names = list(names)
+        if self.product_rule is not None:
+            self.product_rule.check_names(names)
+        if not isinstance(self.rule, LoraResidual) and any(map(is_given, names)):
+            raise ValueError(
+                f"the model's adapters have residuals, which rule '{self.rule.rule}' leaves at zero: take "
+                "'lora_residual', or adapters without"
+            )
 
     def weights(self, clips: Sequence[int]) -> list[float]:
         """Return the weight of each update by the clips it was trained on, once `max_share` has been applied."""

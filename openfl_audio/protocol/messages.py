@@ -206,6 +206,7 @@ class RoundRecord(Answer):
         bytes_up: bytes that all envoys together have sent.
         bytes_down: bytes that all envoys together have received.
         timings: seconds of each envoy for "download", "tasks" and "upload", as far as they were measured.
+        aggregation: what the aggregation tells of its result, such as the `adapter_error`, by name.
     """
 
     round: int
@@ -220,6 +221,7 @@ class RoundRecord(Answer):
     bytes_up: int
     bytes_down: int
     timings: dict[str, dict[str, float]] = {}  # version 0.1.0 has none
+    aggregation: dict[str, float] = {}  # version 0.1.0 has none
 
 
 class Waits(Answer):

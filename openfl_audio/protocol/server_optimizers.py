@@ -12,10 +12,12 @@ from openfl_audio.protocol.part import Part
 class _ServerOptimizer(Part):
     """Base of server optimizers, which step from the global model towards what the rule made of the updates.
 
-    Their state from round to round is named by `slots`: float32 arrays of the model's shapes.
+    Their state from round to round is named by `slots`: float32 arrays of the model's shapes. `whole_tensors` says that
+    one needs all of a tensor at once.
     """
 
     slots: ClassVar[tuple[str, ...]]
+    whole_tensors: ClassVar[bool] = False
     learning_rate: float = Field(default=0.01, gt=0, description="learning rate of the server optimizer")
 
     def initial_value(self, slot: str) -> float:
@@ -169,10 +171,48 @@ class OpenFLAdagrad(_OpenFLOptimizer):
     epsilon: float = Field(default=1e-10, gt=0, description="number added to the root of the squares")
 
 
+class FedLamb(_ServerOptimizer):
+    """LAMB of You et al. 2020, arXiv 1904.00962, algorithm 2, with the change of a round as the negative gradient.
+
+    Each tensor's step is as long as its own values, times the learning rate: with the bias of both moments corrected,
+
+        r = m / (sqrt(v) + epsilon) - weight_decay * current
+        next = current + learning_rate * |current| / |r| * r
+
+    Where `current` or r is all zeros, the ratio is 1.
+    """
+
+    slots = ("first_moment", "second_moment")
+    whole_tensors: ClassVar[bool] = True
+    optimizer: Literal["lamb"] = Field(default="lamb", description="LAMB of You et al.: steps as long as the tensor")
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), description="decay of first and second moment")
+    epsilon: float = Field(default=1e-6, gt=0, description="what is added to the root of the second moment")
+    weight_decay: float = Field(default=0.0, ge=0, description="weight decay of the server optimizer")
+
+    def initial_value(self, slot: str) -> float:
+        """Return 0: both moments start there."""
+        return 0.0
+
+    def step(
+        self, current: np.ndarray, combined: np.ndarray, state: dict[str, np.ndarray], steps_before: int
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Step from `current` towards `combined`, both a whole tensor; see the base class."""
+        change = np.subtract(combined, current, dtype=np.float64)
+        first = _decayed(state["first_moment"].astype(np.float64), change, self.betas[0])
+        second = _decayed(state["second_moment"].astype(np.float64), change**2, self.betas[1])
+        unbiased = [m / (1 - beta ** (steps_before + 1)) for m, beta in zip((first, second), self.betas, strict=True)]
+        direction = unbiased[0] / (np.sqrt(unbiased[1]) + self.epsilon) - self.weight_decay * current
+        # Not np.linalg.norm, whose last bits depend on the number of threads.
+        lengths = [float(np.sqrt(np.square(each, dtype=np.float64).sum())) for each in (current, direction)]
+        ratio = lengths[0] / lengths[1] if all(lengths) else 1.0
+        values = current + self.learning_rate * ratio * direction
+        return values, {"first_moment": first.astype(np.float32), "second_moment": second.astype(np.float32)}
+
+
 def _decayed(average: np.ndarray, value: np.ndarray, beta: float) -> np.ndarray:
     return beta * average + (1 - beta) * value
 
 
 ServerOptimizer = Annotated[
-    FedAdam | FedYogi | FedAdagrad | OpenFLAdam | OpenFLYogi | OpenFLAdagrad, Field(discriminator="optimizer")
+    FedAdam | FedYogi | FedAdagrad | FedLamb | OpenFLAdam | OpenFLYogi | OpenFLAdagrad, Field(discriminator="optimizer")
 ]

@@ -23,6 +23,7 @@ from openfl_audio.node.local_state import ClientStates
 from openfl_audio.notebook.experiment import Definition, define
 from openfl_audio.notebook.live_view import show_progress
 from openfl_audio.protocol.aggregate import Aggregator
+from openfl_audio.protocol.low_rank import is_given
 from openfl_audio.protocol.messages import UpdateMessage
 from openfl_audio.protocol.plan import NAME, name_of_best
 from openfl_audio.protocol.rounds import Progress, Rounds
@@ -134,7 +135,7 @@ class Simulation:
                     for which in rounds.better_scores():
                         checkpoint.keep_best(which, aggregator.model)
                     if rounds.trained:
-                        aggregator.finish_round()
+                        record["aggregation"] = aggregator.finish_round()
                     rounds.progress = rounds.next_progress()
                     record["seconds"] = round(time.monotonic() - began, 4)
                     at_once = rounds.finished or self._keeps_state
@@ -154,7 +155,8 @@ class Simulation:
         """
         plan, updates = rounds.plan, 0
         model = _as_transmitted(aggregator.model, plan.precision)
-        n_bytes = len(describe(model, {}).pack()) + sum(tensor.nbytes for tensor in model.values())
+        down = _bytes_of(model)
+        up = _bytes_of({name: tensor for name, tensor in model.items() if not is_given(name)})
         participants = list(rounds.participants.items())
         answers = envoys.run_round(participants, rounds.round_number, model, rounds.rate_factor)
         for client, (results, trained, sizes) in zip(rounds.participants, answers, strict=True):
@@ -172,7 +174,7 @@ class Simulation:
             updates += bool(trained)
             on_client(client)
         rounds.check_answers()
-        return {"bytes_up": updates * n_bytes, "bytes_down": len(rounds.participants) * n_bytes}
+        return {"bytes_up": updates * up, "bytes_down": len(rounds.participants) * down}
 
     def initial_model(self) -> torch.nn.Module:
         """Return a new model with the weights that the experiment began with."""
@@ -208,6 +210,11 @@ class Simulation:
             return nullcontext(VirtualEnvoys(definition, self._open_shard, states))
         # Actors get the global model round by round.
         return ray_envoys(*self._ray, replace(definition, tensors={}), self._open_shard, states)
+
+
+def _bytes_of(tensors: Tensors) -> int:
+    """Return how many bytes `tensors` are when they are transmitted."""
+    return len(describe(tensors, {}).pack()) + sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _as_transmitted(tensors: Tensors, precision: str) -> Tensors:

@@ -20,8 +20,8 @@ Record = dict[str, Any]
 def to_frame(records: Sequence[Record]) -> pd.DataFrame:
     """Return a table with a row a round.
 
-    Its columns are `round`, validation metrics, `train ...` metrics, `seconds`, bytes `sent` by all envoys, and where
-    something did not count, or not in full, `left out`: who and why.
+    Its columns are `round`, validation metrics, `train ...` metrics, what the aggregation tells (`adapter error`),
+    `seconds`, bytes `sent` by all envoys, and where something did not count, or not in full, `left out`: who and why.
     A metric with a slash in its name, such as the share of one class, is a part of others and has no column.
     A metric whose value over all clips does not follow from those of the envoys is called "... (mean of sites)".
     """
@@ -163,7 +163,8 @@ def table_columns(records: Sequence[Record]) -> list[str]:
 def _metrics(record: Record) -> tuple[dict[str, float], dict[str, float]]:
     """Return the metrics of validation and of training, by the names of their columns."""
     trained = {f"train {name}": value for name, value in _columns(record, TRAIN).items()}
-    return _columns(record, VALIDATE), trained
+    aggregated = {name.replace("_", " "): value for name, value in record.get("aggregation", {}).items()}
+    return _columns(record, VALIDATE), trained | aggregated
 
 
 def _columns(record: Record, task: str) -> dict[str, float]:

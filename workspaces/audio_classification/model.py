@@ -12,6 +12,7 @@ from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_M
 
 from openfl_audio.errors import SettingsError
 from openfl_audio.node.pretrained import explain_missing_weights
+from openfl_audio.training.adapters import Lora, add_adapter
 from openfl_audio.training.compiler import prepare_compiler
 from openfl_audio.training.half_precision import guard_grouped_convolutions
 from workspaces.audio_classification.targets import Targets
@@ -28,18 +29,20 @@ def create_classifier(
     targets: Targets,
     seed: int = 0,
     compile: bool = False,
+    adapter: Lora | None = None,
 ) -> PreTrainedModel:
     """Return a model of `AutoModelForAudioClassification` with an output for each of the targets.
 
     `pretrained` is a hub name or a folder written by `save_pretrained`; a head of another size is replaced by a new
     one, and a convolutional feature encoder stays frozen. `config` is a JSON file with a `model_type`, in `configs/` or
     elsewhere, for a random start in which everything is trained. Weights that are not pretrained depend on `seed`. With
-    `compile`, torch.compile makes it faster after a slow start; its tensors keep their names.
+    `compile`, torch.compile makes it faster after a slow start; its tensors keep their names. With `adapter`, only
+    adapters and the head are trained.
 
     Raises:
         PretrainedWeightsError: the weights cannot be had.
-        SettingsError: both or neither of `pretrained` and `config` are given, or there is no such model; or `compile`
-            on a machine without a C++ compiler or Python's headers.
+        SettingsError: both or neither of `pretrained` and `config` are given, or there is no such model, or none that
+            takes the adapter; or `compile` on a machine without a C++ compiler or Python's headers.
     """
     if (pretrained is None) == (config is None):
         raise SettingsError("a model needs either pretrained (a hub name or a folder) or config (a JSON file)")
@@ -60,6 +63,7 @@ def create_classifier(
             if hasattr(model, "freeze_feature_encoder"):
                 model.freeze_feature_encoder()
     guard_grouped_convolutions(model)
+    add_adapter(model, adapter, seed)
     if compile:
         prepare_compiler()
         model.compile()

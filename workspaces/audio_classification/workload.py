@@ -13,9 +13,10 @@ from safetensors.torch import save_model
 
 from openfl_audio.config import load_settings
 from openfl_audio.protocol.plan import Direction
+from openfl_audio.training.adapters import AdapterSettings
 from openfl_audio.training.export import extend_config
 from openfl_audio.training.history import Record
-from openfl_audio.training.run_settings import Group, RunSettings
+from openfl_audio.training.run_settings import Group
 from openfl_audio.training.sites import summarize_scores
 from openfl_audio.training.workload import Metrics, Workload, register_tasks
 from shard_descriptors.common.recordings_shard import RecordingsShardDescriptor, count_classes
@@ -96,7 +97,7 @@ class AugmentationSettings(Group):
     frequency_mask: float = Field(default=0.0, ge=0, lt=1, description="mask up to that share of a spectrogram's bands")
 
 
-class AudioClassificationSettings(RunSettings):
+class AudioClassificationSettings(AdapterSettings):
     """Settings of a run of audio classification."""
 
     model: ModelSettings = Field(description="model that is trained")
@@ -143,7 +144,8 @@ class AudioClassification(Workload[AudioClassificationSettings]):
 
     def model(self, config: AudioClassificationSettings) -> Callable[[], torch.nn.Module]:
         source: dict[str, Any] = {"config": config.model.config, "targets": self.targets(config), "seed": config.seed}
-        return partial(create_classifier, config.model.pretrained, **source, compile=config.compile)
+        more: dict[str, Any] = {"compile": config.compile, "adapter": config.adapter}
+        return partial(create_classifier, config.model.pretrained, **source, **more)
 
     def tasks(self, config: AudioClassificationSettings) -> TaskInterface:
         training = TrainingSettings(

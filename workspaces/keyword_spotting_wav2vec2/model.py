@@ -8,6 +8,7 @@ import torch
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
 
 from openfl_audio.node.pretrained import explain_missing_weights
+from openfl_audio.training.adapters import Lora, add_adapter
 from openfl_audio.training.export import extend_config, label_names
 from openfl_audio.training.half_precision import guard_grouped_convolutions
 from workspaces.keyword_spotting.model import SAMPLE_RATE, check_source
@@ -21,6 +22,7 @@ def create_wav2vec2(
     config: str | Path | None = None,
     labels: Sequence[str],
     seed: int = 0,
+    adapter: Lora | None = None,
 ) -> Wav2Vec2ForSequenceClassification:
     """Return a classifier of waveforms: `input_values` (batch, samples) to logits (batch, len(labels)).
 
@@ -32,6 +34,7 @@ def create_wav2vec2(
     `pretrained` is a hub name or a folder written by `save_pretrained`; its convolutional feature encoder stays frozen,
     as in fine-tuning of wav2vec 2.0 (Baevski et al., arXiv 2006.11477). `config` is a JSON file, in `configs/`
     or elsewhere, for a random start in which everything is trained. Weights that are not pretrained depend on `seed`.
+    With `adapter`, only adapters and the head are trained.
     Raises PretrainedWeightsError when the weights cannot be had.
     """
     check_source(pretrained, config)
@@ -41,11 +44,11 @@ def create_wav2vec2(
         if config is not None:
             values = json.loads((CONFIGS / config).read_text())
             model = Wav2Vec2ForSequenceClassification(Wav2Vec2Config(**values, **names))
-            return guard_grouped_convolutions(model)
-        with explain_missing_weights(pretrained):
-            model = Wav2Vec2ForSequenceClassification.from_pretrained(pretrained, **names)
-    model.freeze_feature_encoder()
-    return guard_grouped_convolutions(model)
+        else:
+            with explain_missing_weights(pretrained):
+                model = Wav2Vec2ForSequenceClassification.from_pretrained(pretrained, **names)
+            model.freeze_feature_encoder()
+    return add_adapter(guard_grouped_convolutions(model), adapter, seed)
 
 
 def create_feature_extractor() -> Wav2Vec2FeatureExtractor:

@@ -10,6 +10,7 @@ from openfl.interface.interactive_api.experiment import DataInterface, TaskInter
 from openfl.interface.interactive_api.shard_descriptor import ShardDataset
 from pydantic import Field, field_validator, model_validator
 
+from openfl_audio.training.adapters import AdapterSettings
 from openfl_audio.training.run_settings import Group
 from openfl_audio.training.workload import register_tasks
 from shard_descriptors.superb.layout import LABELS
@@ -32,7 +33,7 @@ class ModelSettings(Group):
         return str(Path(path).resolve()) if path is not None and Path(path).exists() else path
 
 
-class Wav2Vec2KeywordSpottingSettings(SpeechCommandsSettings):
+class Wav2Vec2KeywordSpottingSettings(SpeechCommandsSettings, AdapterSettings):
     """Settings of a run; without `warmup` the learning rate falls from the first step on."""
 
     model: ModelSettings = Field(description="model that is trained")
@@ -59,7 +60,7 @@ class Wav2Vec2KeywordSpotting(SpeechCommandsWorkload[Wav2Vec2KeywordSpottingSett
 
     def model(self, config: Wav2Vec2KeywordSpottingSettings) -> Callable[[], torch.nn.Module]:
         source: dict[str, Any] = {"config": config.model.config, "labels": LABELS, "seed": config.seed}
-        return partial(create_wav2vec2, config.model.pretrained, **source)
+        return partial(create_wav2vec2, config.model.pretrained, **source, adapter=config.adapter)
 
     def tasks(self, config: Wav2Vec2KeywordSpottingSettings) -> TaskInterface:
         training = tasks.TrainingSettings(

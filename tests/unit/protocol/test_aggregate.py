@@ -9,7 +9,15 @@ from openfl_audio.errors import NotFiniteError, TooLargeError, UpdateRefusedErro
 from openfl_audio.protocol.aggregate import Aggregator
 from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.rules import GeometricMedian, Mean, Median, TrimmedMean
-from openfl_audio.protocol.server_optimizers import FedAdagrad, FedAdam, FedYogi, OpenFLAdagrad, OpenFLAdam, OpenFLYogi
+from openfl_audio.protocol.server_optimizers import (
+    FedAdagrad,
+    FedAdam,
+    FedLamb,
+    FedYogi,
+    OpenFLAdagrad,
+    OpenFLAdam,
+    OpenFLYogi,
+)
 from openfl_audio.protocol.tensors import TensorFile, Tensors, write_tensors
 
 # The long one is cut into slices and blocks.
@@ -94,6 +102,7 @@ AGGREGATIONS = {
     "adam": Aggregation(server_optimizer=FedAdam(learning_rate=0.1)),
     "yogi": Aggregation(server_optimizer=FedYogi(learning_rate=0.1)),
     "adagrad": Aggregation(server_optimizer=FedAdagrad(learning_rate=0.1)),
+    "lamb": Aggregation(server_optimizer=FedLamb(learning_rate=0.1)),
     "openfl_adam": Aggregation(server_optimizer=OpenFLAdam(learning_rate=0.1)),
     "openfl_yogi": Aggregation(server_optimizer=OpenFLYogi(learning_rate=0.1, initial_accumulator_value=0.01)),
     "openfl_adagrad": Aggregation(server_optimizer=OpenFLAdagrad(learning_rate=0.1)),

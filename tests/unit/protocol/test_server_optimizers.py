@@ -5,6 +5,7 @@ from openfl_audio.protocol.rules import Mean
 from openfl_audio.protocol.server_optimizers import (
     FedAdagrad,
     FedAdam,
+    FedLamb,
     FedYogi,
     OpenFLAdagrad,
     OpenFLAdam,
@@ -165,3 +166,33 @@ def test_an_optimizer_brings_the_model_to_where_the_updates_point(name):
     for round_number in range(300):
         current, state = optimizer.step(current, goal, state, round_number)
     np.testing.assert_allclose(current, goal, atol=0.1)
+
+
+def test_lamb_steps_as_far_as_the_tensor_is_long():
+    """Worked out one value at a time from algorithm 2 of You et al.; a round's change is the negative gradient."""
+    optimizer = FedLamb(learning_rate=0.1, weight_decay=0.01)
+    values, state = [3.0, -4.0], {slot: np.zeros(2, np.float32) for slot in optimizer.slots}
+    m, v = [0.0, 0.0], [0.0, 0.0]
+    for t, combined in enumerate(([3.5, -4.1], [3.2, -3.0]), start=1):
+        change = [c - x for c, x in zip(combined, values, strict=True)]
+        m = [0.9 * old + 0.1 * d for old, d in zip(m, change, strict=True)]
+        v = [0.999 * old + 0.001 * d * d for old, d in zip(v, change, strict=True)]
+        r = [
+            mi / (1 - 0.9**t) / ((vi / (1 - 0.999**t)) ** 0.5 + 1e-6) - 0.01 * x
+            for mi, vi, x in zip(m, v, values, strict=True)
+        ]
+        length, step = (sum(each * each for each in every) ** 0.5 for every in (values, r))
+        expected = [x + 0.1 * length / step * ri for x, ri in zip(values, r, strict=True)]
+        found, state = optimizer.step(np.array(values), np.array(combined), state, t - 1)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        assert np.linalg.norm(found - values) == pytest.approx(0.1 * np.linalg.norm(values))
+        values = expected
+
+
+def test_lamb_moves_a_tensor_of_zeros_and_leaves_one_that_did_not_change():
+    optimizer = FedLamb(learning_rate=0.1)
+    state = {slot: np.zeros(2, np.float32) for slot in optimizer.slots}
+    moved, _ = optimizer.step(np.zeros(2), np.array([1.0, -1.0]), state, 0)
+    np.testing.assert_allclose(moved, [0.1, -0.1], rtol=1e-5)
+    still, _ = optimizer.step(np.ones(2), np.ones(2), state, 0)
+    np.testing.assert_array_equal(still, np.ones(2))
