@@ -79,6 +79,12 @@ def is_this_machine(host: str) -> bool:
     return name in (*LOCAL_NAMES, socket.gethostname().lower()) or name.endswith(".localhost")
 
 
+def is_loopback(host: str) -> bool:
+    """Tell whether a server on `host` is reached from this machine only."""
+    address = ip_address(host)
+    return address.is_loopback if address else host.lower() in LOCAL_NAMES
+
+
 def proxy_of(host: str) -> str | None:
     """Describe the proxy through which gRPC reaches `host` by this process's environment, without its password."""
     for variable in PROXY_VARIABLES:

@@ -29,6 +29,10 @@ class CallEndedError(OpenFLAudioError, RuntimeError):
     """A call was ended from elsewhere. The message says why."""
 
 
+class SessionEndedError(OpenFLAudioError, RuntimeError):
+    """A call of the page is made for nobody who is logged in."""
+
+
 class MessageTooLargeError(OpenFLAudioError, ValueError):
     """A message that is not whole yet is larger than any that is taken."""
 

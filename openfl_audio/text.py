@@ -16,6 +16,12 @@ _MARKS = (
 )
 
 
+def shorten_error(error: str) -> str:
+    """Return the first line, which names the envoy, and the last, which of a traceback is the error itself."""
+    lines = error.strip().splitlines()
+    return "\n".join(lines if len(lines) < 2 else (lines[0], lines[-1]))
+
+
 def read_text(path: str | os.PathLike[str]) -> str:
     """Read a file in UTF-8, or in the encoding that its byte order mark tells (UTF-8, UTF-16, UTF-32).
 

@@ -91,12 +91,6 @@ def table_of(title: str, columns: Iterable[str], rows: Iterable[list[str]]) -> T
     return table
 
 
-def shorten(error: str) -> str:
-    """Return the first line, which names the envoy, and the last, which of a traceback is the error itself."""
-    lines = error.strip().splitlines()
-    return "\n".join(lines if len(lines) < 2 else (lines[0], lines[-1]))
-
-
 def printable(text: str) -> str:
     """Return `text` without what would steer a terminal: an error has what an envoy's process wrote."""
     return "".join(character if character.isprintable() or character == "\n" else " " for character in text)

@@ -26,6 +26,7 @@ class Director(Command):
     config: Path = option("YAML file of the settings", short="-c", metavar="FILE")
     set_: list[str] = changes_option("settings.listen_port=50052")
     disable_tls: bool = option("no encryption, and anybody may connect", False)
+    no_page: bool = option("serve no page in the browser", False)
 
     @classmethod
     def settings_class(cls, given: Mapping[str, Any]) -> type[BaseModel]:
@@ -37,7 +38,7 @@ class Director(Command):
         from openfl_audio.director.server import DirectorFile, run
 
         settings = load_settings(self.config, DirectorFile, dict(map(parse_change, self.set_))).settings
-        run(settings, tls=not self.disable_tls)
+        run(settings, tls=not self.disable_tls, with_page=not self.no_page)
 
 
 class CheckDirector(Command):

@@ -28,6 +28,7 @@ TREE: Group = (
     {
         "director": "director.Director",
         "envoy": "envoy.Envoy",
+        "page": "page.Page",
         "check": (
             "Look at settings before something runs.",
             {"director": "director.CheckDirector", "envoy": "envoy.CheckEnvoy"},

@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 
 from rich.table import Table
 
-from openfl_audio.cli.connected import Connected, print_json, print_tables, shorten, table_of
+from openfl_audio.cli.connected import Connected, print_json, print_tables, table_of
 from openfl_audio.cli.options import option
 from openfl_audio.protocol.messages import EnvoyProgress
+from openfl_audio.text import shorten_error
 
 Rows = list[dict[str, Any]]
 
@@ -90,16 +91,16 @@ def _envoy(envoy: dict[str, Any]) -> list[str]:
 
 
 def _experiment(experiment: dict[str, Any]) -> list[str]:
-    # One more round than was asked for validates the last model.
-    done = min(experiment["round"], experiment["rounds"])
+    from openfl_audio.training.history import rounds_done
+
     seconds = experiment["seconds_per_round"]
     return [
         experiment["name"],
         experiment["owner"],
         experiment["corpus"],
         experiment["status"],
-        f"{done} of {experiment['rounds']}",
+        rounds_done(experiment["round"], experiment["rounds"]),
         "" if seconds is None else f"{seconds:.1f}",
         experiment["waits"] or ", ".join(experiment["waiting_for"]),
-        shorten(experiment["error"]),
+        shorten_error(experiment["error"]),
     ]

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.table import Table
 
-from openfl_audio.cli.connected import Connected, moment, print_json, print_tables, printable, shorten, table_of
+from openfl_audio.cli.connected import Connected, moment, print_json, print_tables, printable, table_of
 from openfl_audio.cli.options import argument, option
 from openfl_audio.errors import SettingsError
 from openfl_audio.files import replacing
 from openfl_audio.protocol.certificates import OPERATOR
 from openfl_audio.protocol.messages import LiveRound
+from openfl_audio.text import shorten_error
 
 if TYPE_CHECKING:
     from openfl_audio.notebook.director_calls import DirectorCalls
@@ -222,21 +223,20 @@ def old_names(calls: "DirectorCalls", before: float) -> list[str]:
 def tables_of(details: dict[str, Any]) -> list[Table | str]:
     """Return an experiment as a table of its state, one of its last rounds, and sentences on what did not count."""
     from openfl_audio.notebook.live_view import NOW_COLUMNS, live_title, now_rows
-    from openfl_audio.training.history import name_of_scores, note_sentences, shown_columns, shown_row
+    from openfl_audio.training.history import name_of_scores, note_sentences, rounds_done, shown_columns, shown_row
 
-    done = min(details["round"], details["rounds"])
     best = details["best"]
     best_by = name_of_scores(details["history"], best["metric"])
     rows = [
         ["owner", details["owner"]],
         ["status", details["status"] + (f" since {moment(details['ended'])}" if details["ended"] else "")],
         ["submitted", moment(details["submitted"])],
-        ["rounds", f"{done} of {details['rounds']}"],
+        ["rounds", rounds_done(details["round"], details["rounds"])],
         ["best by", f"{best_by}, {'higher' if best['direction'] == 'max' else 'lower'} is better"],
         ["envoys", ", ".join(details["envoys"])],
         ["waiting for", details["waits"] or ", ".join(details["waiting_for"])],
-        *([f"{envoy} left", shorten(reason)] for envoy, reason in details["departed"].items()),
-        ["error", shorten(details["error"])],
+        *([f"{envoy} left", shorten_error(reason)] for envoy, reason in details["departed"].items()),
+        ["error", shorten_error(details["error"])],
     ]
     state = table_of(details["name"], ("", ""), rows)
     state.show_header = False

@@ -8,15 +8,25 @@ from typing import Any, NoReturn, TypeAlias, TypeVar
 import grpc
 from grpc import aio
 
-from openfl_audio.errors import CertificateError
+from openfl_audio.director.sessions import Session, Sessions
+from openfl_audio.errors import CertificateError, SessionEndedError
 from openfl_audio.protocol.certificates import MONITOR, OPERATOR, USER, owner_of, role_of
+from openfl_audio.protocol.page import SESSION
 
 logger = logging.getLogger(__name__)
 
 Context: TypeAlias = aio.ServicerContext
 Method = TypeVar("Method", bound=Callable)
 
-CALLERS = {"envoy": "envoys", "user": "notebook users", "operator": "operators", "monitor": "monitors"}
+# The page's process, which has no certificate: it calls over a socket in a folder that only the director's user enters.
+PAGE = "page"
+CALLERS = {
+    "envoy": "envoys",
+    "user": "notebook users",
+    "operator": "operators",
+    "monitor": "monitors",
+    PAGE: "the director's page",
+}
 # Roles that may read the state of experiments, and those that may end them.
 READERS = (USER, OPERATOR, MONITOR)
 STEERERS = (USER, OPERATOR)
@@ -73,11 +83,48 @@ async def refuse(context: Context, code: grpc.StatusCode, sentence: str) -> NoRe
 class Gate:
     """Tells who is calling, and refuses callers without a right to call.
 
-    With TLS the certificate names the caller, without it the caller's own word does.
+    With TLS the certificate names the caller, without it the caller's own word does. A call that the page makes for
+    somebody counts as one with the certificate that this person logged in with.
+
+    Attributes:
+        sessions: those who are logged in to the page.
     """
 
     def __init__(self, tls: bool) -> None:
         self.tls = tls
+        self.sessions = Sessions()
+
+    @staticmethod
+    def is_page(context: Context) -> bool:
+        """Tell whether the page's process calls. gRPC names a peer on the network by its address."""
+        return context.peer().startswith("unix:")
+
+    def session(self, context: Context) -> Session | None:
+        """Return the session that a call of the page is made for, None for other calls. Raises SessionEndedError."""
+        if not self.is_page(context):
+            return None
+        session = self.sessions.find(header_of(context, SESSION))
+        if session is None:
+            raise SessionEndedError("nobody is logged in here, or not any more: openfl-audio page prints a new address")
+        return session
+
+    def end_session(self, context: Context) -> None:
+        """Log out the person for whom the page makes a call."""
+        self.sessions.log_out(header_of(context, SESSION))
+
+    def check_caller(self, context: Context, roles: tuple[str, ...]) -> str:
+        """Return the certificate (PEM) that a call is made with, "" where it needs none.
+
+        Raises CertificateError unless one of `roles` may make it, and SessionEndedError.
+        """
+        if PAGE in roles:
+            if not self.is_page(context):
+                raise CertificateError(f"this call is for {CALLERS[PAGE]}")
+            return ""
+        certificate = self.certificate(context)
+        if certificate:
+            check_role(certificate.encode(), roles)
+        return certificate
 
     async def envoy(self, context: Context, claimed: str) -> str:
         """Return the calling envoy's name; end the call if the certificate is not that envoy's."""
@@ -91,24 +138,24 @@ class Gate:
     async def person(self, context: Context) -> Caller:
         """Return who calls; end the call if the certificate is an envoy's."""
         if not self.tls:
-            return Caller(header_of(context, "client_id") or "anonymous")
+            session = self.session(context)
+            return Caller(session.name if session else header_of(context, "client_id") or "anonymous")
         return Caller(*await self._owner(context, READERS))
 
-    @staticmethod
-    def certificate(context: Context) -> str:
-        """Return the caller's certificate (PEM), "" without TLS."""
+    def certificate(self, context: Context) -> str:
+        """Return the caller's certificate (PEM), "" without TLS. Raises SessionEndedError."""
+        if (session := self.session(context)) is not None:
+            return session.certificate
         certificates = context.auth_context().get("x509_pem_cert")
         return certificates[0].decode() if certificates else ""
 
-    @classmethod
-    def expiry(cls, context: Context) -> float | None:
+    def expiry(self, context: Context) -> float | None:
         """Return when the caller's certificate expires, in seconds of the clock; None without TLS."""
-        certificate = cls.certificate(context)
+        certificate = self.certificate(context)
         return owner_of(certificate.encode()).expires if certificate else None
 
-    @staticmethod
-    async def _owner(context: Context, roles: tuple[str, ...]) -> tuple[str, str]:
-        certificate = context.auth_context()["x509_pem_cert"][0]
+    async def _owner(self, context: Context, roles: tuple[str, ...]) -> tuple[str, str]:
+        certificate = self.certificate(context).encode()
         try:
             check_role(certificate, roles)
         except CertificateError as error:

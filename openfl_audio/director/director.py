@@ -18,6 +18,7 @@ from openfl_audio.director.envoy_entry import EnvoyEntry
 from openfl_audio.director.experiment import Experiment
 from openfl_audio.director.members import choose_members
 from openfl_audio.director.run_folder import STATE, UNFINISHED, RunFolder, Status, owner_of
+from openfl_audio.director.totals import Totals
 from openfl_audio.errors import EnvoyRefusedError, RunFolderError, SteeringError, SubmissionError
 from openfl_audio.protocol.certificates import DIRECTOR, USER
 from openfl_audio.protocol.heads import HeadExchange
@@ -63,6 +64,7 @@ class Director:
         unusable: experiments that cannot be resumed, by name.
         record: what happened, for those who ask later.
         heads: the exchange of heads of records with envoys.
+        totals: sums over the rounds since the director started.
     """
 
     def __init__(self, runs: Path, health_check_period: int) -> None:
@@ -70,6 +72,7 @@ class Director:
         self.runs = runs
         self.record = Record(runs / RECORD, f"{DIRECTOR} '{DIRECTOR}'")
         self.heads = HeadExchange(self.record, HEADS_PAUSE_SECONDS)
+        self.totals = Totals()
         self.health_check_period = health_check_period
         self.envoys: dict[str, EnvoyEntry] = {}
         self.experiments: dict[str, Experiment] = {}
@@ -368,12 +371,13 @@ class Director:
             since=entry.since,
             progress=work.view.progress_of(name) if work is not None and is_seen else None,
             last_error=entry.last_error if caller.role != USER else "",
+            sizes=entry.sizes,
             versions=entry.versions,
             certificate_expires=entry.certificate_expires,
         )
 
     def _add(self, folder: RunFolder) -> Experiment:
-        experiment = Experiment(folder, self.record, self.is_online, self.changed_at)
+        experiment = Experiment(folder, self.record, self.is_online, self.changed_at, self.totals)
         self.experiments[folder.plan.name] = self.federations[folder.plan.federation_uuid] = experiment
         return experiment
 

@@ -6,6 +6,7 @@ from openfl_audio.director.intake import Intake
 from openfl_audio.director.run import Run
 from openfl_audio.director.run_folder import RunFolder
 from openfl_audio.director.scheduler import Scheduler
+from openfl_audio.director.totals import Totals
 from openfl_audio.director.view import View
 from openfl_audio.protocol.record import Record
 
@@ -25,12 +26,14 @@ class Experiment(Run):
         record: Record,
         is_online: Callable[[str], bool],
         since: Callable[[str], float] = lambda _: 0.0,
+        totals: Totals | None = None,
     ) -> None:
         """Make an experiment of its folder, whose events go into the director's record.
 
         `is_online` tells whether an envoy is there, and `since` when it came or went, in seconds of the clock.
+        Rounds are added to `totals`.
         """
-        super().__init__(folder, record)
+        super().__init__(folder, record, totals)
         self.intake = Intake(self)
         # One whose site has not approved the experiment takes part as little as one that is away.
         self.scheduler = Scheduler(

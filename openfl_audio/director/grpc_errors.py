@@ -10,7 +10,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc import aio
 
-from openfl_audio.director.authorization import Context, check_role, refuse, roles_of
+from openfl_audio.director.authorization import Context, Gate, refuse, roles_of
 from openfl_audio.director.calls import OpenCalls
 from openfl_audio.director.notification import within
 from openfl_audio.director.receiving import Connection, Connections
@@ -20,6 +20,7 @@ from openfl_audio.errors import (
     CertificateError,
     LackError,
     MessageTooLargeError,
+    SessionEndedError,
     TooManyCallsError,
 )
 from openfl_audio.protocol.certificates import owner_of
@@ -44,8 +45,9 @@ class GuardingInterceptor(aio.ServerInterceptor):
     could be checked.
     """
 
-    def __init__(self, calls: OpenCalls, connections: Connections, runs: Path) -> None:
+    def __init__(self, gate: Gate, calls: OpenCalls, connections: Connections, runs: Path) -> None:
         """Guard the calls of a director whose experiments are on the disk of `runs`."""
+        self._gate = gate
         self._calls, self._connections, self._runs = calls, connections, runs
 
     async def intercept_service(self, continuation: Callable, details: grpc.HandlerCallDetails) -> Any:
@@ -71,6 +73,8 @@ class GuardingInterceptor(aio.ServerInterceptor):
                 await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, f"not a request of {name}")
             except CertificateError as error:
                 await refuse(context, grpc.StatusCode.PERMISSION_DENIED, str(error))
+            except SessionEndedError as error:
+                await refuse(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
             except TooManyCallsError as error:
                 await refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
             except LackError as error:
@@ -84,11 +88,8 @@ class GuardingInterceptor(aio.ServerInterceptor):
 
     def _admit(self, context: Context, roles: tuple[str, ...]) -> contextlib.AbstractContextManager[None]:
         """Check the role of the certificate, and count the call for it. Without TLS there is none."""
-        certificates = context.auth_context().get("x509_pem_cert")
-        if not certificates:
-            return contextlib.nullcontext()
-        check_role(certificates[0], roles)
-        return self._calls.open(owner_of(certificates[0]))
+        certificate = self._gate.check_caller(context, roles)
+        return self._calls.open(owner_of(certificate.encode())) if certificate else contextlib.nullcontext()
 
     def _connection(self, context: Context) -> Connection:
         certificates = context.auth_context().get("x509_pem_cert")

@@ -15,6 +15,7 @@ from openfl_audio.director.notification import Changes
 from openfl_audio.director.run_folder import RunFolder, Status
 from openfl_audio.director.shortage import RETRY_SECONDS, Lacks, telling_lack
 from openfl_audio.director.task_logs import TaskLogs
+from openfl_audio.director.totals import Totals
 from openfl_audio.errors import LackError
 from openfl_audio.protocol.messages import APPROVAL
 from openfl_audio.protocol.plan import ExperimentPlan
@@ -52,10 +53,12 @@ class Run:
         clock: what their parts of the round took.
         answered: notified when an envoy has answered, or will not answer in this round.
         news: notified when there is something new for those who follow the history.
+        totals: sums over the rounds of all experiments.
     """
 
-    def __init__(self, folder: RunFolder, record: Record) -> None:
+    def __init__(self, folder: RunFolder, record: Record, totals: Totals | None = None) -> None:
         self.folder = folder
+        self.totals = totals or Totals()
         self.record = record
         self.state = folder.state
         self.plan: ExperimentPlan = folder.plan

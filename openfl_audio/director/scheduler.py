@@ -267,6 +267,7 @@ class Scheduler:
             await self._retry(lambda: self._folder.link_model(name))  # noqa: B023
         await self._retry(lambda: self._folder.history.append(record, durable=True))
         await recording
+        self._run.totals.add(record)
         self._state.progress = self._rounds.progress = self._rounds.next_progress()
         self._state.participants = None
         self._intake.discard()

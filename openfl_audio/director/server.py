@@ -20,10 +20,12 @@ from openfl_audio.director.authorization import Gate
 from openfl_audio.director.calls import LOOK_SECONDS, OpenCalls
 from openfl_audio.director.director import Director
 from openfl_audio.director.grpc_errors import GuardingInterceptor
+from openfl_audio.director.page import PageProcess, PageSettings
 from openfl_audio.director.receiving import Connections, end_silent_lines
 from openfl_audio.director.runs_lock import sole_director
 from openfl_audio.director.services.aggregator import AggregatorService
 from openfl_audio.director.services.director import DirectorService
+from openfl_audio.director.services.page import PageService
 from openfl_audio.director.services.rounds import RoundsService
 from openfl_audio.errors import CertificateError, RecordError, StartError
 from openfl_audio.process import prepare_process, share_one_heap
@@ -77,6 +79,7 @@ class DirectorSettings(Settings):
     )
     runs: Path = Field(description="folder of the experiments: a folder each, with history and models")
     retention: Retention = Field(default=Retention(), description="experiments that have ended and are kept")
+    page: PageSettings = Field(default=PageSettings(), description="the page in the browser")
 
 
 class DirectorFile(Settings):
@@ -85,7 +88,9 @@ class DirectorFile(Settings):
     settings: DirectorSettings = Field(description="settings of the director")
 
 
-async def serve(settings: DirectorSettings, credentials: Credentials | None, max_files: int) -> None:
+async def serve(
+    settings: DirectorSettings, credentials: Credentials | None, max_files: int, page: PageProcess | None = None
+) -> None:
     """Serve until SIGINT or SIGTERM. Raises OSError if the port or the folder of experiments cannot be had."""
     stopped = interruption()
     revoked = RevocationList(settings.certificates / REVOKED if settings.certificates and credentials else None)
@@ -94,33 +99,39 @@ async def serve(settings: DirectorSettings, credentials: Credentials | None, max
         OpenCalls(revoked, lambda event, **fields: director.record.note(event, **fields)),
         Connections(),
     )
-    guard = GuardingInterceptor(calls, connections, settings.runs)
+    gate = Gate(tls=credentials is not None)
+    guard = GuardingInterceptor(gate, calls, connections, settings.runs)
     server = aio.server(options=server_options(max_files), interceptors=[guard])
     # Both before the folder is touched: a director that was started by mistake must not resume experiments.
     own = RenewedCredentials(settings.certificates, credentials, calls.note_renewal)
     address = bind(server, settings, own)
+    if page is not None:
+        page.bind(server)
     with sole_director(settings.runs):
         director = Director(settings.runs, settings.envoy_health_check_period)
-        tls = credentials is not None
-        gate = Gate(tls=tls)
-        about = settings.model_dump(mode="json", exclude={"certificates", "runs"})
-        director.record.append("director_started", version=version("openfl-audio"), tls=tls, settings=about)
+        about = settings.model_dump(mode="json", exclude={"certificates", "runs", "page"})
+        director.record.append("director_started", version=version("openfl-audio"), tls=gate.tls, settings=about)
         await director.recover()
         director_pb2_grpc.add_DirectorServicer_to_server(DirectorService(director, gate), server)
         aggregator_pb2_grpc.add_AggregatorServicer_to_server(AggregatorService(director, gate), server)
         server.add_generic_rpc_handlers((RoundsService(director, gate, lambda: own.current).handler(),))
+        page_service = PageService(director, gate, lambda: page.address if page else "")
+        server.add_generic_rpc_handlers((page_service.handler(),))
         await server.start()
         how = "with TLS" if credentials else "without TLS: any client may connect"
         logger.info("director listens on %s %s", address, how)
         silent = end_silent_lines(max_connections(max_files))
         watches = [calls.watch(), connections.watch(), silent, director.retain(settings.retention)]
         watches += [stop_revoked(director, revoked), keep_record(director)]
+        if page is not None:
+            watches.append(page.serve())
         if credentials:
             watches.append(warn_of_end(settings.certificates, credentials))
         watching = [asyncio.create_task(watch) for watch in watches]
         await stopped.wait()
         for task in watching:
             task.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)
         logger.info("director stops")
         await server.stop(grace=1)
         director.heads.keep_waiting(at_once=True)
@@ -223,18 +234,22 @@ def _configuration(credentials: Credentials) -> grpc.ServerCertificateConfigurat
     )
 
 
-def run(settings: DirectorSettings, tls: bool) -> None:
-    """Serve until SIGINT or SIGTERM. Raises CertificateError, and StartError without port or folder."""
+def run(settings: DirectorSettings, tls: bool, with_page: bool = True) -> None:
+    """Serve until SIGINT or SIGTERM. Raises CertificateError, SettingsError, and StartError without port or folder."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     max_files = prepare_process()
     share_one_heap()
     credentials = load_credentials(settings.certificates, "director") if tls else None
+    page = PageProcess(settings.page, settings.certificates if credentials else None) if with_page else None
     try:
-        asyncio.run(serve(settings, credentials, max_files))
+        asyncio.run(serve(settings, credentials, max_files, page))
     except (OSError, RecordError) as error:
         reason = str(error)
     else:
         return
+    finally:
+        if page is not None:
+            page.close()
     # The error's traceback held the server. Freed as late as with the interpreter, gRPC's server waits for a thread of
     # its own that no longer runs: in one start of twenty for ever.
     gc.collect()

@@ -46,13 +46,15 @@ def stop_left_over(folder: Path) -> int:
 class LocalFederation:
     """A context manager; `folder` gets settings, logs and what director and envoys write.
 
-    `certificates` None means that TLS is off; otherwise it has those of the director, the envoys and `user`.
+    `certificates` None means that TLS is off; otherwise it has those of the director, the envoys and `user`. With
+    `page` the director serves the page in the browser, on a free port.
     """
 
-    def __init__(self, folder: Path, certificates: Path | None, user: str) -> None:
+    def __init__(self, folder: Path, certificates: Path | None, user: str, page: bool = False) -> None:
         self.folder = folder
         self.certificates = certificates
         self.user = user
+        self._page = page
         self.port = free_port()
         self._processes: dict[str, subprocess.Popen] = {}
         for name in ("settings", "logs"):
@@ -78,9 +80,10 @@ class LocalFederation:
             "listen_host": "127.0.0.1",
             "listen_port": self.port,
             "runs": str(self.folder / "director"),
+            "page": {"port": 0},
             **self._certificates,
         }
-        self._start("director", ["director"], {"settings": settings})
+        self._start("director", ["director", *([] if self._page else ["--no-page"])], {"settings": settings})
 
     def start_envoy(self, name: str, shard_descriptor: dict, **changes: object) -> None:
         """`changes` go into the `params` of the envoy's settings."""

@@ -25,6 +25,7 @@ from openfl_audio.protocol.messages import (
     StatusRequest,
     Waits,
 )
+from openfl_audio.protocol.page import Invitation, InvitationRequest, PageStub
 from openfl_audio.protocol.tensors import Tensors, receive
 from openfl_audio.protocol.wire import (
     RoundsStub,
@@ -174,6 +175,12 @@ class DirectorCalls:
         with self.translated_errors():
             answer = self.rounds.get_status(encode(StatusRequest()), timeout=self._timeout)
             return decode_answer(answer, FederationStatus)
+
+    def get_invitation(self) -> Invitation:
+        """Return an invitation to the page in the browser, for the owner of this side's certificate."""
+        with self.translated_errors():
+            answer = PageStub(self.channel).invite(encode(InvitationRequest()), timeout=self._timeout)
+            return decode_answer(answer, Invitation)
 
     def get_model(self, experiment_name: str, which: str) -> Tensors:
         """Return model 'initial', 'last', 'best' or 'best-METRIC' as the director keeps it."""

@@ -8,9 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
-
-import pandas as pd
+from typing import TYPE_CHECKING, Protocol
 
 from openfl_audio.protocol.messages import Ended, EnvoyProgress, LiveRound, Waits, say_waits
 from openfl_audio.protocol.plan import VALIDATE
@@ -25,6 +23,9 @@ from openfl_audio.training.history import (
     shown_row,
     to_frame,
 )
+
+if TYPE_CHECKING:  # slow to import, and the page shows rounds without it
+    import pandas as pd
 
 # A picture takes about a tenth of a second: rounds that are quicker than this share one.
 SECONDS_BETWEEN_PICTURES = 0.5
@@ -45,7 +46,7 @@ def without_envoys(record: Record) -> Record:
 
 def show_progress(
     messages: Iterable[Record | LiveRound | Waits | Ended], name: str, metric: str, direction: str, past_rounds: int
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Show messages of `DirectorClient.stream_history` as they come, and return the history as `to_frame` does.
 
     `metric` chooses the best model of the experiment called `name`, in the direction "max" or "min". The first
@@ -229,8 +230,10 @@ def _is_kernel() -> bool:
     return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
-def _text_frame(records: Sequence[Record], metric: str) -> pd.DataFrame:
+def _text_frame(records: Sequence[Record], metric: str) -> "pd.DataFrame":
     """Return the history as people read it."""
+    import pandas as pd
+
     columns = shown_columns(records, metric)
     return pd.DataFrame([shown_row(record, columns) for record in records], columns=columns)
 

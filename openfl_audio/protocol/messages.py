@@ -47,6 +47,12 @@ class ExperimentRequest(Message):
     experiment: str
 
 
+class DetailsRequest(ExperimentRequest):
+    """A person requests an experiment as it is now, with the records of its last rounds if `latest`."""
+
+    latest: bool = True
+
+
 class DropRequest(ExperimentRequest):
     """A user or an operator wants an experiment to continue without one of its envoys."""
 
@@ -374,6 +380,7 @@ class EnvoySummary(Answer):
         since: when it came or went away, in seconds of the director's clock.
         progress: what it does in the open round of its experiment.
         last_error: the last line of why an experiment last failed on it, "" for users, as it may be another one's.
+        sizes: the sizes of its shard, by type of task and unit.
         versions: its versions of Python and libraries, by name.
         certificate_expires: when its certificate expires, in seconds of the clock; None without TLS.
     """
@@ -385,6 +392,7 @@ class EnvoySummary(Answer):
     since: float = 0.0
     progress: EnvoyProgress | None = None
     last_error: str = ""
+    sizes: dict[str, dict[str, int]] = {}
     versions: dict[str, str] = {}
     certificate_expires: float | None = None
 

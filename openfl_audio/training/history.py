@@ -1,13 +1,14 @@
 """The records of an experiment's rounds as a table, as sentences and as scores."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from openfl_audio.protocol.messages import EnvoyProgress, LiveRound
 from openfl_audio.protocol.metrics import MEAN_OF_SITES, shown_name
 from openfl_audio.protocol.plan import TRAIN, VALIDATE
+
+if TYPE_CHECKING:  # slow to import, and the page shows records without it
+    import pandas as pd
 
 # The column that says what did not count, and why. It is there where there is something to say.
 NOTES = "left out"
@@ -17,7 +18,7 @@ MOST_NAMES_SHOWN = 5
 Record = dict[str, Any]
 
 
-def to_frame(records: Sequence[Record]) -> pd.DataFrame:
+def to_frame(records: Sequence[Record]) -> "pd.DataFrame":
     """Return a table with a row a round.
 
     Its columns are `round`, validation metrics, `train ...` metrics, what the aggregation tells (`adapter error`),
@@ -25,6 +26,8 @@ def to_frame(records: Sequence[Record]) -> pd.DataFrame:
     A metric with a slash in its name, such as the share of one class, is a part of others and has no column.
     A metric whose value over all clips does not follow from those of the envoys is called "... (mean of sites)".
     """
+    import pandas as pd
+
     return pd.DataFrame([table_row(record) for record in records], columns=table_columns(records))
 
 
@@ -36,7 +39,7 @@ def table_row(record: Record) -> dict[str, Any]:
     return row | ({NOTES: "; ".join(sentences)} if sentences else {})
 
 
-def per_envoy(records: Iterable[Record], now: LiveRound | None = None) -> pd.DataFrame:
+def per_envoy(records: Iterable[Record], now: LiveRound | None = None) -> "pd.DataFrame":
     """Return a table with a row for each envoy and round, also of the round that is open `now`.
 
     Its columns are `round`, `envoy`, whether its update counted ("counted", "refused" or "missing") and `why` not, then
@@ -44,7 +47,9 @@ def per_envoy(records: Iterable[Record], now: LiveRound | None = None) -> pd.Dat
     they are means over, and the seconds that its `download`, `tasks` and `upload` took. Rows of the open round have the
     fields of an EnvoyProgress that are known, such as `state` "works", `task`, `step` and `total`.
     """
-    rows = [row for record in records for row in _envoy_rows(record)]
+    import pandas as pd
+
+    rows = [row for record in records for row in envoy_rows(record)]
     if now is not None and all(row["round"] != now.live for row in rows):
         rows += [_open_row(now.live, envoy) for envoy in now.envoys]
     return pd.DataFrame(rows, columns=list(dict.fromkeys(name for row in [*_NO_ROW, *rows] for name in row)))
@@ -53,7 +58,8 @@ def per_envoy(records: Iterable[Record], now: LiveRound | None = None) -> pd.Dat
 _NO_ROW: list[dict[str, Any]] = [{"round": 0, "envoy": "", "state": "", "why": ""}]
 
 
-def _envoy_rows(record: Record) -> Iterator[dict[str, Any]]:
+def envoy_rows(record: Record) -> Iterator[dict[str, Any]]:
+    """Yield the rows of `per_envoy` that a round's record has."""
     why = record.get("refused", {}) | dict.fromkeys(record.get("missing", []), "no answer when the round closed")
     for envoy in sorted({*record["envoys"], *why}):
         state = "counted" if envoy not in why else "refused" if envoy in record["refused"] else "missing"
@@ -99,6 +105,15 @@ def shown_row(record: Record, columns: Sequence[str]) -> list[str]:
     """Return the values of `columns` as people read them."""
     row = table_row(record) | {"envoys": updates_that_counted(record)}
     return [show_value(name, row.get(name)) for name in columns]
+
+
+def rounds_done(round_number: int, rounds: int) -> str:
+    """Return how far an experiment is; one more round than was asked for validates the last model.
+
+    >>> rounds_done(3, 20), rounds_done(21, 20)
+    ('3 of 20', '20 of 20')
+    """
+    return f"{min(round_number, rounds)} of {rounds}"
 
 
 def updates_that_counted(record: Record) -> str | None:
@@ -172,7 +187,7 @@ def _columns(record: Record, task: str) -> dict[str, float]:
     return {shown_name(record, task, name): value for name, value in metrics}
 
 
-def columns_of(history: pd.DataFrame, metric: str) -> list[str]:
+def columns_of(history: "pd.DataFrame", metric: str) -> list[str]:
     """Return the columns of `to_frame` that have the validation `metric`: exact, as a mean of sites, both, or none."""
     return [name for name in (metric, metric + MEAN_OF_SITES) if name in history.columns]
 

@@ -36,6 +36,7 @@ from openfl_audio.protocol.messages import (
     AttendRequest,
     Counted,
     Credit,
+    DetailsRequest,
     DropRequest,
     Ended,
     ExperimentRequest,
@@ -247,9 +248,10 @@ class RoundsService:
     @made_by(*READERS)
     async def get_experiment(self, request: bytes, context: Context) -> bytes:
         """Answer with the ExperimentDetails of an experiment as it is now."""
-        message = await parse(context, request, ExperimentRequest)
+        message = await parse(context, request, DetailsRequest)
         experiment = await find_persons_experiment(self.director, self.gate, context, message.experiment)
-        latest = await asyncio.to_thread(experiment.folder.history.latest, MAX_LATEST_BYTES)
+        n_bytes = MAX_LATEST_BYTES if message.latest else 0
+        latest = await asyncio.to_thread(experiment.folder.history.latest, n_bytes)
         return encode(experiment.view.details() | {"history": latest})
 
     @made_by(*STEERERS)
