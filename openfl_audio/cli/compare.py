@@ -89,7 +89,7 @@ def _after_centralized(rows: dict[str, Value], added: dict[str, Value]) -> dict[
 
 
 class CompareCodebooks(Command):
-    """Compare the codebooks that a HuBERT is pretrained with.
+    """Compare codebooks that a HuBERT is pretrained with.
 
     For each codebook (of each client, federated, central): targets, a simulated pretraining with small.yaml, and
     keyword spotting on the frozen features with upstream.yaml, which random weights and log-mel are put through as

@@ -12,11 +12,11 @@ from openfl_audio.config import load_settings, parse_change
 
 
 class Director(Command):
-    """Start the director of a federation, which envoys and notebooks connect to.
+    """Start the director of a federation.
 
-    The settings are those of director/director_config.yaml: the address to listen on, the folders of certificates and
-    of experiments. Paths in them are relative to their file. Interrupted or terminated, the director leaves its
-    experiments for the next start.
+    Envoys and notebooks connect to it, and it serves a page in the browser. The settings are those of
+    director/director_config.yaml: the address to listen on, the folders of certificates and of experiments. Paths in
+    them are relative to their file. Interrupted or terminated, the director leaves its experiments for the next start.
     """
 
     example: ClassVar[str] = "openfl-audio director -c director/director_config.yaml --set settings.listen_port=50052"

@@ -19,7 +19,7 @@ class Page(Connected):
     def run(self) -> None:
         with self.calls() as calls:
             invitation = calls.get_invitation()
-        print(f"{invitation.address}/login#token={invitation.token}")
+        print(invitation.login)
         print(f"It logs {self.user or 'anonymous'} in once, within {invitation.seconds / 60:.0f} minutes.")
         page, director = urlsplit(invitation.address), split_address(self.director)[0]
         if is_loopback(page.hostname or "") and not is_this_machine(director):

@@ -13,6 +13,7 @@ import shutil
 import socket
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from grpc import aio
@@ -27,6 +28,8 @@ from openfl_audio.protocol.page import PageOrder
 logger = logging.getLogger(__name__)
 
 DEFAULT_PORT = 8050
+# What a director does without that was installed for envoys only.
+NEEDED = ("prometheus_client", "starlette", "uvicorn")
 # One that cannot live is not started anew all the time.
 RESTART_SECONDS = 5.0
 STOP_SECONDS = 5.0
@@ -60,6 +63,9 @@ class PageProcess:
         self.address = ""
         self._folder = Path(tempfile.mkdtemp(prefix="openfl-audio-"))
         self._listener: socket.socket | None = None
+        if missing := [name for name in NEEDED if find_spec(name) is None]:
+            logger.warning("no page is served: it needs %s (pip install)", ", ".join(missing))
+            return
         try:
             self._listener = listen(settings.host, settings.port)
         except OSError as error:

@@ -9,6 +9,7 @@ from grpc import aio
 from pydantic import BaseModel
 
 from openfl_audio.errors import OpenFLAudioError, WireError
+from openfl_audio.protocol.codec import decode_answer, encode
 from openfl_audio.protocol.messages import (
     DetailsRequest,
     DropRequest,
@@ -19,8 +20,6 @@ from openfl_audio.protocol.messages import (
     LogRequest,
     ModelRequest,
     StatusRequest,
-    decode_answer,
-    encode,
 )
 from openfl_audio.protocol.page import (
     SESSION,

@@ -42,8 +42,11 @@ def cookie_of(request: Request) -> str:
 
 
 def person_of(request: Request) -> Person:
-    """Return who makes the request; whether the session is good, the director says."""
-    return Person(request.app.state.link, request.cookies.get(cookie_of(request), ""))
+    """Return who makes the request; whether the session is good, the director says. Raises HTTPException."""
+    secret = request.cookies.get(cookie_of(request))
+    if not secret:
+        raise HTTPException(401, "nobody is logged in here: openfl-audio page prints an address that logs in")
+    return Person(request.app.state.link, secret)
 
 
 def check_origin(request: Request) -> None:

@@ -27,7 +27,8 @@ MOST_REQUESTS = 300
 def run(order: PageOrder) -> None:
     """Serve until the director ends or asks for it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s page: %(message)s")
-    os.nice(NICENESS)
+    with contextlib.suppress(OSError):  # some sandboxes let nobody do so
+        os.nice(NICENESS)
     asyncio.run(_serve(order))
 
 

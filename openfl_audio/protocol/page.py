@@ -31,6 +31,11 @@ class Invitation(Answer):
     token: str
     seconds: float
 
+    @property
+    def login(self) -> str:
+        """Return the address that logs in. Browsers keep what is behind a # from servers, logs and other sites."""
+        return f"{self.address}/login#token={self.token}"
+
 
 class LoginRequest(Message):
     """The page's process exchanges a person's token for a session."""

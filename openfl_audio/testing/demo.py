@@ -20,7 +20,9 @@ import papermill
 from openfl_audio.errors import StartError
 from openfl_audio.experiments.local_federation import LocalFederation, stop_left_over
 from openfl_audio.files import write_result
+from openfl_audio.notebook.director_calls import DirectorCalls
 from openfl_audio.protocol.authority import write_certificates
+from openfl_audio.protocol.certificates import load_credentials
 from openfl_audio.testing.corpora.fsd50k import make_fsd50k
 from openfl_audio.testing.corpora.librispeech import make_librispeech
 from openfl_audio.testing.corpora.own_data import make_own_data
@@ -303,7 +305,7 @@ def run_demo(workload: str, data: Path | None, out: Path, keep: bool = False, **
         certificates, director_hosts=["127.0.0.1"], envoys=list(shards), users=[USER], operators=[OPERATOR]
     )
 
-    with LocalFederation(out, certificates, USER) as federation:
+    with LocalFederation(out, certificates, USER, page=keep) as federation:
         logs = out / "logs"
         say(f"a director on port {federation.port} and {len(shards)} envoys, with TLS; their logs are in {logs}")
         federation.start_director()
@@ -312,6 +314,8 @@ def run_demo(workload: str, data: Path | None, out: Path, keep: bool = False, **
             template = params.pop("template", chosen.corpus.shard_descriptor)
             federation.start_envoy(name, {"template": template, "params": params})
         federation.wait_until_ready(shards, READY_SECONDS)
+        if keep:
+            say(f"the page, for one login: {page_address(federation.port, certificates)}")
         say(f"{chosen.notebook}: {chosen.model} from a random start")
         parameters = {
             **chosen.parameters,
@@ -392,6 +396,13 @@ def report(workload: str, result: dict, out: Path) -> None:
     say(f"{out} has {', '.join(sorted(path.name for path in out.iterdir()))}")
 
 
+def page_address(port: int, certificates: Path) -> str:
+    """Return an address that logs the demo's user in to the page."""
+    credentials = load_credentials(certificates, USER)
+    with contextlib.closing(DirectorCalls(USER, f"127.0.0.1:{port}", credentials)) as calls:
+        return calls.get_invitation().login
+
+
 def say_how_to_play(port: int, certificates: Path, out: Path) -> None:
     """Print how to look at a federation that runs on, and how to end it."""
     where = f"--director 127.0.0.1:{port} --certificates {certificates}"
@@ -399,6 +410,7 @@ def say_how_to_play(port: int, certificates: Path, out: Path) -> None:
     print(f"    openfl-audio envoys {where} --user {USER}")
     print(f"    openfl-audio show demo {where} --user {USER}")
     print(f"    openfl-audio delete --older-than 0h {where} --user {OPERATOR}")
+    say(f"or in the browser, for one login: {page_address(port, certificates)}")
     say("or in a notebook or Python:")
     names = ", ".join(f'"{certificates / name}"' for name in ("ca.crt", f"{USER}.crt", f"{USER}.key"))
     print("    from openfl_audio import Federation, FLExperiment")

@@ -11,7 +11,8 @@ from openfl_audio.director.director import Director
 from openfl_audio.director.run_folder import Status
 from openfl_audio.director.services.rounds import RoundsService, parse
 from openfl_audio.director.sessions import TOKEN_SECONDS
-from openfl_audio.protocol.messages import Accepted, encode
+from openfl_audio.protocol.codec import encode
+from openfl_audio.protocol.messages import Accepted
 from openfl_audio.protocol.page import (
     SERVICE,
     FederationTotals,
