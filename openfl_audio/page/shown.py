@@ -1,4 +1,4 @@
-"""What the browser is told, in the words of notebook and command line: it places texts, and makes none."""
+"""Texts and numbers for the browser, in the words of notebook and command line: it places texts, and makes none."""
 
 import time
 from typing import Any

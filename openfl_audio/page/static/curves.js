@@ -3,6 +3,7 @@
 import { h, setText } from "/static/dom.js";
 
 const HEIGHT = 200;
+const UNITS = [["GB", 1e9], ["MB", 1e6], ["kB", 1e3], ["B", 1]];
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const number = (value) => (value === null || value === undefined ? "–" : String(Number(value.toPrecision(4))));
 
@@ -19,32 +20,37 @@ export class Curves {
   draw(rounds, metric, anew = false) {
     this.rounds = rounds;
     this.metric = metric;
+    if (rounds.last === undefined) return;
     const names = Object.keys(rounds.metrics);
     const isBest = (name) => name === metric || name === `${metric} (mean of sites)`;
     const rank = (name) => (isBest(name) ? 0 : name.startsWith("train ") ? 2 : 1);
     names.sort((one, other) => rank(one) - rank(other) || one.localeCompare(other));
+    this.place = 0;
     for (const name of names) {
       const ofEnvoys = rounds.envoys[name.replace(" (mean of sites)", "")] ?? {};
       this.chart(name, "", anew).update(rounds, { [name]: rounds.metrics[name] }, ofEnvoys);
     }
     const { seconds, sent, received } = rounds.sizes;
-    if (seconds) {
-      const parts = { "whole round": seconds, ...rounds.phases };
-      this.chart("seconds of a round", "s, median of the envoys by phase", anew).update(rounds, parts, {});
-      const megabytes = (line) => line.map((bytes) => (bytes === null ? null : bytes / 1e6));
-      const bytes = { sent: megabytes(sent), received: megabytes(received) };
-      this.chart("bytes of a round", "MB, all envoys together", anew).update(rounds, bytes, {});
-    }
+    const parts = { "whole round": seconds, ...rounds.phases };
+    this.chart("seconds of a round", "phases are medians of the envoys", anew).update(rounds, parts, {});
+    const largest = Math.max(...sent, ...received);
+    const [unit, size] = UNITS.find(([, each]) => largest >= each) ?? UNITS.at(-1);
+    const inUnit = (line) => line.map((bytes) => (bytes === null ? null : bytes / size));
+    const bytes = { sent: inUnit(sent), received: inUnit(received) };
+    this.chart("bytes of a round", `${unit}, of all envoys together`, anew).update(rounds, bytes, {});
   }
 
   chart(name, unit, anew) {
     if (anew) this.charts.get(name)?.forget();
     if (!this.charts.has(name)) {
-      const chart = new Chart(name, unit);
+      const chart = new Chart(name);
       this.charts.set(name, chart);
       this.node.append(chart.node);
     }
-    return this.charts.get(name);
+    const chart = this.charts.get(name);
+    chart.node.style.order = this.place++;  // a metric that comes later stands before what rounds took
+    setText(chart.unit, unit);
+    return chart;
   }
 
   leave() {
@@ -54,11 +60,12 @@ export class Curves {
 }
 
 class Chart {
-  constructor(name, unit) {
+  constructor(name) {
     this.name = name;
     this.readout = h("p", { class: "readout" });
     this.place = h("div", { class: "plot", role: "img" });
-    const caption = h("figcaption", {}, name, unit ? h("span", { class: "unit" }, ` ${unit}`) : "");
+    this.unit = h("span", { class: "unit" });
+    const caption = h("figcaption", {}, h("span", {}, name), " ", this.unit);
     this.node = h("figure", { "data-test": `curve ${name}` }, caption, this.place, this.readout);
     this.size = new ResizeObserver(() => this.plot?.setSize({ width: this.place.clientWidth, height: HEIGHT }));
     this.size.observe(this.place);
@@ -91,8 +98,8 @@ class Chart {
       cursor: { drag: { x: false, y: false }, points: { show: false } },
       scales: { x: { time: false } },
       axes: [
-        { ...axis, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000] },
-        { ...axis, size: 60 },
+        { ...axis, size: 28, gap: 2, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000] },
+        { ...axis, size: 52 },
       ],
       series: [{ label: "round" }, ...this.envoys.map(thin), ...this.names.map(thick)],
       hooks: { setCursor: [(plot) => this.read(plot.cursor.idx)] },
@@ -106,11 +113,14 @@ class Chart {
     const thick = columns.slice(this.envoys.length);
     const last = rounds.findLastIndex((_, at) => thick.some((line) => line[at] !== null));
     const at = place ?? last;
-    if (at < 0) return setText(this.readout, "no round is over so far");
-    const values = thick.map((line, each) => (thick.length > 1 ? `${this.names[each]} ` : "") + number(line[at]));
+    if (at < 0) return;
     const envoys = columns.slice(0, this.envoys.length).map((line) => line[at]).filter((value) => value !== null);
     const range = envoys.length ? `; envoys ${number(Math.min(...envoys))} to ${number(Math.max(...envoys))}` : "";
-    setText(this.readout, `round ${rounds[at]}: ${values.join(", ")}${range}`);
+    const parts = thick.map((line, each) => {
+      const name = thick.length > 1 ? `${this.names[each]} ` : "";
+      return h("span", {}, h("i", { class: `swatch swatch-${each}` }), `${name}${number(line[at])}`);
+    });
+    this.readout.replaceChildren(`round ${rounds[at]}: `, ...parts, range);
   }
 
   forget() {

@@ -48,13 +48,10 @@ function envoyColumns() {
     ["state", stateCell((envoy) => envoy.state)],
     ["now", nowCell, "wide"],
     ["experiment", experimentCell],
-    ["memory", text((envoy) => envoy.now?.memory), "number"],
     ["corpus", text((envoy) => envoy.corpus)],
-    ["clips", text((envoy) => envoy.clips)],
-    ["since", text((envoy) => moment(envoy.since)), "number"],
+    ["clips", text((envoy) => envoy.clips), "some"],
     ["certificate until", expiryCell, "number"],
-    ["versions", versionsCell],
-    ["last error", text((envoy) => envoy.lastError), "wide"],
+    ["more", moreCell, "some"],
   ];
 }
 
@@ -80,9 +77,14 @@ function expiryCell(cell, envoy) {
   cell.classList.toggle("warn", envoy.expiresSoon);
 }
 
-function versionsCell(cell, envoy) {
-  if (!cell.firstChild) cell.append(h("details", {}, h("summary", {}), h("span")));
-  const [summary, list] = cell.firstChild.children;
-  setText(summary, envoy.versions.find((version) => version.startsWith("openfl-audio")) ?? "versions");
-  setText(list, envoy.versions.join(", ") || "not known");
+// The last error is no detail: it stands open.
+function moreCell(cell, envoy) {
+  if (!cell.firstChild) {
+    cell.append(h("span", { class: "alert" }), h("details", {}, h("summary", {}, "versions"), h("span")));
+  }
+  const [error, more] = cell.children;
+  setText(error, envoy.lastError);
+  const since = `${envoy.state === "offline" ? "offline" : "online"} since ${moment(envoy.since)}`;
+  const memory = envoy.now?.memory ? `memory ${envoy.now.memory}` : "";
+  setText(more.lastChild, [...envoy.versions, memory, since].filter(Boolean).join("\n"));
 }
