@@ -23,6 +23,7 @@ from openfl_audio.files import make_folder, write_whole
 from openfl_audio.protocol.bundle import Bundle, fingerprint, read_files, verify_author
 from openfl_audio.protocol.codec import describe_faults
 from openfl_audio.protocol.plan import NAME, PICKLES
+from openfl_audio.protocol.revocation import REVOKED, RevocationList
 
 # No name of an experiment begins with a dot.
 FOLDER = ".approval"
@@ -232,15 +233,20 @@ class Desk:
         """Decide for envoy `name`; `root` has the certificates of the authorities (PEM), None without TLS."""
         self._envoy, self._settings, self._root = name, settings, root
         self.approvals = Approvals(settings.work_dir / name)
+        self._revoked = RevocationList(settings.certificates / REVOKED if settings.certificates and root else None)
 
     def author_of(self, bundle: Bundle) -> tuple[str, str]:
         """Return the name of a submission's user, and the fingerprint of a key, "" where no certificate proves it."""
-        if self._root is None:
-            return bundle.author.user, ""
         try:
-            return verify_author(bundle, self._root)
+            return self._verified(bundle)
         except CertificateError:
             return bundle.author.user, ""
+
+    def _verified(self, bundle: Bundle) -> tuple[str, str]:
+        """Return who signed a submission, and the key. Raises CertificateError, which says why it counts for nobody."""
+        if self._root is None:
+            raise CertificateError("without TLS nothing is signed")
+        return verify_author(bundle, self._root, self._revoked.current())
 
     def judge(self, bundle: Bundle) -> Verdict:
         """Return whether a submission may run, by what the site has decided so far.
@@ -262,10 +268,13 @@ class Desk:
         for entry in listed.bundles:
             if entry.sha256 == bundle.sha256 and bundle.plan.rounds <= (entry.rounds or bundle.plan.rounds):
                 return Verdict()
-        user, key = self.author_of(bundle)
-        if key and (user in listed.authors or key in listed.authors):
-            return Verdict()
-        signed = f"signed by '{user}'" if key else "not signed by a user of the federation"
+        try:
+            user, key = self._verified(bundle)
+            if user in listed.authors or key in listed.authors:
+                return Verdict()
+            signed = f"signed by '{user}'"
+        except CertificateError as error:
+            signed = str(error)
         return Verdict(
             refused=f"envoy '{self._envoy}' runs what its site has listed, and this submission "
             f"({bundle.sha256[:SHOWN_DIGITS]}, {bundle.plan.rounds} rounds, {signed}) is not on the list"

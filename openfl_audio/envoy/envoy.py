@@ -20,9 +20,10 @@ from openfl_audio.envoy.channel import RenewedChannel, fault_of
 from openfl_audio.envoy.downloads import remove_download, remove_outdated
 from openfl_audio.envoy.policy import SentToday, shard_of
 from openfl_audio.envoy.rooms import WORKSPACE
-from openfl_audio.envoy.rounds_client import REFUSALS, RETRY_SECONDS, wait_to_repeat
+from openfl_audio.envoy.rounds_client import REFUSALS, wait_to_repeat
 from openfl_audio.envoy.running_experiment import RunningExperiment
 from openfl_audio.envoy.settings import SENT_FILE, EnvoyFile, connect, mark_folder, open_record
+from openfl_audio.envoy.shortage import RETRY_SECONDS
 from openfl_audio.envoy.workers import Workers
 from openfl_audio.errors import (
     ArchiveError,

@@ -224,12 +224,12 @@ class SentToday:
     """The bytes that have left a site today, in a file, so that a restart does not forget them."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
 
     def read(self) -> int:
         """Return how many bytes have left today."""
         try:
-            noted = json.loads(self._path.read_text(encoding="utf-8"))
+            noted = json.loads(self.path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return 0
         return int(noted["bytes"]) if noted.get("day") == time.strftime("%Y-%m-%d") else 0
@@ -240,7 +240,7 @@ class SentToday:
         if limit_mb is not None and total > limit_mb * MEGABYTE:
             raise PolicyError(f"more than {limit_mb:g} MB would leave today")
         noted = {"day": time.strftime("%Y-%m-%d"), "bytes": total}
-        write_whole(self._path, json.dumps(noted).encode(), durable=False)
+        write_whole(self.path, json.dumps(noted).encode(), durable=False)
 
 
 def without_values(error: BaseException) -> str:

@@ -1,15 +1,11 @@
 """Recording of an experiment's updates: the envoy writes down what it is about to send, and then sends it."""
 
-import logging
 import threading
-import time
 from collections.abc import Callable
 
 from openfl_audio.envoy.job import Sending
-from openfl_audio.envoy.rounds_client import RETRY_SECONDS
+from openfl_audio.envoy.shortage import write_when_possible
 from openfl_audio.protocol.record import Record
-
-logger = logging.getLogger("envoy")
 
 
 class Recording:
@@ -26,17 +22,9 @@ class Recording:
     def note(self, sending: Sending) -> None:
         """Write an update down, as soon as the disk takes it."""
         if sending.round > self._last:
-            self._write(sending)
+            about = {"experiment": self._experiment, **sending.model_dump()}
+            write_when_possible(
+                lambda: self._record.write("sent", **about), self._record.path, self._experiment, self._has_ended
+            )
             self._last = sending.round
         threading.Thread(target=self._on_recorded, daemon=True, name="recorded").start()
-
-    def _write(self, sending: Sending) -> None:
-        while not self._has_ended():
-            try:
-                self._record.write("sent", experiment=self._experiment, **sending.model_dump())
-                return
-            except OSError as error:
-                logger.warning(
-                    "experiment '%s' waits: %s cannot be written: %s", self._experiment, self._record.path, error
-                )
-            time.sleep(RETRY_SECONDS)

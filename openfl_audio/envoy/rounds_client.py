@@ -13,6 +13,7 @@ from openfl_audio.envoy.channel import fault_of
 from openfl_audio.envoy.job import Sending
 from openfl_audio.envoy.policy import SentToday
 from openfl_audio.envoy.settings import SENT_FILE, EnvoySettings
+from openfl_audio.envoy.shortage import RETRY_SECONDS, write_when_possible
 from openfl_audio.errors import DirectorRefusedError, EndedError, PolicyError, TensorFormatError
 from openfl_audio.protocol.bundle import Bundle, describe_model
 from openfl_audio.protocol.codec import decode_answer, encode, validate
@@ -30,7 +31,6 @@ from openfl_audio.protocol.wire import RoundsStub, send_chunks, wait_for_connect
 
 logger = logging.getLogger(__name__)
 
-RETRY_SECONDS = 1.0
 # A report of progress that takes longer is given up.
 TIMEOUT_SECONDS = 5.0
 # An update has the tensors of the model, and the optimizer's, of any type.
@@ -134,8 +134,8 @@ class RoundsClient:
         if n_bytes > len(buffer):
             raise TensorFormatError(f"an update of {n_bytes} bytes in memory of {len(buffer)}")
         released = policy.check_update(results, n_bytes)
-        self._sent_today.add(n_bytes, policy.max_day_mb)
-        name = self._bundle.plan.name
+        name, sent_today = self._bundle.plan.name, self._sent_today
+        write_when_possible(lambda: sent_today.add(n_bytes, policy.max_day_mb), sent_today.path, name, self._has_ended)
         update = UpdateMessage(experiment=name, envoy=self._envoy, round=round_number, results=released)
         names = tuple(header.entries)
         self._announce(Sending(round=round_number, bytes=n_bytes, tensors=len(names), names_sha256=_digest(names)))

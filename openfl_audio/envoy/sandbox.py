@@ -80,8 +80,9 @@ class Sandbox:
 
     def command(self, room: Path, command: Sequence[str]) -> list[str]:
         """Return the command line that runs `command` in the sandbox, which may write into `room` only."""
-        # What a process needs for becoming another user, which then has none of it.
-        kept = ("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID") if self.becomes else ()
+        # Becoming another user ends them; until then that user's folders are searched.
+        rights = ("CAP_SETUID", "CAP_SETGID", "CAP_DAC_READ_SEARCH") if self.becomes else ()
+        kept = [word for right in rights for word in ("--cap-add", right)]
         ends = ("--die-with-parent", "--new-session", "--cap-drop", "ALL", *kept)
         places = [word for mount in self._mounts(room) for word in map(str, mount)]
         # What is written there would be memory that nobody counts.
@@ -108,6 +109,8 @@ def _system() -> Iterator[tuple[object, ...]]:
             yield "--symlink", path.readlink(), path
         elif path.is_dir():
             yield "--ro-bind", path, path
+    for name in ("/etc", "/etc/ssl"):
+        yield "--perms", "0755", "--dir", name
     for name in ETC:
         yield "--ro-bind-try", Path("/etc", name), Path("/etc", name)
     yield "--proc", "/proc"

@@ -57,13 +57,7 @@ class Workers:
         if settings.sandbox == "off":
             logger.warning("workers run without a sandbox, %s, as `sandbox: off` says", account)
             return None
-        shown = shown_to_workers(
-            [file.shard_descriptor.params, *readable(settings, config.parent)],
-            getattr(shard, "reads", ()),
-            config.parent,
-            secrets_of(settings, config),
-        )
-        found = find_sandbox(config.parent, shown, room, self._become, int(settings.memory_limit_gb * 1e9))
+        found = self._try_sandbox(file, config, shard, room)
         if isinstance(found, Sandbox):
             logger.info("workers run in a sandbox of bubblewrap, without network, %s", account)
             return found
@@ -71,6 +65,18 @@ class Workers:
             raise SettingsError(f"sandbox is 'require', and workers cannot run in one here: {found}")
         logger.warning("workers run without a sandbox, %s: %s", account, found)
         return None
+
+    def _try_sandbox(self, file: EnvoyFile, config: Path, shard: ShardDescriptor, room: Path) -> Sandbox | str:
+        settings = self._settings
+        if getattr(shard, "needs_network", False):
+            return "the shard descriptor needs the network"
+        shown = shown_to_workers(
+            [file.shard_descriptor.params, *readable(settings, config.parent)],
+            getattr(shard, "reads", ()),
+            config.parent,
+            secrets_of(settings, config),
+        )
+        return find_sandbox(config.parent, shown, room, self._become, int(settings.memory_limit_gb * 1e9))
 
     def _check_user(self, room: Path) -> None:
         """Raise SettingsError if a worker without a sandbox cannot be another user."""

@@ -9,7 +9,7 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -221,11 +221,11 @@ def sign_bundle(sha256: str, rounds: int, own: Credentials | None, user: str) ->
     return Author(user=own.name, certificate=own.certificate.decode(), signature=base64.b64encode(signature).decode())
 
 
-def verify_author(bundle: Bundle, root: bytes) -> tuple[str, str]:
+def verify_author(bundle: Bundle, root: bytes, revoked: Container[int] = ()) -> tuple[str, str]:
     """Return the name of the user who signed the bundle, and the SHA-256 of the certificate's public key.
 
-    `root` has the certificates of the authorities (PEM). Raises CertificateError if the signature is none of a user
-    of theirs.
+    `root` has the certificates of the authorities (PEM), and `revoked` the serial numbers of what they have revoked.
+    Raises CertificateError if the signature is none of a user of theirs.
     """
     author = bundle.author
     if not author.signature:
@@ -236,6 +236,8 @@ def verify_author(bundle: Bundle, root: bytes) -> tuple[str, str]:
         raise CertificateError(f"the submission is signed by {role} '{name}', and not by a user")
     check_issued(pem, root)
     certificate = x509.load_pem_x509_certificate(pem)
+    if certificate.serial_number in revoked:
+        raise CertificateError(f"the certificate of '{name}', serial {certificate.serial_number:x}, is revoked")
     key = certificate.public_key()
     try:
         if not isinstance(key, ec.EllipticCurvePublicKey):

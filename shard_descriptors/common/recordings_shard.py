@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -217,3 +218,10 @@ def _check_parameters(
             raise CorpusError(f"{name}: {seconds!r} should be a number of seconds above 0")
     if hop_s is not None and window_s is None:
         raise CorpusError(f"hop_s: {hop_s!r} has no effect without window_s")
+
+
+def places_of(listing: Listing, *places: Path) -> list[Path]:
+    """Return `places`, and the folders of recordings that lie in none of them: what a worker must see."""
+    files = [each.file for each in listing.recordings if isinstance(each.file, Path)]
+    outside = {file.parent for file in files if not any(file.is_relative_to(place) for place in places)}
+    return [*places, *sorted(outside)]

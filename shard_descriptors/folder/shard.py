@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shard_descriptors.common.recordings_shard import RecordingsShardDescriptor
+from shard_descriptors.common.recordings_shard import RecordingsShardDescriptor, places_of
 from shard_descriptors.folder.layout import read_folder
 
 
@@ -35,3 +35,4 @@ class FolderShardDescriptor(RecordingsShardDescriptor):
         # Recordings are opened later, when a worker is in a folder of its own.
         root = Path(data_path).expanduser().absolute()
         super().__init__(read_folder(root, columns, group_pattern, separator), **options)
+        self.reads = places_of(self.listing, root)

@@ -1,6 +1,7 @@
 """One node's shard of an audio dataset that the library `datasets` reads."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from shard_descriptors.common.recordings_shard import RecordingsShardDescriptor
@@ -43,3 +44,4 @@ class HubShardDescriptor(RecordingsShardDescriptor):
     ) -> None:
         found = open_splits(str(data_path), config, revision, max_clips)
         super().__init__(read_splits(str(data_path), found, columns, splits, separator), **options)
+        self.needs_network = not Path(data_path).expanduser().is_dir()

@@ -109,6 +109,11 @@ class LibriSpeechShardDescriptor(ShardDescriptor):
         self._targets = None if targets is None else Targets(self.prepared, targets)
         self._datasets: dict[str, LibriSpeechShardDataset] = {}
 
+    @property
+    def reads(self) -> list[Path]:
+        """Folders that were prepared, and with the audio."""
+        return [self.prepared.folder, self.prepared.audio]
+
     @staticmethod
     def natural_clients(data_path: str | Path) -> int:
         """Return how many clients the folder was prepared for."""

@@ -16,6 +16,7 @@ from shard_descriptors.superb.layout import (
     PUBLISHED,
     SILENCE,
     SPLITS,
+    TEST_SET,
     Clip,
     Corpus,
     count_files,
@@ -145,6 +146,17 @@ class SuperbShardDescriptor(ShardDescriptor):
         }
         self._clips: dict[str, Sequence[Clip]] = {}
         self._check_train(data_path)
+
+    @property
+    def reads(self) -> list[Path]:
+        """Folders of the corpus: its own, and those beside it with a published test set."""
+        root = Path(self._corpus.name)
+        return [] if self.needs_network else [root, *root.parent.glob(f"{TEST_SET}*")]
+
+    @property
+    def needs_network(self) -> bool:
+        """Tell whether the corpus is on the hub."""
+        return not Path(self._corpus.name).is_dir()
 
     @staticmethod
     def natural_clients(

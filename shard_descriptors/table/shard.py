@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shard_descriptors.common.recordings_shard import RecordingsShardDescriptor
+from shard_descriptors.common.recordings_shard import RecordingsShardDescriptor, places_of
 from shard_descriptors.table.layout import read_table
 
 
@@ -36,3 +36,4 @@ class TableShardDescriptor(RecordingsShardDescriptor):
         table = Path(data_path).expanduser().absolute()
         audio = table.parent if audio_path is None else Path(audio_path).expanduser().absolute()
         super().__init__(read_table(table, audio, columns, separator), **options)
+        self.reads = places_of(self.listing, table, audio)

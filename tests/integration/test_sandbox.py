@@ -2,6 +2,8 @@
 
 import contextlib
 import itertools
+import os
+import pwd
 import secrets
 import shutil
 import socket
@@ -126,8 +128,7 @@ def tempt(sites, name):
 def test_a_task_gets_nothing_of_its_site_in_the_sandbox_and_all_of_it_without(sites, run, envoy, succeeds):
     experiment = run(f"tempt-{envoy}", tempt(sites, envoy), envoy)
     history = experiment.watch()
-    got = {name: history[f"train {name}" if f"train {name}" in history else name].dropna().tolist() for name in WANTED}
-    assert got == {name: [succeeds] for name in WANTED}
+    assert {name: value_of(history, name) for name in WANTED} == {name: [succeeds] for name in WANTED}
 
 
 @pytest.mark.parametrize("envoy", ["a", "b"], ids=["in the sandbox", "without it"])
@@ -152,6 +153,33 @@ def test_a_process_that_left_its_task_ends_with_the_experiment(sites, run, envoy
     wait_for(lambda: running("sleep", seconds))
     experiment.watch()
     wait_for(lambda: not running("sleep", seconds))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs workers as another user")
+def test_workers_of_an_envoy_under_root_are_another_user_who_owns_the_room(sites, run):
+    def train(model, points, device, optimizer):
+        import os
+        from pathlib import Path
+
+        from toy.experiment import add_points
+
+        Path("/experiment/state").mkdir()
+        own = Path("/experiment").owner() == "nobody"
+        return add_points(model, points, device, optimizer) | {
+            "user": os.getuid(),
+            "groups": len(os.getgroups()),
+            "own": own,
+        }
+
+    sites.start_envoy("c", points(1), sandbox="require", run_as="nobody")
+    sites.wait_until_ready("c", READY_SECONDS)
+    history = run("as-nobody", train, "c").watch()
+    got = [value_of(history, name) for name in ("user", "groups", "own")]
+    assert got == [[pwd.getpwnam("nobody").pw_uid], [1.0], [1.0]]
+
+
+def value_of(history, name: str) -> list[float]:
+    return history[f"train {name}" if f"train {name}" in history else name].dropna().tolist()
 
 
 def running(*command: str) -> bool:

@@ -10,8 +10,11 @@ from openfl_audio.envoy.approval import Approvals, Desk
 from openfl_audio.envoy.review import describe, review, show_characters
 from openfl_audio.envoy.settings import EnvoySettings
 from openfl_audio.errors import ApprovalError
-from openfl_audio.protocol.bundle import read_bundle
-from openfl_audio.protocol.plan import PUBLIC_PLAN_FILE
+from openfl_audio.protocol.authority import write_certificates
+from openfl_audio.protocol.bundle import fingerprint, read_bundle, sign_bundle
+from openfl_audio.protocol.certificates import load_credentials
+from openfl_audio.protocol.plan import AUTHOR_FILE, PUBLIC_PLAN_FILE
+from openfl_audio.protocol.revocation import revoke
 from tests.unit.protocol.test_bundle import files, plan, write
 
 
@@ -21,9 +24,9 @@ def submitted(folder: Path, **changes):
     return read_bundle(folder)
 
 
-def desk_of(work_dir: Path, **settings):
+def desk_of(work_dir: Path, root: bytes | None = None, **settings):
     values = {"director_host": "127.0.0.1", "director_port": 1, "work_dir": work_dir, "approval": "ask"}
-    return Desk("b", EnvoySettings(**values | settings), None)
+    return Desk("b", EnvoySettings(**values | settings), root)
 
 
 def asked(tmp_path, name, **changes):
@@ -103,7 +106,25 @@ def test_a_list_has_hashes_with_rounds(tmp_path):
         verdict = desk.judge(bundle)
         assert (verdict.refused == "") == allowed
         assert not verdict.waits
-    assert "not signed by a user of the federation) is not on the list" in verdict.refused
+    assert "without TLS nothing is signed) is not on the list" in verdict.refused
+
+
+def test_a_listed_author_counts_until_the_certificate_is_revoked(tmp_path):
+    authority, listed = tmp_path / "authority", tmp_path / "approved.yaml"
+    write_certificates(authority, director_hosts=[], envoys=["b"], users=["ada"])
+    listed.write_text(yaml.safe_dump({"authors": ["ada"]}))
+    own = load_credentials(authority, "ada")
+    author = sign_bundle(fingerprint(files()), 3, own, "ada")
+    bundle = submitted(tmp_path / "one", **{AUTHOR_FILE: author.model_dump_json().encode()})
+    desk = desk_of(tmp_path, own.root, approval="listed", approved=listed, certificates=authority)
+    assert desk.judge(bundle).refused == ""
+    assert desk.author_of(bundle)[1]
+    revoke(authority, ["ada"])
+    assert "the certificate of 'ada', serial " in desk.judge(bundle).refused
+    assert "is revoked) is not on the list" in desk.judge(bundle).refused
+    assert desk.author_of(bundle) == ("ada", ""), "and proves no user of a policy"
+    listed.write_text(yaml.safe_dump({"bundles": [{"sha256": bundle.sha256}]}))
+    assert desk.judge(bundle).refused == "", "the site lists it by its hash, whoever has signed it"
 
 
 def test_a_review_hides_nothing_that_would_run(tmp_path):

@@ -127,6 +127,10 @@ def test_an_item_is_the_utterance_that_its_row_names(corpus, prepared):
         assert dataset.targets_info is None
 
 
+def test_a_sandbox_is_told_of_the_folder_and_of_the_audio(corpus, prepared):
+    assert LibriSpeechShardDescriptor(prepared).reads == [prepared.resolve(), corpus.root.resolve()]
+
+
 def test_one_node_of_one_has_the_clips_of_all_clients(prepared):
     everything = LibriSpeechShardDescriptor(prepared)
     shards = [LibriSpeechShardDescriptor(prepared, f"{rank},3") for rank in (1, 2, 3)]

@@ -133,6 +133,8 @@ def test_the_published_test_set_is_used_where_it_lies(own_corpus, make_tone, fre
     assert [frequency_of(waveform) for waveform, _ in dataset] == [3_000 + i for i in range(12)]
     assert set(dataset.speakers) == {"dd01", ""}
     assert len(shard.get_dataset("train")) == len(own_corpus.clips["train"]) + 3  # it did not become words
+    beside = [own_corpus.root.parent / "speech_commands_test_set_v0.01"] if place == ".." else []
+    assert (shard.reads, shard.needs_network) == ([own_corpus.root, *beside], False), "a sandbox is told of it"
 
 
 def test_two_test_sets_raise(own_corpus, make_tone):

@@ -38,6 +38,16 @@ def test_a_table_of_a_spreadsheet_is_read_whatever_its_marks_and_separators(tmp_
     assert [each.target for each in numbers.recordings] == [-3.5, 2.0]
 
 
+def test_a_shard_tells_a_sandbox_where_its_recordings_are(tmp_path):
+    for number in range(20):
+        write_tone(tmp_path / "audio" / f"{number}.wav", 300 + number)
+    write_tone(tmp_path / "elsewhere" / "far.wav", 500)
+    rows = [f"{number}.wav,{'yes' if number % 2 else 'no'},ann{number}" for number in range(20)]
+    table = write_table(tmp_path, [*rows, f"{tmp_path / 'elsewhere' / 'far.wav'},yes,bob"])
+    shard = TableShardDescriptor(table, COLUMNS, audio_path=tmp_path / "audio")
+    assert shard.reads == [table, tmp_path / "audio", tmp_path / "elsewhere"]
+
+
 def test_labels_in_another_unicode_form_are_one_label(tmp_path):
     rows = [f"{i}.wav,{unicodedata.normalize(form, 'café')},ann" for i, form in enumerate(("NFC", "NFD"))]
     assert len({each.target for each in read(write_table(tmp_path, rows)).recordings}) == 1

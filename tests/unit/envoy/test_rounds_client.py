@@ -1,0 +1,82 @@
+"""What a site holds a director and a worker to, beyond what the director checks itself."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from openfl_audio.envoy import shortage
+from openfl_audio.envoy.policy import SentToday
+from openfl_audio.envoy.rounds_client import LARGEST_TIMES, RoundsClient, check_approved
+from openfl_audio.envoy.settings import SENT_FILE, EnvoySettings
+from openfl_audio.envoy.shortage import write_when_possible
+from openfl_audio.errors import DirectorRefusedError, PolicyError
+from openfl_audio.protocol.bundle import describe_model, read_bundle
+from openfl_audio.protocol.plan import MODEL_FILE
+from openfl_audio.protocol.wire import open_channel
+from tests.unit.protocol.test_bundle import files, write
+
+MODEL = {"weight": np.arange(6, dtype=np.float32)}
+ROUNDS = 3  # of the plan in `files`
+
+
+@pytest.fixture
+def bundle(tmp_path: Path):
+    write(tmp_path / "bundle", files() | {MODEL_FILE: describe_model(MODEL, "float32").model_dump_json().encode()})
+    return read_bundle(tmp_path / "bundle")
+
+
+def test_a_director_gets_the_approved_rounds_and_no_more(bundle):
+    check_approved(bundle, 0, MODEL)
+    check_approved(bundle, ROUNDS - 1, {"weight": MODEL["weight"] + 1})
+    with pytest.raises(DirectorRefusedError, match="asks for round 3, and the site has approved 3 rounds"):
+        check_approved(bundle, ROUNDS, MODEL)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"weight": np.nextafter(MODEL["weight"], np.float32(9))},
+        {"weight": MODEL["weight"].astype(np.float64)},
+        {"weight": MODEL["weight"].reshape(2, 3)},
+        {"weight": MODEL["weight"], "more": np.zeros(1, np.float32)},
+        {},
+    ],
+    ids=["values", "type", "shape", "a tensor more", "none"],
+)
+def test_another_initial_model_than_the_approved_one_is_refused(bundle, model):
+    with pytest.raises(DirectorRefusedError, match="initial model is not the one that the site has approved"):
+        check_approved(bundle, 0, model)
+    check_approved(bundle, 1, model)
+
+
+def test_an_update_is_no_larger_than_the_model_and_its_optimizer_could_be(bundle, tmp_path):
+    settings = EnvoySettings(director_host="127.0.0.1", director_port=1, work_dir=tmp_path)
+    with open_channel("127.0.0.1:1", None) as channel:
+        client = RoundsClient(channel, "b", bundle, lambda _: None, lambda: False, settings)
+        most = LARGEST_TIMES * 6 * 4
+        assert client.bounded(most) == most
+        with pytest.raises(PolicyError, match=f"an update of {most + 1} bytes is larger than the model could be"):
+            client.bounded(most + 1)
+
+
+def test_an_update_waits_for_a_disk_that_does_not_take_what_leaves_today(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(shortage, "RETRY_SECONDS", 0.01)
+    sent, began = SentToday(tmp_path / "missing" / SENT_FILE), time.monotonic()
+
+    def has_ended() -> bool:
+        if "waits" in caplog.text:
+            sent.path.parent.mkdir(exist_ok=True)
+        return time.monotonic() - began > 30
+
+    write_when_possible(lambda: sent.add(5, 1.0), sent.path, "toy", has_ended)
+    assert json.loads(sent.path.read_text())["bytes"] == 5
+    assert f"experiment 'toy' waits: {sent.path} cannot be written" in caplog.text
+    with pytest.raises(PolicyError, match="more than 1 MB would leave today"):
+        write_when_possible(lambda: sent.add(1_000_000, 1.0), sent.path, "toy", has_ended)
+
+
+def test_nothing_waits_for_a_disk_when_the_worker_has_ended(tmp_path):
+    write_when_possible(lambda: pytest.fail("was called"), tmp_path, "toy", lambda: True)
