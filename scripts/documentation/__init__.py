@@ -17,6 +17,8 @@ from scripts.documentation.results import benchmarks, typed_results
 from scripts.documentation.run_files import run_files
 from scripts.documentation.settings import settings
 
+# Characters that reStructuredText takes for markup, and code, which it does not look into.
+MARKUP = re.compile(r"(`[^`]*`|^ *>>>.*)|([*|]|_(?=\W|$))")
 MARKER = re.compile(r"^<!-- generated: (\S+) -->$", re.MULTILINE)
 PARTS: dict[str, Callable[[], str]] = {
     function.__name__: function for function in (api, benchmarks, calls, commands, messages, run_files, settings)
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the extension."""
     app.connect("source-read", read_page)
+    app.connect("autodoc-process-docstring", escape_markup, priority=0)  # before napoleon writes markup of its own
     return {"version": "1", "parallel_read_safe": True}
 
 
@@ -40,6 +43,11 @@ def read_page(app: Sphinx, page: str, source: list[str]) -> None:
             location=(page, line),
         )
     source[0] = MARKER.sub(lambda marker: generate(marker[1]), source[0])
+
+
+def escape_markup(app: Sphinx, what: str, name: str, item: Any, options: Any, lines: list[str]) -> None:
+    """Escape what is no markup in a docstring, such as the bars of |x|; code in backticks stays as it is."""
+    lines[:] = [MARKUP.sub(lambda found: found[1] or f"\\{found[2]}", line) for line in lines]
 
 
 def generate(name: str) -> str:

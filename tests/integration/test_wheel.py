@@ -22,7 +22,7 @@ from openfl_audio.protocol.authority import write_certificates
 from tests.integration.conftest import READY_SECONDS, REPOSITORY, USER
 
 PACKAGES = ("openfl_audio", "shard_descriptors", "workspaces")
-PAGE = (REPOSITORY / "docs" / "your-own-workload.md").read_text()
+PAGE = (REPOSITORY / "docs" / "tutorials" / "your-own-workload.md").read_text()
 # A file's name in backquotes and a colon, then the file.
 FILES = dict(re.findall(r"`([\w./]+\.\w+)`:\n\n```\w+\n(.*?)```", PAGE, re.DOTALL))
 PARAMETERS = next(block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "DIRECTOR_PORT, " in block)

@@ -7,7 +7,7 @@ import pytest
 
 import openfl_audio
 from openfl_audio.protocol.messages import UpdateMessage
-from scripts.documentation import MARKER, PARTS, generate
+from scripts.documentation import MARKER, PARTS, escape_markup, generate
 
 DOCS = Path(__file__).parents[4] / "docs"
 
@@ -54,3 +54,9 @@ def test_the_calls_are_those_of_the_service():
 def test_a_part_that_there_is_not_is_refused():
     with pytest.raises(ValueError, match="no generated part 'apis': it should be api, benchmarks, calls"):
         generate("apis")
+
+
+def test_what_is_no_markup_in_a_docstring_is_escaped():
+    lines = ["clipped to |x| * 2 of `*args` and name_", ">>> a * b_", "snake_case stays"]
+    escape_markup(None, "class", "A", None, None, lines)
+    assert lines == [r"clipped to \|x\| \* 2 of `*args` and name\_", ">>> a * b_", "snake_case stays"]

@@ -456,9 +456,9 @@ def test_importing_and_building_a_shard_needs_no_heavy_library(corpus):
     assert run.stdout.strip() == ""
 
 
-def test_the_yaml_of_the_readme_builds_a_shard(corpus):
-    readme = (REPOSITORY / "shard_descriptors" / "README.md").read_text()
-    config = yaml.safe_load(readme.split("## SUPERB")[1].split("```yaml")[1].split("```")[0])["shard_descriptor"]
+def test_the_yaml_of_the_page_builds_a_shard(corpus):
+    page = (REPOSITORY / "docs" / "corpora" / "superb.md").read_text()
+    config = yaml.safe_load(page.split("```yaml")[1].split("```")[0])["shard_descriptor"]
     assert pkgutil.resolve_name(config["template"]) is SuperbShardDescriptor
     shard = SuperbShardDescriptor(**{**config["params"], "data_path": str(corpus.root)})
     assert (shard.rank, shard.world_size) == (1, 3)

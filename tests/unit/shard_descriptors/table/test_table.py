@@ -238,9 +238,9 @@ def test_the_envoys_example_is_checked_and_served(tmp_path):
 
 
 @pytest.mark.parametrize("place", [1, 2])
-def test_the_yaml_of_the_readme_builds_a_shard(table, place):
-    readme = (REPOSITORY / "shard_descriptors" / "README.md").read_text().split("## Recordings of your own")[1]
-    settings = yaml.safe_load(readme.split("```yaml")[place].split("```")[0])["shard_descriptor"]
+def test_the_yaml_of_the_page_builds_a_shard(table, place):
+    page = (REPOSITORY / "docs" / "corpora" / "own-recordings.md").read_text()
+    settings = yaml.safe_load(page.split("```yaml")[place].split("```")[0])["shard_descriptor"]
     of_folder = settings["params"]["data_path"] == "/data/recordings"
     if of_folder:
         (table.parent / "words").mkdir()

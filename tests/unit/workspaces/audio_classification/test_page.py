@@ -1,4 +1,4 @@
-"""docs/your-own-recordings.md: its settings, commands and code are run on recordings such as it tells of."""
+"""docs/tutorials/your-own-recordings.md: its settings, commands and code are run on recordings such as it tells of."""
 
 import json
 import re
@@ -12,7 +12,7 @@ import soundfile
 from openfl_audio.cli.main import main
 
 REPOSITORY = Path(__file__).resolve().parents[4]
-PAGE = (REPOSITORY / "docs" / "your-own-recordings.md").read_text(encoding="utf-8")
+PAGE = (REPOSITORY / "docs" / "tutorials" / "your-own-recordings.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
