@@ -85,7 +85,7 @@ class Intake:
             logger.info("%s is dropped: %s", sender, error)
             return False
         except UpdateRefusedError as error:
-            self.refuse(sender, str(error))
+            self.refuse(sender, sender.reason_in(error))
             if isinstance(error, TooLargeError):
                 return False
             raise

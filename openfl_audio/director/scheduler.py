@@ -172,9 +172,10 @@ class Scheduler:
         self._run.note("departed", envoy=envoy, reason=reason.partition("\n")[0][:MAX_REASON_CHARACTERS])
         self._state.departed[envoy] = reason
         self._state.members = [member for member in self._state.members if member != envoy]
-        self._rounds.note(envoy, _departure(reason))
         if self._rounds.tasks_for(envoy):
-            self._rounds.refuse(envoy, reason.partition("\n")[0][:MAX_REASON_CHARACTERS])
+            self._rounds.refuse(envoy, _departure(reason))
+        else:
+            self._rounds.note(envoy, _departure(reason))
 
     def _continue_without(self, envoy: str, reason: str) -> None:
         logger.warning("experiment '%s' continues without envoy '%s': %s", self._plan.name, envoy, reason)

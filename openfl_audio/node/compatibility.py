@@ -8,6 +8,8 @@ import psutil
 from packaging.requirements import InvalidRequirement, Requirement
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from openfl_audio.protocol.part import ToldInASentence
+
 REQUIREMENTS = "requirements"
 # Pickled functions need the very same Python; these libraries define the models and how they are trained.
 LIBRARIES = ("openfl-audio", "torch", "transformers")
@@ -17,8 +19,11 @@ class EnvironmentMismatchError(RuntimeError):
     """A node cannot run an experiment that was made with other versions, or lacks what the experiment requires."""
 
 
-class Requirements(BaseModel):
-    """Requirements of an experiment on each envoy, besides versions that are its own. No envoy installs anything."""
+class Requirements(BaseModel, metaclass=ToldInASentence):
+    """Requirements of an experiment on each envoy, besides versions that are its own. No envoy installs anything.
+
+    Raises DefinitionError for values that it does not take.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -6,12 +6,10 @@ from typing import Any, Literal
 
 from openfl.interface.aggregation_functions import WeightedAverage
 from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
-from pydantic import ValidationError
 
 from openfl_audio.errors import DefinitionError
 from openfl_audio.node.model_interface import ModelInterface
 from openfl_audio.protocol.aggregation import Aggregation
-from openfl_audio.protocol.codec import describe_faults
 from openfl_audio.protocol.participation import Participation
 from openfl_audio.protocol.plan import TRAIN, VALIDATE, BestModel, Direction, ExperimentPlan, Task
 from openfl_audio.protocol.tensors import Tensors
@@ -87,8 +85,8 @@ def define(
         )
         plan.check_best()
         plan.aggregation.check_names(tensors)
-    except ValidationError as error:
-        raise DefinitionError(describe_faults(error)) from None
+    except DefinitionError:
+        raise
     except ValueError as error:
         raise DefinitionError(str(error)) from None
     return Definition(plan, tensors, model_provider, task_keeper, data_loader, opt_treatment)

@@ -58,7 +58,7 @@ from openfl_audio.protocol.plan import (
     name_of_best,
 )
 from openfl_audio.protocol.tensors import file_chunks
-from openfl_audio.training.history import per_envoy, to_frame
+from openfl_audio.training.history import per_envoy, to_frame, waiting_round
 
 __all__ = [
     "Aggregation",
@@ -293,13 +293,14 @@ class FLExperiment(openfl_experiment.FLExperiment):
     def per_envoy(self) -> pd.DataFrame:
         """Return the rounds so far, a row for each envoy and round: metrics, seconds, and why an update did not count.
 
-        Rows of the open round say what the envoys do. Its columns: see `training.history.per_envoy`.
+        Rows of the open round say what the envoys do, and those of one that has not begun for whom it waits. Its
+        columns: see `training.history.per_envoy`.
         `per_envoy().pivot(index="round", columns="envoy", values="accuracy").plot()` draws a curve for each envoy.
         """
         client, name = self.federation.dir_client, self.experiment_name
         # First the open round: if it closes meanwhile, the history has it.
-        now = client.get_experiment(name).now
-        return per_envoy(client.read_history(name), now)
+        details = client.get_experiment(name)
+        return per_envoy(client.read_history(name), details.now or waiting_round(details))
 
     def logs(self, envoy: str) -> str:
         """Return what the tasks printed on `envoy` so far, where its site lets that leave (`reports: logs`).

@@ -103,6 +103,10 @@ class UpdateEnvelope(Message):
     def __str__(self) -> str:
         return f"update of envoy '{self.envoy}' for round {self.round}"
 
+    def reason_in(self, error: Exception) -> str:
+        """Return why the update is refused, for where its envoy and round are said: the error alone names both."""
+        return str(error).removeprefix(f"{self}: ")
+
 
 class UpdateMessage(UpdateEnvelope):
     """Metadata of one envoy's answer to one round."""

@@ -198,7 +198,7 @@ class Rounds:
                     self._clips[update.envoy] = clips
 
     def refuse(self, envoy: str, reason: str) -> None:
-        """Note that `envoy` has answered, and that its answer does not count."""
+        """Note that `envoy` has answered, and why its answer does not count: `reason` names neither envoy nor round."""
         self.refused[envoy] = reason
         self._answered.add(envoy)
 
@@ -217,11 +217,14 @@ class Rounds:
             return
         trainers = [envoy for envoy, tasks in self.participants.items() if _has_training(tasks)]
         idle = [envoy for envoy in trainers if envoy in self.results and envoy not in self.trained]
-        reasons = [*self.refused.values(), *(f"envoy '{envoy}' trained on no clips" for envoy in idle)]
+        reasons = [*self._refusals(), *(f"envoy '{envoy}' trained on no clips" for envoy in idle)]
         raise TooFewUpdatesError(
             f"round {self.round_number}: {counted} updates counted of a quorum of {quorum}: "
             + ("; ".join(reasons) or "no other envoy was asked")
         )
+
+    def _refusals(self) -> list[str]:
+        return [f"envoy '{envoy}': {reason}" for envoy, reason in self.refused.items()]
 
     def check_answers(self) -> None:
         """Raise RoundFailedError unless the answers suffice to close the round, and to choose the best model by."""
@@ -253,7 +256,7 @@ class Rounds:
             if self.trained:
                 self.plan.aggregation.rule.check_number(len(self.trained))
         except ValueError as error:
-            raise RoundFailedError("; ".join([f"round {self.round_number}: {error}", *self.refused.values()])) from None
+            raise RoundFailedError("; ".join([f"round {self.round_number}: {error}", *self._refusals()])) from None
 
     def record(self) -> dict[str, Any]:
         """Return what is kept of the round: means of metrics over all clips, and what each envoy reported.

@@ -170,7 +170,7 @@ class Simulation:
                     aggregator.add(_as_transmitted(trained, plan.precision), clips, error_prefix=str(update))
                 rounds.count(update)
             except UpdateRefusedError as error:
-                rounds.refuse(client, str(error))
+                rounds.refuse(client, update.reason_in(error))
             updates += bool(trained)
             on_client(client)
         rounds.check_answers()

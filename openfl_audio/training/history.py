@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from openfl_audio.protocol.messages import EnvoyProgress, LiveRound
+from openfl_audio.protocol.messages import EnvoyProgress, ExperimentDetails, LiveRound
 from openfl_audio.protocol.metrics import MEAN_OF_SITES, shown_name
 from openfl_audio.protocol.plan import TRAIN, VALIDATE
 
@@ -45,7 +45,8 @@ def per_envoy(records: Iterable[Record], now: LiveRound | None = None) -> "pd.Da
     Its columns are `round`, `envoy`, whether its update counted ("counted", "refused" or "missing") and `why` not, then
     as far as they are known its metrics of validation and of training (`train ...`), the `train size` and `size` that
     they are means over, and the seconds that its `download`, `tasks` and `upload` took. Rows of the open round have the
-    fields of an EnvoyProgress that are known, such as `state` "works", `task`, `step` and `total`.
+    fields of an EnvoyProgress that are known, such as `state` "works", `task`, `step` and `total`. An experiment that
+    waits (see `waiting_round`) has the `state` "waits", and `why` says for what.
     """
     import pandas as pd
 
@@ -53,6 +54,14 @@ def per_envoy(records: Iterable[Record], now: LiveRound | None = None) -> "pd.Da
     if now is not None and all(row["round"] != now.live for row in rows):
         rows += [_open_row(now.live, envoy) for envoy in now.envoys]
     return pd.DataFrame(rows, columns=list(dict.fromkeys(name for row in [*_NO_ROW, *rows] for name in row)))
+
+
+def waiting_round(experiment: ExperimentDetails) -> LiveRound | None:
+    """Return the next round of an experiment that waits, with what it waits for at each of its envoys."""
+    if not experiment.waits:
+        return None
+    waits = [EnvoyProgress(name=envoy, state="waits", why=experiment.waits) for envoy in experiment.envoys]
+    return LiveRound(live=experiment.round, rounds=experiment.rounds, seconds=0.0, seconds_left=None, envoys=waits)
 
 
 _NO_ROW: list[dict[str, Any]] = [{"round": 0, "envoy": "", "state": "", "why": ""}]

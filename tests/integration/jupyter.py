@@ -27,8 +27,10 @@ def browser_or_skip() -> None:
         pytest.skip("no Chromium on this machine: apt-get install chromium")
 
 
-def write_notebook(path: Path, *cells: str) -> None:
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+def write_notebook(path: Path, *cells: str, may_fail: bool = False) -> None:
+    """Write a notebook; if its cells `may_fail`, Jupyter runs those after one that did."""
+    metadata = {"tags": ["raises-exception"]} if may_fail else {}
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell, metadata=metadata) for cell in cells])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, path)
 

@@ -345,8 +345,9 @@ def test_a_bad_update_is_refused_with_its_envoys_name_and_kept_in_the_history(ou
     record = record_of(outcome, case)
     assert list(record["refused"]) == ["c"]
     assert list(record["envoys"]) == ["a", "b"]
+    assert re.search(REFUSED, answer.sentence), answer.sentence
+    assert not re.search(REFUSED, record["refused"]["c"]), "the history has both beside it"
     for sentence in (answer.sentence, record["refused"]["c"]):
-        assert re.search(REFUSED, sentence), sentence
         assert re.search(REFUSALS[case][1], sentence), sentence
         assert "\n" not in sentence
 

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from openfl_audio.experiments.local_federation import free_port
 from tests.integration.conftest import USER
 from tests.integration.jupyter import Notebook, browser, browser_or_skip, jupyter, write_notebook
 
@@ -86,6 +87,41 @@ def test_a_notebook_is_interrupted_and_run_again_to_the_end(open_notebook):
     shown = notebook.output(1)
     assert "round 1 of 3" not in shown
     assert re.search(r"\n2\s+-4\.000\s+3\.000\s+1 of 1\s", shown)
+
+
+ERRORS = {
+    # What a cell says, and the whole of what is shown below it.
+    'Federation("{user}", "127.0.0.1", {nobody}, True, *files).get_shard_registry()': (
+        r"DirectorError: cannot reach the director at 127\.0\.0\.1:{nobody} \(.*\): is it running there, .*\?"
+    ),
+    'FLExperiment(Federation("{user}", "127.0.0.1", {port}, True, *files)).attach("nobodys")': (
+        r"DirectorError: the director at 127\.0\.0\.1:{port} refused: user '{user}' has no experiment 'nobodys'"
+    ),
+    'Federation("{user}", "127.0.0.1", {port}, True, "no.crt", "no.crt", "no.key")': (
+        r"CertificateError: no\.crt does not exist: .*"
+    ),
+    "Participation(fraction=3)": "DefinitionError: Participation: fraction is 3: Input should be less than or .*",
+}
+CONNECT = """
+from openfl_audio import Federation, FLExperiment, Participation
+files = [f"{certificates}/{{name}}" for name in ("ca.crt", "{user}.crt", "{user}.key")]
+"""
+
+
+def test_errors_are_one_sentence_below_their_cell(lab, running, certificates):
+    folder, address, context = lab
+    values = {"certificates": certificates, "user": USER, "port": running.port, "nobody": free_port()}
+    # Jupyter runs no cell after one that failed, unless its tag says that it may.
+    cells = [CONNECT.format(**values), *(cell.format(**values) for cell in ERRORS), "print('end')"]
+    write_notebook(folder / "errors.ipynb", *cells, may_fail=True)
+    notebook = Notebook(context, address, "errors.ipynb")
+    try:
+        notebook.run_all()
+        notebook.wait_for("^end$")
+        for number, sentence in enumerate(ERRORS.values(), start=1):
+            assert re.fullmatch(sentence.format(**values), notebook.output(number)), notebook.output(number)
+    finally:
+        notebook.close()
 
 
 def run_to_the_open_round(notebook: Notebook) -> Notebook:

@@ -79,7 +79,7 @@ def test_of_a_refusal_that_quotes_much_the_history_keeps_the_beginning(tmp_path)
 
     play(experiment, serve(experiment, "a"), bad())
     reason = experiment.folder.history[0]["refused"]["b"]
-    assert reason.startswith("update of envoy 'b' for round 0: tensors missing [], unknown ['nnn")
+    assert reason.startswith("tensors missing [], unknown ['nnn")
     assert len(reason) == 500
 
 
@@ -93,7 +93,7 @@ def test_when_all_updates_are_refused_the_experiment_fails_with_the_reasons(tmp_
     play(experiment, bad("a"), bad("b"))
     assert experiment.state.status is Status.FAILED
     for envoy in "ab":
-        sentence = f"update of envoy '{envoy}' for round 0: tensor 'weight' holds NaN or infinity"
+        sentence = f"envoy '{envoy}': tensor 'weight' holds NaN or infinity"
         assert sentence in experiment.state.error
     assert_model(experiment.folder.named_model("last"), MODEL)
     assert RunFolder.load(experiment.folder.path).state.status is Status.FAILED

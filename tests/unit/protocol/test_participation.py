@@ -1,6 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
+from openfl_audio.errors import DefinitionError
 from openfl_audio.protocol.participation import Participation
 
 MEMBERS = [f"envoy-{number}" for number in range(10)]
@@ -120,13 +121,15 @@ def test_it_comes_back_from_json_as_it_was():
 def test_a_choice_that_cannot_be_right_is_refused(content, sentence):
     with pytest.raises(ValidationError, match=sentence):
         Participation.model_validate(content)
+    with pytest.raises(DefinitionError, match="^Participation: " + sentence.replace("\n", " is ")):
+        Participation(**content)
 
 
 def test_so_many_train_at_least_where_the_fraction_is_smaller():
     participation = Participation(fraction=0.1, min_trainers=3)
     assert [len(participation.trainers(0, MEMBERS[:n])) for n in (2, 5, 10)] == [2, 3, 3]
     assert len(Participation(fraction=0.5, min_trainers=3).trainers(0, MEMBERS)) == 5
-    with pytest.raises(ValidationError, match="min_trainers 3 has no effect with count 2: give one of them"):
+    with pytest.raises(DefinitionError, match="min_trainers 3 has no effect with count 2: give one of them"):
         Participation(count=2, min_trainers=3)
 
 

@@ -1,8 +1,8 @@
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
+from openfl_audio.errors import DefinitionError
 from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.participation import Participation
 from openfl_audio.protocol.plan import BestModel, ExperimentPlan, Task, is_better
@@ -40,7 +40,7 @@ def test_a_name_that_can_be_a_folder_is_taken(name):
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../up", "a/b", "a\\b", ".hidden", "-x", "a b", "a\n", "ä", "x" * 65])
 def test_a_name_that_leads_elsewhere_is_refused(name):
-    with pytest.raises(ValidationError, match="use 1 to 64 letters, digits"):
+    with pytest.raises(DefinitionError, match="use 1 to 64 letters, digits"):
         make_plan(name=name)
 
 
@@ -59,7 +59,7 @@ BAD_PLANS = {
 @pytest.mark.parametrize("fault", BAD_PLANS)
 def test_a_bad_plan_is_refused(fault):
     field = next(iter(BAD_PLANS[fault]))
-    with pytest.raises(ValidationError, match=field):
+    with pytest.raises(DefinitionError, match=field):
         make_plan(**BAD_PLANS[fault])
 
 

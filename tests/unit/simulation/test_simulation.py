@@ -187,7 +187,7 @@ def fit_badly(model, points, device, optimizer, round_number):
 def test_an_update_with_nan_is_refused_and_the_round_goes_on(tmp_path):
     simulation = toy.simulate(tmp_path, CLIENTS, rounds=2, train=fit_badly)
     record = simulation.records[1]
-    assert record["refused"] == {"b-2": "update of envoy 'b-2' for round 1: tensor 'line.bias' holds NaN or infinity"}
+    assert record["refused"] == {"b-2": "tensor 'line.bias' holds NaN or infinity"}
     assert list(record["envoys"]) == ["a-4", "c-7"]
     assert [simulation.records[number]["refused"] for number in (0, 2)] == [{}, {}]
     updates = [toy.Points(client) for client in ("a-4", "c-7")]
