@@ -4,6 +4,7 @@ import json
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, Discriminator, Tag, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from openfl_audio.errors import WireError
 from openfl_audio.protocol.messages import Accepted, Counted, Credit, Ended, LiveRound, RoundRecord, Waits
@@ -92,7 +93,10 @@ def validate(content: Any, kind: type[Kind]) -> Kind:
 
 def describe_faults(error: ValidationError) -> str:
     """Describe all faults in one sentence. Values are cut short, as they may be anything."""
-    return "; ".join(
-        f"{'.'.join(map(str, fault['loc'])) or 'content'} is {fault['input']!r:.80}: {fault['msg']:.200}"
-        for fault in error.errors()[:3]
-    )
+    return "; ".join(_describe(fault) for fault in error.errors()[:3])
+
+
+def _describe(fault: ErrorDetails) -> str:
+    if fault["type"] == "value_error" and not fault["loc"]:  # a sentence of ours about fields that do not go together
+        return f"{fault['msg'].removeprefix('Value error, '):.200}"
+    return f"{'.'.join(map(str, fault['loc'])) or 'content'} is {fault['input']!r:.80}: {fault['msg']:.200}"
