@@ -7,6 +7,7 @@
     python benchmarks/rounds.py --workload base --peer nvflare      # NVIDIA FLARE, in one, too
     python benchmarks/rounds.py --workload base --tls --json        # one JSON object on standard output
     python benchmarks/rounds.py --workload base --floor             # beside bare gRPC and bare sockets
+    python benchmarks/rounds.py --workload base --sandbox off       # without the sandbox, for what it costs
 
 Director and envoys are real processes. Each envoy adds 1e-3 to every weight in its train task, nothing is validated,
 and the run fails unless the final model has grown by as much. The first round is left out of the seconds per round:
@@ -76,6 +77,7 @@ def report(engine: str, job: Job, measured: Measured) -> dict:
         "envoys": job.envoys,
         "tls": job.tls,
         "float16": job.float16,
+        "sandbox": job.sandbox if engine == "ours" else None,
         "rounds": job.rounds,
         "parameters": sum(trained),
         "tensors": len(trained),
@@ -115,6 +117,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--rounds", type=int, metavar="R", help="two at least, as the first is not counted")
     parser.add_argument("--tls", action="store_true", help="mutual TLS")
     parser.add_argument("--float16", action="store_true", help="weights travel as float16")
+    parser.add_argument(
+        "--sandbox", choices=("require", "use", "off"), default="use", help="of our workers (%(default)s)"
+    )
     parser.add_argument("--floor", action="store_true", help="what moving the bytes costs by itself, too")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--engine", choices=("ours", "stock"), default="ours")
@@ -134,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     engine = options.peer or options.engine
     rounds = options.rounds or (ROUNDS | (ROUNDS_OF_STOCK if engine == "stock" else {}))[options.workload]
-    job = Job(options.workload, options.envoys, rounds, options.tls, options.float16)
+    job = Job(options.workload, options.envoys, rounds, options.tls, options.float16, options.sandbox)
     # A terminated benchmark must stop what it started, as one that is interrupted does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("benchmarks/rounds.py: terminated"))
     # The nodes import the workload's package from here.

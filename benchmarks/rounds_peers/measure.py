@@ -32,13 +32,14 @@ class BenchmarkError(RuntimeError):
 
 @dataclass(frozen=True)
 class Job:
-    """A run that is asked of an engine."""
+    """A run that is asked of an engine; `sandbox` is a setting of our envoys."""
 
     workload: str
     envoys: int
     rounds: int
     tls: bool = False
     float16: bool = False
+    sandbox: str = "use"
 
     @property
     def names(self) -> list[str]:

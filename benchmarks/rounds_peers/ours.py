@@ -47,7 +47,7 @@ def measure(job: Job, folder: Path) -> Measured:
     with Processes(folder, certificates, USER) as processes:
         processes.start_director()
         for name in job.names:
-            processes.start_envoy(name, {"template": shard.TEMPLATE, "params": {}})
+            processes.start_envoy(name, {"template": shard.TEMPLATE, "params": {}}, sandbox=job.sandbox)
         processes.wait_until_ready(job.names, READY_SECONDS)
         say("director and envoys are ready")
         experiment = FLExperiment(_connect(processes, certificates), "benchmark", workspace=benchmarks.rounds_peers)

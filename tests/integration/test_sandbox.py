@@ -66,8 +66,8 @@ def run(sites, connect):
     return start
 
 
-def tempt(sites, name):
-    """Return a task that tries what it could get of envoy `name`; its metrics are 1 where it succeeds."""
+def wanted_of(sites, name):
+    """Return what `tempt` tries to get of envoy `name`."""
     site = sites.folder / "envoys" / name
     files = {
         "key": sites.certificates / f"{name}.key",
@@ -76,58 +76,15 @@ def tempt(sites, name):
         "record": next(site.glob("record*")),
         "planted": sites.folder / "planted.txt",
     }
-    files = {wanted: str(path) for wanted, path in files.items()}
-    note, port, pid, secret = str(site / "note"), sites.port, sites.pid(name), SECRET
-
-    def train(model, points, device, optimizer):
-        import contextlib
-        import socket
-        from pathlib import Path
-
-        from toy.experiment import add_points
-
-        def dial(family, address):
-            with socket.socket(family) as dialled:
-                dialled.settimeout(5)
-                dialled.connect(address)
-            return True
-
-        def environ():
-            found = b""
-            for path in Path("/proc").glob("[0-9]*/environ"):
-                with contextlib.suppress(OSError):
-                    found += path.read_bytes()
-            return secret.encode() in found
-
-        def memory():
-            with Path(f"/proc/{pid}/maps").open() as maps, Path(f"/proc/{pid}/mem").open("rb") as memory:
-                memory.seek(int(maps.readline().split("-")[0], 16))
-                return memory.read(16)
-
-        wanted = {name: Path(path).read_bytes for name, path in files.items()}
-        wanted |= {
-            "written": lambda: Path(note).write_text("note"),
-            "director": lambda: dial(socket.AF_INET, ("127.0.0.1", port)),
-            "abstract": lambda: dial(socket.AF_UNIX, "\0" + secret),
-            "environ": environ,
-            "memory": memory,
-        }
-        got = {}
-        for name, attempt in wanted.items():
-            try:
-                got[name] = float(bool(attempt()))
-            except OSError as error:
-                print(name, error)
-                got[name] = 0.0
-        return add_points(model, points, device, optimizer) | got
-
-    return train
+    return {wanted: str(path) for wanted, path in files.items()}, str(site / "note")
 
 
 @pytest.mark.parametrize(("envoy", "succeeds"), [("a", 0.0), ("b", 1.0)], ids=["in the sandbox", "without it"])
 def test_a_task_gets_nothing_of_its_site_in_the_sandbox_and_all_of_it_without(sites, run, envoy, succeeds):
-    experiment = run(f"tempt-{envoy}", tempt(sites, envoy), envoy)
-    history = experiment.watch()
+    from toy.attacks import tempt
+
+    task = tempt(*wanted_of(sites, envoy), ("127.0.0.1", sites.port), SECRET, sites.pid(envoy))
+    history = run(f"tempt-{envoy}", task, envoy).watch()
     assert {name: value_of(history, name) for name in WANTED} == {name: [succeeds] for name in WANTED}
 
 
@@ -135,21 +92,9 @@ def test_a_task_gets_nothing_of_its_site_in_the_sandbox_and_all_of_it_without(si
 def test_a_process_that_left_its_task_ends_with_the_experiment(sites, run, envoy):
     seconds = str(next(SURVIVOR_SECONDS))
 
-    def train(model, points, device, optimizer):
-        import os
-        import time
+    from toy.attacks import leave
 
-        if os.fork() == 0:
-            os.setsid()
-            if os.fork() == 0:
-                os.execvpe("sleep", ["sleep", seconds], {})
-            os._exit(0)
-        time.sleep(1)
-        from toy.experiment import add_points
-
-        return add_points(model, points, device, optimizer)
-
-    experiment = run(f"leave-{envoy}", train, envoy)
+    experiment = run(f"leave-{envoy}", leave(seconds), envoy)
     wait_for(lambda: running("sleep", seconds))
     experiment.watch()
     wait_for(lambda: not running("sleep", seconds))
