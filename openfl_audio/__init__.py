@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from openfl_audio.protocol.rules import Mean as Mean
     from openfl_audio.protocol.rules import Median as Median
     from openfl_audio.protocol.rules import TrimmedMean as TrimmedMean
+    from openfl_audio.protocol.secure_aggregation import SecureAggregation as SecureAggregation
     from openfl_audio.protocol.server_optimizers import FedAdagrad as FedAdagrad
     from openfl_audio.protocol.server_optimizers import FedAdam as FedAdam
     from openfl_audio.protocol.server_optimizers import FedLamb as FedLamb
@@ -73,6 +74,7 @@ _MODULES = {
         "OpenFLAdam",
         "OpenFLYogi",
     ),
+    "protocol.secure_aggregation": ("SecureAggregation",),
     "simulation.simulation": ("Simulation",),
     "training.adapters": ("Lora", "add_adapter", "merge_adapter", "save_adapter"),
     "training.export": ("extend_config", "label_names", "write_card"),

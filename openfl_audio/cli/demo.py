@@ -25,6 +25,7 @@ class Demo(Command):
         None,
     )
     out: Path = option("folder of the run", Path("runs/demo"))
+    secure: bool = option("sum updates in secret: the director sees none (wav2vec2)", False)
     keep: bool = option("leave director and envoys running, to look and play", False)
     stop: bool = option("only end the director and the envoys that an earlier demo in this folder has left", False)
 
@@ -38,4 +39,6 @@ class Demo(Command):
             return
         from openfl_audio.testing.demo import report, run_demo
 
-        report(self.workload, run_demo(self.workload, self.data, self.out, keep=self.keep), self.out)
+        report(
+            self.workload, run_demo(self.workload, self.data, self.out, keep=self.keep, secure=self.secure), self.out
+        )

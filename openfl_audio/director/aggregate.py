@@ -13,11 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from openfl_audio.errors import UpdateRefusedError
 from openfl_audio.files import sync_folder
+from openfl_audio.privacy.fixed_point import WORD, decode
+from openfl_audio.privacy.masks import Mask, add_masks
+from openfl_audio.privacy.update import NUMBERS_NAME
 from openfl_audio.protocol.aggregate import check_tensor
 from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.low_rank import ERROR, Product, combine_adapters, find_pairs, is_given, lost_share
+from openfl_audio.protocol.secure_aggregation import SecureAggregation
 from openfl_audio.protocol.server_optimizers import ServerOptimizer
 from openfl_audio.protocol.tensors import Entry, Header, TensorFile, bytes_of
 from openfl_audio.protocol.values import BLOCK, LARGEST_VALUE, clipped, distance, magnitude, narrowed
@@ -29,17 +32,6 @@ Entries = Mapping[str, Entry]
 SYNC_SECONDS = 0.05
 # NumPy leaves the interpreter's lock while it works; more threads than this only wait for memory.
 THREADS = min(4, os.cpu_count() or 1)
-
-
-def check_layout(update: Header, expected: Header, refused: str) -> None:
-    """Raises UpdateRefusedError, naming the tensor, unless `update` has exactly the tensors of `expected`."""
-    missing, extra = expected.entries.keys() - update.entries.keys(), update.entries.keys() - expected.entries.keys()
-    if missing or extra:
-        raise UpdateRefusedError(f"{refused}: tensors missing {sorted(missing)[:3]}, unknown {sorted(extra)[:3]}")
-    for name, entry in update.entries.items():
-        wanted = expected.entries[name]
-        if (entry.dtype, entry.shape) != (wanted.dtype, wanted.shape):
-            raise UpdateRefusedError(f"{refused}: tensor '{name}' is {entry}, not {wanted}")
 
 
 def check_finite(path: Path, refused: str, header: Header | None = None, model: TensorFile | None = None) -> None:
@@ -97,6 +89,31 @@ class Contribution:
     header: Header | None = None
 
 
+@dataclass(frozen=True)
+class SecretSum:
+    """The mean of changes from masked updates.
+
+    Attributes:
+        masks: what has to be added to the sum of their words, so that no mask is left in it.
+        settings: how changes became words.
+        mean_share: the sum of weights over the largest one.
+    """
+
+    masks: list[Mask]
+    settings: SecureAggregation
+    mean_share: float
+
+    def combine(self, updates: Sequence[TensorFile], name: str, first: int, current: np.ndarray) -> np.ndarray:
+        """Return current + the mean change, float64, for the values of a tensor from `first` on."""
+        total = np.zeros(len(current), WORD)
+        for update in updates:
+            total += update.read(name, first, first + len(current))
+        header = updates[0].header
+        place = (header.entries[name].start - header.entries[NUMBERS_NAME].n_bytes) // WORD.itemsize
+        add_masks(total, self.masks, place + first)
+        return current + decode(total, self.settings.range_of(name), self.mean_share, self.settings.bits)
+
+
 def aggregate_files(
     current: Path,
     contributions: Sequence[Contribution],
@@ -108,6 +125,7 @@ def aggregate_files(
     target_state: Path,
     metadata: dict,
     outdated: Path | None = None,
+    secret: "SecretSum | None" = None,
 ) -> dict[str, float]:
     """Write the model that follows from `current` and the updates to `target`; the file `outdated` is used up for it.
 
@@ -115,14 +133,15 @@ def aggregate_files(
 
     The result does not depend on the order in which updates arrived, only on the order of `contributions`. Integer
     tensors (counters, such as a batch norm's number of batches) take the maximum. With a server optimizer, its moments
-    go from `state` (None before the first step) to `target_state`; `aggregations` is the number of steps before.
+    go from `state` (None before the first step) to `target_state`; `aggregations` is the number of steps before. With
+    `secret`, updates are masked words, whose sum it decodes; integer tensors stay as they are then.
     """
     with ExitStack() as stack:
         model = stack.enter_context(TensorFile(current))
         updates = [stack.enter_context(TensorFile(each.path, each.header)) for each in contributions]
         moments = stack.enter_context(TensorFile(state)) if state else None
         weights = aggregation.weights([contribution.clips for contribution in contributions])
-        folding = _Folding(model, updates, weights, aggregation, aggregations, set(untrained), moments)
+        folding = _Folding(model, updates, weights, aggregation, aggregations, set(untrained), moments, secret)
         return folding.write(target, target_state, metadata, outdated)
 
 
@@ -136,6 +155,7 @@ class _Folding:
         aggregations: int,
         untrained: set[str],
         moments: TensorFile | None,
+        secret: "SecretSum | None",
     ) -> None:
         self.model, self.updates, self.weights, self.moments = model, updates, weights, moments
         self.aggregation, self.aggregations = aggregation, aggregations
@@ -144,8 +164,10 @@ class _Folding:
         pairs = find_pairs(model.header.entries) if aggregation.product_rule else []
         self.paired = {name for pair in pairs for name in pair.names}
         self.state_header = self._lay_out_state()
+        self.secret = secret
         self.scales = [1.0] * len(updates)
-        if aggregation.clip_norm is not None:
+        # What is masked was shortened by those who sent it.
+        if aggregation.clip_norm is not None and not secret:
             self.scales = aggregation.clip_scales([self._distance(update) for update in updates])
 
     def write(self, target: Path, target_state: Path, metadata: dict, outdated: Path | None) -> dict[str, float]:
@@ -190,6 +212,10 @@ class _Folding:
         if self.aggregation.whole_tensors:
             for name, entry in entries.items():
                 yield Run(name, entry, entry.count, name in self.parameters), 0, entry.count
+        elif self.secret and self.secret.settings.ranges:
+            for name, entry in entries.items():
+                for first, last in _slices(entry.count):
+                    yield Run(name, entry, entry.count, name in self.parameters), first, last
         else:
             for run in _runs(entries, files, self.parameters):
                 for first, last in _slices(run.count):
@@ -197,12 +223,17 @@ class _Folding:
 
     def _fold_slice(self, piece: tuple[Run, int, int], model: "_Target", state: "_Target | None") -> None:
         run, first, last = piece
-        if not run.entry.is_float:
+        if self.secret and not run.entry.is_float:
+            values = self.model.read(run.name, first, last)
+        elif not run.entry.is_float:
             values = np.maximum.reduce([update.read(run.name, first, last) for update in self.updates])
         else:
             current = self.model.read(run.name, first, last)
-            updates = self._slices_of_updates(run, first, last, current)
-            values = self.aggregation.rule.combine(updates, self.weights, current)
+            if self.secret:
+                values = self.secret.combine(self.updates, run.name, first, current)
+            else:
+                updates = self._slices_of_updates(run, first, last, current)
+                values = self.aggregation.rule.combine(updates, self.weights, current)
             if self.optimizer and state and run.trained:
                 values = self._step(self.optimizer, run, first, current, values, state)
         model.write(run.name, first, values)

@@ -16,7 +16,7 @@ from openfl_audio.config import Retention
 from openfl_audio.director.authorization import Caller
 from openfl_audio.director.envoy_entry import EnvoyEntry
 from openfl_audio.director.experiment import Experiment
-from openfl_audio.director.members import choose_members
+from openfl_audio.director.members import check_can_mask, choose_members
 from openfl_audio.director.run_folder import STATE, UNFINISHED, RunFolder, Status, owner_of
 from openfl_audio.director.totals import Totals
 from openfl_audio.errors import EnvoyRefusedError, RunFolderError, SteeringError, SubmissionError
@@ -394,7 +394,10 @@ class Director:
         if other is not None and other.plan.name != plan.name:
             raise SubmissionError(f"federation_uuid '{plan.federation_uuid[:80]}' is that of another experiment")
         online = {name: entry.corpus for name, entry in sorted(self.envoys.items()) if self.is_online(name)}
-        return choose_members(plan, online)
+        members = choose_members(plan, online)
+        if plan.secure_aggregation is not None:
+            check_can_mask({name: self.envoys[name] for name in members})
+        return members
 
     def _has(self, experiment: Experiment, envoy: str) -> bool:
         """Tell whether an envoy is a member of an experiment that runs, or is about to."""

@@ -6,6 +6,7 @@ from openfl_audio.director.intake import Intake
 from openfl_audio.director.run import Run
 from openfl_audio.director.run_folder import RunFolder
 from openfl_audio.director.scheduler import Scheduler
+from openfl_audio.director.secure_rounds import SecureRounds
 from openfl_audio.director.totals import Totals
 from openfl_audio.director.view import View
 from openfl_audio.protocol.record import Record
@@ -16,6 +17,7 @@ class Experiment(Run):
 
     Attributes:
         intake: takes in what envoys send.
+        secure: the secure rounds, None where each update is seen.
         scheduler: opens and closes rounds, and says who does what in them.
         view: what notebooks and the director's status show.
     """
@@ -39,4 +41,6 @@ class Experiment(Run):
         self.scheduler = Scheduler(
             self, self.intake, lambda envoy: is_online(envoy) and envoy not in self.awaiting_approval
         )
+        self.secure = SecureRounds(self, self.intake) if self.plan.secure_aggregation else None
+        self.intake.secure = self.scheduler.secure = self.secure
         self.view = View(self, lambda: self.scheduler.seconds_open, is_online, since)

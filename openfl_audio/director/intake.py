@@ -2,15 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pydantic import ValidationError
 
-from openfl_audio.director.aggregate import Contribution, check_finite, check_layout
+from openfl_audio.director.aggregate import Contribution, check_finite
 from openfl_audio.director.run import Phase, Run
 from openfl_audio.director.shortage import telling_lack
 from openfl_audio.director.update_file import PassingValues, write_update
@@ -22,6 +22,8 @@ from openfl_audio.errors import (
     UpdateRefusedError,
     WireError,
 )
+from openfl_audio.privacy.update import masked_header, names_of
+from openfl_audio.protocol.aggregate import check_layout
 from openfl_audio.protocol.codec import describe_faults, validate
 from openfl_audio.protocol.messages import TaskResult, UpdateEnvelope, UpdateMessage
 from openfl_audio.protocol.record import sha256_of_names
@@ -39,6 +41,19 @@ MAX_REASON_CHARACTERS = 500
 NO_NAMES = sha256_of_names(())
 
 
+class SecureSums(Protocol):
+    """The secure rounds of an experiment, as far as updates concern them."""
+
+    def takes(self, envoy: str, attempt: int) -> bool:
+        """Tell whether an update that was masked for an attempt is awaited."""
+
+    def take_update(self, envoy: str, attempt: int) -> bool:
+        """Note that a masked update is there, whole. Returns whether it counts."""
+
+    def metrics(self) -> Mapping[str, Sequence[str]]:
+        """Return the names of the metrics that the envoys of the open attempt report, by task."""
+
+
 @dataclass
 class PartialUpdate:
     """The results of an envoy of OpenFL in this round so far: it sends the results of each task by themselves."""
@@ -53,6 +68,7 @@ class Intake:
     Attributes:
         partial_updates: updates of which a part has come, by envoy.
         n_bytes: bytes of updates that have come in this round.
+        secure: the experiment's secure rounds, None where each update is seen.
     """
 
     def __init__(self, run: Run) -> None:
@@ -60,6 +76,7 @@ class Intake:
         self._counted: dict[str, tuple[Path, Header]] = {}
         self.partial_updates: dict[str, PartialUpdate] = {}
         self.n_bytes = 0
+        self.secure: SecureSums | None = None
 
     async def receive(self, sender: UpdateEnvelope, header: Header, chunks: AsyncIterator[bytes]) -> bool:
         """Take in an envoy's update, whose tensors are described by `header` and come as `chunks`.
@@ -98,7 +115,8 @@ class Intake:
         is_old = self._rounds.is_late_or_repeated(sender.envoy, sender.round)
         phase = self._run.phase
         is_closed = phase is Phase.CLOSED and sender.round == self._rounds.round_number
-        return is_old or is_closed or phase is Phase.ENDED
+        is_of_other_attempt = self.secure is not None and not self.secure.takes(sender.envoy, sender.attempt)
+        return is_old or is_closed or is_of_other_attempt or phase is Phase.ENDED
 
     def refuse(self, sender: UpdateEnvelope, reason: str) -> None:
         """Count the sender's update as one that does not count, if the sender still has tasks in this round."""
@@ -112,6 +130,9 @@ class Intake:
     def recount(self) -> None:
         """Count the updates that had arrived for the open round before the director was started again."""
         for path in self._folder.updates():
+            if self.secure:  # it was masked for an attempt that ended with the director before this one
+                self._folder.free_update_file(path)
+                continue
             try:
                 with TensorFile(path) as file:
                     header = file.header
@@ -125,11 +146,8 @@ class Intake:
 
     def contributions(self) -> list[Contribution]:
         """Return the updates from which the next model is to be made."""
-        contributions = []
-        for envoy, clips in self._rounds.trained.items():
-            path, header = self._counted[envoy]
-            contributions.append(Contribution(path, clips, header))
-        return contributions
+        clips = dict.fromkeys(sorted(self._counted), 0) if self.secure else self._rounds.trained
+        return [Contribution(self._counted[envoy][0], n, self._counted[envoy][1]) for envoy, n in clips.items()]
 
     def discard(self) -> None:
         """Forget the updates of a round that is over, and free their files for the next one."""
@@ -152,11 +170,13 @@ class Intake:
                 async with aclosing(transfer.counting(chunks)) as counted_chunks:
                     received = await write_update(path, header, counted_chunks, str(sender), values)
             self.n_bytes += received  # not in one line: meanwhile other updates count theirs
-            if values.are_doubtful:
+            if values.are_doubtful and not self.secure:
                 with self._folder.open_model(self._folder.model) as model:
                     await unless_small(header.data_bytes, check_finite, path, str(update), header, model)
             counted = not self.is_dropped(sender)
-            if counted:
+            if counted and self.secure:
+                counted = self._count_masked(self.secure, update, header, path)
+            elif counted:
                 self._count(update, header, path)
                 self._run.answered.notify()
         finally:
@@ -170,6 +190,9 @@ class Intake:
             update = UpdateMessage.model_validate(sender, from_attributes=True)
         except ValidationError as error:
             raise UpdateRefusedError(f"{sender}: {describe_faults(error)}") from None
+        if self.secure:
+            self._check_masked(self.secure, update, header)
+            return update
         self._rounds.check(update)
         names = [task.name for task in self._rounds.participants[update.envoy] if task.task_type == "train"]
         trained = any(update.results[name].size for name in names)
@@ -181,18 +204,30 @@ class Intake:
         check_layout(header, expected, str(update))
         return update
 
+    def _check_masked(self, secure: SecureSums, update: UpdateMessage, header: Header) -> None:
+        """Raise UpdateRefusedError unless a masked update has words for the tensors, and its numbers."""
+        if update.results:
+            raise UpdateRefusedError(f"{update}: has results that are not masked")
+        numbers = len(names_of(secure.metrics()))
+        check_layout(header, masked_header(self._folder.model_header, self._rounds.trains, numbers), str(update))
+
+    def _count_masked(self, secure: SecureSums, update: UpdateMessage, header: Header, path: Path) -> bool:
+        if not secure.take_update(update.envoy, update.attempt):
+            return False
+        self._counted[update.envoy] = path, header
+        names = sha256_of_names(header.entries)
+        self._note("received", update, header, names)
+        return True
+
     def _count(self, update: UpdateMessage, header: Header, path: Path, *, again: bool = False) -> None:
         self._rounds.count(update)
         self._counted[update.envoy] = path, header
         names_sha256 = self._run.names_sha256 if header.entries else NO_NAMES
-        self._run.note(
-            "counted_again" if again else "received",
-            round=update.round,
-            envoy=update.envoy,
-            bytes=header.data_bytes,
-            tensors=len(header.entries),
-            names_sha256=names_sha256,
-        )
+        self._note("counted_again" if again else "received", update, header, names_sha256)
+
+    def _note(self, event: str, update: UpdateMessage, header: Header, names_sha256: str) -> None:
+        about = {"bytes": header.data_bytes, "tensors": len(header.entries), "names_sha256": names_sha256}
+        self._run.note(event, round=update.round, envoy=update.envoy, **about)
 
 
 async def unless_small(size: int, function: Callable[..., Result], *arguments: Any) -> Result:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from openfl_audio.director.envoy_entry import EnvoyEntry
 from openfl_audio.errors import SubmissionError
 from openfl_audio.protocol.plan import ExperimentPlan
 from openfl_audio.protocol.rounds import Progress, Rounds
@@ -15,6 +16,16 @@ def choose_members(plan: ExperimentPlan, online: Mapping[str, str]) -> list[str]
     members = _named(plan, plan.envoys, online) if plan.envoys is not None else _of_corpus(plan, online)
     _check(plan, members)
     return members
+
+
+def check_can_mask(members: Mapping[str, EnvoyEntry]) -> None:
+    """Raise SubmissionError unless all members can take part in secure aggregation: with TLS, and of this project."""
+    if plain := sorted(name for name, entry in members.items() if entry.certificate_expires is None):
+        raise SubmissionError(
+            f"secure aggregation needs TLS, by whose certificates keys are signed, and {plain} have none"
+        )
+    if upstream := sorted(name for name, entry in members.items() if not entry.versions):
+        raise SubmissionError(f"envoys {upstream} are OpenFL's own, which cannot mask their updates: leave them out")
 
 
 def _named(plan: ExperimentPlan, envoys: list[str], online: Mapping[str, str]) -> list[str]:
@@ -53,5 +64,6 @@ def _check(plan: ExperimentPlan, members: list[str]) -> None:
     try:
         rounds.check_members(members)
         plan.check_best()
+        plan.check_secure()
     except ValueError as error:
         raise SubmissionError(f"of the envoys {members}: {error}") from None

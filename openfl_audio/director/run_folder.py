@@ -82,6 +82,8 @@ class State(BaseModel):
         boot: names the time since the machine was started; see `boot_id`.
         progress: how far the rounds are.
         ended_at: when the experiment ended, in seconds of the clock.
+        secure_attempt: the last attempt of the open round, where its updates are summed in secret; 0 before the first.
+        secure_survivors: the envoys whose sum may have been unmasked in that round, none before.
     """
 
     # Keys of another version of the director are kept, within a format.
@@ -102,6 +104,8 @@ class State(BaseModel):
     boot: str = ""
     progress: Progress = Progress()
     ended_at: float | None = None
+    secure_attempt: int = 0
+    secure_survivors: list[str] = []
 
     @property
     def ended(self) -> bool:

@@ -10,6 +10,7 @@ from openfl_audio.director.aggregate import aggregate_files
 from openfl_audio.director.intake import MAX_REASON_CHARACTERS, Intake
 from openfl_audio.director.run import Phase, Run
 from openfl_audio.director.run_folder import Status
+from openfl_audio.director.secure_rounds import SecureRounds
 from openfl_audio.director.tensorboard import TensorBoard
 from openfl_audio.errors import EndedError, LackError, NotFiniteError, RoundFailedError, SteeringError
 from openfl_audio.protocol.messages import GlobalModel
@@ -27,6 +28,7 @@ class Scheduler:
 
     Attributes:
         n_bytes: bytes of models that envoys have downloaded in this round.
+        secure: the experiment's secure rounds, None where each update is seen.
     """
 
     def __init__(self, run: Run, intake: Intake, is_online: Callable[[str], bool]) -> None:
@@ -36,6 +38,7 @@ class Scheduler:
         self._opened = time.monotonic()
         self._aggregated: dict[str, float] = {}
         self.n_bytes = 0
+        self.secure: SecureRounds | None = None
 
     @property
     def is_held_up(self) -> bool:
@@ -195,7 +198,7 @@ class Scheduler:
             if not self._run.ended:
                 self._rounds.check_answers()
                 self._aggregated = {}
-                if self._rounds.trained:
+                if self._rounds.aggregates:
                     aggregations = self._rounds.progress.aggregations + 1
                     await self._retry(lambda: asyncio.to_thread(self._aggregate, aggregations))  # noqa: B023
                     rule = self._plan.aggregation.rule.rule
@@ -245,6 +248,10 @@ class Scheduler:
         deadline = self._plan.participation.deadline_seconds
         # A round without participants waits for nothing. Even so the event loop must get to other tasks.
         await asyncio.sleep(0)
+        if self.secure:
+            await self.secure.run_round(lambda: self.seconds_open)
+            self._run.close_round()
+            return
         while not self._run.ended and not self._rounds.is_complete(self.seconds_open):
             seconds = None if deadline is None else deadline - self.seconds_open
             # After the deadline only news can complete the round: it is short of its quorum.
@@ -272,6 +279,8 @@ class Scheduler:
         self._state.progress = self._rounds.progress = self._rounds.next_progress()
         self._state.participants = None
         self._intake.discard()
+        if self.secure:
+            self.secure.close()
         self._run.lacks.forget()
         await self._retry(lambda: self._folder.keep_round(record["round"]))
         logger.info("experiment '%s' round %d: %s", self._plan.name, record["round"], record["metrics"])
@@ -292,6 +301,7 @@ class Scheduler:
             folder.optimizer_after(aggregations),
             {"aggregations": aggregations},
             outdated=folder.outdated_model(),
+            secret=self.secure.secret if self.secure else None,
         )
 
 

@@ -5,7 +5,7 @@ It also ends when the director's certificate is revoked: gRPC does not check tha
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import grpc
 from openfl_audio.address import split_address
 from openfl_audio.errors import CertificateError
 from openfl_audio.protocol.certificates import DIRECTOR, Credentials, describe_end, load_credentials, serial_of
-from openfl_audio.protocol.revocation import REVOKED, RevocationList
+from openfl_audio.protocol.revocation import REVOKED, RevocationList, Revoked
 from openfl_audio.protocol.wire import channel_credentials, open_channel, presented_certificate
 
 logger = logging.getLogger(__name__)
@@ -98,6 +98,11 @@ class RenewedChannel(grpc.Channel):
     def credentials(self) -> Credentials:
         """The certificate that is used now, its key and its authorities."""
         return self._credentials
+
+    @property
+    def revoked(self) -> Mapping[int, Revoked]:
+        """The certificates that are revoked, by serial number."""
+        return self._revoked.current()
 
     @property
     def root(self) -> bytes:

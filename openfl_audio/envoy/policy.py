@@ -66,9 +66,7 @@ class Policy(Settings):
     precision: Literal["float32", "float16"] | None = Field(
         default=None, description="the type in which updates have to be transmitted"
     )
-    secure_aggregation: bool = Field(
-        default=False, description="updates may only leave masked; no experiment can so far, and all are refused"
-    )
+    secure_aggregation: bool = Field(default=False, description="updates may only leave masked, by secure aggregation")
     max_epsilon: float | None = Field(
         default=None, gt=0, description="the privacy budget; no experiment states its own so far, and all are refused"
     )
@@ -114,7 +112,7 @@ class Policy(Settings):
             yield f"more than {self.max_day_mb:g} MB would leave today"
         if self.precision is not None and plan.precision != self.precision:
             yield f"its precision is {plan.precision}, and has to be {self.precision}"
-        if self.secure_aggregation:
+        if self.secure_aggregation and plan.secure_aggregation is None:
             yield "its updates are not masked, and have to be"
         if self.max_epsilon is not None:
             yield f"it states no privacy budget, and has to state one of at most {self.max_epsilon:g}"

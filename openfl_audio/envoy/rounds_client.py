@@ -2,19 +2,23 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
+from itertools import chain
 from typing import Any, TypeVar
 
 import grpc
 from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc
 
-from openfl_audio.envoy.channel import fault_of
+from openfl_audio.envoy.channel import RenewedChannel, fault_of
 from openfl_audio.envoy.job import Sending
 from openfl_audio.envoy.policy import SentToday
+from openfl_audio.envoy.secure_updates import SecureUpdates, Unmaskings, copied
 from openfl_audio.envoy.settings import SENT_FILE, EnvoySettings
 from openfl_audio.envoy.shortage import RETRY_SECONDS, write_when_possible
-from openfl_audio.errors import DirectorRefusedError, EndedError, PolicyError, TensorFormatError
+from openfl_audio.errors import DirectorRefusedError, EndedError, PolicyError, SecureAggregationError, TensorFormatError
+from openfl_audio.privacy.transcript import CertificateIdentity
+from openfl_audio.protocol.aggregate import check_layout
 from openfl_audio.protocol.bundle import Bundle, describe_model
 from openfl_audio.protocol.codec import decode_answer, encode, validate
 from openfl_audio.protocol.messages import (
@@ -22,17 +26,21 @@ from openfl_audio.protocol.messages import (
     ModelRequest,
     ProgressReport,
     Reported,
+    SecureAnswer,
+    SecureRequest,
     TaskResult,
     UpdateMessage,
 )
-from openfl_audio.protocol.record import sha256_of_names
-from openfl_audio.protocol.tensors import Header, Receiver, Tensors, buffer_chunks, tensors_in
+from openfl_audio.protocol.record import Record, sha256_of_names
+from openfl_audio.protocol.tensors import Header, Receiver, Tensors, buffer_chunks, describe, tensors_in
 from openfl_audio.protocol.wire import RoundsStub, send_chunks, wait_for_connection
 
 logger = logging.getLogger(__name__)
 
 # A report of progress that takes longer is given up.
 TIMEOUT_SECONDS = 5.0
+# A long poll of a secure round takes less.
+SECURE_SECONDS = 60.0
 # An update has the tensors of the model, and the optimizer's, of any type.
 LARGEST_TIMES = 8
 # Codes of answers that would be the same again. Every other code stands for a connection that broke somewhere.
@@ -87,8 +95,9 @@ class RoundsClient:
         announce: Callable[[Sending], None],
         has_ended: Callable[[], bool],
         settings: EnvoySettings,
+        record: Record,
     ) -> None:
-        """Take part in the experiment of `bundle` as `envoy`.
+        """Take part in the experiment of `bundle` as `envoy`, whose `record` says what it has unmasked.
 
         `announce` is called before an update is sent, and `has_ended` tells whether the worker has.
         """
@@ -99,6 +108,8 @@ class RoundsClient:
         self._aggregator = aggregator_pb2_grpc.AggregatorStub(channel)
         self._rounds = RoundsStub(channel)
         self._header = aggregator_pb2.MessageHeader(sender=envoy, federation_uuid=bundle.plan.federation_uuid)
+        self._model: Tensors = {}
+        self._secure = self._make_secure(Unmaskings(record)) if bundle.plan.secure_aggregation else None
 
     def get_tasks(self) -> aggregator_pb2.GetTasksResponse:
         """Wait for tasks, for the length of a long poll at most."""
@@ -116,6 +127,8 @@ class RoundsClient:
         told = validate(header.metadata, GlobalModel)
         if self._settings.approval != "any":
             check_approved(self._bundle, told.round, tensors_in(buffer, header))
+        if self._secure:
+            self._model = copied(tensors_in(buffer, header))
         return header
 
     def bounded(self, n_bytes: int) -> int:
@@ -134,13 +147,49 @@ class RoundsClient:
         if n_bytes > len(buffer):
             raise TensorFormatError(f"an update of {n_bytes} bytes in memory of {len(buffer)}")
         released = policy.check_update(results, n_bytes)
-        name, sent_today = self._bundle.plan.name, self._sent_today
-        write_when_possible(lambda: sent_today.add(n_bytes, policy.max_day_mb), sent_today.path, name, self._has_ended)
+        if self._secure:
+            self._send_in_secret(self._secure, round_number, released, header, buffer)
+            return
+        name = self._bundle.plan.name
         update = UpdateMessage(experiment=name, envoy=self._envoy, round=round_number, results=released)
-        names = tuple(header.entries)
-        self._announce(Sending(round=round_number, bytes=n_bytes, tensors=len(names), names_sha256=_digest(names)))
         sent = header.with_metadata(update.model_dump())
-        self._retry(lambda: send_chunks(self._rounds.send_update, buffer_chunks(buffer, sent)))
+        self._upload(round_number, sent, lambda: buffer_chunks(buffer, sent))
+
+    def _upload(self, round_number: int, header: Header, chunks: Callable[[], Iterator[bytes]]) -> None:
+        """Send what has `header` and `chunks`, the packed header first, once it is written down."""
+        n_bytes, names = header.data_bytes, tuple(header.entries)
+        limit, sent_today = self._settings.policy.max_day_mb, self._sent_today
+        name = self._bundle.plan.name
+        write_when_possible(lambda: sent_today.add(n_bytes, limit), sent_today.path, name, self._has_ended)
+        self._announce(Sending(round=round_number, bytes=n_bytes, tensors=len(names), names_sha256=_digest(names)))
+        self._retry(lambda: send_chunks(self._rounds.send_update, chunks()))
+
+    def _send_in_secret(
+        self, secure: SecureUpdates, round_number: int, results: dict[str, TaskResult], header: Header, buffer: Any
+    ) -> None:
+        """Take part in a secure round with an update. Raises DirectorRefusedError if it is not in the sum."""
+        model = describe(self._model, {})
+        if header.entries:
+            check_layout(header, model, f"update of envoy '{self._envoy}' for round {round_number}")
+        if not secure.send(round_number, results, self._model, tensors_in(buffer, header)):
+            raise DirectorRefusedError("the update is not in the sum: the round has ended without it")
+
+    def _make_secure(self, unmaskings: Unmaskings) -> SecureUpdates:
+        def identity() -> CertificateIdentity:
+            if not isinstance(self._channel, RenewedChannel):
+                raise SecureAggregationError("secure aggregation needs TLS, by whose certificates keys are signed")
+            return CertificateIdentity(self._channel.credentials, self._channel.revoked)
+
+        def ask(request: SecureRequest) -> SecureAnswer:
+            answer = self._retry(lambda: self._rounds.secure_stage(encode(request), timeout=SECURE_SECONDS))
+            return decode_answer(answer, SecureAnswer)
+
+        def upload(header: Header, chunks: Callable[[], Iterator[bytes]]) -> None:
+            number = header.metadata["round"]
+            self._upload(number, header, lambda: chain([header.pack()], chunks()))
+
+        approves = self._settings.approval != "any"
+        return SecureUpdates(self._envoy, self._bundle, approves, identity, unmaskings, ask, upload)
 
     def report(self, progress: Mapping[str, Any]) -> float:
         """Report the progress of a task, as far as the site tells it. Returns the seconds until the next report.

@@ -22,7 +22,13 @@ from openfl_audio.envoy.rooms import enter
 from openfl_audio.envoy.rounds_client import RoundsClient
 from openfl_audio.envoy.sandbox import INSIDE
 from openfl_audio.envoy.worker_process import STOP_SECONDS, Worker, wait_within
-from openfl_audio.errors import ApprovalError, ArchiveError, ConnectionRefusedByDirectorError, SettingsError
+from openfl_audio.errors import (
+    ApprovalError,
+    ArchiveError,
+    ConnectionRefusedByDirectorError,
+    RecordError,
+    SettingsError,
+)
 from openfl_audio.protocol.bundle import Bundle, read_bundle
 
 if TYPE_CHECKING:
@@ -113,7 +119,7 @@ class RunningExperiment:
                         return ""
                     self._worker = self._envoy.workers.take()
             return self._work(bundle, workspace, self._worker)
-        except (ArchiveError, ApprovalError, SettingsError) as error:
+        except (ArchiveError, ApprovalError, RecordError, SettingsError) as error:
             reason = str(error)
         except OSError as error:
             tells = self._envoy.settings.policy.tracebacks == "values"
@@ -190,7 +196,9 @@ class RunningExperiment:
 
         envoy = self._envoy
         recording = Recording(envoy.record, self.experiment, has_ended, envoy.exchange_heads)
-        client = RoundsClient(envoy.channel, envoy.name, bundle, recording.note, has_ended, envoy.settings)
+        client = RoundsClient(
+            envoy.channel, envoy.name, bundle, recording.note, has_ended, envoy.settings, envoy.record
+        )
         for link in (worker.link, progress):
             Relay(link, client, clock).start()
 

@@ -12,6 +12,7 @@ from openfl_audio.node.model_interface import ModelInterface
 from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.participation import Participation
 from openfl_audio.protocol.plan import TRAIN, VALIDATE, BestModel, Direction, ExperimentPlan, Task
+from openfl_audio.protocol.secure_aggregation import SecureAggregation
 from openfl_audio.protocol.tensors import Tensors
 
 OPT_TREATMENTS = ("RESET", "CONTINUE_LOCAL", "CONTINUE_GLOBAL")
@@ -49,12 +50,15 @@ def define(
     precision: Literal["float32", "float16"] = "float32",
     metric_bounds: Mapping[str, tuple[float, float]] | None = None,
     mean_over: Mapping[str, str | None] | None = None,
+    secure_aggregation: SecureAggregation | None = None,
 ) -> Definition:
     """Make the definition of an experiment. Raises DefinitionError if arguments of `FLExperiment.start` do not fit."""
     if opt_treatment not in OPT_TREATMENTS:
         raise DefinitionError(f"opt_treatment {opt_treatment!r} is not supported: use one of {OPT_TREATMENTS}")
     if opt_treatment == "CONTINUE_GLOBAL" and precision == "float16":
         raise DefinitionError("an optimizer's state does not fit into float16: use precision='float32'")
+    if opt_treatment == "CONTINUE_GLOBAL" and secure_aggregation is not None:
+        raise DefinitionError("secure aggregation sums changes of a model, and no optimizer's state: use another one")
     if any(function is not None for function in _chosen_aggregation_functions(task_keeper)):
         raise DefinitionError("set_aggregation_function is not supported: give aggregation=Aggregation(...)")
     tensors = model_provider.initial_tensors(with_optimizer=opt_treatment == "CONTINUE_GLOBAL")
@@ -81,10 +85,12 @@ def define(
             metric_bounds=dict(metric_bounds or {}),
             mean_over=dict(mean_over or {}),
             untrained=[tensor for tensor in tensors if tensor not in parameters],
+            secure_aggregation=secure_aggregation,
             units=getattr(data_loader, "units", ExperimentPlan.model_fields["units"].default),
         )
         plan.check_best()
         plan.aggregation.check_names(tensors)
+        plan.check_secure()
     except DefinitionError:
         raise
     except ValueError as error:

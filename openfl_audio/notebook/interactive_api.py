@@ -57,6 +57,7 @@ from openfl_audio.protocol.plan import (
     ExperimentPlan,
     name_of_best,
 )
+from openfl_audio.protocol.secure_aggregation import SecureAggregation
 from openfl_audio.protocol.tensors import file_chunks
 from openfl_audio.training.history import per_envoy, to_frame, waiting_round
 
@@ -169,6 +170,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
         precision: Literal["float32", "float16"] = "float32",
         metric_bounds: Mapping[str, tuple[float, float]] | None = None,
         mean_over: Mapping[str, str | None] | None = None,
+        secure_aggregation: SecureAggregation | None = None,
         requirements: Requirements | None = None,
         start_from: str | Path | torch.nn.Module | None = None,
         if_exists: Literal["attach", "new", "error"] = "error",
@@ -192,6 +194,8 @@ class FLExperiment(openfl_experiment.FLExperiment):
         `MeanOver(value, count)` for a metric with a unit of its own. None is a metric that is no mean, as "f1",
         "pr_auc" and their like are by default: it can choose a model only where a single envoy validates, and `watch`
         calls it a "mean of sites" elsewhere.
+        With `secure_aggregation` the director learns the sum of the updates of `envoys`, which have to be named, and
+        none of them, nor a site's metrics: see docs/secure-aggregation.md.
         With `precision` "float16" half as many bytes are transmitted; the director's sums and models stay as they are.
         `requirements` is what each envoy must have, packages and memory: on one that has not the experiment ends, as it
         does with other versions of Python and its libraries.
@@ -227,6 +231,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
             precision=precision,
             metric_bounds=metric_bounds,
             mean_over=mean_over,
+            secure_aggregation=secure_aggregation,
         )
         self.model_provider, self.requirements = model_provider, requirements or Requirements()
         if if_exists == "attach" and self._attach_to_same(definition):

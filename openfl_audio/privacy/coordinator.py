@@ -5,7 +5,8 @@ threshold at every stage it learns what has to be taken away from the sum of mas
 fails, and nothing is unmasked.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 from openfl_audio.errors import BelowThresholdError, SecureAggregationError
 from openfl_audio.privacy import shamir
@@ -59,13 +60,33 @@ class Coordinator:
         """Tell whether the open stage can be closed without those that are awaited."""
         return len(self._answered()) >= self.context.threshold
 
+    @property
+    def taking_part(self) -> set[str]:
+        """Return the envoys that have a part in the open stage."""
+        return self._expected()
+
     def give_up(self, envoy: str) -> None:
         """Wait no more for an envoy."""
         self._asked.discard(envoy)
 
+    def result_of(self, stage: Stage, envoy: str) -> dict[str, Any] | None:
+        """Return what an envoy is answered after a stage that is closed; None if it has had no part in it."""
+        took_part = (self.keys, self._shares, self._updates, self.agreements, self._unmaskings)[stage]
+        if envoy not in took_part:
+            return None
+        results: dict[Stage, Callable[[], Any]] = {
+            Stage.KEYS: lambda: {"roster": [keys.model_dump() for keys in self.roster]},
+            Stage.SHARES: lambda: {"sealed": self.sealed_for(envoy)},
+            Stage.UPDATE: lambda: {"survivors": self.survivors},
+            Stage.AGREEMENT: lambda: {"agreements": [each.model_dump() for each in self.agreements.values()]},
+            Stage.UNMASKING: dict,
+        }
+        return results[stage]()
+
     def take_keys(self, keys: Keys) -> None:
         """Take in an envoy's keys. Raises SecureAggregationError unless its certificate has signed them."""
-        self._check_sender(keys.envoy, Stage.KEYS, self._asked)
+        # An envoy that was started anew has new ones, which count as long as the stage is open.
+        self._check_sender(keys.envoy, Stage.KEYS, self._asked, may_repeat=True)
         check_signature(keys.envoy, keys.certificate, keys.signature, keys.statement(self.context))
         self.keys[keys.envoy] = keys
 
@@ -129,10 +150,6 @@ class Coordinator:
         """Return the shares that were sealed for an envoy, by the name of who sealed them."""
         return {sender: self._shares[sender].sealed[envoy] for sender in self.sharers}
 
-    def metrics(self) -> dict[str, list[str]]:
-        """Return the names of all metrics that envoys report, by task."""
-        return metrics_of(self.roster)
-
     def left_masks(self, purpose: bytes) -> list[Mask]:
         """Return the masks that are left in the sum of the survivors' updates, with the signs that they have there.
 
@@ -167,7 +184,7 @@ class Coordinator:
             raise SecureAggregationError(f"{self.context}: shares of envoy '{envoy}' are not those of its secrets")
         return revealed
 
-    def _check_sender(self, envoy: str, stage: Stage, among: Collection[str]) -> None:
+    def _check_sender(self, envoy: str, stage: Stage, among: Collection[str], may_repeat: bool = False) -> None:
         """Raise SecureAggregationError unless an envoy may send a message of `stage` now, for the first time."""
         if stage is not self.stage:
             raise SecureAggregationError(
@@ -175,7 +192,7 @@ class Coordinator:
             )
         if envoy not in among:
             raise SecureAggregationError(f"{self.context}: envoy '{envoy}' has no part in stage {stage.name}")
-        if envoy in self._answered():
+        if envoy in self._answered() and not may_repeat:
             raise SecureAggregationError(f"{self.context}: envoy '{envoy}' has sent its message of {stage.name} before")
 
     def _expected(self) -> set[str]:
@@ -189,9 +206,3 @@ class Coordinator:
             self.keys, self._shares, self._updates, self.agreements, self._unmaskings, ()
         )  # fmt: skip
         return of_stage[self.stage]
-
-
-def metrics_of(roster: Collection[Keys]) -> dict[str, list[str]]:
-    """Return the names of all metrics that the envoys of a roster report, by task: the places in masked numbers."""
-    tasks = sorted({task for keys in roster for task in keys.metrics})
-    return {task: sorted({name for keys in roster for name in keys.metrics.get(task, [])}) for task in tasks}

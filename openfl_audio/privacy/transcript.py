@@ -58,6 +58,9 @@ class Context(Message):
         experiment: the name of the experiment.
         plan_sha256: the hash of the submission that sites approve.
         round: the number of the round.
+        model_sha256: the digest of the global model that the round began with. A director that sent a model of its own
+            to all but one envoy could make the updates of those known, and so the one that is left (Pasquini et al.
+            2022, "Eluding Secure Aggregation in Federated Learning via Model Inconsistency", ACM CCS).
         attempt: the number of the attempt; each has keys of its own.
         participants: the envoys that the plan lets train in the round, sorted.
         settings: how updates become integers.
@@ -66,6 +69,7 @@ class Context(Message):
     experiment: str
     plan_sha256: str
     round: int
+    model_sha256: str
     attempt: int
     participants: list[str]
     settings: SecureAggregation
@@ -195,7 +199,7 @@ def check_signature(envoy: str, certificate: str, signature: str, statement: byt
         key.verify(base64.b64decode(signature), statement, ec.ECDSA(hashes.SHA256()))
     except (InvalidSignature, ValueError, binascii.Error):
         raise SecureAggregationError(
-            f"the signature of envoy '{envoy}' is none of this experiment, plan, round, attempt and its participants"
+            f"the signature of envoy '{envoy}' is none of this experiment, plan, round, model, attempt and participants"
         ) from None
 
 

@@ -12,7 +12,7 @@ from openfl_audio.errors import TooLargeError, UpdateRefusedError
 from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.low_rank import ERROR, Product, combine_adapters, find_pairs, is_given, lost_share
 from openfl_audio.protocol.rules import Mean, RunningMean
-from openfl_audio.protocol.tensors import Tensors
+from openfl_audio.protocol.tensors import Header, Tensors
 from openfl_audio.protocol.values import LARGEST_VALUE, clipped, distance, is_too_large, magnitude, narrowed
 
 
@@ -153,3 +153,14 @@ def check_tensor(name: str, values: np.ndarray, current: np.ndarray, error_prefi
             f"{error_prefix}: tensor '{name}' holds {np.abs(values).max():g}, more than {LARGEST_VALUE:g}: with it the "
             "next global model might not be finite"
         )
+
+
+def check_layout(update: Header, expected: Header, error_prefix: str) -> None:
+    """Raise UpdateRefusedError, naming the tensor, unless `update` has exactly the tensors of `expected`."""
+    missing, extra = expected.entries.keys() - update.entries.keys(), update.entries.keys() - expected.entries.keys()
+    if missing or extra:
+        raise UpdateRefusedError(f"{error_prefix}: tensors missing {sorted(missing)[:3]}, unknown {sorted(extra)[:3]}")
+    for name, entry in update.entries.items():
+        wanted = expected.entries[name]
+        if (entry.dtype, entry.shape) != (wanted.dtype, wanted.shape):
+            raise UpdateRefusedError(f"{error_prefix}: tensor '{name}' is {entry}, not {wanted}")

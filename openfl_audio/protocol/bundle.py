@@ -9,7 +9,7 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from openfl_audio.protocol.plan import (
 )
 from openfl_audio.protocol.tensors import Tensors, bytes_of
 
+Buffer = bytes | memoryview
 # A file that is no part of what is approved: it says who sent it.
 UNHASHED = frozenset({*PICKLES, AUTHOR_FILE})
 # Compiled code cannot be shown.
@@ -98,12 +99,21 @@ class Bundle(BaseModel):
 def describe_model(tensors: Tensors, precision: str) -> ModelDescription:
     """Describe the tensors of a model as they are transmitted with this precision."""
     sent = {name: as_sent(tensor, precision) for name, tensor in sorted(tensors.items())}
-    digest = hashlib.sha256()
-    for name, tensor in sent.items():
-        digest.update(f"{name}\0{tensor.dtype.str}\0{tensor.shape}\0".encode())
-        digest.update(bytes_of(tensor))
     described = {name: (tensor.dtype.str, tuple(tensor.shape)) for name, tensor in sent.items()}
-    return ModelDescription(sha256=digest.hexdigest(), tensors=described)
+    return ModelDescription(sha256=sha256_of_model(described, lambda name: [bytes_of(sent[name])]), tensors=described)
+
+
+def sha256_of_model(
+    described: Mapping[str, tuple[str, tuple[int, ...]]], chunks: Callable[[str], Iterable[Buffer]]
+) -> str:
+    """Return the SHA-256 of a model: types and shapes by name, and the bytes of each tensor, which come in `chunks`."""
+    digest = hashlib.sha256()
+    for name in sorted(described):
+        dtype, shape = described[name]
+        digest.update(f"{name}\0{dtype}\0{shape}\0".encode())
+        for chunk in chunks(name):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def as_sent(tensor: Any, precision: str) -> Any:

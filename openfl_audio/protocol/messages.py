@@ -3,7 +3,7 @@
 A request with a key that is not known is refused. Of an answer such keys are ignored: a newer director may say more.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
@@ -99,6 +99,8 @@ class UpdateEnvelope(Message):
     envoy: str
     round: int
     results: Any
+    # Of a secure round: the attempt that has masked it.
+    attempt: int = 0
 
     def __str__(self) -> str:
         return f"update of envoy '{self.envoy}' for round {self.round}"
@@ -112,6 +114,25 @@ class UpdateMessage(UpdateEnvelope):
     """Metadata of one envoy's answer to one round."""
 
     results: dict[str, TaskResult] = Field(max_length=100)
+
+
+class SecureRequest(Message):
+    """An envoy takes part in a stage of a secure round, and waits for what follows it.
+
+    Attributes:
+        attempt: the attempt that the stage belongs to; when joining one, the last that the envoy has taken part in.
+        stage: the number of the stage (`privacy.transcript.Stage`), -1 to join the next attempt.
+        content: the message of the stage; one without joins, or has sent an update.
+        refusal: why the envoy gives up the attempt, or, when joining, the round; "" while it does not.
+    """
+
+    experiment: str
+    envoy: str
+    round: int = Field(ge=0)
+    attempt: int = Field(ge=0)
+    stage: int = Field(ge=-1, le=4)
+    content: dict[str, Any] = {}
+    refusal: str = Field(default="", max_length=1000)
 
 
 class ProgressReport(Message):
@@ -201,6 +222,32 @@ class GlobalModel(Answer):
     rate_factor: float = Field(default=1.0, gt=0, le=1)
 
 
+class SecureSum(Answer):
+    """Secure aggregation in one round.
+
+    Attributes:
+        envoys: whose updates are in the sum.
+        of: how many envoys the plan names.
+        threshold: how many there must be.
+        attempt: which attempt it was.
+        approving: at how many of `envoys` the site approves code, so that no other code can show an update.
+    """
+
+    envoys: list[str]
+    of: int
+    threshold: int
+    attempt: int
+    approving: int
+
+    @property
+    def against(self) -> str:
+        """Return which director learns nothing but the sum.
+
+        One that breaks the rules could deliver code that shows an update, where a site does not approve code.
+        """
+        return "a malicious director" if self.approving == len(self.envoys) else "a curious director"
+
+
 class RoundRecord(Answer):
     """The record of one round.
 
@@ -215,6 +262,7 @@ class RoundRecord(Answer):
         seconds: how long the round was open.
         bytes_up: bytes that all envoys together have sent.
         bytes_down: bytes that all envoys together have received.
+        secure: how the sum of updates was made, None where the director has seen each update.
         timings: seconds of each envoy for "download", "tasks" and "upload", as far as they were measured.
         aggregation: what the aggregation tells of its result, such as the `adapter_error`, by name.
     """
@@ -232,6 +280,7 @@ class RoundRecord(Answer):
     bytes_down: int
     timings: dict[str, dict[str, float]] = {}  # version 0.1.0 has none
     aggregation: dict[str, float] = {}  # version 0.1.0 has none
+    secure: SecureSum | None = None
 
 
 class Waits(Answer):
@@ -295,6 +344,22 @@ class LiveRound(Answer):
     seconds_left: float | None
     envoys: list[EnvoyProgress]
     others: int = 0
+
+
+class SecureAnswer(Answer):
+    """Step that an envoy takes next in a secure round.
+
+    Attributes:
+        state: "wait" to ask again, "go" on to the next stage with `content`, "lost" to join the next attempt, as this
+            one goes on without the envoy or has failed, "over" as the round has ended.
+        attempt: the attempt.
+        counted: whether the envoy's update is in the sum of a round that has ended.
+    """
+
+    state: Literal["wait", "go", "lost", "over"]
+    attempt: int = 0
+    counted: bool = False
+    content: dict[str, Any] = {}
 
 
 class Reported(Answer):

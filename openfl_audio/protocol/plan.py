@@ -9,6 +9,8 @@ from pydantic import Field, field_validator
 from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.part import Part
 from openfl_audio.protocol.participation import Participation
+from openfl_audio.protocol.rules import Mean
+from openfl_audio.protocol.secure_aggregation import SecureAggregation, threshold
 
 # The name becomes a folder on director and envoys, so it must not lead out of one.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -142,6 +144,7 @@ class ExperimentPlan(Part):
         units: what sizes count, by type of task: a size is bounded by what the envoy's shard registered in that unit.
         mean_over: what a validation metric is a mean over, where that is not what the size counts ("words"), or None
             for a metric that is no mean: several envoys' values do not make the value over all clips.
+        secure_aggregation: how the director learns the sum of updates only; None lets it see each.
     """
 
     name: str
@@ -159,6 +162,7 @@ class ExperimentPlan(Part):
     metric_bounds: dict[MetricName, Bounds] = Field(default={}, max_length=1000)
     units: dict[Literal["train", "validate"], str] = Field(default={"train": "clips", "validate": "clips"})
     mean_over: dict[MetricName, Unit | None] = Field(default={}, max_length=1000)
+    secure_aggregation: SecureAggregation | None = None
 
     @field_validator("name")
     @classmethod
@@ -214,6 +218,33 @@ class ExperimentPlan(Part):
                     "participation=Participation(evaluators=[...]), or give `best` a metric that is a mean"
                     + (f": {' or '.join(map(repr, means[:5]))}" if means else " (see `mean_over`)")
                 )
+
+    def check_secure(self) -> None:
+        """Raise ValueError if secure aggregation is wanted, and cannot be had with the rest of the plan."""
+        if self.secure_aggregation is None:
+            return
+        if self.envoys is None:
+            raise ValueError(
+                "secure aggregation is among envoys that are named, and approved with the plan: give envoys"
+            )
+        number, participation = len({*self.envoys}), self.participation
+        self.secure_aggregation.check_number(number)
+        rule = self.aggregation.rule
+        if not isinstance(rule, Mean):
+            raise ValueError(f"rule {rule.rule} takes single updates, which secure aggregation hides: use the mean")
+        if self.aggregation.max_share is not None:
+            raise ValueError("max_share looks at each weight, which secure aggregation hides: set its largest_weight")
+        if self.precision != "float32":
+            raise ValueError("secure aggregation sends integers of 32 bits: use precision float32")
+        if participation.evaluators:
+            raise ValueError("an evaluator's metrics would be seen, as nobody trains with it: leave out evaluators")
+        if participation.fraction is not None or participation.count is not None:
+            raise ValueError("every round of secure aggregation is among all envoys: leave out fraction and count")
+        if participation.quorum > threshold(number):
+            raise ValueError(
+                f"a quorum of {participation.quorum} is more than the {threshold(number)} of {number} envoys that "
+                "secure aggregation takes in any case: leave it out"
+            )
 
     def tasks_for_round(self, round_number: int, trains: bool = True) -> list[Task]:
         """Return the tasks of a participant: validation of the global model, then training.

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from openfl_audio.errors import RoundFailedError, TooFewUpdatesError, UnknownMetricError, UpdateRefusedError
-from openfl_audio.protocol.messages import TaskResult, UpdateMessage
+from openfl_audio.protocol.messages import SecureSum, TaskResult, UpdateMessage
 from openfl_audio.protocol.plan import ExperimentPlan, Task, is_better
 from openfl_audio.protocol.shard_sizes import Sizes
 
@@ -54,8 +54,13 @@ class Rounds:
         participants: the tasks of the current round by envoy.
         results: the results that count in the current round, by envoy and task.
         refused: why an answer does not count, by envoy.
+        summed: how the updates were summed in secret, None where each is seen.
         registered: sizes of the envoys' shards, by envoy. No answer weighs more than that, whatever its sender says.
     """
+
+    results: dict[str, Results]
+    summed: SecureSum | None
+    _merged: Results
 
     def __init__(self, plan: ExperimentPlan, progress: Progress) -> None:
         self.plan = plan
@@ -197,6 +202,26 @@ class Rounds:
                 if clips > 0:
                     self._clips[update.envoy] = clips
 
+    def count_sum(self, summed: SecureSum, results: Results, trained: bool) -> None:
+        """Count the sum of several envoys' updates, and the `results` over all of them, by task.
+
+        `trained` tells whether the sum has weights of tensors.
+        """
+        self.summed, self._merged, self._sum_trained = summed, results, trained
+        self.results = {envoy: {} for envoy in summed.envoys}
+        self._answered |= {*summed.envoys}
+
+    def note_clipped(self, values: int) -> None:
+        """Note that envoys together have clipped so many values of their changes."""
+        if values and self.summed:
+            reason = f"{values} values changed more than their range (see `SecureAggregation`), and count as that"
+            self.note(", ".join(self.summed.envoys), reason)
+
+    @property
+    def aggregates(self) -> bool:
+        """Tell whether the next global model follows from the updates of this round."""
+        return bool(self._clips) or self._sum_trained
+
     def refuse(self, envoy: str, reason: str) -> None:
         """Note that `envoy` has answered, and why its answer does not count: `reason` names neither envoy nor round."""
         self.refused[envoy] = reason
@@ -287,6 +312,7 @@ class Rounds:
             "refused": dict(sorted(self.refused.items())),
             "missing": self._missing(),
             "notes": self.notes(),
+            "secure": self.summed.model_dump() if self.summed else None,
         }
 
     def notes(self) -> dict[str, list[str]]:
@@ -306,6 +332,8 @@ class Rounds:
             yield envoy, "no answer when the round closed"
         for envoy, results in self.results.items():
             for task in self.participants.get(envoy, []):
+                if task.name not in results:
+                    continue  # it is hidden in a sum
                 size = results[task.name].size
                 if size == 0:
                     yield envoy, _NOTHING_DONE[task.task_type == "train"].format(task.name)
@@ -321,7 +349,7 @@ class Rounds:
 
     def _metric_notes(self, envoy: str, task: Task, result: TaskResult) -> Iterator[str]:
         for metric, value in result.metrics.items():
-            if fault := self._fault_of(task, result, metric):
+            if fault := fault_of(self.plan, task, result, metric):
                 yield f"metric '{metric[:64]}' of task '{task.name}' is {value:g}: {fault}"
             elif (unit := self.plan.unit_of(task, metric)) is not None and metric in result.counts:
                 count, bound = result.counts[metric], self._weight(envoy, task, result, metric)
@@ -338,21 +366,9 @@ class Rounds:
     def _missing(self) -> list[str]:
         return [envoy for envoy in self.participants if not self._has_answered(envoy)]
 
-    def _fault_of(self, task: Task, result: TaskResult, metric: str) -> str:
-        """Return why a metric's value is left out of the mean, or "" if it is not."""
-        value, unit = result.metrics[metric], self.plan.unit_of(task, metric)
-        low, high = self.plan.bounds_of(metric)
-        if not math.isfinite(value):
-            return "undefined, and left out of the mean"
-        if not low <= value <= high:
-            return f"outside its bounds {low:g} to {high:g} (see `metric_bounds`), and left out of the mean"
-        if unit not in (None, self._unit(task)) and metric not in result.counts:
-            return f"without its number of {unit} (see `MeanOver`), and left out of the mean"
-        return ""
-
     def _defined(self, task: Task, result: TaskResult) -> dict[str, float]:
         """Return the metrics that count."""
-        return {name: value for name, value in result.metrics.items() if not self._fault_of(task, result, name)}
+        return {name: value for name, value in result.metrics.items() if not fault_of(self.plan, task, result, name)}
 
     def _reported_names(self) -> set[str]:
         """Return the names of the global model's validation metrics, of envoys that had clips for it."""
@@ -361,7 +377,7 @@ class Rounds:
     def _validations(self) -> list[TaskResult]:
         """Return validations of the global model, of envoys that had clips for it."""
         tasks = [task.name for task in self.plan.tasks if task.validates_global_model]
-        results = [results[task] for results in self.results.values() for task in tasks if task in results]
+        results = [results[task] for _, results in self._sources() for task in tasks if task in results]
         return [result for result in results if result.size > 0]
 
     def better_scores(self) -> dict[str, float]:
@@ -390,7 +406,7 @@ class Rounds:
                 "best_scores": self.progress.best_scores | better,
                 "validations_since_best": waited,
                 "rate_halvings": self.progress.rate_halvings + halves,
-                "aggregations": self.progress.aggregations + bool(self.trained),
+                "aggregations": self.progress.aggregations + self.aggregates,
                 "reported": sorted({*self.progress.reported, *(reported & self._wanted_metrics)}),
             }
         )
@@ -412,11 +428,18 @@ class Rounds:
         }
         return {envoy: tasks[envoy] for envoy in tasks if tasks[envoy]}
 
+    def _sources(self) -> list[tuple[str, Results]]:
+        """Return results by envoy, and those of a sum under no name."""
+        return [*self.results.items(), ("", self._merged)]
+
     def _counted(self) -> int:
+        if self.summed:
+            return len(self.summed.envoys)
         return len(self._clips) if self.trains else len(self.results)
 
     def _forget_answers(self) -> None:
-        self.results: dict[str, Results] = {}
+        self.results = {}
+        self.summed, self._merged, self._sum_trained = None, {}, False
         self.refused: dict[str, str] = {}
         # Kept with each answer: looking through all answers at each one takes the square of the number of envoys.
         self._answered: set[str] = set()
@@ -431,7 +454,7 @@ class Rounds:
         A metric that not every envoy reports is the mean over those that do, and so is one that some could not define.
         """
         # In the order of names: a mean must not depend on which answer came first.
-        results = [(envoy, result[task.name]) for envoy, result in sorted(self.results.items()) if task.name in result]
+        results = [(envoy, result[task.name]) for envoy, result in sorted(self._sources()) if task.name in result]
         values: dict[str, list[tuple[float, int]]] = {}
         for envoy, result in results:
             if self.bounded(envoy, task, result.size) > 0:
@@ -449,6 +472,19 @@ class Rounds:
             if task.validates_global_model:
                 return self._mean_metrics(task).get(metric)
         return None
+
+
+def fault_of(plan: ExperimentPlan, task: Task, result: TaskResult, metric: str) -> str:
+    """Return why a metric's value is left out of the mean, or "" if it is not."""
+    value, unit = result.metrics[metric], plan.unit_of(task, metric)
+    low, high = plan.bounds_of(metric)
+    if not math.isfinite(value):
+        return "undefined, and left out of the mean"
+    if not low <= value <= high:
+        return f"outside its bounds {low:g} to {high:g} (see `metric_bounds`), and left out of the mean"
+    if unit not in (None, plan.units.get(task.task_type, "clips")) and metric not in result.counts:
+        return f"without its number of {unit} (see `MeanOver`), and left out of the mean"
+    return ""
 
 
 def _has_training(tasks: Collection[Task]) -> bool:

@@ -3,7 +3,9 @@
 from fnmatch import fnmatchcase
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from openfl_audio.protocol.part import Part
 
 # With fewer updates in a sum, the director and one envoy would know the others' update.
 LEAST_UPDATES = 3
@@ -43,13 +45,11 @@ def colluders(envoys: int) -> int:
     return min(2 * threshold(envoys) - envoys - 1, threshold(envoys) - 2)
 
 
-class SecureAggregation(BaseModel):
+class SecureAggregation(Part):
     """The settings of secure aggregation: the director learns the sum of a round's updates, and none of them.
 
     A change of a value is clipped to its range, weighted, and rounded at random to an integer of `bits` bits.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     bits: int = Field(default=20, ge=8, le=30, description="bits of an integer that a change of a value becomes")
     value_range: float = Field(

@@ -177,6 +177,7 @@ class RoundsStub:
         self.get_model = channel.unary_stream(f"/{SERVICE}/GetModel")
         self.send_update = channel.stream_stream(f"/{SERVICE}/SendUpdate")
         self.exchange_heads = channel.unary_unary(f"/{SERVICE}/ExchangeHeads")
+        self.secure_stage = channel.unary_unary(f"/{SERVICE}/SecureStage")
         self.report_progress = channel.unary_unary(f"/{SERVICE}/ReportProgress")
         self.report_approval = channel.unary_unary(f"/{SERVICE}/ReportApproval")
         self.submit = channel.stream_stream(f"/{SERVICE}/Submit")

@@ -22,6 +22,7 @@ from openfl_audio.errors import SimulationError, UpdateRefusedError
 from openfl_audio.node.local_state import ClientStates
 from openfl_audio.notebook.experiment import Definition, define
 from openfl_audio.notebook.live_view import show_progress
+from openfl_audio.privacy.aggregate import SumAggregator
 from openfl_audio.protocol.aggregate import Aggregator
 from openfl_audio.protocol.low_rank import is_given
 from openfl_audio.protocol.messages import UpdateMessage
@@ -29,6 +30,7 @@ from openfl_audio.protocol.plan import NAME, name_of_best
 from openfl_audio.protocol.rounds import Progress, Rounds
 from openfl_audio.protocol.tensors import Tensors, describe
 from openfl_audio.simulation.checkpoint import Checkpoint
+from openfl_audio.simulation.secure_round import SecureRound
 from openfl_audio.simulation.virtual_clients import Envoys, OpenShard, VirtualEnvoys, ray_envoys
 from openfl_audio.training.history import to_frame
 
@@ -118,12 +120,11 @@ class Simulation:
         rounds = Rounds(plan, checkpoint.progress)
         if rounds.finished:
             return
-        aggregator = Aggregator(
-            checkpoint.model,
-            plan.aggregation,
-            plan.untrained,
-            checkpoint.moments,
-            rounds.progress.aggregations,
+        before = checkpoint.moments, rounds.progress.aggregations
+        aggregator = (
+            SumAggregator(checkpoint.model, plan, *before)
+            if plan.secure_aggregation
+            else Aggregator(checkpoint.model, plan.aggregation, plan.untrained, *before)
         )
         with self._start_envoys() as envoys:
             while not rounds.finished:
@@ -134,7 +135,7 @@ class Simulation:
                 try:
                     for which in rounds.better_scores():
                         checkpoint.keep_best(which, aggregator.model)
-                    if rounds.trained:
+                    if rounds.aggregates:
                         record["aggregation"] = aggregator.finish_round()
                     rounds.progress = rounds.next_progress()
                     record["seconds"] = round(time.monotonic() - began, 4)
@@ -158,6 +159,7 @@ class Simulation:
         down = _bytes_of(model)
         up = _bytes_of({name: tensor for name, tensor in model.items() if not is_given(name)})
         participants = list(rounds.participants.items())
+        secure = SecureRound(rounds, aggregator) if isinstance(aggregator, SumAggregator) else None
         answers = envoys.run_round(participants, rounds.round_number, model, rounds.rate_factor)
         for client, (results, trained, sizes) in zip(rounds.participants, answers, strict=True):
             rounds.registered[client] = sizes
@@ -166,13 +168,18 @@ class Simulation:
                 rounds.check(update)
                 tasks = [task for task in rounds.participants[client] if task.task_type == "train"]
                 clips = sum(rounds.bounded(client, task, results[task.name].size) for task in tasks)
-                if trained and clips:
+                if secure:
+                    secure.add(client, results, trained)
+                elif trained and clips:
                     aggregator.add(_as_transmitted(trained, plan.precision), clips, error_prefix=str(update))
-                rounds.count(update)
+                if not secure:
+                    rounds.count(update)
             except UpdateRefusedError as error:
                 rounds.refuse(client, update.reason_in(error))
             updates += bool(trained)
             on_client(client)
+        if secure:
+            secure.finish()
         rounds.check_answers()
         return {"bytes_up": updates * up, "bytes_down": len(rounds.participants) * down}
 

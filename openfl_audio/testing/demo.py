@@ -19,7 +19,7 @@ import papermill
 
 from openfl_audio.errors import StartError
 from openfl_audio.experiments.local_federation import LocalFederation, stop_left_over
-from openfl_audio.files import write_result
+from openfl_audio.files import read_json_lines, write_result
 from openfl_audio.notebook.director_calls import DirectorCalls
 from openfl_audio.protocol.authority import write_certificates
 from openfl_audio.protocol.certificates import load_credentials
@@ -40,6 +40,7 @@ ENVOYS = ("envoy_1", "envoy_2", "envoy_3")
 EVALUATOR = "evaluation"
 USER, OPERATOR = "scientist", "operator"
 READY_SECONDS = 120
+SECURE_WORKLOADS = ("wav2vec2",)
 TARGETS, CLUSTERS = "federated-mfcc39-50", 50
 SMALL_SUDORMRF = {
     "out_channels": 64,
@@ -286,12 +287,18 @@ WORKLOADS = {
 }
 
 
-def run_demo(workload: str, data: Path | None, out: Path, keep: bool = False, **parameters: object) -> dict:
+def run_demo(
+    workload: str, data: Path | None, out: Path, keep: bool = False, secure: bool = False, **parameters: object
+) -> dict:
     """Run the demo into the folder `out` and return what its result.json holds. `parameters` are the notebook's.
 
     With `keep` director and envoys run on, until `stop_left_over(out)` or the next demo in this folder ends them.
+    With `secure` updates are summed in secret. Raises StartError for a workload whose demo cannot do that.
     """
     began = time.monotonic()
+    if secure and workload not in SECURE_WORKLOADS:
+        raise StartError(f"the demo of {workload} sees single updates or has an evaluator: use {SECURE_WORKLOADS[0]}")
+    parameters = parameters | ({"SECURE": True} if secure else {})
     chosen = WORKLOADS[workload]
     out = out.resolve()
     stop_left_over(out)
@@ -333,9 +340,21 @@ def run_demo(workload: str, data: Path | None, out: Path, keep: bool = False, **
             federation.leave()
             say_how_to_play(federation.port, certificates, out)
 
-    result = json.loads((out / "result.json").read_text()) | {"seconds": round(time.monotonic() - began, 1)}
+    told = {"secure": True, "participants": summed_in(out / "director" / "demo")} if secure else {}
+    result = json.loads((out / "result.json").read_text()) | told | {"seconds": round(time.monotonic() - began, 1)}
     write_result(out / "result.json", **result)
     return result
+
+
+def summed_in(experiment: Path) -> list[list[str]]:
+    """Return the envoys whose updates were summed in secret in each round of an experiment in a director's folder.
+
+    Raises StartError if there is a round that the director has seen single updates of.
+    """
+    records = read_json_lines(experiment / "history.jsonl")
+    if not all(record.get("secure") for record in records):
+        raise StartError(f"a round of {experiment.name} was not summed in secret")
+    return [record["secure"]["envoys"] for record in records]
 
 
 def set_earlier_run_aside(out: Path) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from openfl_audio.protocol.messages import EnvoyProgress, ExperimentDetails, LiveRound
+from openfl_audio.protocol.messages import EnvoyProgress, ExperimentDetails, LiveRound, SecureSum
 from openfl_audio.protocol.metrics import MEAN_OF_SITES, shown_name
 from openfl_audio.protocol.plan import TRAIN, VALIDATE
 
@@ -130,7 +130,10 @@ def updates_that_counted(record: Record) -> str | None:
     if "counted" not in record and "envoys" not in record:
         return None
     counted = record["counted"] if "counted" in record else len(record["envoys"])
-    return f"{counted} of {counted + len(record.get('refused', ())) + len(record.get('missing', ()))}"
+    shown = f"{counted} of {counted + len(record.get('refused', ())) + len(record.get('missing', ()))}"
+    if record.get("secure"):
+        shown += f", secure against {SecureSum.model_validate(record['secure']).against}"
+    return shown
 
 
 def show_value(name: str, value: Any) -> str:

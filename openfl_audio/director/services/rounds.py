@@ -22,6 +22,7 @@ from openfl_audio.errors import (
     EnvoyRefusedError,
     LackError,
     RecordError,
+    SecureAggregationError,
     SteeringError,
     SubmissionError,
     TensorFormatError,
@@ -47,6 +48,7 @@ from openfl_audio.protocol.messages import (
     ModelRequest,
     ProgressReport,
     Reported,
+    SecureRequest,
     StatusRequest,
     UpdateEnvelope,
 )
@@ -83,6 +85,7 @@ class RoundsService:
                 "GetModel": grpc.unary_stream_rpc_method_handler(self.get_model),
                 "SendUpdate": grpc.stream_stream_rpc_method_handler(self.send_update),
                 "ExchangeHeads": grpc.unary_unary_rpc_method_handler(self.exchange_heads),
+                "SecureStage": grpc.unary_unary_rpc_method_handler(self.secure_stage),
                 "ReportProgress": grpc.unary_unary_rpc_method_handler(self.report_progress),
                 "ReportApproval": grpc.unary_unary_rpc_method_handler(self.report_approval),
                 "Submit": grpc.stream_stream_rpc_method_handler(self.submit),
@@ -163,6 +166,19 @@ class RoundsService:
             await context.write(encode(Credit(chunks=chunks, chunk_bytes=size)))
 
         return aclosing(self._uploads.receive(chunks, grant))
+
+    @made_by("envoy")
+    async def secure_stage(self, request: bytes, context: Context) -> bytes:
+        """Take in an envoy's message of a stage of a secure round. Answers with SecureAnswer, as a long poll."""
+        message = await parse(context, request, SecureRequest)
+        name = await self.gate.envoy(context, message.envoy)
+        experiment = await find_envoys_experiment(self.director, context, message.experiment, name)
+        try:
+            if experiment.secure is None:
+                raise SecureAggregationError(f"experiment '{message.experiment}' has no secure rounds")
+            return encode(await experiment.secure.answer(message))
+        except SecureAggregationError as error:
+            await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
     @made_by("envoy")
     async def report_progress(self, request: bytes, context: Context) -> bytes:

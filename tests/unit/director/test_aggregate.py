@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import openfl_audio.director.aggregate
-from openfl_audio.director.aggregate import Contribution, aggregate_files, check_finite, check_layout
+from openfl_audio.director.aggregate import Contribution, aggregate_files, check_finite
 from openfl_audio.errors import UpdateRefusedError
+from openfl_audio.protocol.aggregate import check_layout
 from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.rules import GeometricMedian, Mean, Median
 from openfl_audio.protocol.server_optimizers import FedAdam

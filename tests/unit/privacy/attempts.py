@@ -26,7 +26,14 @@ def make_identities(folder: Path) -> dict[str, CertificateIdentity]:
 
 def context_of(names: Sequence[str], **changes: object) -> Context:
     """Return the first attempt of round 4, or another one with `changes`."""
-    about = {"experiment": "speech", "plan_sha256": "ab" * 32, "round": 4, "attempt": 1, "participants": [*names]}
+    about = {
+        "experiment": "speech",
+        "plan_sha256": "ab" * 32,
+        "round": 4,
+        "model_sha256": "ef" * 32,
+        "attempt": 1,
+        "participants": [*names],
+    }
     return Context.model_validate(about | {"settings": SecureAggregation()} | changes)
 
 

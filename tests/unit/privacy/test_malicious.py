@@ -46,7 +46,7 @@ Change = Callable[[Attempt], list[Keys]]
 ROSTERS: dict[str, tuple[Change, str]] = {
     "swapped mask key": (
         lambda attempt: with_changed(attempt, "site-b", mask_key="11" * 32),
-        "signature of envoy 'site-b' is none of this experiment, plan, round, attempt",
+        "signature of envoy 'site-b' is none of this experiment, plan, round, model, attempt",
     ),
     "swapped encryption key": (
         lambda attempt: with_changed(attempt, "site-b", encryption_key="11" * 32),
@@ -100,6 +100,7 @@ def test_roster_that_is_not_right_is_found(attempt: Attempt, name: str) -> None:
         {"round": 5},
         {"experiment": "other"},
         {"plan_sha256": "cd" * 32},
+        {"model_sha256": "cd" * 32},
         {"participants": NAMES[:6]},
         {"settings": {"bits": 16}},
     ],

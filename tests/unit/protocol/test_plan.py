@@ -144,3 +144,36 @@ MEANS = {
 @pytest.mark.parametrize("case", MEANS)
 def test_a_metric_that_is_a_mean_or_of_one_site_may_choose_a_model(case):
     best_by(**MEANS[case]).check_best()
+
+
+SECURE = {"secure_aggregation": {}, "envoys": ["a", "b", "c"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"envoys": None}, "among envoys that are named"),
+        ({"envoys": ["a", "b"]}, "takes 3 envoys that train, and there are 2"),
+        ({"envoys": ["a", "a", "b"]}, "there are 2"),
+        ({"envoys": [f"e{i}" for i in range(51)]}, "at most 50 envoys that train, and not 51"),
+        ({"secure_aggregation": {"bits": 30}, "envoys": [*"abcde"]}, "a sum of 5 integers of 30 bits .* 32 bits"),
+        ({"aggregation": {"rule": {"rule": "median"}}}, "rule median takes single updates"),
+        (
+            {"aggregation": {"rule": {"rule": "trimmed_mean", "share": 0.4}}},
+            "rule trimmed_mean takes single updates",
+        ),
+        ({"aggregation": {"rule": {"rule": "geometric_median"}}}, "rule geometric_median takes single updates"),
+        ({"aggregation": {"max_share": 0.5}}, "max_share looks at each weight"),
+        ({"precision": "float16"}, "use precision float32"),
+        ({"participation": {"evaluators": ["a"]}}, "leave out evaluators"),
+        ({"participation": {"fraction": 0.5}}, "leave out fraction and count"),
+        ({"participation": {"deadline_seconds": 9, "quorum": 5}}, "a quorum of 5 is more than the 3 of 3 envoys"),
+    ],
+)
+def test_secure_aggregation_is_refused_with_what_looks_at_single_updates(changes, sentence):
+    given = {"name": "x", "federation_uuid": "", "rounds": 1, "best": {"metric": "accuracy", "direction": "max"}}
+    tasks = [{"name": "train", "function_name": "train", "task_type": "train"}]
+    plan = ExperimentPlan.model_validate(given | {"tasks": tasks} | SECURE)
+    plan.check_secure()
+    with pytest.raises(ValueError, match=sentence):
+        ExperimentPlan.model_validate(given | {"tasks": tasks} | SECURE | changes).check_secure()

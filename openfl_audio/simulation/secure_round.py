@@ -1,0 +1,52 @@
+"""Secure rounds of a simulation: sums as a federation makes them, without masks, which cancel in a sum."""
+
+from openfl_audio.errors import RoundFailedError, UpdateRefusedError
+from openfl_audio.privacy.aggregate import SumAggregator
+from openfl_audio.privacy.fixed_point import NUMBER_BITS, Rounding
+from openfl_audio.privacy.update import Words, decode_numbers, encode_numbers, encode_tensors, mergeable, union
+from openfl_audio.protocol.messages import SecureSum
+from openfl_audio.protocol.rounds import Results, Rounds
+from openfl_audio.protocol.secure_aggregation import threshold
+from openfl_audio.protocol.tensors import Tensors
+
+
+class SecureRound:
+    """Sums the updates of one round."""
+
+    def __init__(self, rounds: Rounds, aggregator: SumAggregator) -> None:
+        self._rounds, self._aggregator, self._plan = rounds, aggregator, rounds.plan
+        self._sites: dict[str, tuple[Words, Results]] = {}
+
+    def add(self, client: str, results: Results, trained: Tensors) -> None:
+        """Add the update of a client, or note why it is refused."""
+        plan, number = self._plan, self._rounds.round_number
+        clips = sum(results[task.name].size for task in self._rounds.participants[client] if task.task_type == "train")
+        rounding = Rounding.of(plan.participation.seed, number, client)
+        prefix = f"update of envoy '{client}' for round {number}"
+        try:
+            words = encode_tensors(plan, self._aggregator.model, trained, clips if trained else 0, rounding, prefix)
+        except UpdateRefusedError as error:
+            self._rounds.refuse(client, str(error))
+            return
+        self._aggregator.add_words(words)
+        self._sites[client] = Words(words.values[:0], words.weight, words.clipped), results
+
+    def finish(self) -> None:
+        """Count the sum. Raises RoundFailedError if it is of too few updates."""
+        rounds, envoys = self._rounds, sorted(self._sites)
+        of = len(self._plan.envoys or ())
+        if len(envoys) < threshold(of):
+            raise RoundFailedError(
+                f"round {rounds.round_number}: {len(envoys)} of {of} envoys have updates, and secure aggregation takes "
+                f"{threshold(of)}: " + "; ".join(rounds.refused.values())
+            )
+        tasks = rounds.participants[envoys[0]]
+        metrics = union([mergeable(self._plan, tasks, results) for _, results in self._sites.values()])
+        numbers = [
+            encode_numbers(self._plan, metrics, words, results, tasks, of) for words, results in self._sites.values()
+        ]
+        totals = [sum(each) % 2**NUMBER_BITS for each in zip(*numbers, strict=True)]
+        results, weight, clipped = decode_numbers(metrics, totals)
+        summed = SecureSum(envoys=envoys, of=of, threshold=threshold(of), attempt=1, approving=0)
+        rounds.count_sum(summed, results, trained=weight > 0)
+        rounds.note_clipped(clipped)

@@ -1,0 +1,328 @@
+"""Secure rounds of an experiment: the director's end and the envoys' in one process, with envoys lost at any stage."""
+
+import asyncio
+import threading
+import time
+import zipfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from openfl_audio.director import secure_rounds
+from openfl_audio.director.experiment import Experiment
+from openfl_audio.director.run_folder import RunFolder
+from openfl_audio.envoy.secure_updates import SecureUpdates, Unmaskings
+from openfl_audio.errors import SecureAggregationError
+from openfl_audio.privacy.fixed_point import Rounding, encode
+from openfl_audio.privacy.replay import replay
+from openfl_audio.privacy.replay import secure_rounds as replayed_rounds
+from openfl_audio.privacy.transcript import CertificateIdentity, Stage
+from openfl_audio.protocol.authority import write_certificates
+from openfl_audio.protocol.bundle import Author, Bundle, describe_model, fingerprint
+from openfl_audio.protocol.certificates import load_credentials
+from openfl_audio.protocol.messages import SecureAnswer, SecureRequest, UpdateMessage
+from openfl_audio.protocol.record import RECORD, Record, entry_of, read_record
+from openfl_audio.protocol.secure_aggregation import SecureAggregation
+from openfl_audio.protocol.tensors import Header, Tensors
+from tests.unit.director.toy_experiment import (
+    CLIPS,
+    MODEL,
+    SECONDS,
+    global_model,
+    load,
+    make_experiment,
+    nothing,
+    results_of,
+    running,
+    until,
+)
+
+NAMES = "abcde"
+CLIPS.setdefault("e", 23)
+BITS, RANGE, LARGEST = 20, 4.0, 50
+SETTINGS = SecureAggregation(value_range=RANGE, largest_weight=LARGEST, stage_seconds=0.5)
+
+
+PLAN = b"{experiment: {settings: {}}, aggregator: {settings: {}}, network: {settings: {}}}"
+
+
+class LostError(Exception):
+    """An envoy is lost."""
+
+
+@pytest.fixture(scope="module")
+def identities(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CertificateIdentity]:
+    folder = tmp_path_factory.mktemp("certificates")
+    write_certificates(folder, director_hosts=[], envoys=[*NAMES])
+    return {name: CertificateIdentity(load_credentials(folder, name)) for name in NAMES}
+
+
+class Envoy(threading.Thread):
+    """An envoy that takes part in secure rounds until its experiment ends, or it is lost at a stage of a round."""
+
+    def __init__(
+        self, name: str, experiment: Experiment, identity: CertificateIdentity, folder: Path,
+        lost: tuple[int, Any] | None = None, change: Callable[[Tensors], Tensors] = lambda tensors: tensors,
+        pause: float = 0.0, given: Callable[[Tensors], Tensors] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(daemon=True)
+        self.site, self.experiment, self.identity, self.lost, self.change = name, experiment, identity, lost, change
+        self.record = Record(folder / f"{name}.jsonl", f"envoy '{name}'")
+        self.counted: list[bool] = []
+        self.pause, self.given = pause, given
+        self.loop = asyncio.get_running_loop()
+        self.start()
+
+    def run(self) -> None:
+        plan = self.experiment.plan
+        bundle = Bundle(
+            sha256=fingerprint({"plan/plan.yaml": PLAN}), plan=plan, model=describe_model(MODEL, "float32"),
+            author=Author(user="me"),
+        )  # fmt: skip
+        updates = SecureUpdates(
+            self.site, bundle, True, lambda: self.identity, Unmaskings(self.record), self.ask, self.upload
+        )
+        try:
+            while not self.experiment.ended:
+                tasks, round_number = self.wait(self.experiment.scheduler.wait_for_tasks(self.site))
+                if tasks:
+                    model, _ = global_model(self.experiment)
+                    model = self.given(model) if self.given else model
+                    trains = any(task.task_type == "train" for task in tasks)
+                    trained = self.change(update_of(self.site, round_number, model)) if trains else {}
+                    results = results_of(self.site, tasks, model)
+                    self.counted.append(updates.send(round_number, results, model, trained))
+        except LostError:
+            pass
+
+    def wait(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(SECONDS)
+
+    def ask(self, request: SecureRequest) -> SecureAnswer:
+        if self.lost == (request.round, request.stage):
+            raise LostError
+        if request.stage == Stage.SHARES:
+            pause, self.pause = self.pause, 0.0
+            time.sleep(pause)
+        return self.wait(self.experiment.secure.answer(request))
+
+    def upload(self, header: Header, chunks: Callable[[], Iterator[bytes]]) -> None:
+        message = UpdateMessage.model_validate(header.metadata)
+        # A lost one may have sent its update: then it is lost when it asks for the survivors.
+        if self.lost == (message.round, "upload"):
+            raise LostError
+
+        async def sent() -> AsyncIterator[bytes]:
+            for chunk in chunks():
+                yield chunk
+
+        self.wait(self.experiment.intake.receive(message, header, sent()))
+
+
+def update_of(site: str, round_number: int, model: Tensors) -> Tensors:
+    """Return what a site makes of the model."""
+    change = np.random.default_rng([ord(site), round_number]).normal(size=MODEL["weight"].shape).astype(np.float32)
+    return {"weight": model["weight"] + change, "steps": model["steps"] + 7}
+
+
+def next_model(model: Tensors, sites: str, round_number: int) -> np.ndarray:
+    """Return the quantised mean, with NumPy alone."""
+    total = np.zeros(MODEL["weight"].size, np.int64)
+    for site in sites:
+        update = update_of(site, round_number, model)
+        change = update["weight"].astype(np.float64).ravel() - model["weight"].astype(np.float64).ravel()
+        uniform = Rounding.of(0, round_number, site).uniform(0, len(change))
+        total += np.floor(
+            np.clip(change, -RANGE, RANGE) * (CLIPS[site] / LARGEST * (2**19 - 1) / RANGE) + uniform
+        ).astype(int)
+    share = sum(CLIPS[site] for site in sites) / LARGEST
+    mean = total * (RANGE / (2**19 - 1) / share)
+    return (model["weight"].ravel() + mean).astype(np.float32).reshape(MODEL["weight"].shape)
+
+
+def make_secure(tmp_path: Path, rounds: int = 2, **changes: Any) -> Experiment:
+    given = {"members": NAMES, "envoys": [*NAMES], "secure_aggregation": SETTINGS} | changes
+    experiment = make_experiment(tmp_path, rounds=rounds, **given)
+    with zipfile.ZipFile(experiment.folder.archive, "w") as archive:
+        archive.writestr("plan/plan.yaml", PLAN)
+    return experiment
+
+
+def play(experiment: Experiment, make: Callable[[], list[Envoy]]) -> list[Envoy]:
+    async def together() -> list[Envoy]:
+        envoys = make()
+        await asyncio.wait_for(experiment.scheduler.run(nothing), SECONDS)
+        return envoys
+
+    return asyncio.run(together())
+
+
+def records_of(experiment: Experiment) -> list[dict[str, Any]]:
+    return [*experiment.folder.history]
+
+
+def test_two_rounds_give_the_quantised_mean_to_the_bit(tmp_path: Path, identities: dict) -> None:
+    experiment = make_secure(tmp_path)
+    envoys = play(experiment, lambda: [Envoy(n, experiment, identities[n], tmp_path) for n in NAMES])
+    assert experiment.state.error == ""
+    first = {"weight": next_model(MODEL, NAMES, 0), "steps": MODEL["steps"]}
+    np.testing.assert_array_equal(load(experiment.folder.model)["weight"], next_model(first, NAMES, 1))
+    # Integers stay as they are.
+    assert load(experiment.folder.model)["steps"] == 0
+    assert all(envoy.counted == [True, True, True] for envoy in envoys)
+    for number, record in enumerate(records_of(experiment)):
+        assert record["secure"]["envoys"] == [*NAMES]
+        assert record["envoys"] == {name: {} for name in NAMES}
+        model = [MODEL, first, load(experiment.folder.model)][number]
+        clips = [CLIPS[name] for name in NAMES]
+        scores = [float(model["weight"].sum()) + ord(name) for name in NAMES]
+        expected = np.average(scores, weights=clips)
+        assert record["metrics"]["aggregated_model_validate"]["score"] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("stage", [-1, *list(Stage)[:-1], "upload"])
+def test_one_envoy_of_five_is_lost_at_a_stage(tmp_path: Path, identities: dict, stage: Any) -> None:
+    experiment = make_secure(tmp_path, rounds=1, participation={"deadline_seconds": 0.7, "quorum": 4})
+    play(
+        experiment,
+        lambda: [Envoy(n, experiment, identities[n], tmp_path, (0, stage) if n == "b" else None) for n in NAMES],
+    )
+    assert experiment.state.error == ""
+    # An update that has come is in the sum, also where its sender is lost afterwards.
+    sites = NAMES if stage in (Stage.UPDATE, Stage.AGREEMENT, Stage.UNMASKING) else "acde"
+    np.testing.assert_array_equal(load(experiment.folder.model)["weight"], next_model(MODEL, sites, 0))
+    assert records_of(experiment)[0]["secure"]["envoys"] == [*sites]
+
+
+def test_below_the_threshold_the_experiment_fails_and_nothing_is_unmasked(tmp_path: Path, identities: dict) -> None:
+    experiment = make_secure(tmp_path, rounds=1)
+    bad = lambda tensors: {name: tensor + np.nan if name == "weight" else tensor for name, tensor in tensors.items()}  # noqa: E731
+    envoys = play(
+        experiment,
+        lambda: [Envoy(n, experiment, identities[n], tmp_path, change=bad) if n in "bd" else
+                 Envoy(n, experiment, identities[n], tmp_path) for n in NAMES],
+    )  # fmt: skip
+    assert "3 of 5 envoys are there at stage KEYS, and secure aggregation takes 4" in experiment.state.error
+    assert "update of envoy 'b' for round 0: tensor 'weight' holds NaN" in experiment.state.error
+    for envoy in envoys:
+        assert not envoy.record.path.exists() or b"unmasked" not in envoy.record.path.read_bytes()
+
+
+def test_a_failed_attempt_is_followed_by_one_with_fresh_keys(tmp_path: Path, identities: dict) -> None:
+    experiment = make_secure(tmp_path, rounds=1)
+
+    # Two are silent for longer than a stage waits, once.
+    play(experiment, lambda: [Envoy(n, experiment, identities[n], tmp_path, pause=2.0 * (n in "bd")) for n in NAMES])
+    assert experiment.state.error == ""
+    np.testing.assert_array_equal(load(experiment.folder.model)["weight"], next_model(MODEL, NAMES, 0))
+    record = records_of(experiment)[0]
+    assert record["secure"]["attempt"] > 1
+    assert "an attempt failed, and nothing was unmasked" in str(record["notes"])
+    entries = [entry_of(line) for line in read_record(tmp_path / RECORD)]
+    assert [e["round"] for e in entries if e and e["event"] == "secure_failed"] == [0]
+
+
+@pytest.mark.parametrize("stage", list(Stage)[1:-1])
+def test_a_director_that_is_killed_at_a_stage_begins_a_new_attempt(
+    tmp_path: Path, identities: dict, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(secure_rounds, "LONG_POLL_SECONDS", 0.1)
+    first = make_secure(tmp_path, rounds=1)
+
+    async def story() -> Experiment:
+        envoys = [Envoy(n, first, identities[n], tmp_path) for n in NAMES]
+        async with running(first):
+            await until(lambda: first.secure.coordinator is not None and first.secure.coordinator.stage >= stage)
+        again = Experiment(RunFolder.load(first.folder.path), first.record, lambda _: True)
+        for envoy in envoys:
+            envoy.experiment = again
+        await asyncio.wait_for(again.scheduler.run(nothing), SECONDS)
+        return again
+
+    again = asyncio.run(story())
+    assert again.state.error == ""
+    np.testing.assert_array_equal(load(again.folder.model)["weight"], next_model(MODEL, NAMES, 0))
+    # The one that was killed may have made its sum before anybody looked.
+    assert records_of(again)[0]["secure"]["attempt"] in (1, 2)
+
+
+def test_an_envoy_that_was_sent_another_model_is_found(tmp_path: Path, identities: dict) -> None:
+    experiment = make_secure(tmp_path, rounds=1)
+
+    def other(model: Tensors) -> Tensors:
+        return {"weight": model["weight"] * 2, "steps": model["steps"]}
+
+    play(
+        experiment,
+        lambda: [Envoy(n, experiment, identities[n], tmp_path, given=other if n == "c" else None) for n in NAMES],
+    )
+    record = records_of(experiment)[0]
+    assert record["secure"]["envoys"] == [*"abde"]
+    assert "signature of envoy 'c' is none of this experiment, plan, round, model" in record["refused"]["c"]
+
+
+def test_what_is_said_of_a_round_follows_from_the_recorded_signatures(tmp_path: Path, identities: dict) -> None:
+    experiment = make_secure(tmp_path, rounds=1, participation={"deadline_seconds": 0.7, "quorum": 4})
+    play(
+        experiment,
+        lambda: [Envoy(n, experiment, identities[n], tmp_path, (0, -1) if n == "b" else None) for n in NAMES],
+    )
+    entries = [entry for line in read_record(tmp_path / RECORD) if (entry := entry_of(line))]
+    replayed = dict(replayed_rounds(entries))
+    assert [each.model_dump() for each in replayed.values()] == [record["secure"] for record in records_of(experiment)]
+    assert replayed[0].envoys == [*"acde"]
+    assert replayed[0].against == "a malicious director"
+    (entry,) = [each for each in entries if each["event"] == "secure_sum" and each["round"] == 0]
+    for change in (
+        {"survivors": [*NAMES]},
+        {"sharers": [*"acd"]},
+        {"signatures": {**entry["signatures"], "a": entry["signatures"]["c"]}},
+        {"signatures": {name: entry["signatures"][name] for name in "acd"}},
+        {"context": entry["context"] | {"participants": [*"acde"]}},
+        {"context": entry["context"] | {"round": 1}},
+        {"keys": [keys | {"approves": False} for keys in entry["keys"]]},
+        {"keys": []},
+    ):
+        with pytest.raises(SecureAggregationError):
+            replay(entry | change)
+
+
+def test_what_the_director_holds_has_no_update(tmp_path: Path, identities: dict) -> None:
+    # Files of updates are kept for later rounds, and freed only with the experiment.
+    kept: list[bytes] = []
+    experiment = make_secure(tmp_path, rounds=1)
+    free = RunFolder.free_update_file
+
+    def keep(path: Path) -> None:
+        kept.append(path.read_bytes())
+        free(experiment.folder, path)
+
+    experiment.folder.free_update_file = keep  # type: ignore[method-assign]
+    play(experiment, lambda: [Envoy(n, experiment, identities[n], tmp_path) for n in NAMES])
+    assert len(kept) >= 5
+    for site in NAMES:
+        update = update_of(site, 0, MODEL)["weight"]
+        change = (update - MODEL["weight"]).ravel()
+        encoded, _ = encode(change, RANGE, CLIPS[site] / LARGEST, BITS, Rounding.of(0, 0, site))
+        for secret in (update.tobytes(), encoded.tobytes(), encoded[:2].tobytes()):
+            assert all(secret not in content for content in kept)
+
+
+def test_another_set_of_survivors_is_refused_also_after_a_restart_of_the_envoy(
+    tmp_path: Path, identities: dict
+) -> None:
+    from tests.unit.privacy.attempts import context_of
+
+    record = Record(tmp_path / "record.jsonl", "envoy 'a'")
+    unmaskings, context = Unmaskings(record), context_of([*NAMES])
+    unmaskings.commit(context, [*"abcd"])
+    unmaskings.judge(context, [*"abcd"])
+    for again in (unmaskings, Unmaskings(Record(tmp_path / "record.jsonl", "envoy 'a'"))):
+        with pytest.raises(SecureAggregationError, match="the sum of a, b, c, d was unmasked for this plan and round"):
+            again.commit(context_of([*NAMES], experiment="another-name", attempt=9), [*"abce"])
+        again.judge(context_of([*NAMES], round=5), [*"abce"])
+        again.judge(context_of([*NAMES], plan_sha256="cd" * 32), [*"abce"])
+    assert len([*read_record(record.path)]) == 2

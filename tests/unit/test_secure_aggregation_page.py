@@ -1,0 +1,32 @@
+"""The table and the figures of docs/secure-aggregation.md."""
+
+import re
+from pathlib import Path
+
+from openfl_audio.privacy.fixed_point import steps
+from openfl_audio.protocol.secure_aggregation import MOST_ENVOYS, SecureAggregation, colluders, dropouts, threshold
+
+PAGE = (Path(__file__).parents[2] / "docs" / "secure-aggregation.md").read_text()
+
+
+def test_table_says_what_the_protocol_bears():
+    rows = [tuple(map(int, row)) for row in re.findall(r"^\| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", PAGE, re.M)]
+    assert [row[0] for row in rows] == [3, 4, 5, 7, 8, 10, 20, MOST_ENVOYS]
+    for envoys, *said in rows:
+        assert said == [threshold(envoys), dropouts(envoys), colluders(envoys)]
+
+
+def test_settings_and_their_defaults_are_on_the_page():
+    table = dict(re.findall(r"^\| `(\w+)` \|.*\| ([\w.]+) \|$", PAGE, re.M))
+    fields = {name: field.default for name, field in SecureAggregation.model_fields.items()}
+    assert table.keys() == fields.keys()
+    assert {name: value for name, value in table.items() if name != "ranges"} == {
+        name: str(int(value) if name == "stage_seconds" else value)
+        for name, value in fields.items()
+        if name != "ranges"
+    }
+
+
+def test_error_of_the_example_is_what_is_said():
+    # Five sites of 500 clips with a range of 0.5 and 20 bits.
+    assert 5 * 0.5 / steps(20) * 500 / (5 * 500) < 1e-6
