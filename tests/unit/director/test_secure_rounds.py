@@ -249,6 +249,35 @@ def test_a_director_that_is_killed_at_a_stage_begins_a_new_attempt(
     assert records_of(again)[0]["secure"]["attempt"] in (1, 2)
 
 
+def test_after_a_sum_may_be_unmasked_no_other_one_is_asked_for(
+    tmp_path: Path, identities: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(secure_rounds, "LONG_POLL_SECONDS", 0.1)
+    monkeypatch.setattr(secure_rounds, "MAX_ATTEMPTS", 2)
+    first = make_secure(tmp_path, rounds=1, participation={"deadline_seconds": 3.0, "quorum": 4})
+
+    async def story() -> Experiment:
+        envoys = [Envoy(n, first, identities[n], tmp_path) for n in NAMES]
+        # Before the director has its shares, so that no sum is counted.
+        monkeypatch.setattr(first.secure, "_count", lambda: time.sleep(1))
+        async with running(first):
+            await until(
+                lambda: first.secure.coordinator is not None and first.secure.coordinator.stage >= Stage.UNMASKING
+            )
+        again = Experiment(RunFolder.load(first.folder.path), first.record, lambda _: True)
+        assert again.state.secure_survivors == [*NAMES]
+        for envoy in envoys:
+            envoy.experiment, envoy.lost = again, (0, -1) if envoy.site == "b" else None
+        await asyncio.wait_for(again.scheduler.run(nothing), SECONDS)
+        return again
+
+    again = asyncio.run(story())
+    assert "updates of ['a', 'c', 'd', 'e'] have come, and envoys may have unmasked the sum of" in again.state.error
+    for name in NAMES:
+        content = (tmp_path / f"{name}.jsonl").read_text() if (tmp_path / f"{name}.jsonl").exists() else ""
+        assert '["a", "c", "d", "e"]' not in content
+
+
 def test_an_envoy_that_was_sent_another_model_is_found(tmp_path: Path, identities: dict) -> None:
     experiment = make_secure(tmp_path, rounds=1)
 
