@@ -68,6 +68,19 @@ def toy_is_importable() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def tasks_see_files_of_their_test() -> Iterator[None]:
+    """Let envoys run without a sandbox, unless a test says otherwise: most tasks here wait for a file of their test."""
+    start = LocalFederation.start_envoy
+
+    def start_envoy(self: LocalFederation, name: str, shard_descriptor: dict, **changes: object) -> None:
+        start(self, name, shard_descriptor, **{"sandbox": "off", **changes})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalFederation, "start_envoy", start_envoy)
+        yield
+
+
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("certificates")
