@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from openfl_audio.errors import OpenFLAudioError as OpenFLAudioError
+    from openfl_audio.experiments.export import save_model as save_model
     from openfl_audio.files import write_result as write_result
     from openfl_audio.node.compatibility import Requirements as Requirements
     from openfl_audio.node.progress import report as report
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "errors": ("OpenFLAudioError",),
+    "experiments.export": ("save_model",),
     "files": ("write_result",),
     "node.compatibility": ("Requirements",),
     "node.progress": ("report",),

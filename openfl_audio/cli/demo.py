@@ -16,8 +16,8 @@ class Demo(Command):
 
     example: ClassVar[str] = "openfl-audio demo --workload whisper --data data/speech_commands"
 
-    workload: Literal["wav2vec2", "whisper", "fsd50k", "librifsd50k", "librispeech", "own_data"] = option(
-        "what is trained", "wav2vec2"
+    workload: Literal["wav2vec2", "whisper", "fsd50k", "librifsd50k", "librispeech", "recognition", "own_data"] = (
+        option("what is trained", "wav2vec2")
     )
     data: Path | None = option(
         "a corpus in its published layout, in place of one that is made; for librifsd50k, a folder with LibriSpeech "

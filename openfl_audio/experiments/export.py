@@ -13,7 +13,8 @@ from openfl_audio.files import replacing
 from openfl_audio.training.adapters import has_adapter, has_residual, merge_adapter, save_adapter
 from openfl_audio.training.export import CONFIG, SETTINGS, extend_config, write_card
 from openfl_audio.training.history import Record, scores_by_round
-from openfl_audio.training.workload import Metrics
+from openfl_audio.training.run_settings import RunSettings
+from openfl_audio.training.workload import Metrics, Workload
 
 # What peft loads upon the base of a model that was trained by adapters; beside it lies the whole model.
 ADAPTER = "adapter"
@@ -46,11 +47,7 @@ def export_models(
     about = {"data": clients.data.name, "mode": mode, "clients": _describe(clients), **facts}
     for kind, model in models.items():
         folder = model_folder(out, kind)
-        if has_adapter(model):
-            if not has_residual(model):
-                save_adapter(model, folder / ADAPTER)
-            model = merge_adapter(model)
-        clients.workload.save(model, clients.settings, folder)
+        save_model(clients.workload, model, clients.settings, folder)
         described = clients.workload.describe_model(clients.settings, clients.data)
         if described and (folder / CONFIG).exists():
             extend_config(folder, described)
@@ -58,6 +55,18 @@ def export_models(
         write_card(folder, clients.workload.name, kind, about, metrics[kind], settings, command)
     if clients.settings.best_epoch_path is not None:
         write_weights(models["best"], out / clients.settings.best_epoch_path)
+
+
+def save_model(workload: Workload[Any], model: torch.nn.Module, settings: RunSettings, folder: Path) -> None:
+    """Write `model` into `folder` as its workload does; adapters are merged, and lie in a folder of their own besides.
+
+    Adapters with residuals belong to a base of their own, which is the merged model: they have no such folder.
+    """
+    if has_adapter(model):
+        if not has_residual(model):
+            save_adapter(model, folder / ADAPTER)
+        model = merge_adapter(model)
+    workload.save(model, settings, folder)
 
 
 def write_weights(model: torch.nn.Module, path: Path) -> None:

@@ -16,6 +16,7 @@ from transformers import (
     AutoModel,
     AutoModelForAudioClassification,
     AutoModelForCTC,
+    AutoModelForSpeechSeq2Seq,
     AutoTokenizer,
 )
 
@@ -39,6 +40,9 @@ OWN_CLASSES: Final = {
     "sudormrf": ("workspaces.speech_enhancement.modeling_speech_enhancement", "SudoRmRfForSpeechEnhancement"),
 }
 CLASSIFICATION, RECOGNITION, ENHANCEMENT = "Classification", "ForCTC", "SpeechEnhancement"
+WRITING = "ForConditionalGeneration"  # Whisper
+# Who speaks fast says four words a second, of fewer than two tokens each; a model may repeat itself without end.
+TOKENS_PER_S, FEWEST_TOKENS = 10, 20
 
 
 @dataclass(frozen=True)
@@ -62,16 +66,15 @@ def predict(model: str, files: Iterable[Path], trust_code: bool = False) -> Iter
         trust_code: whether code that comes with the model, and is none of this project, may be run.
 
     Raises:
-        SettingsError: the model is neither a classifier nor a recognizer with CTC, or cannot be loaded.
+        SettingsError: the model is neither a classifier nor a recognizer, or cannot be loaded.
         AudioError: a file cannot be read.
     """
     kind, config = read_model_config(model, trust_code)
-    if kind not in (CLASSIFICATION, RECOGNITION):
+    if kind not in _AT_WORK:
         wanted = "predict wants a classifier or a recognizer"
         advice = "; openfl-audio enhance takes this one" if kind == ENHANCEMENT else ""
         raise SettingsError(f"'{model}' is a {config.architectures[0]}: {wanted}{advice}")
-    auto = AutoModelForAudioClassification if kind == CLASSIFICATION else AutoModelForCTC
-    hear = _classifier if kind == CLASSIFICATION else _recognizer
+    auto, hear = _AT_WORK[kind]
     with explain_missing_weights(model):
         loaded = auto.from_pretrained(model, trust_remote_code=trust_code).eval()
         extractor = AutoFeatureExtractor.from_pretrained(model)
@@ -117,7 +120,7 @@ def read_model_config(model: str, trust_code: bool) -> tuple[str, Any]:
             raise SettingsError(f"'{model}' comes with code of its own: --trust-code runs it") from None
         raise SettingsError(f"'{model}' has a configuration that Transformers does not read: {error}") from None
     [name] = (config.architectures or ["model without a name"])[:1]
-    kinds = (CLASSIFICATION, RECOGNITION, ENHANCEMENT)
+    kinds = (CLASSIFICATION, RECOGNITION, WRITING, ENHANCEMENT)
     return next((kind for kind in kinds if name.endswith(kind)), ""), config
 
 
@@ -166,6 +169,29 @@ def _recognizer(name: str, model: Any) -> Callable[[str, Any], Heard]:
         return Heard(file, text=str(tokenizer.decode(model(**inputs).logits[0].argmax(-1))))
 
     return hear
+
+
+def _writer(name: str, model: Any) -> Callable[[str, Any], Heard]:
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    # What the tokenizer was saved with: the language and the task that the model was trained for.
+    settings = tokenizer.init_kwargs
+    forced = {key: settings[key] for key in ("language", "task") if settings.get(key)}
+    multilingual = bool(getattr(model.generation_config, "is_multilingual", False))
+
+    def hear(file: str, inputs: Any) -> Heard:
+        seconds = inputs.input_features.shape[-1] / 100  # log-mel frames of 10 ms
+        bound = min(model.config.max_target_positions // 2, FEWEST_TOKENS + round(TOKENS_PER_S * seconds))
+        written = model.generate(**inputs, max_new_tokens=bound, **(forced if multilingual else {}))
+        return Heard(file, text=str(tokenizer.decode(written[0], skip_special_tokens=True)).strip())
+
+    return hear
+
+
+_AT_WORK: Final[dict[str, tuple[Any, Callable[[str, Any], Callable[[str, Any], Heard]]]]] = {
+    CLASSIFICATION: (AutoModelForAudioClassification, _classifier),
+    RECOGNITION: (AutoModelForCTC, _recognizer),
+    WRITING: (AutoModelForSpeechSeq2Seq, _writer),
+}
 
 
 def shown(heard: Heard, top: int) -> str:

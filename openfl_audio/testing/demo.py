@@ -183,6 +183,22 @@ def three_sites(data: Path) -> dict[str, dict[str, object]]:
     }
 
 
+def prepare_numbers(folder: Path, data: Path | None) -> Path:
+    """Prepare LibriSpeech for three clients, or spoken numbers in its layout."""
+    if data is None:
+        say(f"a corpus of synthetic numbers in {folder}")
+        make_librispeech(folder, n_train_speakers=30, n_utterances=16, numbers=True)
+    clients = folder.with_name(f"{folder.name}-clients")
+    say(f"{data or folder} divided among {len(ENVOYS)} clients in {clients}")
+    prepare_librispeech(data or folder, clients, len(ENVOYS))
+    return clients
+
+
+def three_parts_and_an_evaluator(data: Path) -> dict[str, dict[str, object]]:
+    """Return the settings of three that train, and of one more that has all validation clips."""
+    return three_parts(data) | {EVALUATOR: {}}
+
+
 SUPERB = Corpus("superb", "shard_descriptors.superb.SuperbShardDescriptor", prepare_speech_commands, three_parts)
 FSD50K = Corpus("fsd50k", "shard_descriptors.fsd50k.Fsd50kShardDescriptor", prepare_fsd50k, three_uploaders)
 LIBRIFSD50K = Corpus(
@@ -203,6 +219,12 @@ OWN_DATA = Corpus(
     prepare_own_data,
     three_sites,
     test_data="unseen",
+)
+NUMBERS = Corpus(
+    "numbers",
+    "shard_descriptors.librispeech.LibriSpeechShardDescriptor",
+    prepare_numbers,
+    three_parts_and_an_evaluator,
 )
 KEYWORD_ACCURACY = "accuracy", "test accuracy on speakers that no envoy has (chance is 1/12 = 0.083)"
 
@@ -276,6 +298,13 @@ WORKLOADS = {
             "FEATURE_PENALTY": 0.1,
         },
         ("masked_accuracy", f"accuracy on masked frames, {CLUSTERS} clusters, of speakers that no envoy has"),
+    ),
+    "recognition": Workload(
+        NUMBERS,
+        "librispeech_ctc.ipynb",
+        "a small W2V-BERT",
+        {"EVALUATOR": EVALUATOR, "SETTINGS": "numbers.yaml", "ROUNDS": 16, "ALONE": ENVOYS[0]},
+        ("wer", "word error rate on speakers that no envoy has (lower is better)"),
     ),
     "own_data": Workload(
         OWN_DATA,

@@ -91,7 +91,7 @@ def _use(folder: Path) -> str:
     path = folder / CONFIG
     config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     [name] = config.get("architectures") or [""]
-    if name.endswith(("ForCTC", "Classification")):
+    if name.endswith(("ForCTC", "ForConditionalGeneration", "Classification")):
         return "`openfl-audio predict FOLDER FILE.wav` hears a recording with it."
     if name.endswith("Enhancement"):
         return "`openfl-audio enhance FOLDER IN.wav OUT.wav` takes noise out of a recording."

@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import yaml
 from openfl.interface.interactive_api.shard_descriptor import ShardDataset, ShardDescriptor
 
-from shard_descriptors.common.audio import read_waveform
+from shard_descriptors.common.audio import duration_s, read_waveform
 from shard_descriptors.common.errors import CorpusError
 from shard_descriptors.common.partition import parse_rank_worldsize
 from shard_descriptors.common.recordings import (
@@ -61,6 +62,16 @@ class RecordingsDataset(ShardDataset):
         self._recordings = recordings
         self._num_samples = num_samples
         self._channel = channel
+
+    @cached_property
+    def num_samples(self) -> np.ndarray:
+        """Return the length of each item in samples, int64 (items,), as the headers of the files tell it."""
+        if self._num_samples is not None:
+            return np.full(len(self), self._num_samples, dtype=np.int64)
+        seconds = [
+            (duration_s(each.source) if each.end_s is None else each.end_s) - each.start_s for each in self._recordings
+        ]
+        return np.array([round(each * self.sample_rate) for each in seconds], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._recordings)

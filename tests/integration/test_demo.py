@@ -340,3 +340,15 @@ def processes_of(out: Path) -> list[str]:
         if f"{out}/" in line:
             lines.append(line)
     return lines
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_numbers_of_unseen_voices_are_recognized_and_better_than_by_one_envoy_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    out = tmp_path / "run"
+    wer = run_demo("recognition", None, out)["wer"]
+    assert wer == json.loads((out / "result.json").read_text())["wer"]
+    assert wer["best"] <= wer["initial"] / 2
+    assert wer["best"] < 0.9
+    assert wer["best"] < wer["alone"]

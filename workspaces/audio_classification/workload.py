@@ -20,12 +20,7 @@ from openfl_audio.training.run_settings import Group
 from openfl_audio.training.sites import summarize_scores
 from openfl_audio.training.workload import Metrics, Workload, register_tasks
 from shard_descriptors.common.recordings_shard import RecordingsShardDescriptor, count_classes
-from shard_descriptors.folder import FolderShardDescriptor
-from shard_descriptors.folder.layout import METADATA
-from shard_descriptors.hub import HubShardDescriptor
-from shard_descriptors.hub.layout import SAVED
-from shard_descriptors.table import TableShardDescriptor
-from shard_descriptors.table.layout import SUFFIXES
+from shard_descriptors.kinds import kind_of
 from workspaces.audio_classification.data import Augmentation, Clips, RecordingsData
 from workspaces.audio_classification.model import CONFIGS, create_classifier, create_extractor
 from workspaces.audio_classification.targets import Targets, agree
@@ -187,7 +182,7 @@ class AudioClassification(Workload[AudioClassificationSettings]):
         return config.model_copy(update={"targets": config.targets.model_copy(update=changes)})
 
     def shard(self, config: AudioClassificationSettings, data: Path, rank: int, world_size: int) -> dict[str, Any]:
-        kind = _kind_of(data)
+        kind = kind_of(data)
         place = {"data_path": str(data), "rank_worldsize": f"{rank},{world_size}", "seed": config.seed}
         return {
             "template": f"{kind.__module__.rpartition('.')[0]}.{kind.__name__}",
@@ -198,7 +193,7 @@ class AudioClassification(Workload[AudioClassificationSettings]):
         self, config: AudioClassificationSettings, data: Path, rank: int, world_size: int
     ) -> RecordingsShardDescriptor:
         """Return a shard of the corpus."""
-        return _kind_of(data)(**self.shard(config, data, rank, world_size)["params"])
+        return kind_of(data)(**self.shard(config, data, rank, world_size)["params"])
 
     def natural_clients(self, config: AudioClassificationSettings, data: Path) -> int:
         return len(set(self.open(config, data, 1, 1).get_dataset("train").groups) - {""}) or 1
@@ -262,15 +257,6 @@ class AudioClassification(Workload[AudioClassificationSettings]):
         if (extractor := self.extractor(config)) is not None:
             extractor.save_pretrained(folder)
         extend_config(folder, {"clip_seconds": config.clip_s})
-
-
-def _kind_of(data: Path) -> type[RecordingsShardDescriptor]:
-    """Return what reads the recordings at `data`: a table, a folder for each class, or a dataset, also of the hub."""
-    if not data.is_dir():
-        return TableShardDescriptor if data.exists() or data.suffix.casefold() in SUFFIXES else HubShardDescriptor
-    is_dataset = any((data / name).is_file() for name in SAVED) or next(data.glob("*.parquet"), None) is not None
-    is_named = any((data / name).is_file() for name in METADATA)
-    return HubShardDescriptor if is_dataset and not is_named else FolderShardDescriptor
 
 
 def read_settings(

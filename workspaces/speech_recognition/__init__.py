@@ -1,1 +1,1 @@
-"""Speech recognition: utterances to letters, by CTC."""
+"""Speech recognition: utterances to letters by CTC, or to words by Whisper."""

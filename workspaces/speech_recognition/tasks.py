@@ -1,6 +1,5 @@
 """Training and validation of one round, in plain PyTorch."""
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,24 +11,41 @@ import torch
 from openfl_audio.node.progress import report
 from openfl_audio.protocol.metrics import MeanOver
 from openfl_audio.training.schedules import linear_rate, set_rate
-from workspaces.speech_recognition.data import Clips
-from workspaces.speech_recognition.letters import decode
-from workspaces.speech_recognition.loss import ctc_loss
+from workspaces.speech_recognition.data import BatchSize, Clips
+from workspaces.speech_recognition.letters import LETTERS, comparable
+from workspaces.speech_recognition.masks import Masks
 from workspaces.speech_recognition.model import Recognizer
 
 ERROR_RATES = Path(__file__).parent / "metrics" / "error_rates.py"
+# Means over words; the character error rate is one over characters.
+OF_WORDS = ("wer", "substitutions", "deletions", "insertions")
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Settings of an envoy's training; `warmup` is the share of all rounds' steps in which the rate rises."""
+    """Settings of an envoy's training.
+
+    Attributes:
+        rounds: of the experiment.
+        learning_rate: the peak of a linear warm-up and decay over all rounds.
+        local_epochs: passes over the clips in a round.
+        batch_size: clips of a batch at most.
+        batch_s: seconds of a batch at most, with the padding; None is no bound.
+        warmup: share of all rounds' steps in which the rate rises.
+        clip_grad_norm: largest norm of the gradients.
+        masks: SpecAugment, or None.
+        mixed_precision: bfloat16 where that is exact enough.
+    """
 
     rounds: int
     learning_rate: float
     local_epochs: int = 1
     batch_size: int = 8
+    batch_s: float | None = None
     warmup: float = 0.1
     clip_grad_norm: float = 1.0
+    masks: Masks | None = None
+    mixed_precision: bool = False
 
 
 def train_round(
@@ -40,57 +56,88 @@ def train_round(
     round_number: int,
     settings: TrainingSettings,
 ) -> dict[str, float]:
-    """Train `model` in place for `settings.local_epochs`, by CTC.
+    """Train `model` in place for `settings.local_epochs`.
 
-    Order and dropout follow from torch's global generator, which an envoy seeds by round and client. Returns the mean
-    loss over the letters (nats), each clip's as it was before its step, and the last learning rate. Raises ValueError
-    if there are no clips.
+    Order, masks and dropout follow from torch's global generator, which an envoy seeds by round and client. Returns the
+    mean loss over the letters or tokens (nats), each clip's as it was before its step, and the last learning rate.
+    Raises ValueError if there are no clips.
     """
     if not len(clips):
         raise ValueError("there are no clips with a transcript to train with")
     torch.nn.Module.to(model, device)  # transformers has its own without types
     model.train()
     generator = np.random.default_rng(int(torch.randint(2**62, ())))
-    steps = settings.local_epochs * math.ceil(len(clips) / settings.batch_size)
-    total, letters, step, heard = 0.0, 0, 0, 0
-    for _ in range(settings.local_epochs):
-        for batch in clips.train_batches(settings.batch_size, generator):
-            rate = linear_rate(settings.learning_rate, settings.warmup, settings.rounds, round_number, step, steps)
-            set_rate(optimizer, rate)
-            loss = ctc_loss(model, batch, model(batch.waveforms.to(device), batch.lengths))
-            optimizer.zero_grad()
-            (loss / len(batch.targets)).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad_norm)
-            optimizer.step()
-            total, letters, step = total + loss.item(), letters + len(batch.targets), step + 1
-            heard += len(batch.lengths)
-            report(step, steps, clips=heard, loss=total / letters)
-    return {"loss": total / letters, "learning_rate": rate}
+    size = BatchSize(settings.batch_size, settings.batch_s)
+    batches = [batch for _ in range(settings.local_epochs) for batch in clips.cut_epoch(size, generator)]
+    total, units, heard, rate = 0.0, 0, 0, 0.0
+    for step, batch in enumerate(batches):
+        rate = linear_rate(settings.learning_rate, settings.warmup, settings.rounds, round_number, step, len(batches))
+        set_rate(optimizer, rate)
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=settings.mixed_precision):
+            loss, number = model.loss_of(clips.read(batch), device, settings.masks)
+        optimizer.zero_grad()
+        (loss / number).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad_norm)
+        optimizer.step()
+        total, units, heard = total + loss.item(), units + number, heard + len(batch)
+        report(step + 1, len(batches), clips=heard, loss=total / units)
+    return {"loss": total / units, "learning_rate": rate}
 
 
-def validate_clips(model: Recognizer, clips: Clips, device: str, batch_size: int = 16) -> dict[str, float]:
-    """Return the loss (nats a letter) and the metrics of metrics/error_rates.py over all clips, decoded greedily.
+def validate_clips(
+    model: Recognizer,
+    clips: Clips,
+    device: str,
+    batch_size: int = 16,
+    normalizer: str = "letters",
+    letters: str = LETTERS,
+) -> dict[str, float]:
+    """Return the loss (nats a letter or token) and the metrics of metrics/error_rates.py over all clips.
 
-    Lower is better for all of them.
+    Lower is better for all of them. Texts are compared as `letters.comparable` writes them.
 
     Raises ValueError if there are no clips.
     """
     if not len(clips):
         raise ValueError("there are no clips with a transcript to validate with")
+    recognized, total, units = recognize_all(model, clips, device, batch_size)
+    rates = error_rates([comparable(text, normalizer, letters) for text in recognized], clips.texts)
+    return {"loss": MeanOver(total / units, units), **rates}
+
+
+@torch.inference_mode()
+def recognize_all(model: Recognizer, clips: Clips, device: str, batch_size: int = 16) -> tuple[list[str], float, int]:
+    """Return the recognized text of each clip, the sum of the loss, and what that is a sum over."""
     torch.nn.Module.to(model, device)
     model.eval()
-    metric = _error_rates()
-    total, letters = 0.0, 0
-    with torch.inference_mode():
-        for batch in clips.validation_batches(batch_size):
-            logits = model(batch.waveforms.to(device), batch.lengths)
-            total, letters = total + ctc_loss(model, batch, logits).item(), letters + len(batch.targets)
-            best, frames = logits.argmax(-1).cpu(), model.count_frames(batch.lengths).tolist()
-            predictions = [decode(clip[:n]) for clip, n in zip(best, frames, strict=True)]
-            metric.add_batch(predictions=predictions, references=batch.texts)
-    rates = metric.compute()
-    characters = sum(map(len, clips.texts))
-    return {"loss": MeanOver(total / letters, letters), **rates, "cer": MeanOver(rates["cer"], characters)}
+    texts = [""] * len(clips)
+    total, units = 0.0, 0
+    for positions, batch in clips.validation_batches(BatchSize(batch_size)):
+        loss, number, recognized = model.recognize(batch, device)
+        total, units = total + loss.item(), units + number
+        for position, text in zip(positions, recognized, strict=True):
+            texts[position] = text
+    return texts, total, units
+
+
+def error_rates(predictions: list[str], references: list[str]) -> dict[str, float]:
+    """Return the metrics of metrics/error_rates.py, with what they are means over."""
+    rates = _error_rates().compute(predictions=predictions, references=references)
+    words, characters = sum(len(text.split()) for text in references), sum(map(len, references))
+    of_words: dict[str, float] = {name: MeanOver(rates[name], words) for name in OF_WORDS}
+    return of_words | {"cer": MeanOver(rates["cer"], characters)}
+
+
+def rates_by_speaker(recognized: list[str], clips: Clips) -> dict[str, float]:
+    """Return the word error rate of each speaker who is known."""
+    of_speaker: dict[str, list[int]] = {}
+    for clip, speaker in enumerate(clips.speakers):
+        if speaker:
+            of_speaker.setdefault(speaker, []).append(clip)
+    return {
+        speaker: error_rates([recognized[clip] for clip in own], [clips.texts[clip] for clip in own])["wer"]
+        for speaker, own in sorted(of_speaker.items())
+    }
 
 
 @lru_cache

@@ -9,7 +9,7 @@ domain audio books", ICASSP 2015; openslr.org/12). A speaker is a voice of espea
 level of their own, and is in one subset only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from openfl_audio.testing.corpora.output import check_count, check_seed, make_folder, with_progress
 from openfl_audio.testing.corpora.recordings import Recording, record
-from openfl_audio.testing.corpora.sentences import make_sentence
+from openfl_audio.testing.corpora.sentences import make_number, make_sentence
 from openfl_audio.testing.corpora.voices import (
     SAMPLE_RATE,
     VARIANTS,
@@ -30,6 +30,8 @@ from openfl_audio.testing.corpora.voices import (
 )
 
 CORPUS_VERSION = 1  # raise it when the same seed would give other bytes
+# Draws what somebody reads.
+MakeText = Callable[[np.random.Generator], str]
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,12 @@ def make_librispeech(
     n_dev_speakers: int = 6,
     n_test_speakers: int = 6,
     n_utterances: int = 12,
+    numbers: bool = False,
     seed: int = 0,
 ) -> bool:
     """Write the corpus to `out`, which appears only when it is complete; every speaker reads `n_utterances` sentences.
+
+    With `numbers` they read numbers instead, digit by digit.
 
     Returns True when the corpus was made, and False when `out` already held a complete corpus of the same parameters.
     Raises `DemoCorpusError` when `out` holds anything else, or for more speakers than there are voices.
@@ -88,23 +93,26 @@ def make_librispeech(
         "n_speakers": n_speakers,
         "n_utterances": n_utterances,
         "seed": seed,
-    }
+    } | ({"numbers": True} if numbers else {})
+    read = make_number if numbers else make_sentence
     return make_folder(
         out,
         parameters,
         f"{n_train_speakers}, {n_dev_speakers} and {n_test_speakers} speakers of {n_utterances} utterances each "
         f"in LibriSpeech's layout and seed {seed}",
-        lambda folder: write_corpus(folder, n_speakers, n_utterances=n_utterances, seed=seed),
+        lambda folder: write_corpus(folder, n_speakers, n_utterances=n_utterances, seed=seed, make_text=read),
     )
 
 
-def write_corpus(folder: Path, n_speakers: dict[str, int], *, n_utterances: int, seed: int) -> None:
+def write_corpus(
+    folder: Path, n_speakers: dict[str, int], *, n_utterances: int, seed: int, make_text: MakeText = make_sentence
+) -> None:
     """Write every file but the completion marker `corpus.json`. `n_speakers` is the number for each subset."""
     import soundfile
 
     check_espeak()
     readers = choose_readers(n_speakers, seed)
-    sentences = plan_sentences(readers, n_utterances, np.random.default_rng([seed, 2]))
+    sentences = plan_sentences(readers, n_utterances, np.random.default_rng([seed, 2]), make_text)
     utterances = [
         vary(sentence.reader.voice, sentence.text, np.random.default_rng([seed, 3, index]))
         for index, sentence in enumerate(sentences)
@@ -147,7 +155,9 @@ def choose_readers(n_speakers: dict[str, int], seed: int) -> list[Reader]:
     ]
 
 
-def plan_sentences(readers: Sequence[Reader], n_utterances: int, rng: np.random.Generator) -> list[Sentence]:
+def plan_sentences(
+    readers: Sequence[Reader], n_utterances: int, rng: np.random.Generator, make_text: MakeText = make_sentence
+) -> list[Sentence]:
     """Plan the chapters of all speakers, one or two of each; no two chapters have the same number."""
     chapters = iter(rng.choice(np.arange(100, 150_000), 2 * len(readers), replace=False).tolist())
     sentences = []
@@ -155,7 +165,7 @@ def plan_sentences(readers: Sequence[Reader], n_utterances: int, rng: np.random.
         first_part = n_utterances if rng.random() < 0.5 else n_utterances // 2
         for length in (first_part, n_utterances - first_part):
             chapter = next(chapters)
-            sentences += [Sentence(reader, chapter, number, make_sentence(rng)) for number in range(length)]
+            sentences += [Sentence(reader, chapter, number, make_text(rng)) for number in range(length)]
     return sentences
 
 

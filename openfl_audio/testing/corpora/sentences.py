@@ -41,6 +41,7 @@ ADVERBS = (
 PREPOSITIONS = (
     "under", "behind", "near", "beyond", "above", "across", "inside", "through", "beside", "toward", "around",
 )  # fmt: skip
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CONJUNCTIONS = ("and", "but", "while", "because", "until", "so", "where", "though")
 
 
@@ -55,6 +56,11 @@ def make_sentence(rng: np.random.Generator) -> str:
         sentence = " ".join(parts)
         if N_WORDS[0] <= len(sentence.split()) <= N_WORDS[1]:
             return sentence
+
+
+def make_number(rng: np.random.Generator) -> str:
+    """Return two to five digits as words: what a small recognizer learns in minutes."""
+    return " ".join(DIGITS[digit] for digit in rng.integers(0, len(DIGITS), size=rng.integers(2, 6)))
 
 
 def clause(rng: np.random.Generator) -> str:

@@ -155,6 +155,39 @@ def test_a_hubert_is_pretrained_and_a_student_learns_from_it(execute, speech_and
     assert {"progress.png", "model"} <= files
 
 
+TINY_BERT = {
+    "model_type": "wav2vec2-bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "intermediate_size": 16, "feature_projection_input_dim": 80, "left_max_position_embeddings": 4,
+    "right_max_position_embeddings": 2, "apply_spec_augment": False,
+}  # fmt: skip
+TINY_WHISPER = {
+    "model_type": "whisper", "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_source_positions": 500,
+    "max_target_positions": 128, "num_mel_bins": 40,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("notebook", "settings", "model"),
+    [
+        ("librispeech_ctc.ipynb", "wav2vec2.yaml", TINY_BERT),
+        ("librispeech_whisper.ipynb", "whisper.yaml", TINY_WHISPER),
+    ],
+)
+def test_speech_is_recognized_with_adapters(execute, speech_and_sounds, tmp_path, notebook, settings, model):
+    (tmp_path / "tiny.json").write_text(json.dumps(model))
+    changes = {"model.upstream": None, "model.config": str(tmp_path / "tiny.json"), "adapter.r": 2}
+    demo = replace(WORKLOADS["recognition"], notebook=notebook, parameters={"SETTINGS": settings, "CHANGES": changes})
+    result, files = execute(demo, speech_and_sounds / "LibriSpeech")
+    assert set(result["wer"]) == set(result["cer"]) == {"initial", "last", "best"}
+    assert {"substitutions", "deletions", "insertions"} <= result["test"]["best"]["test"].keys()
+    assert result["test"]["best"]["test speakers"]["clients"] == 1
+    assert {"error_rates.png", "model"} <= files
+    adapter = json.loads((tmp_path / notebook / "out" / "model" / "adapter" / "adapter_config.json").read_text())
+    assert (adapter["r"], adapter["task_type"]) == (2, None)
+
+
 def test_every_notebook_is_executed_here():
-    executed = {demo.notebook for demo in WORKLOADS.values()} | {"librispeech_distillation.ipynb"}
+    own = {"librispeech_distillation.ipynb", "librispeech_whisper.ipynb"}
+    executed = {demo.notebook for demo in WORKLOADS.values()} | own
     assert executed == {path.name for path in NOTEBOOKS.glob("*.ipynb")}

@@ -1,10 +1,10 @@
-"""Word and character error rates as an `evaluate` module, so that an envoy needs no hub."""
+"""Word and character error rates with their parts, as an `evaluate` module, so that an envoy needs no hub."""
 
 import datasets
 import evaluate
 import jiwer
 
-_DESCRIPTION = """Substitutions, insertions and deletions that turn the references into the predictions, summed over
+_DESCRIPTION = """Substitutions, deletions and insertions that turn the references into the predictions, summed over
 all clips, over the words (or characters, spaces included) of the references. Lower is better, 0 is perfect; a rate may
 be above 1."""
 _KWARGS_DESCRIPTION = """
@@ -12,7 +12,8 @@ Args:
     predictions: recognized texts (clips,)
     references: true texts (clips,), none of them empty
 Returns:
-    wer: word error rate. Over several nodes, the mean weighted by words is that over all clips.
+    wer: word error rate, the sum of substitutions, deletions and insertions, which are here as well. Over several
+        nodes, the means weighted by words are those over all clips.
     cer: character error rate; of that, the mean weighted by characters.
 """
 
@@ -31,7 +32,7 @@ class ErrorRates(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
-        return {
-            "wer": jiwer.process_words(references, predictions).wer,
-            "cer": jiwer.process_characters(references, predictions).cer,
-        }
+        words = jiwer.process_words(references, predictions)
+        total = words.hits + words.substitutions + words.deletions
+        parts = {name: getattr(words, name) / total for name in ("substitutions", "deletions", "insertions")}
+        return {"wer": words.wer, "cer": jiwer.process_characters(references, predictions).cer, **parts}

@@ -24,6 +24,7 @@ class Spoken:
     def __init__(self, transcripts: list[str]) -> None:
         self.transcripts = transcripts
         self.names = [f"clip-{i}" for i in range(len(transcripts))]
+        self.speakers = ["first" if i % 2 else "second" for i in range(len(transcripts))]
         self.num_samples = np.array([LETTER_SAMPLES * max(len(text), 1) for text in transcripts], dtype=np.int64)
 
     def __len__(self) -> int:

@@ -21,6 +21,8 @@ PAIRS = [
 def test_rates_are_sums_of_errors_over_sums_of_words_and_characters():
     rates = compute(PAIRS)
     assert rates["wer"] == pytest.approx((0 + 2 + 2) / (3 + 4 + 1))
+    parts = {"substitutions": 1 / 8, "deletions": 1 / 8, "insertions": 2 / 8}
+    assert {name: rates[name] for name in parts} == pytest.approx(parts)
     assert rates["cer"] == pytest.approx((0 + 3 + 6) / (11 + 7 + 2))
 
 
@@ -31,4 +33,5 @@ def test_rates_of_nodes_merge_to_that_of_all():
 
 
 def test_nothing_recognized_is_a_rate_of_one():
-    assert compute([("hello there", "")]) == {"wer": 1.0, "cer": 1.0}
+    parts = {"substitutions": 0.0, "deletions": 1.0, "insertions": 0.0}
+    assert compute([("hello there", "")]) == {"wer": 1.0, "cer": 1.0} | parts

@@ -1,10 +1,22 @@
+import json
+
 import pytest
 import torch
-from transformers import HubertConfig, HubertForCTC, HubertModel, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
-from transformers import WhisperConfig as OtherConfig
+from transformers import (
+    AutoFeatureExtractor,
+    AutoModelForCTC,
+    AutoTokenizer,
+    HubertConfig,
+    HubertForCTC,
+    HubertModel,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Processor,
+)
+from transformers import BertConfig as OtherConfig
 
 from openfl_audio.errors import PretrainedWeightsError, SettingsError
 from openfl_audio.node.adapter import FrameworkAdapterPlugin
+from openfl_audio.training.adapters import Lora
 from tests.unit.workspaces.speech_recognition.speech import TINY, tiny_recognizer
 from workspaces.speech_recognition.letters import encode
 from workspaces.speech_recognition.model import create_recognizer, save_recognizer
@@ -79,7 +91,47 @@ def test_wrong_sources_are_named(tmp_path, monkeypatch):
     with pytest.raises(PretrainedWeightsError, match="no weights for 'nobody/nothing'"):
         create_recognizer("nobody/nothing")
     OtherConfig().save_pretrained(tmp_path)
-    with pytest.raises(SettingsError, match="is a model of type 'whisper': it should be hubert"):
+    with pytest.raises(SettingsError, match="is a model of type 'bert': it should be one of hubert, wav2vec2, "):
         create_recognizer(str(tmp_path))
     with pytest.raises(ValueError, match="give either upstream"):
         create_recognizer()
+
+
+KINDS = {
+    "wav2vec2": {**TINY, "model_type": "wav2vec2", "feat_extract_norm": "group"},
+    "wav2vec2-bert": {
+        "model_type": "wav2vec2-bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 16, "feature_projection_input_dim": 80, "conv_depthwise_kernel_size": 3,
+        "left_max_position_embeddings": 4, "right_max_position_embeddings": 2, "apply_spec_augment": False,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_models_of_ctc_hear_a_clip_the_same_among_others_and_are_saved_as_transformers_has_them(kind, tmp_path):
+    (tmp_path / "tiny.json").write_text(json.dumps(KINDS[kind]))
+    model = create_recognizer(config=tmp_path / "tiny.json", letters=" äb", seed=1).eval()
+    waveforms, lengths = 0.1 * torch.randn(2, 9_000), torch.tensor([9_000, 5_001])
+    with torch.no_grad():
+        together, alone = model(waveforms, lengths), model(waveforms[1:, :5_001], lengths[1:])
+    frames = model.count_frames(lengths).tolist()
+    assert together.shape == (2, frames[0], 4)
+    torch.testing.assert_close(together[1, : frames[1]], alone[0], rtol=0, atol=1e-5)
+    model.save_recognizer(tmp_path / "saved")
+    again = AutoModelForCTC.from_pretrained(tmp_path / "saved").eval()
+    inputs = AutoFeatureExtractor.from_pretrained(tmp_path / "saved")(
+        waveforms[0].numpy(), sampling_rate=16_000, return_tensors="pt"
+    )
+    with torch.no_grad():
+        logits = again(**inputs).logits
+    torch.testing.assert_close(logits[:, : frames[0]], together[:1], rtol=0, atol=1e-4)
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved")("b ä").input_ids == [3, 1, 2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_adapters_and_the_layer_to_letters_are_transmitted_of_an_adapted_one(kind, tmp_path):
+    (tmp_path / "tiny.json").write_text(json.dumps(KINDS[kind]))
+    model = create_recognizer(config=tmp_path / "tiny.json", adapter=Lora(r=2)).train()
+    names = FrameworkAdapterPlugin.get_tensor_dict(model)
+    assert {name for name in names if ".lora_" not in name} == HEAD
+    assert len(names) == len(HEAD) + 4
