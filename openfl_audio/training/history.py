@@ -132,7 +132,8 @@ def updates_that_counted(record: Record) -> str | None:
     counted = record["counted"] if "counted" in record else len(record["envoys"])
     shown = f"{counted} of {counted + len(record.get('refused', ())) + len(record.get('missing', ()))}"
     if record.get("secure"):
-        shown += f", secure against {SecureSum.model_validate(record['secure']).against}"
+        # A column is narrow: "curious" or "malicious", as docs/secure-aggregation.md has them.
+        shown += f", secure ({SecureSum.model_validate(record['secure']).against.split()[1]})"
     return shown
 
 

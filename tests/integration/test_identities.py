@@ -29,6 +29,7 @@ from openfl_audio.protocol.messages import (
     LogRequest,
     ModelRequest,
     ProgressReport,
+    SecureRequest,
     SignedHead,
     StatusRequest,
 )
@@ -86,6 +87,7 @@ CALLS_OF_ENVOYS: dict[str, list[bytes | Message]] = {
     ROUNDS + "ReportProgress": [
         encode(ProgressReport(experiment=EXPERIMENT, envoy="b", round=0, task="train", seconds=1.0))
     ],
+    ROUNDS + "SecureStage": [encode(SecureRequest(experiment=EXPERIMENT, envoy="b", round=0, attempt=0, stage=-1))],
     ROUNDS + "ReportApproval": [encode(ApprovalReport(experiment=EXPERIMENT, envoy="b", waits=True))],
     ROUNDS + "ExchangeHeads": [encode(HeadRequest(envoy="b", head=SignedHead(number=0, sha256="0" * 64)))],
     ROUNDS + "SendUpdate": list(stream({"weight": np.ones(3, np.float32)}, UPDATE)),

@@ -31,6 +31,7 @@ from openfl_audio.protocol.messages import (
     LogRequest,
     ModelRequest,
     ProgressReport,
+    SecureRequest,
     SignedHead,
     StatusRequest,
 )
@@ -114,6 +115,7 @@ def requests() -> dict[str, list[bytes]]:
                 ProgressReport(experiment=NAME, envoy=ENVOY, round=0, task="train", seconds=1.0, values={"loss": 0.5})
             )
         ],
+        rounds + "SecureStage": [encode(SecureRequest(experiment=NAME, envoy=ENVOY, round=0, attempt=0, stage=-1))],
         rounds + "ReportApproval": [encode(ApprovalReport(experiment=NAME, envoy=ENVOY, waits=False))],
         rounds + "ExchangeHeads": [encode(HeadRequest(envoy=ENVOY, head=SignedHead(number=3, sha256="0" * 64)))],
         rounds + "SendUpdate": list(stream({"weight": np.ones(3, np.float32)}, UPDATE)),

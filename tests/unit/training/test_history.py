@@ -1,7 +1,7 @@
 import math
 
 from openfl_audio.protocol.messages import EnvoyProgress, LiveRound
-from openfl_audio.training.history import per_envoy
+from openfl_audio.training.history import per_envoy, updates_that_counted
 
 RECORD = {
     "round": 3,
@@ -47,3 +47,11 @@ def test_without_rounds_there_are_columns_and_no_row():
     frame = per_envoy([])
     assert list(frame) == ["round", "envoy", "state", "why"]
     assert frame.empty
+
+
+def test_a_secure_round_says_with_how_many_and_against_which_director():
+    secure = {"envoys": ["a", "b", "c"], "of": 3, "threshold": 3, "attempt": 1, "approving": 2}
+    record = {"envoys": {"a": {}, "b": {}, "c": {}}, "secure": secure}
+    assert updates_that_counted(record) == "3 of 3, secure (curious)"
+    assert updates_that_counted(record | {"secure": secure | {"approving": 3}}) == "3 of 3, secure (malicious)"
+    assert updates_that_counted(record | {"secure": None}) == "3 of 3"
