@@ -129,6 +129,14 @@ class PolicyError(OpenFLAudioError, RuntimeError):
     """A site's policy does not let something leave; the message has no value of the site."""
 
 
+class PrivacyError(OpenFLAudioError, RuntimeError):
+    """Something would not be private as it says, or costs more than a budget holds; the message says which."""
+
+
+class BudgetSpentError(PrivacyError):
+    """A site's budget of privacy does not hold what a task costs. The message has no number, as others see it."""
+
+
 class CertificateError(OpenFLAudioError, ValueError):
     """A certificate, a key or a name cannot be used; the message is one sentence for the terminal."""
 

@@ -1,0 +1,52 @@
+"""Gaussian noise and secret draws, from a stream that nobody outside can continue or repeat.
+
+The numbers follow from a key of 32 bytes by AES-256 in counter mode (`masks.words`). The generators of torch and NumPy
+are not meant to keep a secret: that of torch on a CPU takes in 32 bits of a seed, which can be tried one by one.
+"""
+
+import secrets
+
+import numpy as np
+from scipy.special import ndtri
+
+from openfl_audio.privacy.masks import words
+
+KEY_BYTES = 32
+WORD = "<u8"
+# With half a step added to 52 bits, which a float64 still holds, no number is 0 or 1: noise is within 8.2 deviations.
+UNIFORM_BITS = 52
+
+
+class Noise:
+    """A stream of random numbers, each of which is given once.
+
+    Attributes:
+        secret: whether the key was drawn from the operating system. Only then is what is released with this noise
+            private; a key that follows from a seed is for tests.
+    """
+
+    def __init__(self) -> None:
+        """Begin a stream whose key is drawn from the operating system."""
+        self.secret = True
+        self._key, self._position = secrets.token_bytes(KEY_BYTES), 0
+
+    @classmethod
+    def repeatable(cls, key: bytes) -> "Noise":
+        """Return the stream of a known key, 32 bytes, which is not secret: see `openfl_audio.testing.noise`."""
+        stream = cls()
+        stream.secret, stream._key = False, key
+        return stream
+
+    def uniform(self, count: int) -> np.ndarray:
+        """Return `count` numbers, uniform in (0, 1), float64."""
+        drawn = words(self._key, WORD, self._position, count) >> np.uint64(64 - UNIFORM_BITS)
+        self._position += count
+        return (drawn.astype(np.float64) + 0.5) * 2.0**-UNIFORM_BITS
+
+    def normal(self, count: int) -> np.ndarray:
+        """Return `count` numbers of mean 0 and variance 1, normally distributed, float64."""
+        return ndtri(self.uniform(count))
+
+    def chosen(self, number: int, probability: float) -> np.ndarray:
+        """Return which of `number` units are drawn, each by itself with `probability` (Poisson sampling), int64."""
+        return np.flatnonzero(self.uniform(number) < probability)
