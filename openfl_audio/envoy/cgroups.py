@@ -3,6 +3,7 @@
 The kernel then counts the memory and the CPU time of all that a worker starts, however it leaves its parent.
 """
 
+import contextlib
 import logging
 import os
 import time
@@ -10,10 +11,13 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 logger = logging.getLogger("envoy")
 
-# Groups of the envoy itself, as a group with controllers for its children has no process of its own, and of workers.
-ENVOY, WORKER = "openfl-audio-envoy", "openfl-audio-worker"
+# A group has the envoy's process id in its name, and that of a worker another one behind it. The envoy has one, too: a
+# group with controllers for its children has no process of its own.
+PREFIX = "openfl-audio"
 PROCS, SUBTREE = "cgroup.procs", "cgroup.subtree_control"
 MICROSECONDS = 1_000_000
 # A group can be removed a moment after its last process has been reaped.
@@ -82,7 +86,8 @@ class Cgroups:
 
     def _take(self) -> None:
         """Go into a group of this process's own, so that those beside it can have controllers."""
-        mine = self.parent / f"{ENVOY}-{os.getpid()}"
+        self._remove_left_over()
+        mine = self._mine
         mine.mkdir()
         controllers = (self.parent / "cgroup.controllers").read_text().split()
         try:
@@ -95,9 +100,21 @@ class Cgroups:
             mine.rmdir()
             raise
 
+    @property
+    def _mine(self) -> Path:
+        return self.parent / f"{PREFIX}-{os.getpid()}"
+
+    def _remove_left_over(self) -> None:
+        """Remove the groups of envoys that were killed."""
+        for group in self.parent.glob(f"{PREFIX}-*"):
+            pid = group.name.removeprefix(f"{PREFIX}-").partition("-")[0]
+            if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+                with contextlib.suppress(OSError):  # a worker may be about to end
+                    group.rmdir()
+
     def make(self, memory_bytes: int) -> Cgroup:
         """Make a group that may hold so many bytes of memory. Raises OSError."""
-        group = Cgroup(self.parent / f"{WORKER}-{uuid.uuid4().hex}", self._memory)
+        group = Cgroup(self.parent / f"{self._mine.name}-{uuid.uuid4().hex}", self._memory)
         group.path.mkdir()
         if self._memory:
             (group.path / "memory.max").write_text(str(memory_bytes))
@@ -109,7 +126,7 @@ class Cgroups:
     def close(self) -> None:
         """Remove the group of this process, which goes back to where it was."""
         if self:
-            mine = self.parent / f"{ENVOY}-{os.getpid()}"
+            mine = self._mine
             try:
                 if self._memory:
                     (self.parent / SUBTREE).write_text("-memory")

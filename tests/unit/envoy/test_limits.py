@@ -87,7 +87,13 @@ CGROUPS = """
 import subprocess, sys, time
 from openfl_audio.envoy.cgroups import Cgroups, own_group
 from tests.unit.envoy.test_limits import BURNERS, kept
-before, groups = own_group(), Cgroups()
+before = own_group()
+gone = subprocess.Popen(["true"])
+gone.wait()
+left = [before / f"openfl-audio-{gone.pid}", before / f"openfl-audio-{gone.pid}-worker"]
+for group in left: group.mkdir()
+groups = Cgroups()
+assert not any(group.exists() for group in left), "groups of an envoy that was killed"
 assert groups, groups.fault
 assert own_group().parent == before
 group = groups.make(500_000_000)
