@@ -29,7 +29,7 @@ add_module_names = False
 napoleon_use_ivar = True  # else an attribute of a docstring appears twice
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_default_options = {"members": True}
 autodoc_class_signature = "mixed"
 
 html_theme = "furo"
