@@ -42,6 +42,7 @@ TREE: Group = (
         "drop": "steering.Drop",
         "delete": "steering.Delete",
         "fetch": "steering.Fetch",
+        "export": "export.Export",
         "envoys": "status.Envoys",
         "review": "review.Review",
         "approve": "review.Approve",

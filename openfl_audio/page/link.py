@@ -1,6 +1,8 @@
 """Calls of the page's process to its director, for somebody who is logged in or for itself."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -35,6 +37,8 @@ from openfl_audio.protocol.wire import CHANNEL_OPTIONS, RoundsStub
 
 Kind = TypeVar("Kind", bound=BaseModel)
 ANSWER_SECONDS = 20.0
+# Pages look once a second, each at a moment of its own.
+SHARED_SECONDS = 0.8
 # What a browser is told of a director's refusal.
 STATUS = {
     grpc.StatusCode.UNAUTHENTICATED: 401,
@@ -62,10 +66,20 @@ class DirectorLink:
         options = [*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0)]
         self._channel = aio.insecure_channel(f"unix:{path}", options=options)
         self.rounds, self.page = RoundsStub(self._channel), PageStub(self._channel)
+        self._shared: dict[tuple[str, bytes], tuple[float, asyncio.Future[bytes]]] = {}
 
     async def close(self) -> None:
         """Close the channel."""
         await self._channel.close()
+
+    async def shared(self, secret: str, call: Callable[..., Any], request: BaseModel) -> bytes:
+        """Return an answer that all pages of one session share for a moment, so that many cost the director no more."""
+        key, now = (secret, encode(request)), time.monotonic()
+        if key not in self._shared or now - self._shared[key][0] > SHARED_SECONDS:
+            answer = call(key[1], timeout=ANSWER_SECONDS, metadata=((SESSION, secret),))
+            fresh = {other: each for other, each in self._shared.items() if now - each[0] <= SHARED_SECONDS}
+            self._shared = fresh | {key: (now, asyncio.ensure_future(_result(answer)))}
+        return await asyncio.shield(self._shared[key][1])
 
     async def log_in(self, token: str) -> str:
         """Return the secret of a new session, "" for a token that is not good."""
@@ -84,12 +98,16 @@ class Person:
     """Somebody who is logged in: the director answers each call as one of this person."""
 
     def __init__(self, link: DirectorLink, secret: str) -> None:
-        self._link, self._metadata = link, ((SESSION, secret),)
+        self._link, self._secret, self._metadata = link, secret, ((SESSION, secret),)
 
     async def _ask(self, call: Callable[..., Any], request: BaseModel, kind: type[Kind]) -> Kind:
         with refusals():
             answer = await call(encode(request), timeout=ANSWER_SECONDS, metadata=self._metadata)
             return decode_answer(answer, kind)
+
+    async def _look(self, call: Callable[..., Any], request: BaseModel, kind: type[Kind]) -> Kind:
+        with refusals():
+            return decode_answer(await self._link.shared(self._secret, call, request), kind)
 
     async def _order(self, call: Callable[..., Any], request: BaseModel) -> None:
         with refusals():
@@ -105,12 +123,12 @@ class Person:
 
     async def status(self) -> FederationStatus:
         """Return the envoys and the experiments of the federation."""
-        return await self._ask(self._link.rounds.get_status, StatusRequest(), FederationStatus)
+        return await self._look(self._link.rounds.get_status, StatusRequest(), FederationStatus)
 
     async def experiment(self, name: str) -> ExperimentDetails:
         """Return an experiment as it is now, without the records of its rounds."""
         request = DetailsRequest(experiment=name, latest=False)
-        return await self._ask(self._link.rounds.get_experiment, request, ExperimentDetails)
+        return await self._look(self._link.rounds.get_experiment, request, ExperimentDetails)
 
     async def stop(self, name: str) -> None:
         """End an experiment."""
@@ -142,6 +160,10 @@ class Person:
         """Yield a model as `tensors.stream` does."""
         request = ModelRequest(experiment=name, which=which)
         return _stream(self._link.rounds.get_model(encode(request), metadata=self._metadata))
+
+
+async def _result(answer: Awaitable[bytes]) -> bytes:
+    return await answer
 
 
 async def _stream(call: Any) -> AsyncIterator[bytes]:

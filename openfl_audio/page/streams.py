@@ -6,7 +6,7 @@ or an experiment that somebody deletes, is so seen in the second in which that h
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from starlette.requests import Request
@@ -26,11 +26,12 @@ async def federation_events(request: Request) -> Response:
     """Answer with the federation whenever it changes."""
     person, sent = person_of(request), ""
 
-    async def look() -> list[Event]:
+    async def look() -> AsyncIterator[Event]:
         nonlocal sent
         content = shown.federation(await person.status())
         before, sent = sent, json.dumps(content)
-        return [] if sent == before else [("federation", content)]
+        if sent != before:
+            yield "federation", content
 
     return await _stream(look)
 
@@ -51,43 +52,46 @@ class _Watched:
         self._curves: Curves | None = None
         self._sent = 0, 0, 0  # rounds, rounds with values of envoys, and the stride of these
 
-    async def look(self) -> list[Event]:
-        """Return what is new. Raises DirectorRefusal."""
+    async def look(self) -> AsyncIterator[Event]:
+        """Yield what is new, the state first: a long history takes a moment. Raises DirectorRefusal."""
         entry = await self._person.experiment(self._name)
-        curves = await self._histories.of(entry, lambda first: self._person.history(self._name, first))
         state = shown.details(entry, self._session)
-        events: list[Event] = []
         if (text := json.dumps(state)) != self._state:
             self._state = text
-            events.append(("experiment", state))
+            yield "experiment", state
+        curves = await self._histories.of(entry, lambda first: self._person.history(self._name, first))
         before, now = self._sent, (len(curves), len(curves.envoy_rounds), curves.stride)
         if curves is not self._curves or now[2] != before[2]:
-            events.append(("rounds", curves.since(0, 0)))
+            yield "rounds", curves.since(0, 0)
         elif now != before:
-            events.append(("rounds", curves.since(before[0], before[1])))
+            yield "rounds", curves.since(before[0], before[1])
         self._curves, self._sent = curves, now
-        return events
 
 
-async def _stream(look: Callable[[], Awaitable[list[Event]]]) -> Response:
-    """Answer with the events that `look` returns, for as long as the browser stays; the first ones may be a refusal."""
-    first = await look()
+async def _stream(look: Callable[[], AsyncIterator[Event]]) -> Response:
+    """Answer with the events that `look` yields, for as long as the browser stays; before the first it may refuse."""
+    events = look()
+    first = await anext(events)
 
     async def stream() -> AsyncIterator[str]:
-        events, trouble = first, ""
+        yield _text(*first)
+        looking = events
         while True:
-            for name, content in events:
-                yield f"event: {name}\ndata: {json.dumps(content)}\n\n"
-            if not events:
-                yield ":\n\n"  # a browser that is gone is noticed by writing to it
-            await asyncio.sleep(POLL_SECONDS)
             try:
-                events, trouble = await look(), ""
+                async for event in looking:
+                    yield _text(*event)
+                yield ":\n\n"  # a browser that is gone is noticed by writing to it
             except DirectorRefusal as error:
                 if error.status != UNAVAILABLE:
-                    yield f"event: end\ndata: {json.dumps({'status': error.status, 'error': str(error)})}\n\n"
+                    yield _text("end", {"status": error.status, "error": str(error)})
                     return
-                events, trouble = [("trouble", str(error))] if str(error) != trouble else [], str(error)
+                yield _text("trouble", str(error))
+            await asyncio.sleep(POLL_SECONDS)
+            looking = look()
 
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    headers = {"X-Accel-Buffering": "no"}
     return StreamingResponse(stream(), media_type="text/event-stream", headers=headers)
+
+
+def _text(name: str, content: Any) -> str:
+    return f"event: {name}\ndata: {json.dumps(content)}\n\n"

@@ -2,9 +2,10 @@
 
 import csv
 import io
-import json
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
+
+from pydantic_core import from_json
 
 from openfl_audio.training.history import Record
 
@@ -26,7 +27,7 @@ def safe_cell(value: Any) -> Any:
 async def records_of(history: AsyncIterator[bytes]) -> AsyncIterator[Record]:
     """Yield the records of rounds among the messages of a history."""
     async for message in history:
-        content = json.loads(message)
+        content = from_json(message)  # twice as fast as the standard library: a history may have a hundred megabytes
         if "envoys" in content:
             yield content
 
