@@ -28,6 +28,7 @@ class Tab:
         self._processes = processes
         self._context = context.browser.new_context(**options)
         self._context.set_default_timeout(SECONDS * 1000)
+        self._context.set_default_navigation_timeout(60_000)  # the first page after the director's start
         self.page = self._context.new_page()
         self.faults: list[str] = []
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))

@@ -180,7 +180,8 @@ def test_a_refused_update_a_queue_and_hostile_texts_are_seen_as_they_come(tab, s
     tab.see(HOSTILE, "[data-test=log]")
 
     gate.touch()
-    tab.see("finished", "[data-test=state]", seconds=20)
+    wait_for(lambda: state_of(federation, name) == "finished")
+    tab.see("finished", "[data-test=state]")
     tab.page.get_by_label("Round", exact=True).fill("0")
     tab.page.get_by_label("Round", exact=True).press("Enter")
     tab.see(f"a.*refused.*{refused}", ".one-round tbody tr")
@@ -228,7 +229,8 @@ def test_people_see_and_steer_what_their_roles_and_ownership_let_them(tab, start
         owner.see("left.*was dropped by user 'scientist'", owner.row("Members", "a"))
         owner.press("Resume", "Resume")
         owner.see("in progress|pending", "[data-test=state]")
-        owner.see("works", owner.row("The open round", "b"), seconds=20)
+        wait_for_envoy(federation, "b", "works")
+        owner.see("works", owner.row("The open round", "b"))
         assert owner.page.locator(owner.row("The open round", "a")).count() == 0
         owner.press("Stop", "Stop")
         owner.see("stopped", "[data-test=state]")
