@@ -51,11 +51,11 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory, certificates, chromium):
-    """A director with its page, and the envoys 'a' and 'b', of which 'b' lets logs leave."""
+    """A director with its page, and the envoys 'a' and 'b', of which 'b' lets logs leave; tasks see the tests' files."""
     with LocalFederation(tmp_path_factory.mktemp("page"), certificates, USER, page=True) as processes:
         processes.start_director()
-        processes.start_envoy("a", points(ENVOYS["a"]))
-        processes.start_envoy("b", points(ENVOYS["b"]), reports="logs")
+        processes.start_envoy("a", points(ENVOYS["a"]), sandbox="off")
+        processes.start_envoy("b", points(ENVOYS["b"]), reports="logs", sandbox="off")
         processes.wait_until_ready(ENVOYS, READY_SECONDS)
         yield processes
 
@@ -248,7 +248,7 @@ def test_a_killed_envoy_a_cut_link_and_a_hostile_corpus_are_seen_within_seconds(
 ):
     gate = tmp_path / "gate"
     with Proxy(federation.port) as line:
-        federation.start_envoy("c", points(2), director_port=line.port)
+        federation.start_envoy("c", points(2), director_port=line.port, sandbox="off")
         try:
             federation.wait_until_ready(["c"], READY_SECONDS)
             name = start(held_at(gate, slope=0), rounds=1, envoys=("b", "c"))
@@ -279,7 +279,7 @@ def test_a_killed_envoy_a_cut_link_and_a_hostile_corpus_are_seen_within_seconds(
         finally:
             gate.touch()
             federation.stop("b", "c")
-            federation.start_envoy("b", points(ENVOYS["b"]), reports="logs")
+            federation.start_envoy("b", points(ENVOYS["b"]), reports="logs", sandbox="off")
             federation.wait_until_ready(["b"], READY_SECONDS)
 
 
