@@ -1,10 +1,11 @@
-"""A federation over four hosts, each a network namespace with its own keys, from requests to the release report."""
+"""A federation over four hosts, each a network namespace with its own keys: records, and sites that decide."""
 
 import contextlib
 import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,15 +13,20 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import pytest
 import yaml
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from openfl_audio.envoy.approval import Approvals
 from openfl_audio.experiments.local_federation import LocalFederation
 from openfl_audio.protocol.authority import load_authority, sign
 from openfl_audio.protocol.certificate_requests import read_request
+from openfl_audio.protocol.plan import ARCHIVE
 from openfl_audio.protocol.record import RECORD
 from tests.integration.conftest import points, wait_for
+from tests.integration.test_approval import PERSON, with_other_code
+from tests.integration.test_sandbox import WANTED
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -28,7 +34,7 @@ PORT = 50051  # nothing else listens in a namespace
 SITES = {"site-a": 1, "site-b": 3}  # points each
 # A round takes 0.3 s at least: the experiment is longer than the first certificate of site-b lasts.
 CERTIFICATE_SECONDS, ROUNDS = 45, 160
-NOTEBOOK = Path(__file__).with_name("four_hosts_notebook.py")
+NOTEBOOK, SITE_NOTEBOOK = (Path(__file__).with_name(f"four_hosts_{name}.py") for name in ("notebook", "site"))
 STEP_SECONDS = 120
 
 
@@ -245,3 +251,109 @@ def test_certificates_end_and_are_renewed_and_records_agree_over_four_hosts(host
     assert "by user 'scientist'" in report
     # Envoys with 1 and 3 points add as many in a round, weighted by them 2.5: no update was lost or counted twice.
     assert f"| slope | {ROUNDS * 2.5:.0f} |" in report
+
+
+@pytest.mark.timeout(600)
+def test_a_site_decides_and_a_task_gets_nothing_of_it_over_four_hosts(hosts, office, processes, tmp_path):
+    if not shutil.which("bwrap"):
+        pytest.skip("bubblewrap is not installed")
+    director, laboratory, asked, open_site = (hosts[name] for name in ("director", "laboratory", *SITES))
+    secret = f"secret-{secrets.token_hex(8)}"
+    (open_site.folder / "planted.txt").write_text(secret)
+    (laboratory.folder / "go").touch()
+
+    def log(name: str) -> str:
+        return processes.log(name).read_text(errors="replace")
+
+    def notebook(name: str, site: str, **task: object) -> None:
+        arguments = (SITE_NOTEBOOK, director.address, PORT, name, site, json.dumps(task))
+        processes.run(name, laboratory.command(*arguments), cwd=laboratory.folder, env=os.environ)
+
+    def outcome(name: str) -> str:
+        assert processes.wait_for_exit(name, STEP_SECONDS) == 0, log(name)
+        return log(name)
+
+    def rows(name: str) -> list[dict]:
+        return json.loads(next(line for line in outcome(name).splitlines() if line.startswith("[{")))
+
+    def waits(name: str) -> bool:
+        return any(each.name == name for each in Approvals(asked.folder / "state" / "site-a").waiting())
+
+    enrol(office, director, "director", "director", "--host", director.address)
+    enrol(office, laboratory, "scientist", "user")
+    settings = {"listen_host": director.address, "listen_port": PORT, "runs": "state", "certificates": "."}
+    start(processes, director, "director", {"settings": settings}, "director")
+    wait_for(lambda: "listens" in log("director"), STEP_SECONDS)
+    person = {"template": "toy.shard.NamedPointsShardDescriptor", "params": {"n_points": 3, "person": PERSON}}
+    policy = {"counts": "none", "metrics": ["accuracy", "slope", "loss", *WANTED]}
+    for site, shard, own in (
+        ("site-a", points(1), {"approval": "ask"}),
+        ("site-b", person, {"policy": policy}),
+    ):
+        enrol(office, hosts[site], site, "envoy")
+        params = {"director_host": director.address, "director_port": PORT, "work_dir": "state", "certificates": "."}
+        settings = {"params": params | own | {"sandbox": "require"}, "shard_descriptor": shard}
+        start(processes, hosts[site], site, settings, "envoy", "-n", site)
+        wait_for(lambda site=site: "is registered at" in log(site), STEP_SECONDS)
+        assert "workers run in a sandbox of bubblewrap, without network" in log(site)
+
+    # A site is asked, shown all, and approves; another version asks again, and is rejected.
+    at_site = ("-n", "site-a", "-c", "settings.yaml")
+    notebook("asked", "site-a", start=0.0)
+    wait_for(lambda: waits("asked"), STEP_SECONDS)
+    assert "signed with that certificate: waits for a decision" in asked.openfl_audio("review", "asked", *at_site)
+    asked.openfl_audio("approve", "asked", *at_site)
+    assert rows("asked")[-1]["slope"] == 2.0
+    notebook("changed", "site-a", start=1.0)
+    wait_for(lambda: waits("changed"), STEP_SECONDS)
+    assert "== Differences to 'asked'" in asked.openfl_audio("review", "changed", *at_site)
+    asked.openfl_audio("reject", "changed", "--reason", "no consent for this purpose", *at_site)
+    assert "the site of envoy 'site-a' has rejected this experiment: no consent" in outcome("changed")
+
+    # A director that delivers other code under the name of what was approved is found: the site is asked again.
+    (laboratory.folder / "go").unlink()
+    notebook("swapped", "site-a", start=0.0)
+    wait_for(lambda: "connected" in log("swapped"), STEP_SECONDS)
+    os.kill(processes.pid("site-a"), signal.SIGSTOP)
+    try:
+        (laboratory.folder / "go").touch()
+        archive = director.folder / "state/swapped" / ARCHIVE
+        wait_for(lambda: "experiment 'swapped' submitted" in log("director"), STEP_SECONDS)
+        archive.write_bytes(with_other_code(archive.read_bytes()))
+    finally:
+        os.kill(processes.pid("site-a"), signal.SIGCONT)
+    wait_for(lambda: waits("swapped"), STEP_SECONDS)
+    assert "add_(len(points) + 1)" in asked.openfl_audio("review", "swapped", *at_site)
+    asked.openfl_audio("reject", "swapped", "--reason", "it is not what was approved", *at_site)
+    assert "has rejected this experiment: it is not what was approved" in outcome("swapped")
+
+    # A task gets neither key nor file nor network nor process, and what it leaves behind ends.
+    names = {"key": "site-b.key", "certificate": "site-b.crt", "settings": "settings.yaml", "planted": "planted.txt"}
+    files = {wanted: str(open_site.folder / name) for wanted, name in names.items()}
+    files["record"] = str(record_of(open_site))
+    note = str(open_site.folder / "state/site-b/note")
+    notebook("tempt", "site-b", tempt=[files, note, [director.address, PORT], secret, processes.pid("site-b")])
+    row = rows("tempt")[0]
+    got = {name: row.get(f"train {name}", row.get(name)) for name in WANTED}
+    print("site-b, what a task got:", got)
+    assert got == dict.fromkeys(WANTED, 0.0)
+    assert not Path(note).exists()
+    seconds = "876543"
+    notebook("leave", "site-b", leave=[seconds])
+    wait_for(lambda: sleeps(seconds), STEP_SECONDS)
+    outcome("leave")
+    wait_for(lambda: not sleeps(seconds), STEP_SECONDS)
+
+    # The name that recordings, prints, losses and an exception have reaches neither director nor notebook.
+    notebook("tell", "site-b", tell=[])
+    assert "builtins.ValueError" in outcome("tell")
+    assert PERSON in (open_site.folder / "state/site-b/tell/worker.log").read_text(), "the site itself has it"
+    reached = [path for host in (director, laboratory) for path in host.folder.rglob("*") if path.is_file()]
+    reached += [processes.log(name) for name in ("director", "tell")]
+    assert len(reached) > 10
+    for path in reached:
+        assert PERSON not in path.read_bytes().decode(errors="replace"), path
+
+
+def sleeps(seconds: str) -> bool:
+    return any(process.info["cmdline"] == ["sleep", seconds] for process in psutil.process_iter(["cmdline"]))
