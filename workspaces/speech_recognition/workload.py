@@ -140,8 +140,7 @@ class SpeechRecognition(Workload[SpeechRecognitionSettings]):
         return "wer", "min"
 
     def mean_over(self, config: SpeechRecognitionSettings) -> Mapping[str, str | None]:
-        units = "tokens" if config.normalizer != "letters" else "characters"
-        return dict.fromkeys(tasks.OF_WORDS, "words") | {"cer": "characters", "loss": units}
+        return dict.fromkeys(tasks.OF_WORDS, "words") | {"cer": "characters", "loss": "letters or tokens"}
 
     def shard(self, config: SpeechRecognitionSettings, data: Path, rank: int, world_size: int) -> dict[str, Any]:
         params = {"data_path": str(data), "rank_worldsize": f"{rank},{world_size}"}

@@ -47,6 +47,7 @@ from workspaces.speech_enhancement.model import create_sudormrf
 from workspaces.speech_enhancement.settings import SudoRmRfSettings
 from workspaces.speech_enhancement.tasks import enhance
 from workspaces.speech_enhancement.tasks import validate_clips as validate_enhancement
+from workspaces.speech_recognition.data import BatchSize
 from workspaces.speech_recognition.data import Clips as SpeechClips
 from workspaces.speech_recognition.tasks import validate_clips as validate_speech
 
@@ -364,7 +365,7 @@ def test_a_recognizer_of_letters(norm, normalize, tmp_path):
         data = SpeechClips(Speech(clips))
         scores = {}
         with torch.no_grad():
-            for batch in data.validation_batches(16):
+            for _, batch in data.validation_batches(BatchSize(16)):
                 frames = model.count_frames(batch.lengths).tolist()
                 logits = model(batch.waveforms, batch.lengths)
                 for row, n, length in zip(logits, frames, batch.lengths.tolist(), strict=True):
