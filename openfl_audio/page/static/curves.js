@@ -115,7 +115,7 @@ class Chart {
     const at = place ?? last;
     if (at < 0) return;
     const envoys = columns.slice(0, this.envoys.length).map((line) => line[at]).filter((value) => value !== null);
-    const range = envoys.length ? `; envoys ${number(Math.min(...envoys))} to ${number(Math.max(...envoys))}` : "";
+    const range = envoys.length ? `envoys ${number(Math.min(...envoys))} to ${number(Math.max(...envoys))}` : "";
     const parts = thick.map((line, each) => {
       const name = thick.length > 1 ? `${this.names[each]} ` : "";
       return h("span", {}, h("i", { class: `swatch swatch-${each}` }), `${name}${number(line[at])}`);
