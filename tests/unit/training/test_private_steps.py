@@ -89,6 +89,16 @@ def test_no_unit_adds_more_than_the_bound(clipping, clips_per_pass):
 
 
 @pytest.mark.parametrize("clips_per_pass", [None, 8])
+def test_a_units_clips_are_summed_and_divided_by_a_number_that_does_not_depend_on_them(clips_per_pass):
+    model, losses = linear()
+    steps = make(model, PrivateSettings(100.0, 1.0, 0.5, clips_per_unit=4), clips_per_pass=clips_per_pass)
+    gradients = steps.clipped_gradients([[0, 1, 2], [5]], losses)["weight"]
+    for unit, found in zip(([0, 1, 2], [5]), gradients, strict=True):
+        (by_itself,) = torch.autograd.grad(losses(unit).sum() / 4, [model.weight])
+        torch.testing.assert_close(found, by_itself)
+
+
+@pytest.mark.parametrize("clips_per_pass", [None, 8])
 def test_a_unit_whose_gradient_is_not_finite_adds_nothing(clips_per_pass):
     model, losses = linear()
     broken = lambda clips: losses(clips) * torch.tensor([float("inf") if clip == 3 else 1.0 for clip in clips])  # noqa: E731
