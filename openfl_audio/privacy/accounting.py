@@ -1,4 +1,4 @@
-"""What repeated releases with Gaussian noise cost: epsilon, for a delta and between data that differ by one unit.
+"""Cost of repeated releases with Gaussian noise: epsilon, for a delta and between data that differ by one unit.
 
 Adjacency is to add or to remove one unit: a record, all clips of a speaker, or a site. A release is private to
 (epsilon, delta) if no set of results is more likely by a factor above exp(epsilon), save for a probability of delta,

@@ -1,4 +1,4 @@
-"""How a bound on the norm of a whole contribution is divided among its tensors.
+"""Bounds of tensors, which a bound on the norm of a whole contribution is divided into.
 
 With C the bound of the whole, and tensors l = 1 ... L of d_l values each, a tensor is scaled down to the norm C_l:
 

@@ -30,7 +30,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Budget:
-    """What may be spent of a corpus in all, for one unit: `epsilon` at `delta`."""
+    """Most that may be spent of a corpus in all, for one unit: `epsilon` at `delta`."""
 
     epsilon: float
     delta: float
@@ -62,7 +62,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class _State:
-    """What a ledger holds: the hash of every line, the first of which is its title, and the entries after that."""
+    """Content of a ledger: the hash of every line, the first of which is its title, and the entries after that."""
 
     hashes: list[str]
     entries: list[Entry]
