@@ -1,4 +1,4 @@
-"""What reads recordings of a site's own: a table, a folder for each class, or a dataset, also of the hub."""
+"""Kinds of recordings of a site's own: a table, a folder for each class, or a dataset, also of the hub."""
 
 from pathlib import Path
 

@@ -33,23 +33,10 @@ DEVICES = ("nvidia*", "dri", "kfd", "dxg")
 # Variables of the environment that a worker gets: all others may be secrets.
 VARIABLES = frozenset({"HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "TZ", "USER"})
 PREFIXES = (
-    *(
-        "ACCELERATE_",
-        "CUBLAS_",
-        "CUDA_",
-        "CUDNN_",
-        "GOMP_",
-        "GPU_",
-        "HIP_",
-        "HSA_",
-        "KMP_",
-        "LC_",
-        "MALLOC_",
-        "MIOPEN_",
-    ),
-    *("MKL_", "NCCL_", "NUMBA_", "NUMEXPR_", "NVIDIA_", "OMP_", "OPENBLAS_", "OPENFL_AUDIO_", "PYTHON", "PYTORCH_"),
-    *("ROCM_", "ROCR_", "TORCH", "TRANSFORMERS_", "TRITON_", "VECLIB_"),
-)
+    "ACCELERATE_", "CUBLAS_", "CUDA_", "CUDNN_", "GOMP_", "GPU_", "HIP_", "HSA_", "KMP_", "LC_", "MALLOC_", "MIOPEN_",
+    "MKL_", "NCCL_", "NUMBA_", "NUMEXPR_", "NVIDIA_", "OMP_", "OPENBLAS_", "OPENFL_AUDIO_", "PYTHON", "PYTORCH_",
+    "ROCM_", "ROCR_", "TORCH", "TRANSFORMERS_", "TRITON_", "VECLIB_",
+)  # fmt: skip
 # The sandbox has no network: libraries are told, as they would try again and again.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 # Without the first, a task could make namespaces of its own, in which the kernel has had holes. Older versions of
