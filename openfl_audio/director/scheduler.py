@@ -306,4 +306,5 @@ class Scheduler:
 
 
 def _departure(reason: str) -> str:
-    return "left the experiment: " + reason.partition("\n")[0][:MAX_REASON_CHARACTERS]
+    told = reason.partition("\n")[0][:MAX_REASON_CHARACTERS]
+    return f"left the experiment: {told}" if told else "left the experiment"

@@ -131,7 +131,7 @@ class Simulation:
                 began = time.monotonic()
                 rounds.open(self._members)
                 n_bytes = self._run_round(rounds, aggregator, envoys, on_client)
-                record = rounds.record() | n_bytes
+                record = rounds.record() | n_bytes | {"aggregation": {}}
                 try:
                     for which in rounds.better_scores():
                         checkpoint.keep_best(which, aggregator.model)

@@ -276,7 +276,7 @@ def test_with_a_deadline_the_others_go_on_at_once_and_for_good(tmp_path, reason)
     assert experiment.state.status is Status.FINISHED
     first, last = experiment.folder.history
     assert first["refused"].keys() == {"b"}
-    assert first["refused"]["b"] == reason.split("\n")[0]
+    assert first["refused"]["b"] == "left the experiment: killed by SIGKILL" if reason else "left the experiment"
     assert (last["refused"], last["missing"]) == ({}, [])
     assert (experiment.state.members, experiment.state.departed) == (["a", "c"], {"b": reason})
     assert_model(experiment.folder.named_model("last"), next_model(MODEL, "ac", 0))

@@ -15,6 +15,7 @@ from openfl_audio.envoy.shortage import write_when_possible
 from openfl_audio.errors import DirectorRefusedError, PolicyError
 from openfl_audio.protocol.bundle import describe_model, read_bundle
 from openfl_audio.protocol.plan import MODEL_FILE
+from openfl_audio.protocol.record import RECORD, Record
 from openfl_audio.protocol.wire import open_channel
 from tests.unit.protocol.test_bundle import files, write
 
@@ -55,7 +56,8 @@ def test_another_initial_model_than_the_approved_one_is_refused(bundle, model):
 def test_an_update_is_no_larger_than_the_model_and_its_optimizer_could_be(bundle, tmp_path):
     settings = EnvoySettings(director_host="127.0.0.1", director_port=1, work_dir=tmp_path)
     with open_channel("127.0.0.1:1", None) as channel:
-        client = RoundsClient(channel, "b", bundle, lambda _: None, lambda: False, settings)
+        record = Record(tmp_path / RECORD, "envoy 'b'")
+        client = RoundsClient(channel, "b", bundle, lambda _: None, lambda: False, settings, record)
         most = LARGEST_TIMES * 6 * 4
         assert client.bounded(most) == most
         with pytest.raises(PolicyError, match=f"an update of {most + 1} bytes is larger than the model could be"):

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
 from openfl_audio.director.aggregate import Contribution, aggregate_files
+from openfl_audio.errors import DefinitionError
 from openfl_audio.protocol.aggregate import Aggregator
 from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.low_rank import (
@@ -170,7 +170,7 @@ def test_what_has_no_adapters_of_the_kind_is_refused():
         Aggregation(rule=LoraResidual()).check_names(names)
     with pytest.raises(ValueError, match="residuals, which rule 'median' leaves at zero: take 'lora_residual'"):
         Aggregation(rule=Median()).check_names(make_model())
-    with pytest.raises(ValidationError, match="'lora_svd' makes new factors in each round, towards which no server"):
+    with pytest.raises(DefinitionError, match="'lora_svd' makes new factors in each round, towards which no server"):
         Aggregation(rule=LoraSvd(), server_optimizer=FedAdam())
 
 

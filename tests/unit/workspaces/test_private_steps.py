@@ -39,8 +39,7 @@ from workspaces.sound_events.model import Architecture, create_tagger
 from workspaces.speech_enhancement.loss import mixit_loss, speech_assignments, supervised_loss
 from workspaces.speech_enhancement.model import create_sudormrf
 from workspaces.speech_enhancement.settings import SudoRmRfSettings
-from workspaces.speech_recognition.data import Batch as SpeechBatch
-from workspaces.speech_recognition.letters import encode, normalize
+from workspaces.speech_recognition.letters import normalize
 from workspaces.speech_recognition.loss import ctc_loss
 
 CLIPS = 4
@@ -193,17 +192,15 @@ def recognizer(folder: Path, norm: str, frozen: bool) -> Case:
     lengths = torch.tensor([LETTER_SAMPLES * (len(text) + 1) for text in texts])
     waveforms = noise(CLIPS, int(lengths.max()))
 
-    def alone(i: int) -> SpeechBatch:
-        targets = torch.tensor(encode(texts[i]))
-        return SpeechBatch(
-            waveforms[i : i + 1], lengths[i : i + 1], targets, torch.tensor([len(targets)]), [texts[i]], [str(i)]
-        )
-
     def losses(clips: Sequence[int]) -> torch.Tensor:
         longest = int(lengths[clips].max())
         logits = model(waveforms[clips, :longest], lengths[clips])
+        frames = model.count_frames(lengths)
         return torch.stack(
-            [ctc_loss(model, alone(i), row[None]) / len(texts[i]) for i, row in zip(clips, logits, strict=True)]
+            [
+                ctc_loss(row[None], frames[i : i + 1], [texts[i]], [str(i)]) / len(texts[i])
+                for i, row in zip(clips, logits, strict=True)
+            ]
         )
 
     return Case(model, losses, None if frozen else "being modified inplace", TOLERANCE_FLOAT32)

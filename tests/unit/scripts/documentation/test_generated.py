@@ -48,7 +48,7 @@ def test_a_message_has_its_fields_with_type_and_meaning():
 def test_the_calls_are_those_of_the_service():
     calls = re.findall(r"^\| `(\w+)` \| (\w+ to \w+) \| \S+", generate("calls"), re.MULTILINE)
     assert ("SendUpdate", "stream to stream") in calls
-    assert len(calls) == 15
+    assert len(calls) == 16
 
 
 def test_a_part_that_there_is_not_is_refused():
