@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from openfl_audio.notebook.interactive_api import DirectorError
+from openfl_audio.notebook.interactive_api import ExperimentFailedError
 from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.low_rank import LoraResidual, LoraSvd, is_given
 from openfl_audio.protocol.rules import Mean
@@ -92,7 +92,8 @@ def test_a_node_whose_base_is_another_is_named_with_both_hashes(start, monkeypat
     provider.initial_tensors(with_optimizer=False)
     monkeypatch.setattr(type(provider), "initial_tensors", _with_another_hash(type(provider).initial_tensors))
     experiment = start("another-base", provider, Mean())
-    with pytest.raises(DirectorError, match=r"SHA-256 is [0-9a-f]{64}, and 0{64} where the experiment was started"):
+    sentence = r"SHA-256 is [0-9a-f]{64}, and 0{64} where the experiment was started"
+    with pytest.raises(ExperimentFailedError, match=sentence):
         experiment.watch()
 
 
