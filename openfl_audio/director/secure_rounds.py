@@ -28,13 +28,12 @@ from openfl_audio.privacy.update import NUMBERS_NAME, decode_numbers, mean_share
 from openfl_audio.protocol.archive import open_archive
 from openfl_audio.protocol.bundle import fingerprint, sha256_of_model
 from openfl_audio.protocol.codec import describe_faults
-from openfl_audio.protocol.messages import SecureAnswer, SecureRequest, UpdateEnvelope
+from openfl_audio.protocol.messages import JOIN, SecureAnswer, SecureRequest, UpdateEnvelope
 from openfl_audio.protocol.secure_aggregation import SecureAggregation
 from openfl_audio.protocol.tensors import TensorFile, bytes_of
 
 logger = logging.getLogger(__name__)
 
-JOIN = -1
 # Attempts of one round, after which the experiment fails; it may be resumed.
 MAX_ATTEMPTS = 20
 LONG_POLL_SECONDS = 20.0

@@ -27,7 +27,6 @@ from openfl_audio.protocol.revocation import REVOKED, RevocationList
 
 # No name of an experiment begins with a dot.
 FOLDER = ".approval"
-HASH_DIGITS = 64
 # A hash is shown, and may be given, by its first digits.
 SHOWN_DIGITS, LEAST_DIGITS = 12, 4
 

@@ -78,11 +78,6 @@ class Policy(Settings):
         description="traceback of a task that fails: lines of code alone, or with values, which may name people",
     )
 
-    @property
-    def judges(self) -> bool:
-        """Tell whether a rule is about what is submitted."""
-        return self.model_copy(update={"counts": "exact", "tracebacks": "code"}) != Policy()
-
     def judge(self, bundle: Bundle, user: str, is_proven: bool, shard: "Shard", sent_today: int) -> Iterator[str]:
         """Yield the sentences in which an experiment of `user` is refused.
 

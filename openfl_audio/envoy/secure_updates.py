@@ -27,7 +27,7 @@ from openfl_audio.privacy.update import (
 )
 from openfl_audio.protocol.bundle import Bundle, describe_model
 from openfl_audio.protocol.codec import describe_faults
-from openfl_audio.protocol.messages import SecureAnswer, SecureRequest, UpdateMessage
+from openfl_audio.protocol.messages import JOIN, SecureAnswer, SecureRequest, UpdateMessage
 from openfl_audio.protocol.plan import Task
 from openfl_audio.protocol.record import Record, entry_of, read_record
 from openfl_audio.protocol.rounds import Results
@@ -36,7 +36,6 @@ from openfl_audio.protocol.tensors import Header, Tensors, bytes_of, describe
 
 logger = logging.getLogger(__name__)
 
-JOIN = -1
 UNMASKED = "unmasked"
 MAX_REASON = 1000
 

@@ -1,7 +1,6 @@
 """The page's requests: files that hold no data, and the interface of JSON and events that needs a session."""
 
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -27,7 +26,6 @@ SHELL_PATHS = ("/", "/experiments", "/experiments/{name}", "/login")
 LOG_BYTES = 64 << 10
 # Whoever asks for the numbers more often gets the same ones again.
 METRICS_SECONDS = 1.0
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def create_app(link: DirectorLink, is_encrypted: bool, director_pid: int) -> Starlette:

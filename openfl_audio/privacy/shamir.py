@@ -11,7 +11,7 @@ from openfl_audio.errors import SecureAggregationError
 
 # The least prime above 2^256: a secret of 32 bytes is an element of the field.
 PRIME = 2**256 + 297
-SECRET_BYTES, SHARE_BYTES = 32, 33
+SHARE_BYTES = 33
 
 
 def split(

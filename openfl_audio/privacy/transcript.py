@@ -11,8 +11,6 @@ Keys of certificates sign: ECDSA with SHA-256. Every signature is over the diges
 another experiment, plan, round or attempt can be used again.
 """
 
-import base64
-import binascii
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping
@@ -20,11 +18,6 @@ from enum import IntEnum
 from functools import cached_property
 from typing import Annotated, Protocol
 
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from pydantic import Field
 
 from openfl_audio.errors import CertificateError, SecureAggregationError
@@ -33,6 +26,7 @@ from openfl_audio.privacy.shamir import SHARE_BYTES
 from openfl_audio.protocol.certificates import ENVOY, Credentials, check_issued, owner_of, role_of
 from openfl_audio.protocol.messages import MAX_CERTIFICATE_CHARACTERS, Message
 from openfl_audio.protocol.secure_aggregation import SecureAggregation, threshold
+from openfl_audio.protocol.signatures import has_signed, sign
 
 Key = Annotated[str, Field(pattern=f"^[0-9a-f]{{{2 * KEY_BYTES}}}$")]
 Share = Annotated[str, Field(pattern=f"^[0-9a-f]{{{2 * SHARE_BYTES}}}$")]
@@ -169,12 +163,7 @@ class CertificateIdentity:
 
     def sign(self, statement: bytes) -> str:
         """Return the signature of a statement, base64. Raises CertificateError for a key of another kind."""
-        key = load_pem_private_key(self._own.private_key, password=None)
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise CertificateError(
-                f"the key of '{self._own.name}' is no elliptic-curve key, as this project makes them."
-            )
-        return base64.b64encode(key.sign(statement, ec.ECDSA(hashes.SHA256()))).decode()
+        return sign(self._own, statement)
 
     def check(self, envoy: str, certificate: str, signature: str, statement: bytes) -> None:
         """Raise SecureAggregationError unless the certificate is that of `envoy`, and holds, and its key has signed."""
@@ -192,15 +181,10 @@ class CertificateIdentity:
 
 def check_signature(envoy: str, certificate: str, signature: str, statement: bytes) -> None:
     """Raise SecureAggregationError unless the key of `certificate` (PEM) has signed `statement`."""
-    try:
-        key = x509.load_pem_x509_certificate(certificate.encode()).public_key()
-        if not isinstance(key, ec.EllipticCurvePublicKey):
-            raise InvalidSignature
-        key.verify(base64.b64decode(signature), statement, ec.ECDSA(hashes.SHA256()))
-    except (InvalidSignature, ValueError, binascii.Error):
+    if not has_signed(certificate, signature, statement):
         raise SecureAggregationError(
             f"the signature of envoy '{envoy}' is none of this experiment, plan, round, model, attempt and participants"
-        ) from None
+        )
 
 
 def roster_digest(context: Context, roster: Iterable[Keys]) -> str:

@@ -5,7 +5,6 @@ seed, addresses and the number of rounds may differ; the rounds are compared by 
 API are no part of it: a node that approves builds the objects from what it showed, and never reads them.
 """
 
-import base64
 import hashlib
 import json
 import math
@@ -16,9 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives import serialization
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from openfl_audio.errors import ArchiveError, CertificateError
@@ -33,6 +30,7 @@ from openfl_audio.protocol.plan import (
     PUBLIC_PLAN_FILE,
     ExperimentPlan,
 )
+from openfl_audio.protocol.signatures import has_signed, sign
 from openfl_audio.protocol.tensors import Tensors, bytes_of
 
 Buffer = bytes | memoryview
@@ -224,11 +222,11 @@ def sign_bundle(sha256: str, rounds: int, own: Credentials | None, user: str) ->
     """Return the author of a submission, signed with the user's key where there is one."""
     if own is None:
         return Author(user=user)
-    key = serialization.load_pem_private_key(own.private_key, password=None)
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        return Author(user=own.name)  # of another authority; TLS takes it
-    signature = key.sign(_statement(sha256, rounds), ec.ECDSA(hashes.SHA256()))
-    return Author(user=own.name, certificate=own.certificate.decode(), signature=base64.b64encode(signature).decode())
+    try:
+        signature = sign(own, _statement(sha256, rounds))
+    except CertificateError:
+        return Author(user=own.name)  # a key of another authority, which TLS takes
+    return Author(user=own.name, certificate=own.certificate.decode(), signature=signature)
 
 
 def verify_author(bundle: Bundle, root: bytes, revoked: Container[int] = ()) -> tuple[str, str]:
@@ -248,14 +246,11 @@ def verify_author(bundle: Bundle, root: bytes, revoked: Container[int] = ()) -> 
     certificate = x509.load_pem_x509_certificate(pem)
     if certificate.serial_number in revoked:
         raise CertificateError(f"the certificate of '{name}', serial {certificate.serial_number:x}, is revoked")
-    key = certificate.public_key()
-    try:
-        if not isinstance(key, ec.EllipticCurvePublicKey):
-            raise InvalidSignature
-        key.verify(base64.b64decode(author.signature), bundle.statement(), ec.ECDSA(hashes.SHA256()))
-    except (InvalidSignature, ValueError):
-        raise CertificateError(f"the signature of '{name}' is not one of this submission") from None
-    encoded = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    if not has_signed(author.certificate, author.signature, bundle.statement()):
+        raise CertificateError(f"the signature of '{name}' is not one of this submission")
+    encoded = certificate.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
     return name, hashlib.sha256(encoded).hexdigest()
 
 

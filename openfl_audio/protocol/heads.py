@@ -4,8 +4,6 @@ A head is signed with the key of the certificate that its owner shows in TLS: EC
 Without TLS heads are exchanged unsigned, and show only what nobody has tampered with.
 """
 
-import base64
-import binascii
 import threading
 import time
 from dataclasses import dataclass
@@ -13,14 +11,12 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from openfl_audio.errors import CertificateError, RecordError
 from openfl_audio.protocol.certificates import Credentials, owner_of
 from openfl_audio.protocol.messages import SignedHead
 from openfl_audio.protocol.record import Head, Record
+from openfl_audio.protocol.signatures import has_signed, sign
 
 
 def head_of(signed: SignedHead) -> Head:
@@ -37,26 +33,20 @@ def sign_head(owner: str, head: Head, own: Credentials | None) -> SignedHead:
     """Return a head with the signature of its owner; unsigned without credentials."""
     if own is None:
         return SignedHead(number=head.number, sha256=head.sha256)
-    key = load_pem_private_key(own.private_key, password=None)
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise CertificateError(f"the key of '{own.name}' is no elliptic-curve key, as this project makes them.")
-    signature = base64.b64encode(key.sign(signed_text(owner, head), ec.ECDSA(hashes.SHA256()))).decode()
+    signature = sign(own, signed_text(owner, head))
     return SignedHead(number=head.number, sha256=head.sha256, signature=signature, certificate=own.certificate.decode())
 
 
 def check_signature(owner: str, head: Head, signature: str, certificate: str) -> None:
     """Raise RecordError unless `certificate` (PEM) is that of `owner`, and its key has made the signature."""
     try:
-        if owner_of(certificate.encode()).name != owner:
-            raise RecordError(f"a head of the record of {owner} is signed by {owner_of(certificate.encode()).name}")
-        key = x509.load_pem_x509_certificate(certificate.encode()).public_key()
-        if not isinstance(key, ec.EllipticCurvePublicKey):
-            raise InvalidSignature
-        key.verify(base64.b64decode(signature), signed_text(owner, head), ec.ECDSA(hashes.SHA256()))
-    except (InvalidSignature, CertificateError, ValueError, binascii.Error) as error:
-        if isinstance(error, RecordError):
-            raise
-        raise RecordError(f"the signature of head {head.number} of the record of {owner} does not hold") from None
+        signer = owner_of(certificate.encode()).name
+    except CertificateError:
+        signer = ""
+    if signer and signer != owner:
+        raise RecordError(f"a head of the record of {owner} is signed by {signer}")
+    if not signer or not has_signed(certificate, signature, signed_text(owner, head)):
+        raise RecordError(f"the signature of head {head.number} of the record of {owner} does not hold")
 
 
 def check_issuer(owner: str, certificate: str, root: bytes) -> None:

@@ -116,12 +116,16 @@ class UpdateMessage(UpdateEnvelope):
     results: dict[str, TaskResult] = Field(max_length=100)
 
 
+# The stage of a request to join the next attempt.
+JOIN = -1
+
+
 class SecureRequest(Message):
     """An envoy takes part in a stage of a secure round, and waits for what follows it.
 
     Attributes:
         attempt: the attempt that the stage belongs to; when joining one, the last that the envoy has taken part in.
-        stage: the number of the stage (`privacy.transcript.Stage`), -1 to join the next attempt.
+        stage: the number of the stage (`privacy.transcript.Stage`), or JOIN.
         content: the message of the stage; one without joins, or has sent an update.
         refusal: why the envoy gives up the attempt, or, when joining, the round; "" while it does not.
     """
@@ -130,7 +134,7 @@ class SecureRequest(Message):
     envoy: str
     round: int = Field(ge=0)
     attempt: int = Field(ge=0)
-    stage: int = Field(ge=-1, le=4)
+    stage: int = Field(ge=JOIN, le=4)
     content: dict[str, Any] = {}
     refusal: str = Field(default="", max_length=1000)
 

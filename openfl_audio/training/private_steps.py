@@ -189,7 +189,8 @@ class PrivateSteps:
 
     def _of_clips(self, clips: int) -> Rows:
         """Return the gradients that Opacus has found for clips, which have to add up to that of them all."""
-        largest = max(float(each.grad.abs().max()) for each in self._parameters.values() if each.grad is not None)
+        gradients = [each.grad for each in self._parameters.values() if each.grad is not None]
+        largest = max((float(gradient.abs().max()) for gradient in gradients), default=0.0)
         rows = []
         for name, parameter in self._parameters.items():
             total, found = parameter.grad, getattr(parameter, "grad_sample", None)

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,14 +95,21 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def federation_of(envoys: Mapping[str, int], folder: Path, certificates: Path) -> Iterator[LocalFederation]:
+    """Run a director and envoys with so many points each, ready."""
+    with LocalFederation(folder, certificates, USER) as processes:
+        processes.start_director()
+        for name, n_points in envoys.items():
+            processes.start_envoy(name, points(n_points))
+        processes.wait_until_ready(envoys, READY_SECONDS)
+        yield processes
+
+
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, certificates: Path) -> Iterator[LocalFederation]:
     """A director and the envoys 'a' and 'b', ready."""
-    with LocalFederation(tmp_path_factory.mktemp("federation"), certificates, USER) as processes:
-        processes.start_director()
-        for name, n_points in ENVOYS.items():
-            processes.start_envoy(name, points(n_points))
-        processes.wait_until_ready(ENVOYS, READY_SECONDS)
+    with federation_of(ENVOYS, tmp_path_factory.mktemp("federation"), certificates) as processes:
         yield processes
 
 

@@ -9,7 +9,7 @@ import pytest
 from openfl_audio import SecureAggregation
 from openfl_audio.experiments.local_federation import LocalFederation
 from openfl_audio.simulation.simulation import Simulation
-from tests.integration.conftest import READY_SECONDS, USER, points
+from tests.integration.conftest import federation_of
 
 pytestmark = pytest.mark.integration
 
@@ -19,11 +19,7 @@ SITES = {"a": 1, "b": 3, "c": 5}
 @pytest.fixture(scope="module")
 def secure(tmp_path_factory: pytest.TempPathFactory, certificates: Path) -> Iterator[LocalFederation]:
     """A director and three envoys."""
-    with LocalFederation(tmp_path_factory.mktemp("secure"), certificates, USER) as processes:
-        processes.start_director()
-        for name, n_points in SITES.items():
-            processes.start_envoy(name, points(n_points))
-        processes.wait_until_ready(SITES, READY_SECONDS)
+    with federation_of(SITES, tmp_path_factory.mktemp("secure"), certificates) as processes:
         yield processes
 
 

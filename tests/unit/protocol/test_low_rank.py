@@ -50,7 +50,7 @@ def make_updates(frozen_a: bool = False) -> list[Tensors]:
 
 
 def effective(model: Tensors) -> np.ndarray:
-    """What the adapter adds to the layer's weight."""
+    """Return the sum that the adapter adds to the layer's weight."""
     return model.get(R, np.zeros((OUT, IN))).astype(float) + model[B].astype(float) @ model[A].astype(float)
 
 

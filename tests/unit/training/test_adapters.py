@@ -29,16 +29,11 @@ from openfl_audio.training.adapters import (
     merge_adapter,
     save_adapter,
 )
+from tests.unit.workspaces.shipped import TINY_SPECTROGRAM_TRANSFORMER, TINY_WAV2VEC2
 
 TINY = {
-    "wav2vec2": {
-        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "conv_dim": [16],
-        "conv_kernel": [64], "conv_stride": [32], "num_feat_extract_layers": 1, "classifier_proj_size": 8,
-        "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "apply_spec_augment": False,
-    },
-    "audio-spectrogram-transformer": {
-        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
-    },
+    "wav2vec2": TINY_WAV2VEC2,
+    "audio-spectrogram-transformer": TINY_SPECTROGRAM_TRANSFORMER,
     "wav2vec2-bert": {
         "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
         "feature_projection_input_dim": 160, "apply_spec_augment": False, "layerdrop": 0.0,

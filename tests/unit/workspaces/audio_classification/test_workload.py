@@ -15,6 +15,7 @@ from openfl_audio.config import load_settings
 from openfl_audio.errors import SettingsError
 from openfl_audio.experiments.run import run
 from tests.unit.workspaces.audio_classification.recordings import create_cnn
+from tests.unit.workspaces.shipped import TINY_SPECTROGRAM_TRANSFORMER, TINY_WAV2VEC2
 from workspaces.audio_classification.data import Clips
 from workspaces.audio_classification.model import CONFIGS, create_classifier, create_extractor, predict
 from workspaces.audio_classification.targets import Targets
@@ -22,14 +23,8 @@ from workspaces.audio_classification.workload import AudioClassification, AudioC
 
 WORDS = Targets("label", ("high", "low"))
 TINY = {
-    "wav2vec2": {
-        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "conv_dim": [16],
-        "conv_kernel": [64], "conv_stride": [32], "num_feat_extract_layers": 1, "classifier_proj_size": 8,
-        "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "apply_spec_augment": False,
-    },
-    "audio-spectrogram-transformer": {
-        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
-    },
+    "wav2vec2": TINY_WAV2VEC2,
+    "audio-spectrogram-transformer": TINY_SPECTROGRAM_TRANSFORMER,
     "whisper": {
         "d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_layers": 1,
         "decoder_attention_heads": 2, "decoder_ffn_dim": 16, "classifier_proj_size": 8, "vocab_size": 20,
