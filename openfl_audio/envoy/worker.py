@@ -36,7 +36,7 @@ from openfl_audio.node.compatibility import EnvironmentMismatchError, check_envi
 from openfl_audio.node.local_state import ClientStates
 from openfl_audio.node.objects import build_objects
 from openfl_audio.node.task_runner import TaskRunner, seed_generators
-from openfl_audio.protocol.plan import ENVIRONMENT_FILE, PLAN_FILE
+from openfl_audio.protocol.plan import ENVIRONMENT_FILE, PLAN_FILE, PUBLIC_PLAN_FILE, ExperimentPlan
 
 # A notebook that has just connected submits its experiment within this time, or much later.
 SOON_SECONDS = 2.0
@@ -65,6 +65,7 @@ def run_experiment(job: Job, link: Link, progress: Link, log: int) -> None:
         plan.deserialize_interface_objects = lambda: build_objects(workspace)
     plan.runner_ = TaskRunner()
     plan.runner_.seed = extras["seed"]
+    plan.runner_.privacy = ExperimentPlan.model_validate_json(Path(PUBLIC_PLAN_FILE).read_bytes()).privacy
     plan.runner_.task_timeout_seconds = job.task_timeout_seconds
     client, reporter = WorkerClient(link, extras["precision"]), WorkerClient(progress, extras["precision"])
     sender = ProgressSender(reporter.report, job.envoy, job.experiment, job.reports, log)

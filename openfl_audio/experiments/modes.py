@@ -116,6 +116,7 @@ def start_arguments(clients: Clients) -> dict[str, Any]:
         "envoys": [*clients.trainers, *evaluators],
         "participation": participation,
         "aggregation": settings.aggregation,
+        "privacy": settings.privacy,
         "patience": settings.patience or None,
         "keep": settings.keep,
         "precision": settings.precision,

@@ -8,7 +8,7 @@ import operator
 import random
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, cached_property
 from typing import Any
 
@@ -18,11 +18,13 @@ from openfl.federated.task.task_runner import CoreTaskRunner
 
 from openfl_audio.node.adapter import move, remember_weights
 from openfl_audio.node.local_state import ClientStates
+from openfl_audio.node.private_task import private_task
 from openfl_audio.node.progress import CountedData, begin_task
 from openfl_audio.protocol.low_rank import is_given
 from openfl_audio.protocol.messages import MAX_CLIPS, TaskResult
 from openfl_audio.protocol.metrics import MeanOver
 from openfl_audio.protocol.plan import Task
+from openfl_audio.protocol.privacy import GradientLevel
 from openfl_audio.protocol.tensors import Tensors
 from openfl_audio.protocol.values import are_finite
 
@@ -38,10 +40,13 @@ class TaskRunner(CoreTaskRunner):
 
     With `states`, the state of a client (local tensors, the optimizer under CONTINUE_LOCAL) is read from the disk
     before each round and written after it: another process continues with the same bits.
+
+    With `privacy` training tasks have to be private. Their noise follows from no seed, so that no two runs agree.
     """
 
     seed: int = 0
     states: ClientStates | None = None
+    privacy: GradientLevel | None = None
     task_timeout_seconds: float | None = None
     data_loader: Any
     _rate_factor: float = 1.0
@@ -107,7 +112,7 @@ class TaskRunner(CoreTaskRunner):
             return TaskResult(size=0, metrics={}), {}
         apply = {"apply": "local" if task.apply_local else "global"} if validates else {}
         seed_generators(f"{self.seed}:{round_number}:{client}:{task.name}")
-        with self._time_limit(), self._reporting(task, round_number):
+        with self._time_limit(), self._reporting(task, round_number), self._privacy(task, round_number, client):
             returned, produced = self.TASK_REGISTRY[task.function_name](
                 col_name=client, round_num=round_number, input_tensor_dict=tensors, device=device, **apply
             )
@@ -143,6 +148,11 @@ class TaskRunner(CoreTaskRunner):
         finally:
             begin_task("", round_number)
             self.data_loader = data
+
+    def _privacy(self, task: Task, round_number: int, client: str) -> AbstractContextManager[None]:
+        if self.privacy is None or task.task_type != "train":
+            return nullcontext()
+        return private_task(self.privacy, client, round_number, task.name)
 
     @contextmanager
     def _time_limit(self) -> Iterator[None]:

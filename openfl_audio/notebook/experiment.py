@@ -7,13 +7,17 @@ from typing import Any, Literal
 from openfl.interface.aggregation_functions import WeightedAverage
 from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
 
-from openfl_audio.errors import DefinitionError
+from openfl_audio.errors import DefinitionError, PrivacyError
 from openfl_audio.node.model_interface import ModelInterface
+from openfl_audio.notebook.source_form import registered_function
 from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.participation import Participation
 from openfl_audio.protocol.plan import TRAIN, VALIDATE, BestModel, Direction, ExperimentPlan, Task
+from openfl_audio.protocol.privacy import GradientLevel
 from openfl_audio.protocol.secure_aggregation import SecureAggregation
 from openfl_audio.protocol.tensors import Tensors
+from openfl_audio.training.private_round import can_train_privately
+from openfl_audio.training.private_steps import refuse_batch_norm
 
 OPT_TREATMENTS = ("RESET", "CONTINUE_LOCAL", "CONTINUE_GLOBAL")
 
@@ -51,6 +55,7 @@ def define(
     metric_bounds: Mapping[str, tuple[float, float]] | None = None,
     mean_over: Mapping[str, str | None] | None = None,
     secure_aggregation: SecureAggregation | None = None,
+    privacy: GradientLevel | None = None,
 ) -> Definition:
     """Make the definition of an experiment. Raises DefinitionError if arguments of `FLExperiment.start` do not fit."""
     if opt_treatment not in OPT_TREATMENTS:
@@ -61,6 +66,8 @@ def define(
         raise DefinitionError("secure aggregation sums changes of a model, and no optimizer's state: use another one")
     if any(function is not None for function in _chosen_aggregation_functions(task_keeper)):
         raise DefinitionError("set_aggregation_function is not supported: give aggregation=Aggregation(...)")
+    if privacy is not None:
+        check_private(task_keeper, model_provider)
     tensors = model_provider.initial_tensors(with_optimizer=opt_treatment == "CONTINUE_GLOBAL")
     parameters = dict(model_provider.provide_model().named_parameters(remove_duplicate=False))
     try:
@@ -86,6 +93,7 @@ def define(
             mean_over=dict(mean_over or {}),
             untrained=[tensor for tensor in tensors if tensor not in parameters],
             secure_aggregation=secure_aggregation,
+            privacy=privacy,
             units=getattr(data_loader, "units", ExperimentPlan.model_fields["units"].default),
         )
         plan.check_best()
@@ -96,6 +104,23 @@ def define(
     except ValueError as error:
         raise DefinitionError(str(error)) from None
     return Definition(plan, tensors, model_provider, task_keeper, data_loader, opt_treatment)
+
+
+def check_private(task_keeper: TaskInterface, model_provider: ModelInterface) -> None:
+    """Raise DefinitionError, in a sentence, unless task and model can be trained by DP-SGD."""
+    registered = task_keeper.get_registered_tasks()
+    name = registered[TRAIN].function_name if TRAIN in registered else None
+    if name is None:
+        raise DefinitionError("privacy is about training, and no task trains: leave it out")
+    if not can_train_privately(registered_function(task_keeper.task_registry[name])):
+        raise DefinitionError(
+            f"the training task '{name}' has no private steps, so that privacy cannot be had with it: use "
+            "train_privately in it, and declare that by trains_privately (openfl_audio.training.private_round)"
+        )
+    try:
+        refuse_batch_norm(model_provider.provide_model())
+    except PrivacyError as error:
+        raise DefinitionError(str(error)) from None
 
 
 def _tasks(task_keeper: TaskInterface) -> list[Task]:

@@ -57,6 +57,7 @@ from openfl_audio.protocol.plan import (
     ExperimentPlan,
     name_of_best,
 )
+from openfl_audio.protocol.privacy import GradientLevel
 from openfl_audio.protocol.secure_aggregation import SecureAggregation
 from openfl_audio.protocol.tensors import file_chunks
 from openfl_audio.training.history import per_envoy, to_frame, waiting_round
@@ -171,6 +172,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
         metric_bounds: Mapping[str, tuple[float, float]] | None = None,
         mean_over: Mapping[str, str | None] | None = None,
         secure_aggregation: SecureAggregation | None = None,
+        privacy: GradientLevel | None = None,
         requirements: Requirements | None = None,
         start_from: str | Path | torch.nn.Module | None = None,
         if_exists: Literal["attach", "new", "error"] = "error",
@@ -196,6 +198,8 @@ class FLExperiment(openfl_experiment.FLExperiment):
         calls it a "mean of sites" elsewhere.
         With `secure_aggregation` the director learns the sum of the updates of `envoys`, which have to be named, and
         none of them, nor a site's metrics: see docs/secure-aggregation.md.
+        With `privacy`, a `RecordLevel` or `SpeakerLevel`, sites train by DP-SGD, and count what it costs on their own
+        disks: see docs/privacy.md.
         With `precision` "float16" half as many bytes are transmitted; the director's sums and models stay as they are.
         `requirements` is what each envoy must have, packages and memory: on one that has not the experiment ends, as it
         does with other versions of Python and its libraries.
@@ -232,6 +236,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
             metric_bounds=metric_bounds,
             mean_over=mean_over,
             secure_aggregation=secure_aggregation,
+            privacy=privacy,
         )
         self.model_provider, self.requirements = model_provider, requirements or Requirements()
         if if_exists == "attach" and self._attach_to_same(definition):

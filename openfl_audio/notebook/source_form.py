@@ -40,7 +40,7 @@ def write_objects(model_provider: Any, task_keeper: Any, data_loader: Any) -> tu
     try:
         tasks = [
             {
-                "function": writer.write(_registered(function), f"task '{name}'"),
+                "function": writer.write(registered_function(function), f"task '{name}'"),
                 "contract": task_keeper.task_contract[name],
                 "settings": writer.write(dict(task_keeper.task_settings.get(name, {})), f"settings of task '{name}'"),
             }
@@ -58,7 +58,7 @@ def write_objects(model_provider: Any, task_keeper: Any, data_loader: Any) -> tu
     return json.dumps(objects, indent=1), writer.cells.source()
 
 
-def _registered(wrapper: Any) -> Any:
+def registered_function(wrapper: Any) -> Any:
     """Return the function that OpenFL's TaskInterface has wrapped into one without a name."""
     return inspect.getclosurevars(wrapper).nonlocals.get("training_method", wrapper)
 

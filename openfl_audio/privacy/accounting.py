@@ -22,7 +22,6 @@ from openfl_audio.privacy.clipping import check_positive
 
 Accountant = Literal["rdp", "pld"]
 ADJACENCY = "add or remove one unit"
-Unit = Literal["record", "speaker", "site"]
 
 
 @dataclass(frozen=True)

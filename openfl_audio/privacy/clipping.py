@@ -13,9 +13,9 @@ recognition", arXiv 2310.00098.
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
-Clipping = Literal["flat", "per_layer", "per_dimension"]
+from openfl_audio.protocol.privacy import Clipping
 
 
 def bounds(clip: float, clipping: Clipping, sizes: Sequence[int]) -> list[float] | None:

@@ -20,8 +20,9 @@ from typing import Any
 from openfl_audio.errors import BudgetSpentError, PrivacyError
 from openfl_audio.files import append_at, make_folder, sync_folder, write_json
 from openfl_audio.formats import check_format, stamp
-from openfl_audio.privacy.accounting import ADJACENCY, Release, Unit, epsilon
+from openfl_audio.privacy.accounting import ADJACENCY, Release, epsilon
 from openfl_audio.privacy.clipping import check_positive
+from openfl_audio.protocol.privacy import Unit
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from openfl_audio.privacy.clipping import Clipping, bounds, check_positive
+from openfl_audio.privacy.clipping import bounds, check_positive
 from openfl_audio.privacy.noise import Noise
+from openfl_audio.protocol.privacy import Clipping
 
 Tensors = Mapping[str, np.ndarray]
 

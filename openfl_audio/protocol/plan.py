@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.part import Part
 from openfl_audio.protocol.participation import Participation
+from openfl_audio.protocol.privacy import Privacy
 from openfl_audio.protocol.rules import Mean
 from openfl_audio.protocol.secure_aggregation import SecureAggregation, threshold
 
@@ -145,6 +146,7 @@ class ExperimentPlan(Part):
         mean_over: what a validation metric is a mean over, where that is not what the size counts ("words"), or None
             for a metric that is no mean: several envoys' values do not make the value over all clips.
         secure_aggregation: how the director learns the sum of updates only; None lets it see each.
+        privacy: what differential privacy protects, and how; None is without.
     """
 
     name: str
@@ -163,6 +165,7 @@ class ExperimentPlan(Part):
     units: dict[Literal["train", "validate"], str] = Field(default={"train": "clips", "validate": "clips"})
     mean_over: dict[MetricName, Unit | None] = Field(default={}, max_length=1000)
     secure_aggregation: SecureAggregation | None = None
+    privacy: Privacy | None = None
 
     @field_validator("name")
     @classmethod

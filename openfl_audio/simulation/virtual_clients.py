@@ -61,6 +61,7 @@ class VirtualEnvoys:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._runner = TaskRunner()
         self._runner.seed = definition.plan.participation.seed
+        self._runner.privacy = definition.plan.privacy
         self._runner.set_optimizer_treatment(definition.opt_treatment)
         # A copy builds a model of its own: the one that the experiment began with stays as it is.
         self._runner.set_model_provider(copy.copy(definition.model_provider))

@@ -21,8 +21,9 @@ import numpy as np
 import torch
 
 from openfl_audio.errors import PrivacyError
-from openfl_audio.privacy.clipping import Clipping, bounds, check_positive
+from openfl_audio.privacy.clipping import bounds, check_positive
 from openfl_audio.privacy.noise import Noise
+from openfl_audio.protocol.privacy import Clipping
 
 # The losses (clips,) of clips, which are given by their numbers.
 Losses = Callable[[Sequence[int]], torch.Tensor]

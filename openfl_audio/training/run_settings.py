@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from openfl_audio.protocol.aggregation import Aggregation
+from openfl_audio.protocol.privacy import Privacy
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +70,9 @@ class RunSettings(Group):
         description="state of a client's optimizer at the start of a round: fresh, its own, or the mean of all",
     )
     aggregation: Aggregation = Field(default=Aggregation(), description="aggregation of the updates of a round")
+    privacy: Privacy | None = Field(
+        default=None, description="differential privacy by DP-SGD at the clients; without it there is none"
+    )
     precision: Literal["float32", "float16"] = Field(
         default="float32", description="precision in which tensors are transmitted"
     )

@@ -33,11 +33,13 @@ class EncoderClips:
     Attributes:
         labels: int64 (items,)
         num_clips: those of the shard, without repetitions
+        speakers: who says each clip of the shard, (num_clips,); "" where that is not known
     """
 
     def __init__(self, shard_dataset: ShardDataset, repeat_rare: bool = False) -> None:
         labels = np.asarray(shard_dataset.labels, dtype=np.int64)
         self.num_clips = len(labels)
+        self.speakers = [*getattr(shard_dataset, "speakers", [""] * len(labels))]
         self.indices = repeat_rare_labels(labels) if repeat_rare else np.arange(len(labels))
         self.labels = labels[self.indices]
         self._repetitions = _count_before(self.indices)
@@ -46,6 +48,10 @@ class EncoderClips:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def first_items(self) -> np.ndarray:
+        """Return for each clip of the shard the item that is its first: (num_clips,)."""
+        return np.unique(self.indices, return_index=True)[1]
 
     def prepare(self, model: EncoderModel, device: str) -> None:
         """Move `model` to the device, and encode for it what the node's cache lacks, or make its inputs once."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from openfl.interface.interactive_api.shard_descriptor import ShardDataset
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from openfl_audio.protocol.plan import Direction
 from openfl_audio.training.history import Record, to_frame
@@ -44,6 +44,16 @@ class SpeechCommandsSettings(RunSettings):
         lt=1,
         description="share of all steps in which the learning rate rises; without it there is no rise",
     )
+
+    @model_validator(mode="after")
+    def check_privacy(self) -> "SpeechCommandsSettings":
+        """Raise ValueError if units of privacy would share a recording."""
+        if self.privacy is not None and self.data.silence_share is not None:
+            raise ValueError(
+                "data.silence_share cuts a noise recording into several clips, each of which would be a unit of "
+                "privacy: leave it out, or privacy"
+            )
+        return self
 
 
 Config = TypeVar("Config", bound=SpeechCommandsSettings)

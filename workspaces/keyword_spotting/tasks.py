@@ -3,7 +3,7 @@
 The Trainer of Transformers takes a tenth of a second to set up, which is longer than the training of such a client.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,11 +16,14 @@ import torch.nn.functional as F
 from torch.utils.data import WeightedRandomSampler
 
 from openfl_audio.node.progress import report
+from openfl_audio.training.private_round import is_private, steps_of_round, train_privately, trains_privately
 from openfl_audio.training.schedules import linear_schedule
 from workspaces.keyword_spotting.data import EncoderClips
 from workspaces.keyword_spotting.model import EncoderModel
 
 ACCURACY = Path(__file__).parent / "metrics" / "accuracy.py"
+# More take more memory: gradients of each clip are kept.
+PRIVATE_CLIPS_PER_PASS = 64
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class TrainingSettings:
     label_smoothing: float = 0.0  # 0.1, say, when the whole model is trained on few clips
 
 
+@trains_privately
 def train_round(
     model: EncoderModel,
     clips: EncoderClips,
@@ -51,6 +55,8 @@ def train_round(
     (settings.seed, round_number). A model that is trained whole hears each clip changed a little (`EncoderModel.vary`).
 
     Returns the mean loss (nats) and accuracy over the clips drawn, each as it was before its step.
+
+    A private round draws each clip of the shard alike, takes it as it is, and returns nothing.
     Raises ValueError if the shard has no clips.
     """
     if not clips.num_clips:
@@ -58,13 +64,15 @@ def train_round(
     clips.prepare(model, device)
     seed = _seed(settings, round_number)
     generator = torch.Generator().manual_seed(seed)
-    steps = settings.local_epochs * (clips.num_clips // min(settings.batch_size, clips.num_clips))
+    steps = steps_of_round(settings.local_epochs * (clips.num_clips // min(settings.batch_size, clips.num_clips)))
     rate = None
     if not settings.constant_rate:
         rate = linear_schedule(optimizer, settings.warmup, settings.rounds, round_number, steps)
     sums = torch.zeros(2, device=device)  # of the batches' losses and accuracies
     model.train()
     with _seeded(seed, device):
+        if is_private():
+            return _train_privately(model, clips, optimizer, rate, settings.label_smoothing)
         for step, items in enumerate(draw_batches(clips.labels, clips.num_clips, settings, generator), 1):
             inputs, labels = clips.batch(items)
             logits = model.head(inputs) if model.frozen else model(model.vary(inputs, generator))
@@ -78,6 +86,24 @@ def train_round(
             report(step, steps, clips=step * len(items), loss=loss)
     loss_mean, accuracy = (sums / steps).tolist()
     return {"loss": loss_mean, "accuracy": accuracy}
+
+
+def _train_privately(
+    model: EncoderModel,
+    clips: EncoderClips,
+    optimizer: torch.optim.Optimizer,
+    rate: torch.optim.lr_scheduler.LRScheduler | None,
+    label_smoothing: float,
+) -> dict[str, float]:
+    """Train on each clip once, however rare its label is: repetitions would be units that share a recording."""
+    first, trained = clips.first_items(), model.head if model.frozen else model
+
+    def losses(chosen: Sequence[int]) -> torch.Tensor:
+        inputs, labels = clips.batch(first[chosen])
+        return F.cross_entropy(trained(inputs), labels, label_smoothing=label_smoothing, reduction="none")
+
+    after_step = rate.step if rate is not None else lambda: None
+    return train_privately(trained, optimizer, clips.speakers, losses, PRIVATE_CLIPS_PER_PASS, after_step)
 
 
 def draw_batches(

@@ -8,11 +8,13 @@ from openfl.interface.aggregation_functions import Median
 from openfl.interface.interactive_api.experiment import TaskInterface
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from openfl_audio.errors import WeightsError
+from openfl_audio.errors import DefinitionError, WeightsError
 from openfl_audio.node.model_interface import ModelInterface
 from openfl_audio.notebook.experiment import Definition, define
 from openfl_audio.protocol.participation import Participation
+from openfl_audio.protocol.privacy import RecordLevel, SpeakerLevel
 from openfl_audio.protocol.tensors import write_tensors
+from openfl_audio.training.private_round import trains_privately
 from tests.unit import toy
 
 
@@ -82,6 +84,56 @@ FAULTS = {
     ),
     "a pattern of a frozen tensor": ({"local_tensors": ["scale"]}, "'scale' matches no trained tensor"),
 }
+
+RECORDS = RecordLevel(noise_multiplier=1.0, clip=1.0, delta=1e-5, probability=0.1, steps=3)
+
+
+class Normalised(toy.Line):
+    """A line after a layer that normalises over the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(2)
+
+
+@trains_privately
+def fit_privately(model, points, device, optimizer, round_number):
+    """Stand for a task that has private steps."""
+    return {}
+
+
+def test_privacy_is_part_of_the_plan():
+    plan = make_definition(privacy=RECORDS, train=fit_privately).plan
+    again = type(plan).model_validate_json(plan.model_dump_json())
+    assert (again.privacy, again.privacy.clips_per_unit) == (RECORDS, 1)
+    speakers = SpeakerLevel(**RECORDS.model_dump(exclude={"unit"}), clips_per_speaker=7)
+    assert make_definition(privacy=speakers, train=fit_privately).plan.privacy.clips_per_unit == 7
+    assert make_definition().plan.privacy is None
+
+
+@pytest.mark.parametrize(
+    ("others", "sentence"),
+    [
+        ({}, "the training task 'fit' has no private steps"),
+        ({"train": None}, "privacy is about training, and no task trains"),
+        (
+            {"train": fit_privately, "model": Normalised},
+            r"Normalised normalises over the clips of a batch \(BatchNorm1d norm\).*take the variant with GroupNorm",
+        ),
+    ],
+)
+def test_privacy_that_tasks_or_model_cannot_give_is_refused(others, sentence):
+    with pytest.raises(DefinitionError, match=sentence):
+        make_definition(privacy=RECORDS, **others)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [({"delta": 1}, "delta"), ({"noise_multiplier": 0}, "noise_multiplier"), ({"probability": 1.5}, "probability")],
+)
+def test_numbers_that_no_privacy_can_have_are_refused_by_name(changes, field):
+    with pytest.raises(DefinitionError, match=f"RecordLevel: {field}"):
+        RecordLevel(**RECORDS.model_dump() | changes)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
