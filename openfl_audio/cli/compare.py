@@ -17,7 +17,7 @@ Value = TypeVar("Value")
 
 
 class Compare(Command):
-    """Compare runs of a workload in one table and one picture.
+    """Compare runs of a workload in a table and a picture.
 
     The workload's comparison.yaml has the runs, in all four modes. Where it compares centralized with federated, a row
     more has centralized with as many steps as a client of federated takes. Further options are those of openfl-audio

@@ -8,10 +8,11 @@ from openfl_audio.cli.options import Command, option
 
 
 class Demo(Command):
-    """Show a federation on this machine: a director and three envoys train a model, over TLS.
+    """Show a federation of three envoys on this machine.
 
-    The demo makes a synthetic corpus, unless --data names a folder with the published one, and certificates, and
-    executes the notebook of the workload. An earlier run in the same folder is kept under another name.
+    Director and envoys train a model over TLS. The demo makes a synthetic corpus, unless --data names a folder with the
+    published one, and certificates, and executes the notebook of the workload. An earlier run in the same folder is
+    kept under another name.
     """
 
     example: ClassVar[str] = "openfl-audio demo --workload whisper --data data/speech_commands"

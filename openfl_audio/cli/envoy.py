@@ -15,7 +15,7 @@ from openfl_audio.process import prepare_process
 
 
 class Envoy(Command):
-    """Start an envoy, which trains on the recordings of its machine.
+    """Start an envoy, which trains on recordings here.
 
     The settings, such as envoys/superb.yaml, name the director and the shard descriptor that reads the recordings.
     Paths in them are relative to their file. CUDA_VISIBLE_DEVICES is passed on as it is: experiments see those GPUs

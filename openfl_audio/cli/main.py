@@ -47,8 +47,9 @@ TREE: Group = (
         "review": "review.Review",
         "approve": "review.Approve",
         "reject": "review.Reject",
+        "personal": "review.Personal",
         "certificates": (
-            "Make, request, sign and revoke the certificates of a federation.",
+            "Make, request, sign and revoke certificates.",
             {
                 "make": "certificates.Make",
                 "request": "certificates.Request",

@@ -1,4 +1,4 @@
-"""`openfl-audio review`, `approve`, `reject`: what a site lets run, beside the envoy that runs."""
+"""`openfl-audio review`, `approve`, `reject`, `personal`: a site's decisions and models, beside the envoy that runs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -21,12 +21,18 @@ class AtSite(Command):
     config: Path = option("YAML file of the envoy's settings", short="-c", metavar="FILE")
     set_: list[str] = changes_option("params.work_dir=/srv/envoys")
 
+    def read_settings(self) -> "EnvoySettings":
+        """Return the envoy's settings. Raises SettingsError."""
+        from openfl_audio.envoy.settings import EnvoyFile
+
+        return load_settings(self.config.resolve(), EnvoyFile, dict(map(parse_change, self.set_))).params
+
     def open(self) -> tuple["Approvals", "EnvoySettings"]:
         """Return what waits and was decided at the envoy, and the envoy's settings. Raises SettingsError."""
         from openfl_audio.envoy.approval import Approvals
-        from openfl_audio.envoy.settings import EnvoyFile, folder_of
+        from openfl_audio.envoy.settings import folder_of
 
-        settings = load_settings(self.config.resolve(), EnvoyFile, dict(map(parse_change, self.set_))).params
+        settings = self.read_settings()
         return Approvals(folder_of(settings, self.name)), settings
 
     def note(self, settings: "EnvoySettings", decided: "Decision") -> None:
@@ -114,3 +120,25 @@ class Reject(AtSite):
         decided = approvals.reject(self.experiment, self.reason)
         self.note(settings, decided)
         print(f"rejected '{decided.name}', SHA-256 {decided.sha256}")
+
+
+class Personal(AtSite):
+    """Write this site's own model of an experiment.
+
+    Where parts of a model stay at each site, it is a copy of the exported model with the tensors that stayed here. The
+    last model of the experiment goes with them: they are those of the last round that this envoy trained in.
+    """
+
+    example: ClassVar[str] = "openfl-audio personal my-experiment -n site_b -c site.yaml --model model --out ours"
+
+    experiment: str = argument("name of the experiment")
+    model: Path = option("folder of the exported model", metavar="DIR")
+    out: Path = option("folder that is written", metavar="DIR")
+
+    def run(self) -> None:
+        from openfl_audio.envoy.personal import write_personal
+        from openfl_audio.envoy.settings import folder_of
+
+        folder = folder_of(self.read_settings(), self.name)
+        names = write_personal(self.model, folder, self.experiment, self.out)
+        print(f"{self.out} has the model with {len(names)} tensors of this site: {', '.join(names)}")

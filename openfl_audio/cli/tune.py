@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Tune(Command):
-    """Search over settings of a workload, with a simulated run for each choice.
+    """Search over settings of a workload in simulation.
 
-    The choices are a grid of values, or some of it at random. OUT gets results.csv, curves.png, heatmap.png (of two
-    axes) and the run of each trial. Needs Ray Tune: pip install 'openfl-audio[tune]'.
+    Each choice is a run. The choices are a grid of values, or some of it at random. OUT gets results.csv, curves.png,
+    heatmap.png (of two axes) and the run of each trial. Needs Ray Tune: pip install 'openfl-audio[tune]'.
     """
 
     example: ClassVar[str] = (

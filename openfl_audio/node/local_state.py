@@ -17,11 +17,19 @@ def read_local(folder: Path) -> Tensors:
 
     They are those after the last round that the client trained in.
     """
-    rounds = [int(path.stem) for path in folder.glob("*.pt") if path.stem.isdecimal()]
-    if not rounds:
+    if not (rounds := _rounds(folder)):
         return {}
     state = torch.load(folder / f"{max(rounds)}.pt", map_location="cpu")
     return {name: tensor.numpy() for name, tensor in state["local"].items()}
+
+
+def last_round(folder: Path) -> int:
+    """Return the last round that a client trained in, as `read_local` finds it. Raises ValueError if there is none."""
+    return max(_rounds(folder))
+
+
+def _rounds(folder: Path) -> list[int]:
+    return [int(path.stem) for path in folder.glob("*.pt") if path.stem.isdecimal()]
 
 
 class ClientStates:
@@ -48,7 +56,7 @@ class ClientStates:
 
     def load(self, client: str, round_number: int) -> tuple[Tensors, dict[str, Any] | None]:
         """Return local tensors and optimizer state as they were before the round; empty and None before the first."""
-        for number in sorted(self._rounds(client), reverse=True):
+        for number in sorted(_rounds(self._folder / client), reverse=True):
             if number < round_number:
                 state = torch.load(self._path(client, number), map_location="cpu")
                 if state["experiment"] == self._experiment:
@@ -68,13 +76,10 @@ class ClientStates:
         make_folder(path.parent)
         write_whole(path, data.getvalue(), durable=True)
         # Later rounds are those of an attempt that did not count, or of another experiment.
-        rounds = self._rounds(client)
+        rounds = _rounds(path.parent)
         kept = sorted(number for number in rounds if number <= round_number)[-2:]
         for number in set(rounds).difference(kept):
             self._path(client, number).unlink()
-
-    def _rounds(self, client: str) -> list[int]:
-        return [int(path.stem) for path in (self._folder / client).glob("*.pt") if path.stem.isdecimal()]
 
     def _path(self, client: str, round_number: int) -> Path:
         return self._folder / client / f"{round_number}.pt"
