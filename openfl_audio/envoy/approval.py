@@ -260,13 +260,30 @@ class Desk:
             return self._judge_by_list(bundle)
         return Verdict(waits=decided is None or decided.rounds < bundle.plan.rounds)
 
-    def _judge_by_list(self, bundle: Bundle) -> Verdict:
+    def approved_by_hash(self, bundle: Bundle) -> bool:
+        """Tell whether the site has approved these very bytes: a trusted author may send others tomorrow."""
+        if self._settings.approval == "any":
+            return False
+        decided = self.approvals.decision(bundle.sha256)
+        if decided is not None and decided.decision == "approved" and bundle.plan.rounds <= decided.rounds:
+            return True
+        return self._settings.approval == "listed" and self._is_listed(bundle)
+
+    def _is_listed(self, bundle: Bundle) -> bool:
+        return any(
+            entry.sha256 == bundle.sha256 and bundle.plan.rounds <= (entry.rounds or bundle.plan.rounds)
+            for entry in self._listed().bundles
+        )
+
+    def _listed(self) -> ApprovedList:
         if self._settings.approved is None:
             raise ApprovalError("approval is 'listed', and the settings name no file of what is `approved`")
-        listed = load_settings(self._settings.approved, ApprovedList)
-        for entry in listed.bundles:
-            if entry.sha256 == bundle.sha256 and bundle.plan.rounds <= (entry.rounds or bundle.plan.rounds):
-                return Verdict()
+        return load_settings(self._settings.approved, ApprovedList)
+
+    def _judge_by_list(self, bundle: Bundle) -> Verdict:
+        if self._is_listed(bundle):
+            return Verdict()
+        listed = self._listed()
         try:
             user, key = self._verified(bundle)
             if user in listed.authors or key in listed.authors:

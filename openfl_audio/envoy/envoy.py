@@ -16,6 +16,7 @@ from openfl.protocols import director_pb2, director_pb2_grpc
 
 from openfl_audio.address import join_address, route_to
 from openfl_audio.envoy.approval import Desk
+from openfl_audio.envoy.budget import SiteBudget, why_not_installed
 from openfl_audio.envoy.channel import RenewedChannel, fault_of
 from openfl_audio.envoy.downloads import remove_download, remove_outdated
 from openfl_audio.envoy.policy import SentToday, shard_of
@@ -80,6 +81,7 @@ class Envoy:
         self._fault = ""
         root = self.channel.root if isinstance(self.channel, RenewedChannel) else None
         self.desk = Desk(name, settings, root)
+        self.budget = SiteBudget(settings.privacy, name, self._folder) if settings.privacy else None
         self.workers = Workers(name, file, config, shard_descriptor)
 
     def run(self) -> None:
@@ -244,12 +246,28 @@ class Envoy:
         shard = shard_of(self.shard_descriptor, self._sizes)
         sent = SentToday(self._folder / SENT_FILE).read()
         reasons = [*self.settings.policy.judge(bundle, user, bool(key) or not self.tls, shard, sent)]
+        if self.budget is not None:
+            spent = [*self.budget.judge(bundle.plan)]
+            if spent and not reasons:
+                return "; ".join(spent)
+            reasons += spent
         if not reasons:
             return ""
         self.record.append(
             "refused by policy", experiment=bundle.plan.name, sha256=bundle.sha256, user=user, reasons=reasons
         )
         return f"the policy of envoy '{self.name}' refuses the experiment: {'; '.join(reasons)}"
+
+    def judge_code(self, bundle: Bundle, workspace: Path) -> str:
+        """Return why code must not run where there is a budget, which DP-SGD inside of it has to honour, or nothing."""
+        if self.budget is None or self.desk.approved_by_hash(bundle):
+            return ""
+        if not (why := why_not_installed(workspace)):
+            return ""
+        return (
+            f"envoy '{self.name}' has a budget of privacy, and runs installed workloads and code that its site has "
+            f"approved by hash: {why}"
+        )
 
     def report_approval(self, experiment: str, waits: bool) -> None:
         """Tell the director whether an experiment waits for the approval of this site.

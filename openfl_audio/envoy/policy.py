@@ -7,6 +7,7 @@ import re
 import time
 import traceback
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,9 +16,11 @@ from openfl.interface.interactive_api.shard_descriptor import ShardDescriptor
 from pydantic import AfterValidator, Field
 
 from openfl_audio.config import Settings
+from openfl_audio.envoy.budget import release_of
 from openfl_audio.envoy.small_cells import without_small_cells
 from openfl_audio.errors import PolicyError
 from openfl_audio.files import write_whole
+from openfl_audio.privacy.accounting import epsilon
 from openfl_audio.protocol.bundle import Bundle
 from openfl_audio.protocol.messages import TaskResult
 from openfl_audio.protocol.plan import ExperimentPlan
@@ -68,7 +71,9 @@ class Policy(Settings):
     )
     secure_aggregation: bool = Field(default=False, description="updates may only leave masked, by secure aggregation")
     max_epsilon: float | None = Field(
-        default=None, gt=0, description="the privacy budget; no experiment states its own so far, and all are refused"
+        default=None,
+        gt=0,
+        description="the most epsilon of one experiment, over all its rounds and at its delta",
     )
     counts: Literal["exact", "rounded", "none"] = Field(
         default="exact", description="numbers in the shard's description: exact, rounded, or none"
@@ -110,7 +115,7 @@ class Policy(Settings):
         if self.secure_aggregation and plan.secure_aggregation is None:
             yield "its updates are not masked, and have to be"
         if self.max_epsilon is not None:
-            yield f"it states no privacy budget, and has to state one of at most {self.max_epsilon:g}"
+            yield from refuse_epsilon(plan, self.max_epsilon)
 
     def check_update(self, results: Mapping[str, TaskResult], n_bytes: int) -> dict[str, TaskResult]:
         """Return of the results of a round what may leave with its update of `n_bytes`.
@@ -150,6 +155,17 @@ class Policy(Settings):
         if self.counts == "exact":
             return sizes
         return {kind: {unit: rounded_up(number) for unit, number in each.items()} for kind, each in sizes.items()}
+
+
+def refuse_epsilon(plan: ExperimentPlan, most: float) -> Iterator[str]:
+    """Yield why an experiment is refused that costs more epsilon than `most` in all its rounds, or has no privacy."""
+    if plan.privacy is None:
+        yield f"it has no differential privacy, and has to cost an epsilon of at most {most:g}"
+        return
+    one = release_of(plan)
+    cost = epsilon([replace(one, steps=plan.rounds * one.steps)], plan.privacy.delta)
+    if cost > most:
+        yield f"it costs an epsilon of {cost:.3g} at a delta of {plan.privacy.delta:g}, and may cost {most:g}"
 
 
 def least_participants(plan: ExperimentPlan) -> int:

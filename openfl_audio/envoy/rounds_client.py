@@ -3,6 +3,8 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
 from functools import lru_cache
 from itertools import chain
 from typing import Any, TypeVar
@@ -10,6 +12,7 @@ from typing import Any, TypeVar
 import grpc
 from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc
 
+from openfl_audio.envoy.budget import SiteBudget, release_of
 from openfl_audio.envoy.channel import RenewedChannel, fault_of
 from openfl_audio.envoy.job import Sending
 from openfl_audio.envoy.policy import SentToday
@@ -96,11 +99,14 @@ class RoundsClient:
         has_ended: Callable[[], bool],
         settings: EnvoySettings,
         record: Record,
+        budget: SiteBudget | None = None,
     ) -> None:
         """Take part in the experiment of `bundle` as `envoy`, whose `record` says what it has unmasked.
 
-        `announce` is called before an update is sent, and `has_ended` tells whether the worker has.
+        `announce` is called before an update is sent, and `has_ended` tells whether the worker has. A `budget` pays for
+        updates; `refusal` then says, in a sentence for others, why the experiment cannot go on here.
         """
+        self._record, self._budget, self.refusal = record, budget, ""
         self._envoy, self._bundle, self._settings = envoy, bundle, settings
         self._announce, self._has_ended = announce, has_ended
         self._sent_today = SentToday(settings.work_dir / envoy / SENT_FILE)
@@ -114,7 +120,11 @@ class RoundsClient:
     def get_tasks(self) -> aggregator_pb2.GetTasksResponse:
         """Wait for tasks, for the length of a long poll at most."""
         request = aggregator_pb2.GetTasksRequest(header=self._header)
-        return self._retry(lambda: self._aggregator.GetTasks(request))
+        answer = self._retry(lambda: self._aggregator.GetTasks(request))
+        if self._budget is not None:
+            with self._refusing():
+                self._budget.refuse_if_spent(self._bundle.plan, [task.task_type for task in answer.tasks])
+        return answer
 
     def get_model(self, allocate: Callable[[int], Any]) -> Header:
         """Receive the global model into the memory that `allocate` returns, and return its header.
@@ -147,6 +157,9 @@ class RoundsClient:
         if n_bytes > len(buffer):
             raise TensorFormatError(f"an update of {n_bytes} bytes in memory of {len(buffer)}")
         released = policy.check_update(results, n_bytes)
+        if self._budget is not None:
+            released = self._budget.released(self._bundle.plan, released)
+            self._pay(self._budget, round_number, header, buffer)
         if self._secure:
             self._send_in_secret(self._secure, round_number, released, header, buffer)
             return
@@ -154,6 +167,34 @@ class RoundsClient:
         update = UpdateMessage(experiment=name, envoy=self._envoy, round=round_number, results=released)
         sent = header.with_metadata(update.model_dump())
         self._upload(round_number, sent, lambda: buffer_chunks(buffer, sent))
+
+    def _pay(self, budget: SiteBudget, round_number: int, header: Header, buffer: Any) -> None:
+        """Pay for an update, durably, as soon as the disk takes it. Raises PolicyError where too little is left."""
+        plan, ledger = self._bundle.plan, budget.settings.ledger
+
+        paid: list[bool] = []
+        with self._refusing():
+            write_when_possible(
+                lambda: paid.append(budget.charge(plan, round_number, header, buffer)),
+                ledger,
+                plan.name,
+                self._has_ended,
+            )
+        if not paid:
+            raise EndedError("the worker has ended")
+        if paid[0]:
+            about = {"experiment": plan.name, "round": round_number, **asdict(release_of(plan))}
+            record = self._record
+            write_when_possible(lambda: record.write("charged", **about), record.path, plan.name, self._has_ended)
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Note why the budget lets nothing more happen."""
+        try:
+            yield
+        except PolicyError as error:
+            self.refusal = str(error)
+            raise
 
     def _upload(self, round_number: int, header: Header, chunks: Callable[[], Iterator[bytes]]) -> None:
         """Send what has `header` and `chunks`, the packed header first, once it is written down."""
@@ -198,6 +239,8 @@ class RoundsClient:
         """
         name, reports, policy = self._bundle.plan.name, self._settings.reports, self._settings.policy
         report = ProgressReport.model_validate({**progress, "experiment": name, "envoy": self._envoy})
+        if self._budget is not None:  # losses and prints are no part of what it protects
+            reports = "steps" if reports != "nothing" else reports
         kept = {
             "values": policy.released_values(report.values) if reports in ("losses", "logs") else {},
             "log": report.log if reports == "logs" else "",

@@ -106,10 +106,14 @@ class RunningExperiment:
         """Download and run the experiment. Returns why it failed, or nothing."""
         try:
             workspace = self._envoy.download(self.experiment)
-            approves = self._envoy.settings.approval != "any"
-            bundle = read_bundle(workspace, shown=approves)
+            settings = self._envoy.settings
+            approves = settings.approval != "any"
+            bundle = read_bundle(workspace, shown=settings.shows_code)
             check_name(bundle, self.experiment)
+            if settings.shows_code:
+                prepare_workspace(workspace)
             reason = self._envoy.judge(bundle) or (self._await_approval(bundle, workspace) if approves else "")
+            reason = reason or ("" if self._stopping.is_set() else self._envoy.judge_code(bundle, workspace))
             if reason or self._stopping.is_set():
                 self._end_worker()
                 return reason
@@ -129,7 +133,6 @@ class RunningExperiment:
 
     def _await_approval(self, bundle: Bundle, workspace: Path) -> str:
         """Wait until the site has decided of the experiment. Returns why it must not run, or nothing."""
-        prepare_workspace(workspace)
         desk, reported = self._envoy.desk, float("-inf")
         while not self._stopping.is_set():
             verdict = desk.judge(bundle)
@@ -158,7 +161,7 @@ class RunningExperiment:
         room = enter(worker.room, workspace.parent, envoy.workers.owner)
         logger.info("experiment '%s' starts, its output goes to %s", self.experiment, log)
         progress, theirs = make_pair()
-        self._relay(bundle, worker, progress, clock)
+        client = self._relay(bundle, worker, progress, clock)
         # Files that the worker may write to, and cannot replace by links to others. Nothing is read by a name that it
         # could have given to something else.
         with log.open("ab+") as output, tempfile.TemporaryFile() as failure:
@@ -173,6 +176,8 @@ class RunningExperiment:
             if not ended:
                 logger.info("experiment '%s' is done", self.experiment)
                 return ""
+            if client.refusal:
+                return client.refusal
             return f"the experiment's process ended ({ended})\n{self._told(log, written, failure)}"
 
     def _job(self, room: Path) -> Job:
@@ -183,12 +188,12 @@ class RunningExperiment:
             room=str(room),
             shard_descriptor=self._envoy.file.shard_descriptor,
             folder=str(self._envoy.config.parent),
-            shown=settings.approval != "any",
+            shown=settings.shows_code,
             reports=settings.reports,
             task_timeout_seconds=settings.task_timeout_seconds,
         )
 
-    def _relay(self, bundle: Bundle, worker: Worker, progress: Link, clock: RoundClock) -> None:
+    def _relay(self, bundle: Bundle, worker: Worker, progress: Link, clock: RoundClock) -> RoundsClient:
         """Do for the worker what it asks for: of rounds on its link, and of its progress on another one."""
 
         def has_ended() -> bool:
@@ -197,10 +202,11 @@ class RunningExperiment:
         envoy = self._envoy
         recording = Recording(envoy.record, self.experiment, has_ended, envoy.exchange_heads)
         client = RoundsClient(
-            envoy.channel, envoy.name, bundle, recording.note, has_ended, envoy.settings, envoy.record
+            envoy.channel, envoy.name, bundle, recording.note, has_ended, envoy.settings, envoy.record, envoy.budget
         )
         for link in (worker.link, progress):
             Relay(link, client, clock).start()
+        return client
 
     def _told(self, log: Path, written: int, failure: IO[bytes]) -> str:
         """Return what is told of why a worker has ended: the end of its output, or of that no more than code."""

@@ -12,10 +12,11 @@ from typing import Any, Literal
 import grpc
 import psutil
 from openfl.interface.interactive_api.shard_descriptor import ShardDescriptor
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from openfl_audio.address import DEFAULT_PORT, join_address
 from openfl_audio.config import Host, Retention, Settings
+from openfl_audio.envoy.budget import PrivacySettings
 from openfl_audio.envoy.channel import RenewedChannel
 from openfl_audio.envoy.policy import Policy
 from openfl_audio.errors import SettingsError
@@ -80,9 +81,24 @@ class EnvoySettings(Settings):
     )
     approved: Path | None = Field(default=None, description="file of what is listed: hashes, and authors")
     policy: Policy = Field(default=Policy(), description="limits of an experiment here, whatever its notebook says")
+    privacy: PrivacySettings | None = Field(
+        default=None, description="budget of differential privacy; with one, only private experiments run here"
+    )
     retention: Retention = Field(
         default=Retention(), description="experiments that have ended here, and whose logs and local state are kept"
     )
+
+    @model_validator(mode="after")
+    def check_budget(self) -> "EnvoySettings":
+        """Raise ValueError if a traceback would tell values that a budget protects."""
+        if self.privacy is not None and self.policy.tracebacks == "values":
+            raise ValueError("policy.tracebacks 'values' tells what a budget of privacy protects: use 'code'")
+        return self
+
+    @property
+    def shows_code(self) -> bool:
+        """Tell whether experiments are sent as source, which is shown or compared: then nothing is unpickled."""
+        return self.approval != "any" or self.privacy is not None
 
 
 class ShardDescriptorSettings(Settings):

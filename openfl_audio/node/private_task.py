@@ -7,10 +7,7 @@ from dataclasses import dataclass
 
 from openfl_audio.errors import PrivacyError
 from openfl_audio.privacy.noise import Noise, repeatable_noise
-from openfl_audio.protocol.privacy import GradientLevel
-
-# A seed of noise that repeats, which `openfl_audio.testing.noise` sets for tests. An envoy with a budget refuses it.
-TEST_NOISE = "OPENFL_AUDIO_TEST_NOISE"
+from openfl_audio.protocol.privacy import TEST_NOISE, GradientLevel
 
 
 @dataclass

@@ -12,6 +12,9 @@ from openfl_audio.protocol.part import Part
 # How a unit's gradient is bounded: see `openfl_audio.privacy.clipping`.
 Clipping = Literal["flat", "per_layer", "per_dimension"]
 Unit = Literal["record", "speaker", "site"]
+# An environment variable with a seed of noise that repeats, which `openfl_audio.testing.noise` sets for tests. Nothing
+# is private with it, so that an envoy with a budget does not start.
+TEST_NOISE = "OPENFL_AUDIO_TEST_NOISE"
 
 
 class _GradientLevel(Part):

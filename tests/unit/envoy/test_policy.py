@@ -13,8 +13,10 @@ from openfl_audio.errors import PolicyError
 from openfl_audio.protocol.bundle import read_bundle
 from openfl_audio.protocol.messages import TaskResult
 from openfl_audio.protocol.plan import PUBLIC_PLAN_FILE
+from openfl_audio.protocol.privacy import RecordLevel
 from tests.unit.protocol.test_bundle import files, plan, write
 
+PRIVACY = RecordLevel(noise_multiplier=0.8, clip=1.0, delta=1e-5, probability=0.1, steps=10)
 SHARD = Shard(clips=20, speakers=4)
 
 
@@ -47,7 +49,13 @@ def reasons(tmp_path, policy, user="ada", is_proven=True, shard=SHARD, sent=0, *
         ({"max_day_mb": 30e-6}, {"sent": 6}, {"sent": 7}, "more than 3e-05 MB would leave today"),
         ({"precision": "float16"}, {"precision": "float16"}, {}, "its precision is float32, and has to be float16"),
         ({"secure_aggregation": True}, None, {}, "its updates are not masked"),
-        ({"max_epsilon": 8.0}, None, {}, "it states no privacy budget"),
+        ({"max_epsilon": 8.0}, None, {}, "it has no differential privacy, and has to cost an epsilon of at most 8"),
+        (
+            {"max_epsilon": 8.0},
+            {"privacy": PRIVACY, "rounds": 3},
+            {"privacy": PRIVACY, "rounds": 6},
+            "at a delta of 1e-05, and may cost 8",
+        ),
     ],
 )
 def test_an_experiment_is_refused_by_one_rule_and_runs_without(tmp_path, policy, good, bad, sentence):

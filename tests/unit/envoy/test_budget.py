@@ -1,0 +1,202 @@
+"""A site's budget of privacy: what it refuses, what an update costs, and what a task cannot do about that."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import workspaces.keyword_spotting
+from openfl_audio.config import load_settings
+from openfl_audio.envoy.budget import PrivacySettings, SiteBudget, release_of, why_not_installed
+from openfl_audio.envoy.settings import EnvoyFile
+from openfl_audio.errors import PolicyError, PrivacyError, SettingsError
+from openfl_audio.notebook.source_form import write_objects
+from openfl_audio.notebook.workspace import files_to_send
+from openfl_audio.privacy.accounting import epsilon
+from openfl_audio.protocol.messages import TaskResult
+from openfl_audio.protocol.plan import NOTEBOOK_MODULE, OBJECTS_FILE
+from openfl_audio.protocol.privacy import TEST_NOISE, RecordLevel, SpeakerLevel
+from openfl_audio.protocol.tensors import describe
+from tests.unit.protocol.test_bundle import TASK, plan
+from workspaces.keyword_spotting.workload import KeywordSpotting, KeywordSpottingSettings
+
+RECORDS = RecordLevel(noise_multiplier=1.0, clip=1.0, delta=1e-5, probability=0.1, steps=10)
+VALIDATE = {"name": "aggregated_model_validate", "function_name": "validate", "task_type": "validate"}
+TASKS = [VALIDATE, TASK]
+PLAN = plan(privacy=RECORDS, tasks=TASKS, envoys=["site_a", "site_b"])
+ONE_ROUND = epsilon([release_of(PLAN)], 1e-5)
+WEIGHTS = {"weight": np.arange(6, dtype=np.float32)}
+ROOT = Path(workspaces.__path__[0]).parent
+
+
+def settings(folder: Path, **changes) -> PrivacySettings:
+    values = {"corpus": "wards", "unit": "record", "epsilon": 1.01 * ONE_ROUND, "delta": 1e-5}
+    return PrivacySettings(**values | {"ledger": folder / "wards.jsonl"} | changes)
+
+
+def budget(folder: Path, envoy: str = "site_b", **changes) -> SiteBudget:
+    return SiteBudget(settings(folder, **changes), envoy, folder / envoy)
+
+
+def charge(site: SiteBudget, round_number: int = 0, tensors=WEIGHTS, of=PLAN) -> bool:
+    header = describe(tensors, {})
+    # The memory that a worker shares with its envoy may be larger than an update.
+    return site.charge(of, round_number, header, b"".join(each.tobytes() for each in tensors.values()) + b"rest")
+
+
+def test_an_experiment_without_privacy_or_for_another_unit_is_refused_and_one_that_fits_is_not(tmp_path):
+    site = budget(tmp_path)
+    assert [*site.judge(PLAN)] == []
+    assert [*site.judge(plan())] == ["this site has a budget of privacy, and the experiment protects no record"]
+    speakers = SpeakerLevel(**RECORDS.model_dump(exclude={"unit"}), clips_per_speaker=3)
+    assert [*site.judge(plan(privacy=speakers))] == [
+        "the experiment protects each speaker, and the budget of this site is for each record"
+    ]
+
+
+def test_a_round_that_would_overspend_is_refused_before_its_task_and_an_evaluator_trains_nothing(tmp_path):
+    site = budget(tmp_path, epsilon=0.9 * ONE_ROUND)
+    assert [*site.judge(PLAN)] == ["site_b's budget is spent"]
+    with pytest.raises(PolicyError, match="^site_b's budget is spent$"):
+        site.refuse_if_spent(PLAN, ["validate", "train"])
+    site.refuse_if_spent(PLAN, ["validate"])
+    evaluates = plan(privacy=RECORDS, tasks=TASKS, participation={"evaluators": ["site_b"]})
+    assert [*site.judge(evaluates)] == []
+
+
+def test_the_same_bytes_of_a_round_cost_nothing_again_and_anything_else_does(tmp_path):
+    site = budget(tmp_path, epsilon=100.0)
+    assert charge(site)
+    assert not charge(site)
+    trained_anew = {"weight": WEIGHTS["weight"] + 1}
+    for other in ({"round_number": 1}, {"tensors": trained_anew}, {"of": plan(privacy=RECORDS, federation_uuid="b")}):
+        assert charge(site, **other)
+    assert site.ledger.spent() == pytest.approx(epsilon([release_of(PLAN)] * 4, 1e-5))
+
+
+def test_an_update_costs_what_the_plan_says_whatever_a_worker_says_of_its_round(tmp_path):
+    site = budget(tmp_path, epsilon=100.0)
+    assert charge(site, round_number=PLAN.last_round), "a round of validation has no tensors"
+    assert charge(site, tensors={}), "what is said in a round of training costs, also without tensors"
+    assert not charge(site, round_number=PLAN.last_round, tensors={})
+    evaluates = plan(privacy=RECORDS, tasks=TASKS, participation={"evaluators": ["site_b"]})
+    assert not charge(site, of=evaluates, tensors={})
+    assert charge(site, of=evaluates, tensors={"weight": WEIGHTS["weight"] * 2})
+
+
+def test_two_envoys_and_a_second_experiment_share_what_a_corpus_has(tmp_path):
+    first, second = budget(tmp_path), budget(tmp_path, "site_a")
+    second.refuse_if_spent(PLAN, ["train"])
+    charge(first)
+    with pytest.raises(PolicyError, match="^site_a's budget is spent$"):
+        charge(second, of=plan(name="another", federation_uuid="c", privacy=RECORDS))
+    assert budget(tmp_path).ledger.spent() == pytest.approx(ONE_ROUND), "a restart forgets nothing"
+
+
+def test_a_ledger_from_an_old_backup_is_told_and_others_hear_no_path(tmp_path, caplog):
+    site, ledger = budget(tmp_path, epsilon=100.0), tmp_path / "wards.jsonl"
+    backup = ledger.read_bytes()
+    charge(site)
+    ledger.write_bytes(backup)
+    with pytest.raises(PrivacyError, match="restored from an old backup or replaced"):
+        budget(tmp_path, epsilon=100.0)
+    with pytest.raises(PolicyError, match="^the ledger of site_b's budget cannot be used$"):
+        charge(site, 1)
+    assert "restored from an old backup" in caplog.text
+    assert [*site.judge(PLAN)] == ["the ledger of site_b's budget cannot be used"]
+
+
+def test_what_training_measures_never_leaves_and_validation_as_the_site_says(tmp_path):
+    results = {
+        "train": TaskResult(size=9, metrics={"loss": 0.25}, counts={"loss": 3}),
+        "aggregated_model_validate": TaskResult(size=4, metrics={"accuracy": 0.5}),
+        "invented": TaskResult(size=1, metrics={"secret": 4711.0}),
+    }
+    released = budget(tmp_path).released(PLAN, results)
+    nothing = {"metrics": {}, "counts": {}}
+    assert released["train"].model_dump() == {"size": 9, **nothing}
+    assert released["invented"].model_dump() == {"size": 1, **nothing}
+    assert released["aggregated_model_validate"].metrics == {"accuracy": 0.5}
+    assert budget(tmp_path, metrics="none").released(PLAN, results)["aggregated_model_validate"].metrics == {}
+
+
+def test_noise_that_repeats_and_a_budget_exclude_each_other(tmp_path, monkeypatch):
+    monkeypatch.setenv(TEST_NOISE, "0")
+    with pytest.raises(PrivacyError, match=f"{TEST_NOISE} makes noise repeat, which protects nobody, and envoy"):
+        budget(tmp_path)
+
+
+def test_settings_name_what_is_missing_and_a_traceback_with_values(tmp_path):
+    path = tmp_path / "envoy.yaml"
+
+    def load(privacy: str, more: str = "") -> EnvoyFile:
+        path.write_text(
+            f"params: {{director_host: a, work_dir: work, privacy: {privacy}{more}}}\nshard_descriptor: {{template: t}}"
+        )
+        return load_settings(path, EnvoyFile)
+
+    good = "{corpus: wards, unit: record, epsilon: 8, delta: 1.0e-5, ledger: wards.jsonl}"
+    assert load(good).params.privacy.ledger == tmp_path / "wards.jsonl"
+    assert load(good).params.shows_code
+    with pytest.raises(SettingsError, match="'params.privacy.unit' is 'site'"):
+        load(good.replace("record", "site"))
+    with pytest.raises(SettingsError, match="policy.tracebacks 'values' tells what a budget of privacy protects"):
+        load(good, ", policy: {tracebacks: values}")
+
+
+@pytest.fixture
+def submission(tmp_path):
+    """A submission of keyword spotting in a folder."""
+    workload = KeywordSpotting()
+    config = KeywordSpottingSettings.model_validate(
+        {
+            "model": {"architecture": "upstream", "upstream": "log_mel"},
+            "rounds": 1,
+            "batch_size": 4,
+            "optimizer": {"learning_rate": 0.1},
+        }
+    )
+    given = workload.start_arguments(config)
+    objects, cells = write_objects(given["model_provider"], given["task_keeper"], given["data_loader"])
+    assert not cells
+    folder = tmp_path / "workspace"
+    for name, path in files_to_send(workload.packages, ()).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(path.read_bytes())
+    (folder / OBJECTS_FILE).write_text(objects)
+    return folder
+
+
+def test_an_installed_workload_needs_no_approval(submission):
+    assert why_not_installed(submission) == ""
+
+
+def test_one_byte_of_a_source_or_a_source_more_makes_it_another(submission):
+    tasks = submission / "workspaces" / "keyword_spotting" / "tasks.py"
+    tasks.write_bytes(tasks.read_bytes().replace(b"trains_privately", b"trains_publicly_"))
+    assert why_not_installed(submission) == "'workspaces/keyword_spotting/tasks.py' is not what is installed here"
+    tasks.write_bytes((ROOT / "workspaces" / "keyword_spotting" / "tasks.py").read_bytes())
+    (submission / f"{NOTEBOOK_MODULE}.py").write_text("")
+    assert why_not_installed(submission) == f"'{NOTEBOOK_MODULE}.py' is not what is installed here"
+    (submission / f"{NOTEBOOK_MODULE}.py").rename(submission / "torch.py")
+    assert why_not_installed(submission) == "'torch.py' is not what is installed here"
+
+
+@pytest.mark.parametrize("kind", ["call", "name", "new"])
+def test_objects_of_an_installed_workload_are_made_of_its_parts_alone(submission, kind):
+    objects = json.loads((submission / OBJECTS_FILE).read_text())
+    objects["data"] = {"partial": {"args": [{kind: "openfl_audio.files:write_whole"}]}}
+    (submission / OBJECTS_FILE).write_text(json.dumps(objects))
+    assert why_not_installed(submission) == "'openfl_audio.files:write_whole' is no part of an installed workload"
+
+
+@pytest.mark.parametrize(
+    "function", [{"name": "workspaces.keyword_spotting.data:encode"}, {"method": "fit", "of": {}}, "train"]
+)
+def test_the_training_task_is_one_of_the_workloads_tasks(submission, function):
+    objects = json.loads((submission / OBJECTS_FILE).read_text())
+    training = next(each for each in objects["tasks"] if each["contract"]["optimizer"])
+    training["function"] = function
+    (submission / OBJECTS_FILE).write_text(json.dumps(objects))
+    assert "is none of an installed workload" in why_not_installed(submission)
