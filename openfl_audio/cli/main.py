@@ -48,6 +48,7 @@ TREE: Group = (
         "approve": "review.Approve",
         "reject": "review.Reject",
         "personal": "review.Personal",
+        "privacy": "privacy.Privacy",
         "certificates": (
             "Make, request, sign and revoke certificates.",
             {

@@ -19,7 +19,8 @@ from openfl_audio.director.experiment import Experiment
 from openfl_audio.director.members import check_can_mask, choose_members
 from openfl_audio.director.run_folder import STATE, UNFINISHED, RunFolder, Status, owner_of
 from openfl_audio.director.totals import Totals
-from openfl_audio.errors import EnvoyRefusedError, RunFolderError, SteeringError, SubmissionError
+from openfl_audio.errors import EnvoyRefusedError, PrivacyError, RunFolderError, SteeringError, SubmissionError
+from openfl_audio.privacy.accounting import check_can_account
 from openfl_audio.protocol.certificates import DIRECTOR, USER
 from openfl_audio.protocol.heads import HeadExchange
 from openfl_audio.protocol.messages import EnvoySummary, ExperimentSummary, FederationStatus, Order
@@ -395,6 +396,11 @@ class Director:
             raise SubmissionError(f"federation_uuid '{plan.federation_uuid[:80]}' is that of another experiment")
         online = {name: entry.corpus for name, entry in sorted(self.envoys.items()) if self.is_online(name)}
         members = choose_members(plan, online)
+        if plan.privacy is not None:
+            try:
+                check_can_account()
+            except PrivacyError as error:
+                raise SubmissionError(f"at the director {error}") from None
         if plan.secure_aggregation is not None:
             check_can_mask({name: self.envoys[name] for name in members})
         return members

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 
 from openfl_audio.errors import RecordError
 from openfl_audio.files import Journal
+from openfl_audio.privacy.accounting import ADJACENCY
 from openfl_audio.privacy.replay import secure_rounds
 from openfl_audio.protocol.audit import entries_of, verify
 from openfl_audio.protocol.record import RECORD, sha256_of_file
 
 SECURE_COLUMNS = ("round", "sum of", "envoys", "least", "secure against")
+PRIVACY_COLUMNS = ("envoy", "epsilon", "delta", "unit", "of data that differ by")
 STEERING = ("stopped", "resumed", "dropped", "departed", "joined", "fetched", "deleted")
 STYLE = """body { font: 11pt/1.4 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #111 }
 table { border-collapse: collapse; width: 100%; margin: 0.5em 0 1.5em }
@@ -83,6 +85,7 @@ def make_report(runs: Path, experiment: str, site_records: Sequence[Path] = ()) 
         Section("Aggregation", ("setting", "value"), _settings(entries[0].get("aggregation", {}))),
         _approvals(of_sites),
         Section("Secure aggregation, by the signatures of its envoys", SECURE_COLUMNS, list(_secure(entries))),
+        Section("Differential privacy", PRIVACY_COLUMNS, list(_privacy(history))),
         Section("Refused or missing", ("round", "envoy", "reason"), list(_lost(entries))),
         Section("Steering", ("time", "what", "by", "about"), list(_steering(entries))),
         Section("Metrics over all clips", ("round", "task", "metric", "value"), list(_metrics(history))),
@@ -173,6 +176,13 @@ def _secure(entries: list[dict[str, Any]]) -> Iterator[Sequence[Any]]:
         else:
             who = ", ".join(summed.envoys)
             yield number, f"{len(summed.envoys)} of {summed.of}", who, summed.threshold, summed.against
+
+
+def _privacy(history: list[dict[str, Any]]) -> Iterator[Sequence[Any]]:
+    for record in history[-1:]:
+        if spent := record.get("privacy"):
+            for envoy, epsilon in spent["epsilon"].items():
+                yield envoy, epsilon, spent["delta"], spent["unit"], ADJACENCY
 
 
 def _lost(entries: list[dict[str, Any]]) -> Iterator[Sequence[Any]]:

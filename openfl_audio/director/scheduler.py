@@ -13,6 +13,7 @@ from openfl_audio.director.run_folder import Status
 from openfl_audio.director.secure_rounds import SecureRounds
 from openfl_audio.director.tensorboard import TensorBoard
 from openfl_audio.errors import EndedError, LackError, NotFiniteError, RoundFailedError, SteeringError
+from openfl_audio.privacy.accounting import privacy_of
 from openfl_audio.protocol.messages import GlobalModel
 from openfl_audio.protocol.plan import Task
 from openfl_audio.protocol.shard_sizes import Sizes
@@ -176,7 +177,7 @@ class Scheduler:
         self._state.departed[envoy] = reason
         self._state.members = [member for member in self._state.members if member != envoy]
         if self._rounds.tasks_for(envoy):
-            self._rounds.refuse(envoy, _departure(reason))
+            self._rounds.refuse(envoy, _departure(reason), released=False)
         else:
             self._rounds.note(envoy, _departure(reason))
 
@@ -266,6 +267,7 @@ class Scheduler:
             "bytes_down": self.n_bytes,
             "timings": self._run.clock.seconds(),
             "aggregation": self._aggregated,
+            "privacy": await asyncio.to_thread(privacy_of, self._plan.privacy, self._rounds.releases),
         }
         if record["missing"]:
             self._run.note("missing", round=record["round"], envoys=record["missing"])

@@ -126,6 +126,7 @@ def _run_one(
         rounds=rounds,
         seconds=seconds,
         bytes=sent,
+        privacy=records[-1].get("privacy"),
         seed=settings.seed,
         settings=settings.model_dump(mode="json"),
     )

@@ -13,12 +13,14 @@ with the unit than without it. The computation is that of `dp-accounting`, which
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 from openfl_audio.errors import PrivacyError
 from openfl_audio.privacy.clipping import check_positive
+from openfl_audio.protocol.privacy import GradientLevel
 
 Accountant = Literal["rdp", "pld"]
 ADJACENCY = "add or remove one unit"
@@ -70,6 +72,28 @@ def epsilon(releases: Iterable[Release], delta: float, accountant: Accountant = 
     return float(total.get_epsilon(delta))
 
 
+@cache
+def cost_of(level: GradientLevel, rounds: int) -> float:
+    """Return the epsilon of so many rounds of training at a site, at the plan's delta, by RDP."""
+    return epsilon([Release(level.noise_multiplier, level.probability, rounds * level.steps)], level.delta)
+
+
+def privacy_of(privacy: GradientLevel | None, releases: Mapping[str, int]) -> dict[str, Any] | None:
+    """Return what an experiment has cost so far, as `messages.PrivacySpent` has it; None for one without privacy.
+
+    `releases` has the number of rounds in which each envoy has sent what it trained.
+    """
+    if privacy is None:
+        return None
+    spent = {envoy: cost_of(privacy, rounds) for envoy, rounds in releases.items()}
+    return {"unit": privacy.unit, "delta": privacy.delta, "epsilon": spent}
+
+
+def check_can_account() -> None:
+    """Raise PrivacyError if dp-accounting is not installed."""
+    _library()
+
+
 def noise_for(budget: float, delta: float, probability: float, steps: int) -> float:
     """Return the least noise multiplier, to 0.1 %, with which `steps` releases cost at most `budget`, by RDP.
 
@@ -109,6 +133,7 @@ class _Library:
         logging.getLogger("absl").setLevel(logging.ERROR)
 
 
+@cache
 def _library() -> _Library:
     try:
         return _Library()

@@ -252,6 +252,20 @@ class SecureSum(Answer):
         return "a malicious director" if self.approving == len(self.envoys) else "a curious director"
 
 
+class PrivacySpent(Answer):
+    """Differential privacy that an experiment has cost so far.
+
+    Attributes:
+        unit: what is protected: "record" or "speaker".
+        delta: the delta at which epsilon is told, between data that differ by one unit, added or removed.
+        epsilon: by envoy: what its updates have cost its units, whether they counted or not.
+    """
+
+    unit: str
+    delta: float
+    epsilon: dict[str, float]
+
+
 class RoundRecord(Answer):
     """The record of one round.
 
@@ -269,6 +283,7 @@ class RoundRecord(Answer):
         secure: how the sum of updates was made, None where the director has seen each update.
         timings: seconds of each envoy for "download", "tasks" and "upload", as far as they were measured.
         aggregation: what the aggregation tells of its result, such as the `adapter_error`, by name.
+        privacy: what the experiment has cost up to this round, None where it has no differential privacy.
     """
 
     round: int
@@ -285,6 +300,7 @@ class RoundRecord(Answer):
     timings: dict[str, dict[str, float]] = {}  # version 0.1.0 has none
     aggregation: dict[str, float] = {}  # version 0.1.0 has none
     secure: SecureSum | None = None
+    privacy: PrivacySpent | None = None
 
 
 class Waits(Answer):

@@ -34,6 +34,7 @@ class Progress(BaseModel):
         rate_halvings: how often the clients' learning rate has been halved.
         aggregations: how many global models have been made from updates.
         reported: metrics that choose a best model and have been reported so far, defined or not.
+        releases: in how many rounds each envoy has released what it trained, where the plan has privacy.
     """
 
     # Keys of another version are kept.
@@ -45,6 +46,7 @@ class Progress(BaseModel):
     rate_halvings: int = 0
     aggregations: int = 0
     reported: list[str] = []
+    releases: dict[str, int] = {}
 
 
 class Rounds:
@@ -222,9 +224,14 @@ class Rounds:
         """Tell whether the next global model follows from the updates of this round."""
         return bool(self._clips) or self._sum_trained
 
-    def refuse(self, envoy: str, reason: str) -> None:
-        """Note that `envoy` has answered, and why its answer does not count: `reason` names neither envoy nor round."""
+    def refuse(self, envoy: str, reason: str, released: bool = True) -> None:
+        """Note that `envoy` has answered, and why its answer does not count: `reason` names neither envoy nor round.
+
+        One that departs has not `released` anything.
+        """
         self.refused[envoy] = reason
+        if not released:
+            self._silent.add(envoy)
         self._answered.add(envoy)
 
     def note(self, envoy: str, reason: str) -> None:
@@ -282,6 +289,20 @@ class Rounds:
                 self.plan.aggregation.rule.check_number(len(self.trained))
         except ValueError as error:
             raise RoundFailedError("; ".join([f"round {self.round_number}: {error}", *self._refusals()])) from None
+
+    @property
+    def releases(self) -> dict[str, int]:
+        """Return in how many rounds, with this one, each envoy has released what it trained; none without privacy.
+
+        An update that does not count has left its site all the same, and so may one that came too late.
+        """
+        releases = dict(self.progress.releases)
+        may_be_late = self.plan.participation.deadline_seconds is not None
+        for envoy, tasks in self.participants.items():
+            came = envoy in self._answered or may_be_late
+            if self.plan.privacy is not None and _has_training(tasks) and came and envoy not in self._silent:
+                releases[envoy] = releases.get(envoy, 0) + 1
+        return dict(sorted(releases.items()))
 
     def record(self) -> dict[str, Any]:
         """Return what is kept of the round: means of metrics over all clips, and what each envoy reported.
@@ -407,6 +428,7 @@ class Rounds:
                 "validations_since_best": waited,
                 "rate_halvings": self.progress.rate_halvings + halves,
                 "aggregations": self.progress.aggregations + self.aggregates,
+                "releases": self.releases,
                 "reported": sorted({*self.progress.reported, *(reported & self._wanted_metrics)}),
             }
         )
@@ -443,6 +465,7 @@ class Rounds:
         self.refused: dict[str, str] = {}
         # Kept with each answer: looking through all answers at each one takes the square of the number of envoys.
         self._answered: set[str] = set()
+        self._silent: set[str] = set()
         self._clips: dict[str, int] = {}
 
     def _has_answered(self, envoy: str) -> bool:

@@ -22,6 +22,7 @@ from openfl_audio.errors import SimulationError, UpdateRefusedError
 from openfl_audio.node.local_state import ClientStates
 from openfl_audio.notebook.experiment import Definition, define
 from openfl_audio.notebook.live_view import show_progress
+from openfl_audio.privacy.accounting import privacy_of
 from openfl_audio.privacy.aggregate import SumAggregator
 from openfl_audio.protocol.aggregate import Aggregator
 from openfl_audio.protocol.low_rank import is_given
@@ -132,6 +133,7 @@ class Simulation:
                 rounds.open(self._members)
                 n_bytes = self._run_round(rounds, aggregator, envoys, on_client)
                 record = rounds.record() | n_bytes | {"aggregation": {}}
+                record["privacy"] = privacy_of(plan.privacy, rounds.releases)
                 try:
                     for which in rounds.better_scores():
                         checkpoint.keep_best(which, aggregator.model)

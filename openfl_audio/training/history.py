@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # slow to import, and the page shows records without it
 
 # The column that says what did not count, and why. It is there where there is something to say.
 NOTES = "left out"
+EPSILON = "epsilon"
 # Envoys that are named where many have the same to say.
 MOST_NAMES_SHOWN = 5
 
@@ -23,6 +24,7 @@ def to_frame(records: Sequence[Record]) -> "pd.DataFrame":
 
     Its columns are `round`, validation metrics, `train ...` metrics, what the aggregation tells (`adapter error`),
     `seconds`, bytes `sent` by all envoys, and where something did not count, or not in full, `left out`: who and why.
+    With differential privacy `epsilon` is what the rounds up to this one have cost at most at any envoy.
     A metric with a slash in its name, such as the share of one class, is a part of others and has no column.
     A metric whose value over all clips does not follow from those of the envoys is called "... (mean of sites)".
     """
@@ -35,8 +37,16 @@ def table_row(record: Record) -> dict[str, Any]:
     """Return the row of a round's record: values by column, without those that the round has not."""
     metrics, trained = _metrics(record)
     row = {"round": record["round"], **metrics, **trained, "seconds": record["seconds"], "sent": record["bytes_up"]}
+    if (spent := epsilon_of(record)) is not None:
+        row[EPSILON] = spent
     sentences = note_sentences(record)
     return row | ({NOTES: "; ".join(sentences)} if sentences else {})
+
+
+def epsilon_of(record: Record) -> float | None:
+    """Return what the rounds up to this one have cost at most at any envoy; None without differential privacy."""
+    spent = record.get("privacy")
+    return None if spent is None else max(spent["epsilon"].values(), default=0.0)
 
 
 def per_envoy(records: Iterable[Record], now: LiveRound | None = None) -> "pd.DataFrame":
@@ -44,7 +54,8 @@ def per_envoy(records: Iterable[Record], now: LiveRound | None = None) -> "pd.Da
 
     Its columns are `round`, `envoy`, whether its update counted ("counted", "refused" or "missing") and `why` not, then
     as far as they are known its metrics of validation and of training (`train ...`), the `train size` and `size` that
-    they are means over, and the seconds that its `download`, `tasks` and `upload` took. Rows of the open round have the
+    they are means over, the `epsilon` that it has spent so far, and the seconds that its `download`, `tasks` and
+    `upload` took. Rows of the open round have the
     fields of an EnvoyProgress that are known, such as `state` "works", `task`, `step` and `total`. An experiment that
     waits (see `waiting_round`) has the `state` "waits", and `why` says for what.
     """
@@ -75,6 +86,8 @@ def envoy_rows(record: Record) -> Iterator[dict[str, Any]]:
         results = record["envoys"].get(envoy, {})
         metrics = results.get(VALIDATE, {}) | {f"train {name}": value for name, value in results.get(TRAIN, {}).items()}
         seconds = record.get("timings", {}).get(envoy, {})
+        if envoy in (spent := (record.get("privacy") or {}).get("epsilon", {})):
+            metrics |= {EPSILON: spent[envoy]}
         yield {"round": record["round"], "envoy": envoy, "state": state, "why": why.get(envoy, "")} | metrics | seconds
 
 
@@ -105,7 +118,7 @@ def shown_columns(records: Sequence[Record], metric: str | None) -> list[str]:
     """
     if metric is None:
         return [name for name in table_columns(records) if name != NOTES]
-    wanted = {metric, metric + MEAN_OF_SITES, "loss", "train loss"}
+    wanted = {metric, metric + MEAN_OF_SITES, "loss", "train loss", EPSILON}
     columns = [name for name in table_columns(records) if name in wanted]
     return ["round", *columns, "envoys", "seconds", "sent"]
 
@@ -185,7 +198,8 @@ def table_columns(records: Sequence[Record]) -> list[str]:
         metrics.update(validated)
         trained.update(learned)
     notes = [NOTES] if any(record.get("notes") for record in records) else []
-    return ["round", *sorted(metrics), *sorted(trained), "seconds", "sent", *notes]
+    spent = [EPSILON] if any(record.get("privacy") for record in records) else []
+    return ["round", *sorted(metrics), *sorted(trained), *spent, "seconds", "sent", *notes]
 
 
 def _metrics(record: Record) -> tuple[dict[str, float], dict[str, float]]:

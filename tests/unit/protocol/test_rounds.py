@@ -744,3 +744,27 @@ def test_what_one_evaluator_measures_is_no_mean_of_sites():
     record = rounds.record()
     assert record["means_of_sites"] == {"train": ["f1"]}
     assert record["best"] is True
+
+
+def test_a_release_is_counted_for_each_that_sent_an_update_and_for_none_that_departed():
+    privacy = {"unit": "record", "noise_multiplier": 1.0, "clip": 1.0, "delta": 1e-5, "probability": 0.1, "steps": 3}
+    tasks = [{"name": "train", "function_name": "fit", "task_type": "train"}]
+    best = {"metric": "accuracy", "direction": "max"}
+    given = {"name": "toy", "federation_uuid": "", "rounds": 9, "tasks": tasks, "best": best}
+
+    def one_round(**more) -> tuple[Rounds, dict[str, int]]:
+        rounds = Rounds(ExperimentPlan(**given | more), Progress(releases={"a": 4}))
+        rounds.open(["a", "b", "c", "d"])
+        rounds.count(
+            UpdateMessage(experiment="toy", envoy="a", round=0, results={"train": TaskResult(size=3, metrics={})})
+        )
+        rounds.refuse("b", "has NaN")
+        rounds.refuse("c", "left the experiment", released=False)
+        return rounds, rounds.releases
+
+    rounds, releases = one_round(privacy=privacy)
+    assert releases == {"a": 5, "b": 1}
+    assert rounds.next_progress().releases == releases
+    late = one_round(privacy=privacy, participation={"deadline_seconds": 9.0})[1]
+    assert late == {"a": 5, "b": 1, "d": 1}, "an update that came too late has left its site"
+    assert one_round()[1] == {"a": 4}

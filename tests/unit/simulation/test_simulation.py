@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import dp_accounting
 import numpy as np
 import pytest
 import torch
@@ -12,10 +13,13 @@ from openfl_audio.errors import SimulationError, TooFewUpdatesError, UnknownMetr
 from openfl_audio.notebook import live_view as progress
 from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.participation import Participation
+from openfl_audio.protocol.privacy import RecordLevel
 from openfl_audio.protocol.rules import TrimmedMean
 from openfl_audio.protocol.server_optimizers import FedAdam
 from openfl_audio.protocol.tensors import TensorFile, Tensors
 from openfl_audio.simulation.simulation import Simulation
+from openfl_audio.testing.noise import noise_that_repeats
+from openfl_audio.training.private_round import train_privately, trains_privately
 from tests.unit import toy
 
 CLIENTS = ["a-4", "b-2", "c-7"]
@@ -503,3 +507,48 @@ def test_whom_nobody_knows_is_refused(tmp_path, others: dict[str, Any]):
 def test_what_needs_an_experiment_says_so(tmp_path: Path):
     with pytest.raises(SimulationError, match=r"there is no experiment yet: call start\(\)"):
         Simulation(CLIENTS, toy.Points, tmp_path).watch()
+
+
+@trains_privately
+def fit_privately(model, points, device, optimizer, round_number):
+    def losses(clips):
+        return ((model(torch.from_numpy(points.x[clips])) - torch.from_numpy(points.y[clips])) ** 2).flatten()
+
+    return train_privately(model, optimizer, [""] * len(points.x), losses)
+
+
+PRIVACY = RecordLevel(noise_multiplier=1.5, clip=1.0, delta=1e-4, probability=0.5, steps=4)
+
+
+def test_a_private_experiment_tells_what_each_client_has_spent_and_no_loss(tmp_path):
+    share = Participation(count=1, seed=3)
+    history = toy.simulate(tmp_path, ["a-4", "b-9"], train=fit_privately, privacy=PRIVACY, participation=share)
+    accountant = dp_accounting.rdp.RdpAccountant()
+    event = dp_accounting.PoissonSampledDpEvent(0.5, dp_accounting.GaussianDpEvent(1.5))
+    taken, told = {}, []
+    for record in history.records:
+        for client in record["envoys"]:
+            if "train" in record["envoys"][client]:
+                assert record["envoys"][client]["train"].keys() == {"size"}
+                taken[client] = taken.get(client, 0) + 1
+        expected = {
+            client: accountant.__class__().compose(event, 4 * rounds).get_epsilon(1e-4)
+            for client, rounds in sorted(taken.items())
+        }
+        assert record["privacy"] == {"unit": "record", "delta": 1e-4, "epsilon": pytest.approx(expected)}
+        told.append(max(expected.values(), default=0.0))
+    assert len(taken) == 2
+    assert history.history["epsilon"].tolist() == pytest.approx(told)
+    plain = toy.simulate(tmp_path / "plain", ["a-4"])
+    assert "epsilon" not in plain.history
+    assert plain.records[0]["privacy"] is None
+
+
+def test_private_rounds_repeat_with_noise_for_tests_alone(tmp_path):
+    def weights(name: str) -> list[float]:
+        simulation = toy.simulate(tmp_path / name, ["a-4", "b-9"], train=fit_privately, privacy=PRIVACY)
+        return simulation.last_model().line.weight.flatten().tolist()
+
+    assert weights("first") != weights("second")
+    with noise_that_repeats(1):
+        assert weights("third") == weights("fourth")
