@@ -175,6 +175,7 @@ def test_three_sites_with_tables_and_folders_of_their_own_come_to_a_model_that_a
     assert {each["label"] for each in heard} == {"go", "no", "stop", "yes"}
 
 
+@pytest.mark.slow
 def test_uploaders_train_a_tagger_that_one_envoy_evaluates(tmp_path, monkeypatch):
     from safetensors.numpy import load_file
 

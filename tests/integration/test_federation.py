@@ -51,6 +51,7 @@ def finished(start, tmp_path_factory):
         return experiment, experiment.watch(), folder
 
 
+@pytest.mark.slow
 def test_each_site_is_judged_by_training_alone_and_by_the_models_of_the_others(running, connect):
     import toy
     from toy.experiment import PointsData, model_interface, task_interface

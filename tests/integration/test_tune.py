@@ -37,6 +37,7 @@ def kill_with_all_that_it_started(process: subprocess.Popen) -> None:
     psutil.wait_procs(started, timeout=60)
 
 
+@pytest.mark.slow
 def test_a_killed_search_resumes_and_ends_the_trial_that_falls_behind(tmp_path):
     out, gate = tmp_path / "search", tmp_path / "gate"
     # One after the other: the second learns nothing, and is compared with the first. It waits at the gate meanwhile.

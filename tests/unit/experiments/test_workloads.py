@@ -17,6 +17,7 @@ LINE = Path(__file__).parents[2] / "workloads" / "line"
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_a_workload_in_a_folder_is_compared_centralized_simulated_and_federated(tmp_path, capsys):
     assert main(["compare", str(LINE), "--data", str(LINE), "--out", str(tmp_path / "runs")]) == 0
     rows = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
