@@ -30,7 +30,7 @@ from openfl_audio.envoy.rooms import STATE, WORKSPACE
 from openfl_audio.envoy.round_loop import RoundCollaborator
 from openfl_audio.envoy.settings import build_shard_descriptor
 from openfl_audio.envoy.worker_client import WorkerClient
-from openfl_audio.errors import ArchiveError, DirectorRefusedError, PolicyError
+from openfl_audio.errors import ArchiveError, DirectorRefusedError, PolicyError, PrivacyError
 from openfl_audio.node import model_interface  # noqa: F401  what pickles refer to is loaded while there is time
 from openfl_audio.node.compatibility import EnvironmentMismatchError, check_environment
 from openfl_audio.node.local_state import ClientStates
@@ -40,8 +40,8 @@ from openfl_audio.protocol.plan import ENVIRONMENT_FILE, PLAN_FILE, PUBLIC_PLAN_
 
 # A notebook that has just connected submits its experiment within this time, or much later.
 SOON_SECONDS = 2.0
-# Exceptions whose sentences are about versions, the director, the submission and the site's policy.
-WITHOUT_VALUES = (EnvironmentMismatchError, DirectorRefusedError, ArchiveError, PolicyError)
+# Exceptions whose sentences are about versions, the director, the submission, the site's policy, and privacy.
+WITHOUT_VALUES = (EnvironmentMismatchError, DirectorRefusedError, ArchiveError, PolicyError, PrivacyError)
 
 
 def run_experiment(job: Job, link: Link, progress: Link, log: int) -> None:

@@ -8,6 +8,7 @@ from openfl.interface.interactive_api.experiment import DataInterface, TaskInter
 
 from openfl_audio.node.progress import report
 from openfl_audio.notebook.interactive_api import ModelInterface
+from openfl_audio.training.private_round import train_privately, trains_privately
 
 
 class PointsData(DataInterface):
@@ -104,3 +105,19 @@ def name_telling_tasks() -> TaskInterface:
     tasks.register_fl_task(**parts, optimizer="optimizer", round_num="round_number")(tell_names)
     tasks.register_fl_task(**parts)(distance)
     return tasks
+
+
+@trains_privately
+def fit_privately(model, points, device, optimizer):
+    """Fit the line by DP-SGD."""
+    x, y = (torch.stack([torch.from_numpy(points[clip][part]) for clip in range(len(points))]) for part in (0, 1))
+
+    def losses(clips):
+        return ((model(x[clips]) - y[clips]) ** 2)[:, 0]
+
+    return train_privately(model, optimizer, [""] * len(points), losses)
+
+
+def leak(model, points, device, optimizer):
+    """Train without noise, and tell the points."""
+    return add_points(model, points, device, optimizer) | {"secret": float(points[0][1][0])}
