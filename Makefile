@@ -28,8 +28,8 @@ install-envoy: ## make .venv with what an envoy needs, and no more: no Jupyter, 
 install-director: ## make .venv with what a director or an envoy needs, and no more
 	@PYTHON="$(PYTHON)" bash scripts/install.sh envoy director
 
-demo: install ## federate keyword spotting, or WORKLOAD=whisper, fsd50k, librifsd50k, librispeech, recognition, own_data, over one director and three envoys (DATA=a real corpus; SECURE=1 hides updates from the director; KEEP=1 leaves them running, STOP=1 ends them)
-	@$(RUN) -m openfl_audio.cli demo --workload $(WORKLOAD) $(if $(DATA),--data "$(DATA)") $(if $(SECURE),--secure) $(if $(KEEP),--keep) $(if $(STOP),--stop)
+demo: install ## federate keyword spotting, or WORKLOAD=whisper, fsd50k, librifsd50k, librispeech, recognition, own_data, over one director and three envoys (DATA=a real corpus; SECURE=1 hides updates from the director; PRIVACY=record trains with differential privacy; KEEP=1 leaves them running, STOP=1 ends them)
+	@$(RUN) -m openfl_audio.cli demo --workload $(WORKLOAD) $(if $(DATA),--data "$(DATA)") $(if $(SECURE),--secure) $(if $(PRIVACY),--privacy $(PRIVACY)) $(if $(KEEP),--keep) $(if $(STOP),--stop)
 
 # Many tests wait for processes: one file a core at a time, in the order of the folders, as the long ones are in the middle.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder

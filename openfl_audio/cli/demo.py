@@ -27,6 +27,9 @@ class Demo(Command):
     )
     out: Path = option("folder of the run", Path("runs/demo"))
     secure: bool = option("sum updates in secret: the director sees none (wav2vec2)", False)
+    privacy: Literal["record"] | None = option(
+        "train a head on frozen features with differential privacy of each recording, in place of a workload", None
+    )
     keep: bool = option("leave director and envoys running, to look and play", False)
     stop: bool = option("only end the director and the envoys that an earlier demo in this folder has left", False)
 
@@ -38,8 +41,7 @@ class Demo(Command):
 
             print(f"ended {stop_left_over(self.out.resolve())} processes of {self.out}")
             return
-        from openfl_audio.testing.demo import report, run_demo
+        from openfl_audio.testing.demo import PRIVATE, report, run_demo
 
-        report(
-            self.workload, run_demo(self.workload, self.data, self.out, keep=self.keep, secure=self.secure), self.out
-        )
+        workload = PRIVATE if self.privacy else self.workload
+        report(workload, run_demo(workload, self.data, self.out, keep=self.keep, secure=self.secure), self.out)

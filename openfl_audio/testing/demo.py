@@ -41,6 +41,8 @@ EVALUATOR = "evaluation"
 USER, OPERATOR = "scientist", "operator"
 READY_SECONDS = 120
 SECURE_WORKLOADS = ("wav2vec2",)
+# The demo of differential privacy fails with more epsilon, or less accuracy: chance is 1/12.
+PRIVATE, MOST_EPSILON, LEAST_ACCURACY = "private", 10.0, 0.25
 TARGETS, CLUSTERS = "federated-mfcc39-50", 50
 SMALL_SUDORMRF = {
     "out_channels": 64,
@@ -73,7 +75,8 @@ class Corpus:
 class Workload:
     """A notebook, and its parameters for a small model that starts at random and learns in minutes on two cores.
 
-    `score` is the entry of result.json that is reported, and what that is.
+    `score` is the entry of result.json that is reported, and what that is. A `budget`, `privacy` in the settings of
+    envoys, goes with a notebook that trains with differential privacy.
     """
 
     corpus: Corpus
@@ -81,6 +84,7 @@ class Workload:
     model: str
     parameters: dict[str, object]
     score: tuple[str, str]
+    budget: dict[str, object] | None = None
 
 
 def prepare_speech_commands(folder: Path, data: Path | None) -> Path:
@@ -257,6 +261,14 @@ WORKLOADS = {
         },
         KEYWORD_ACCURACY,
     ),
+    PRIVATE: Workload(
+        SUPERB,
+        "superb_private.ipynb",
+        "a head on mean spectra, with differential privacy of each recording",
+        {"UPSTREAM": "log_mel"},
+        KEYWORD_ACCURACY,
+        {"corpus": "superb", "unit": "record", "epsilon": MOST_EPSILON, "delta": 1e-4},
+    ),
     "fsd50k": Workload(
         FSD50K,
         "fsd50k_sound_events.ipynb",
@@ -348,7 +360,7 @@ def run_demo(
         for name, part in shards.items():
             params = {"data_path": str(data), **part}
             template = params.pop("template", chosen.corpus.shard_descriptor)
-            federation.start_envoy(name, {"template": template, "params": params})
+            federation.start_envoy(name, {"template": template, "params": params}, **_budget(chosen, out, name))
         federation.wait_until_ready(shards, READY_SECONDS)
         if keep:
             say(f"the page, for one login: {page_address(federation.port, certificates)}")
@@ -369,10 +381,30 @@ def run_demo(
             federation.leave()
             say_how_to_play(federation.port, certificates, out)
 
+    if chosen.budget:
+        check_private(json.loads((out / "result.json").read_text()))
     told = {"secure": True, "participants": summed_in(out / "director" / "demo")} if secure else {}
     result = json.loads((out / "result.json").read_text()) | told | {"seconds": round(time.monotonic() - began, 1)}
     write_result(out / "result.json", **result)
     return result
+
+
+def _budget(workload: Workload, out: Path, envoy: str) -> dict[str, object]:
+    """Return settings of an envoy, besides the usual ones, where its workload has a budget: a ledger of its own."""
+    if workload.budget is None:
+        return {}
+    ledger = str(out / "ledgers" / f"{envoy}.jsonl")
+    privacy = workload.budget | {"corpus": f"{workload.budget['corpus']} of {envoy}", "ledger": ledger}
+    return {"privacy": privacy, "policy": {"tracebacks": "code"}}
+
+
+def check_private(result: dict) -> None:
+    """Raise StartError unless a demo was private, and has learned something all the same."""
+    spent, accuracy = max(result["privacy"]["epsilon"].values()), result["accuracy"]["best"]
+    if spent > MOST_EPSILON:
+        raise StartError(f"the demo has spent an epsilon of {spent:.3g}, and may spend {MOST_EPSILON:g}")
+    if accuracy < LEAST_ACCURACY:
+        raise StartError(f"the accuracy is {accuracy:.3f}, and should be {LEAST_ACCURACY:g} at least: chance is 0.083")
 
 
 def summed_in(experiment: Path) -> list[list[str]]:

@@ -29,8 +29,8 @@ from openfl_audio.protocol.privacy import Clipping
 Losses = Callable[[Sequence[int]], torch.Tensor]
 Rows = list[torch.Tensor]
 BATCH_NORMS = (torch.nn.modules.batchnorm._BatchNorm,)
-# Gradients of clips add up to that of the batch: in float32 to this share of a parameter's largest value, or to this
-# one of the model's where they cancel out, as those of an attention's key bias do. Wrong ones do not.
+# Gradients of clips add up to that of the batch: in float32 to this share of the largest sum of their sizes, as they
+# may cancel out, or to this one of the model's largest, as those of an attention's key bias do. Wrong ones do not.
 SUM_TOLERANCE, CANCELLED = 1e-3, 1e-6
 
 
@@ -202,7 +202,7 @@ class PrivateSteps:
                 raise PrivacyError(
                     self._not_at_once(f"{name} is used outside of its layer, or not with the clips first")
                 )
-            if (found.sum(0) - total).abs().max() > SUM_TOLERANCE * total.abs().max() + CANCELLED * largest:
+            if (found.sum(0) - total).abs().max() > SUM_TOLERANCE * found.abs().sum(0).max() + CANCELLED * largest:
                 raise PrivacyError(self._not_at_once(f"those of {name} do not add up"))
             rows.append(found.detach())
         return rows

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import dp_accounting
 import nbformat
 import numpy as np
 import pytest
@@ -19,7 +20,16 @@ from openfl_audio.cli.main import main
 from openfl_audio.errors import StartError
 from openfl_audio.experiments.local_federation import stop_left_over
 from openfl_audio.testing.corpora.speech_commands import make_speech_commands
-from openfl_audio.testing.demo import ENVOYS, LIBRISPEECH, WORKLOADS, Workload, run_demo, set_earlier_run_aside
+from openfl_audio.testing.demo import (
+    ENVOYS,
+    LIBRISPEECH,
+    PRIVATE,
+    WORKLOADS,
+    Workload,
+    check_private,
+    run_demo,
+    set_earlier_run_aside,
+)
 from tests.integration.conftest import REPOSITORY, wait_for
 
 pytestmark = pytest.mark.integration
@@ -119,6 +129,48 @@ def test_nothing_is_left_running(run):
 
 
 @pytest.mark.slow
+def epsilon_of_ledger(path: Path) -> float:
+    """Return what a site's ledger has spent, by dp-accounting and without our code."""
+    _, *entries = map(json.loads, path.read_text().splitlines())
+    accountant = dp_accounting.rdp.RdpAccountant()
+    for entry in entries:
+        release = entry["release"]
+        noise = dp_accounting.GaussianDpEvent(release["noise_multiplier"])
+        accountant.compose(dp_accounting.PoissonSampledDpEvent(release["probability"], noise), release["steps"])
+    return accountant.get_epsilon(1e-4)
+
+
+def check_ledgers(result: dict, out: Path) -> None:
+    assert (result["privacy"]["unit"], result["privacy"]["delta"]) == ("record", 1e-4)
+    told = {name: epsilon_of_ledger(out / "ledgers" / f"{name}.jsonl") for name in ENVOYS}
+    assert result["privacy"]["epsilon"] == pytest.approx(told)
+
+
+def test_a_private_demo_that_has_learned_too_little_fails_and_has_paid_for_its_rounds(corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("OPENFL_AUDIO_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "run"
+    with pytest.raises(StartError, match=r"the accuracy is 0\.\d+, and should be 0\.25 at least"):
+        run_demo(PRIVATE, corpus, out, ROUNDS=2, STEPS=2, LEARNING_RATE=1e-6)
+    check_ledgers(json.loads((out / "result.json").read_text()), out)
+
+
+@pytest.mark.slow
+def test_the_private_demo_learns_words_within_an_epsilon_of_ten(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("OPENFL_AUDIO_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "run"
+    result = run_demo(PRIVATE, None, out)
+    assert result["accuracy"]["best"] >= 0.25
+    assert max(result["privacy"]["epsilon"].values()) <= 10
+    check_ledgers(result, out)
+
+
+def test_a_demo_with_too_much_epsilon_fails():
+    with pytest.raises(StartError, match="the demo has spent an epsilon of 12, and may spend 10"):
+        check_private({"privacy": {"epsilon": {"a": 3.0, "b": 12.0}}, "accuracy": {"best": 0.9}})
+
+
 def test_the_whisper_notebook_sends_the_head_alone_and_its_model_comes_back(corpus, tmp_path, monkeypatch):
     from safetensors.numpy import load_file
 

@@ -58,16 +58,19 @@ def plot_shards(counts: pd.DataFrame, path: Path) -> Figure:
 
 
 def plot_accuracy(history: pd.DataFrame, path: Path) -> Figure:
-    """Draw validation accuracy and training loss by round."""
+    """Draw validation accuracy by round, and training loss, or epsilon where privacy lets no loss leave."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     validated = history.dropna(subset=["accuracy"])
     axes.plot(validated["round"], validated["accuracy"], color="C0", marker=".", label="validation accuracy")
     axes.set(xlabel="round", ylabel="accuracy", ylim=(0, 1))
     count_by_ones(axes.xaxis)
     axes.grid(alpha=0.3)
-    loss = axes.twinx()
-    loss.plot(history["round"], history["train loss"], color="C1", marker=".", linestyle=":", label="training loss")
-    loss.set(ylabel="cross-entropy (nats)", ylim=(0, None))
+    column, label, unit = ("train loss", "training loss", "cross-entropy (nats)")
+    if "epsilon" in history:
+        column, label, unit = ("epsilon", "epsilon so far", "epsilon")
+    other = axes.twinx()
+    other.plot(history["round"], history[column], color="C1", marker=".", linestyle=":", label=label)
+    other.set(ylabel=unit, ylim=(0, None))
     figure.legend(loc="outside upper center", ncols=2)
     return save_figure(figure, path)
 

@@ -115,7 +115,8 @@ def fit_privately(model, points, device, optimizer):
     def losses(clips):
         return ((model(x[clips]) - y[clips]) ** 2)[:, 0]
 
-    return train_privately(model, optimizer, [""] * len(points), losses)
+    # A loss that a task tells all the same stays at a site with a budget.
+    return train_privately(model, optimizer, [""] * len(points), losses) | {"loss": losses([0]).item()}
 
 
 def leak(model, points, device, optimizer):

@@ -8,6 +8,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import nbformat
+import pandas as pd
 import pytest
 
 import openfl_audio
@@ -16,6 +17,7 @@ from openfl_audio.testing.corpora.fsd50k import make_fsd50k
 from openfl_audio.testing.corpora.librispeech import make_librispeech
 from openfl_audio.testing.corpora.speech_commands import make_speech_commands
 from openfl_audio.testing.demo import NOTEBOOKS, WORKLOADS, Workload
+from openfl_audio.training.history import per_envoy
 
 pytestmark = pytest.mark.training
 pytest.importorskip("espeakng_loader")
@@ -57,6 +59,9 @@ class SimulatedExperiment(Simulation):
     def start(self, *, corpus: str | None = None, if_exists: str = "error", **arguments: Any) -> None:
         assert corpus in (None, self.corpus)
         super().start(self.name, **arguments)
+
+    def per_envoy(self) -> pd.DataFrame:
+        return per_envoy(self.records)
 
 
 @pytest.fixture
@@ -127,6 +132,15 @@ def test_a_whisper_spots_keywords(execute, words, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENFL_AUDIO_CACHE", str(tmp_path / "cache"))
     result, files = execute(WORKLOADS["whisper"], words, FROZEN=True)
     assert set(result["accuracy"]) == {"initial", "last", "best"}
+    assert {"accuracy.png", "shards.png", "model"} <= files
+
+
+def test_a_head_is_trained_with_privacy(execute, words, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENFL_AUDIO_CACHE", str(tmp_path / "cache"))
+    result, files = execute(WORKLOADS["private"], words, STEPS=2)
+    assert set(result["accuracy"]) == {"initial", "last", "best"}
+    assert (result["privacy"]["unit"], result["privacy"]["delta"]) == ("record", 1e-4)
+    assert set(result["privacy"]["epsilon"]) == {"envoy_1", "envoy_2", "envoy_3"}
     assert {"accuracy.png", "shards.png", "model"} <= files
 
 

@@ -240,3 +240,12 @@ def test_without_opacus_gradients_one_by_one_still_are_computed(monkeypatch):
 def test_settings_that_cannot_be_right_raise(changes, message):
     with pytest.raises(ValueError, match=message):
         PrivateSettings(**({"clip": 1.0, "noise_multiplier": 1.0, "probability": 0.5} | changes))
+
+
+def test_gradients_of_clips_may_cancel_out():
+    model = nn.Linear(3, 1, bias=False)
+    inputs = torch.randn(64, 3, generator=torch.Generator().manual_seed(2)) * 1e3
+    opposite = torch.cat([inputs, -inputs + 1e-4])
+    steps = PrivateSteps(model, SETTINGS, 128, noise(), clips_per_pass=128)
+    found = steps.clipped_gradients([[clip] for clip in range(128)], lambda clips: model(opposite[clips])[:, 0])
+    assert found["weight"].shape == (128, 1, 3)
