@@ -32,21 +32,24 @@ def measure(job: Job, folder: Path) -> Measured:
         raise BenchmarkError("--tls, --float16 and the workload 'adam' are for this project's engine only")
     make_environment(ENVIRONMENT, "flower-superlink", REQUIREMENT)
     with Processes(folder, None, "") as processes:
-        env = _environment(folder, processes.port)
+        env = environment_at(ENVIRONMENT, folder, processes.port)
         _start(job, processes, env)
-        _wait_until_ready(job, processes, env)
+        wait_until_online(ENVIRONMENT, job.envoys, processes, env)
         say("superlink and supernodes are ready")
         with MemoryWatch(processes.pid("superlink"), map(processes.pid, job.names)) as memory:
             return _run(job, processes, memory, env)
 
 
-def _environment(folder: Path, port: int) -> dict[str, str]:
-    """The superlink's address and all that Flower keeps between runs is in a folder of this run."""
+def environment_at(environment: Path, folder: Path, port: int) -> dict[str, str]:
+    """Return the variables for Flower's programs in a virtual environment, and a superlink on a port.
+
+    The superlink's address and all that Flower keeps between runs is in a folder of this run.
+    """
     home = folder / "flower_home"
     home.mkdir()
     connection = f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
     (home / "config.toml").write_text(connection)
-    path = f"{ENVIRONMENT / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    path = f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"
     env = os.environ | {"FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "PATH": path}
     env.pop("PYTHONPATH", None)  # this project's packages are none of Flower's
     return env
@@ -65,12 +68,13 @@ def _installed(command: list[str]) -> list[str]:
     return [str(ENVIRONMENT / "bin" / command[0]), *command[1:]]
 
 
-def _wait_until_ready(job: Job, processes: Processes, env: dict[str, str]) -> None:
-    command = _installed(["flwr", "supernode", "list", "--format", "json"])
+def wait_until_online(environment: Path, number: int, processes: Processes, env: dict[str, str]) -> None:
+    """Wait for a number of supernodes. Raises BenchmarkError when it takes too long."""
+    command = [str(environment / "bin" / "flwr"), "supernode", "list", "--format", "json"]
     deadline = time.monotonic() + READY_SECONDS
     while True:
         answer = subprocess.run(command, env=env, cwd=processes.folder, capture_output=True, text=True, timeout=60)
-        if answer.returncode == 0 and answer.stdout.count('"online"') >= job.envoys:
+        if answer.returncode == 0 and answer.stdout.count('"online"') >= number:
             return
         processes.check()
         if time.monotonic() > deadline:

@@ -93,7 +93,7 @@ class Workload(ABC, Generic[Config]):
         """
         return {}
 
-    def save(self, model: Any, config: Config, folder: Path) -> None:
+    def save(self, model: Any, config: Config, folder: str | Path) -> None:
         """Write `model` into `folder`, so that others can load it: a model of Transformers by default."""
         model.save_pretrained(folder)
 

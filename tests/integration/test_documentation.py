@@ -1,9 +1,11 @@
 """The commands of README and docs/, as they are printed there, in a copy of the repository."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +15,14 @@ import pytest
 from openfl_audio.experiments.local_federation import LocalFederation, free_port
 from openfl_audio.testing.corpora.fsd50k import make_fsd50k
 from openfl_audio.testing.corpora.librispeech import make_librispeech
+from openfl_audio.testing.corpora.own_data import make_own_data
 from openfl_audio.testing.corpora.speech_commands import make_speech_commands
 from tests.integration.conftest import READY_SECONDS, REPOSITORY, USER
 
 pytestmark = pytest.mark.integration
 pytest.importorskip("espeakng_loader")
 
+SESSION_SECONDS = 800
 FIRST = "docs/tutorials/first-run.md"
 MACHINES = "docs/tutorials/several-machines.md"
 MODES = "docs/four-ways.md"
@@ -71,6 +75,42 @@ def test_certificates_director_and_envoy_start_as_the_page_says(copy, tmp_path):
         shown = subprocess.check_output(status, shell=True, cwd=copy, env=environment, text=True)
         assert "envoy_1" in shown
         assert b"CUDA_VISIBLE_DEVICES=0" in Path(f"/proc/{federation.pid('envoy_1')}/environ").read_bytes().split(b"\0")
+
+
+def run_blocks(page: str, folder: Path, port: int) -> str:
+    """Run the shell blocks of `page` one after the other in a shell in `folder`, and return what they print.
+
+    Before Ada trains, the shell waits for the envoys that she looks for.
+    """
+    text = (REPOSITORY / page).read_text(encoding="utf-8").replace("50051", str(port))
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    [look] = [block for block in blocks if block.startswith("openfl-audio envoys")]
+    wait = f"until [ $({look.strip()} --json | grep -c '\"online\": true') = 3 ]; do sleep 1; done\n"
+    script = "set -e\n" + "".join(wait + block if block is look else block for block in blocks)
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    with (folder / "session.log").open("w") as log:
+        shell = subprocess.Popen(
+            ["bash", "-c", script], cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            assert shell.wait(SESSION_SECONDS) == 0, (folder / "session.log").read_text()[-3000:]
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(shell.pid, signal.SIGKILL)
+    return (folder / "session.log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_three_sites_train_from_empty_folders_as_the_page_says(tmp_path):
+    make_own_data(tmp_path / "runs" / "demo-own_data-own-data")
+    printed = run_blocks("docs/tutorials/three-sites.md", tmp_path, free_port())
+    assert "clips of 'Yes' count as 'yes'" in printed
+    assert (tmp_path / "federation" / "ada" / "model" / "model.safetensors").exists()
+    assert re.search(r"voice0_0\.ogg.*\b(yes|no|stop|go)\b", printed)
 
 
 def test_jupyter_and_the_notebook_are_where_the_page_says(copy):

@@ -247,8 +247,9 @@ class AudioClassification(Workload[AudioClassificationSettings]):
 
         report.plot_recalls(scores, self.targets(config).classes, out / "classes_by_client.png")
 
-    def save(self, model: Any, config: AudioClassificationSettings, folder: Path) -> None:
+    def save(self, model: Any, config: AudioClassificationSettings, folder: str | Path) -> None:
         """Write the model so that a pipeline loads it with its extractor; of another module model.safetensors alone."""
+        folder = Path(folder)
         if not hasattr(model, "save_pretrained"):
             folder.mkdir(parents=True, exist_ok=True)
             save_model(model, str(folder / "model.safetensors"))

@@ -142,8 +142,8 @@ class HubertWorkload(Workload[Config]):
     def natural_clients(self, config: Config, data: Path) -> int:
         return LibriSpeechShardDescriptor.natural_clients(data)
 
-    def save(self, model: Hubert, config: Config, folder: Path) -> None:
-        save_model(model, folder)
+    def save(self, model: Hubert, config: Config, folder: str | Path) -> None:
+        save_model(model, Path(folder))
 
     def plot(self, records: Sequence[Record], config: Config, data: Path, clients: int, part: str, out: Path) -> None:
         """Draw progress.png, and hours_per_client.png where there are several clients."""

@@ -67,10 +67,10 @@ class HubertTraining(HubertWorkload[HubertTrainingSettings]):
         model = config.model
         return partial(create_hubert, model.config, model.clusters, model.final_dim, config.seed, **model.sizes)
 
-    def save(self, model: Hubert, config: HubertTrainingSettings, folder: Path) -> None:
+    def save(self, model: Hubert, config: HubertTrainingSettings, folder: str | Path) -> None:
         super().save(model, config, folder)
         if config.fairseq:
-            write_fairseq(model, folder / "fairseq.pt")
+            write_fairseq(model, Path(folder, "fairseq.pt"))
 
     def complete(self, config: HubertTrainingSettings, data: Path) -> HubertTrainingSettings:
         """Return the settings as they are, and say how much of a long clip the masks hide.

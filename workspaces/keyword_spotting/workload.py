@@ -111,5 +111,5 @@ class KeywordSpotting(SpeechCommandsWorkload[KeywordSpottingSettings]):
                 number += len(clips)
         return number
 
-    def save(self, model: EncoderModel, config: KeywordSpottingSettings, folder: Path) -> None:
-        save_keywords(model, folder)
+    def save(self, model: EncoderModel, config: KeywordSpottingSettings, folder: str | Path) -> None:
+        save_keywords(model, Path(folder))

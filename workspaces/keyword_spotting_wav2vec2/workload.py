@@ -81,5 +81,5 @@ class Wav2Vec2KeywordSpotting(SpeechCommandsWorkload[Wav2Vec2KeywordSpottingSett
     def validate(self, model: Any, dataset: ShardDataset, device: str) -> dict[str, float]:
         return tasks.validate_clips(model, Clips(dataset), device)
 
-    def save(self, model: Any, config: Wav2Vec2KeywordSpottingSettings, folder: Path) -> None:
-        save_wav2vec2(model, folder)
+    def save(self, model: Any, config: Wav2Vec2KeywordSpottingSettings, folder: str | Path) -> None:
+        save_wav2vec2(model, Path(folder))

@@ -149,8 +149,8 @@ class SoundEvents(Workload[SoundEventsSettings]):
             metrics[split] = tasks.validate_clips(model, Patches(dataset), device)
         return metrics
 
-    def save(self, model: Tagger, config: SoundEventsSettings, folder: Path) -> None:
-        save_tagger(model, config.model.model_dump(), folder)
+    def save(self, model: Tagger, config: SoundEventsSettings, folder: str | Path) -> None:
+        save_tagger(model, config.model.model_dump(), Path(folder))
 
     def describe_model(self, config: SoundEventsSettings, data: Path) -> Mapping[str, Any]:
         store = open_store(data)

@@ -206,8 +206,8 @@ class SpeechEnhancement(Workload[SpeechEnhancementSettings]):
         quality = quality_over_clips(model, clips, device)
         return metrics | ({"test_quality": quality} if quality else {})
 
-    def save(self, model: Any, config: SpeechEnhancementSettings, folder: Path) -> None:
-        save_sudormrf(model, folder, config.data.sample_rate)
+    def save(self, model: Any, config: SpeechEnhancementSettings, folder: str | Path) -> None:
+        save_sudormrf(model, Path(folder), config.data.sample_rate)
 
     def plot(
         self,

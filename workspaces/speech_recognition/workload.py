@@ -191,8 +191,8 @@ class SpeechRecognition(Workload[SpeechRecognitionSettings]):
         speakers = summarize_scores(tasks.rates_by_speaker(texts, clips), "min")
         return metrics | ({f"{split} speakers": speakers} if speakers else {})
 
-    def save(self, model: Recognizer, config: SpeechRecognitionSettings, folder: Path) -> None:
-        save_recognizer(model, folder)
+    def save(self, model: Recognizer, config: SpeechRecognitionSettings, folder: str | Path) -> None:
+        save_recognizer(model, Path(folder))
 
     def plot(
         self,
