@@ -86,7 +86,7 @@ def run_blocks(page: str, folder: Path, port: int) -> str:
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     [look] = [block for block in blocks if block.startswith("openfl-audio envoys")]
     wait = f"until [ $({look.strip()} --json | grep -c '\"online\": true') = 3 ]; do sleep 1; done\n"
-    script = "set -e\n" + "".join(wait + block if block is look else block for block in blocks)
+    script = "".join(wait + block if block is look else block for block in blocks)
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
