@@ -25,10 +25,14 @@ MENTION = re.compile(r"`(?:\.venv/bin/)?(openfl-audio [^`\n]+)`")
 PLACEHOLDER = re.compile(r"\.\.\.|\b[A-Z]{2,}\b")
 
 
+# A file that takes the output, and what runs beside the shell.
+REDIRECTION = re.compile(r" > \S+( 2>&1)?| &$", re.MULTILINE)
+
+
 def lines_of(text: str) -> Iterator[str]:
     """Yield the lines of a page's shell blocks, and the commands in its tables."""
     for block in re.findall(r"^ *```sh\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE):
-        yield from block.replace("\\\n", " ").splitlines()
+        yield from REDIRECTION.sub("", block.replace("\\\n", " ")).splitlines()
     yield from CELL.findall(text)
 
 
