@@ -45,6 +45,7 @@ def train_privately(
     speakers: Sequence[str],
     losses: Losses,
     clips_per_pass: int | None = None,
+    recordings: Sequence[int] | None = None,
     after_step: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
     """Train `model` in place, in the mode that it is in, by the steps of DP-SGD that the plan says.
@@ -56,6 +57,8 @@ def train_privately(
         losses: of clips, which are given by their numbers: each may depend on that clip alone.
         clips_per_pass: how many clips Opacus takes at once; without it units have their turns, which is right for every
             model.
+        recordings: which recording each clip is a part of, (clips,), where a recording has several; a step then takes
+            one of a drawn recording.
         after_step: called after each step, by a schedule of the learning rate, say.
 
     Returns no metrics: losses of the clips drawn, and how many were, are no part of the guarantee, and stay here.
@@ -64,7 +67,7 @@ def train_privately(
     task = current_private()
     if task is None:
         raise PrivacyError("the experiment's plan has no privacy: train without private steps")
-    owners, settings = owners_of(task, speakers), settings_of(task)
+    owners, settings = owners_of(task, speakers, recordings), settings_of(task)
     steps = PrivateSteps(model, settings, len(set(owners)), task.noise, clips_per_pass)
     total = task.level.steps
     for step in range(1, total + 1):
@@ -76,7 +79,7 @@ def train_privately(
     return {}
 
 
-def owners_of(task: PrivateTask, speakers: Sequence[str]) -> Sequence[str]:
+def owners_of(task: PrivateTask, speakers: Sequence[str], recordings: Sequence[int] | None) -> Sequence[str]:
     """Return which unit each clip is of, (clips,). Clips without a speaker, "", are one unit together.
 
     Raises PrivacyError where there is nobody to protect.
@@ -87,7 +90,7 @@ def owners_of(task: PrivateTask, speakers: Sequence[str]) -> Sequence[str]:
         if not any(speakers):
             raise PrivacyError("the shard does not tell its speakers apart: protect records, or give it `speakers`")
         return speakers
-    return [str(clip) for clip in range(len(speakers))]
+    return [str(each) for each in (range(len(speakers)) if recordings is None else recordings)]
 
 
 def settings_of(task: PrivateTask) -> PrivateSettings:

@@ -103,7 +103,7 @@ def _train_privately(
         return F.cross_entropy(trained(inputs), labels, label_smoothing=label_smoothing, reduction="none")
 
     after_step = rate.step if rate is not None else lambda: None
-    return train_privately(trained, optimizer, clips.speakers, losses, PRIVATE_CLIPS_PER_PASS, after_step)
+    return train_privately(trained, optimizer, clips.speakers, losses, PRIVATE_CLIPS_PER_PASS, after_step=after_step)
 
 
 def draw_batches(

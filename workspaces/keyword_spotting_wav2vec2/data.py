@@ -35,11 +35,13 @@ class TrainClips(Clips):
 
     Attributes:
         num_clips: those of the shard, without repetitions
+        speakers: who says each clip of the shard, (num_clips,); "" where that is not known
     """
 
     def __init__(self, shard_dataset: ShardDataset) -> None:
         super().__init__(shard_dataset)
         self.num_clips = len(shard_dataset)
+        self.speakers = [*getattr(shard_dataset, "speakers", [""] * self.num_clips)]
         self.indices = repeat_rare_labels(np.asarray(shard_dataset.labels))
         self.begin_round(0)
 
@@ -51,6 +53,10 @@ class TrainClips(Clips):
         shift = self.generator.integers(-MAX_SHIFT_SAMPLES, MAX_SHIFT_SAMPLES + 1)
         # Around the corner instead of filling up with zeros: noise continues as noise.
         return clip | {"input_values": np.roll(clip["input_values"], shift)}
+
+    def unchanged(self, clip: int) -> dict[str, Any]:
+        """Return a clip of the shard, by its number there, as it is."""
+        return super().__getitem__(clip)
 
     def begin_round(self, round_number: int) -> None:
         """Begin a round: what it draws at random does not depend on the rounds before.

@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import evaluate
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, PrinterCallback, Trainer, TrainingArguments
 
+from openfl_audio.training.private_round import is_private, steps_of_round, train_privately, trains_privately
 from openfl_audio.training.schedules import linear_schedule
 from openfl_audio.training.trainer_progress import ReportSteps
 from workspaces.keyword_spotting.tasks import ACCURACY
@@ -37,6 +40,7 @@ class TrainingSettings:
     autocast: str = "float32"
 
 
+@trains_privately
 def train_round(
     model: torch.nn.Module,
     clips: TrainClips,
@@ -45,8 +49,14 @@ def train_round(
     round_number: int,
     settings: TrainingSettings,
 ) -> dict[str, float]:
-    """Train `model` in place for `settings.local_epochs`. Returns the mean loss over the clips of all epochs."""
+    """Train `model` in place for `settings.local_epochs`. Returns the mean loss over the clips of all epochs.
+
+    A private round draws each clip of the shard alike, takes it as it is, and returns nothing. It has private steps in
+    place of the Trainer's, whose settings of batches, of precision and of gradients' norms have no say in it.
+    """
     clips.begin_round(round_number)
+    if is_private():
+        return _train_privately(model, clips, optimizer, device, round_number, settings)
     arguments = _arguments(
         device,
         settings.batch_size,
@@ -67,6 +77,27 @@ def train_round(
     )
     trainer.train()
     return {"loss": float(trainer.loss_sum) / (settings.local_epochs * len(clips))}
+
+
+def _train_privately(
+    model: torch.nn.Module,
+    clips: TrainClips,
+    optimizer: torch.optim.Optimizer,
+    device: str,
+    round_number: int,
+    settings: TrainingSettings,
+) -> dict[str, float]:
+    torch.nn.Module.to(model.train(), device)  # transformers has its own without types
+    rate = linear_schedule(optimizer, settings.warmup, settings.rounds, round_number, steps_of_round(1))
+
+    def losses(chosen: Sequence[int]) -> torch.Tensor:
+        drawn = [clips.unchanged(clip) for clip in chosen]
+        inputs = torch.from_numpy(np.stack([each["input_values"] for each in drawn])).to(device)
+        labels = torch.tensor([each["labels"] for each in drawn], device=device)
+        return F.cross_entropy(model(input_values=inputs).logits, labels, reduction="none")
+
+    # One by one: Opacus does not find the gradients where the embedding of masked frames is trained.
+    return train_privately(model, optimizer, clips.speakers, losses, after_step=rate.step)
 
 
 def count_steps(clips: int, arguments: TrainingArguments) -> int:

@@ -37,9 +37,14 @@ class Patches:
             those of the clip.
         """
         for indices in shuffled_batches(len(self), batch_size, seed):
-            clip = self.clip[indices]
-            inputs = torch.from_numpy(self._shard_dataset.patches(indices)).to(device)
-            yield clip, inputs, torch.from_numpy(self.clip_labels[clip]).to(device)
+            yield self.clip[indices], *self.at(indices, device)
+
+    def at(self, indices: np.ndarray, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return patches (batch, 101, 96), and labels (batch, classes) of their clips, by `indices` in any order."""
+        order = np.argsort(indices)  # a memory map is read forward
+        inputs = self._shard_dataset.patches(indices[order])[np.argsort(order)]
+        labels = self.clip_labels[self.clip[indices]]
+        return torch.from_numpy(inputs).to(device), torch.from_numpy(labels).to(device)
 
 
 def shuffled_batches(number: int, batch_size: int, seed: tuple[int, ...]) -> list[np.ndarray]:

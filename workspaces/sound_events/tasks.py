@@ -1,6 +1,7 @@
 """Training and validation of one round, in plain PyTorch."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +11,13 @@ import torch
 
 from openfl_audio.node.progress import report
 from openfl_audio.protocol.metrics import MeanOver
+from openfl_audio.training.private_round import is_private, train_privately, trains_privately
+from openfl_audio.training.private_steps import each_alone
 from workspaces.sound_events.data import Patches
 from workspaces.sound_events.loss import Loss, binary_cross_entropy
 
+# More take more memory: gradients of each patch are kept.
+PRIVATE_PATCHES_PER_PASS = 16
 METRICS = Path(__file__).parent / "metrics"
 METRIC_NAMES = ("pr_auc", "pr_auc_macro", "mean_average_precision", "d_prime", "d_prime_mean", "lwlrap")
 # What they are means over. Most are no means: a threshold or a rank compares all clips with each other.
@@ -33,6 +38,7 @@ class TrainingSettings:
     loss: Loss = binary_cross_entropy
 
 
+@trains_privately
 def train_round(
     model: torch.nn.Module,
     patches: Patches,
@@ -41,8 +47,13 @@ def train_round(
     round_number: int,
     settings: TrainingSettings,
 ) -> dict[str, float]:
-    """Train `model` in place for `settings.local_epochs`. Returns the mean loss over the patches of all epochs."""
+    """Train `model` in place for `settings.local_epochs`. Returns the mean loss over the patches of all epochs.
+
+    A private round takes one patch of each recording that is drawn, and returns nothing.
+    """
     model.train().to(device)
+    if is_private():
+        return _train_privately(model, patches, optimizer, device, settings.loss)
     steps = settings.local_epochs * math.ceil(len(patches) / settings.batch_size)
     total, step, seen = 0.0, 0, 0
     for epoch in range(settings.local_epochs):
@@ -54,6 +65,19 @@ def train_round(
             total, step, seen = total + loss.item() * len(inputs), step + 1, seen + len(inputs)
             report(step, steps, clips=seen, loss=loss)
     return {"loss": total / (settings.local_epochs * len(patches))}
+
+
+def _train_privately(
+    model: torch.nn.Module, patches: Patches, optimizer: torch.optim.Optimizer, device: str, loss: Loss
+) -> dict[str, float]:
+    def losses(chosen: Sequence[int]) -> torch.Tensor:
+        inputs, labels = patches.at(np.asarray(chosen), device)
+        return each_alone(loss, model(inputs), labels)
+
+    # A GRU hands its weights to one function, in which Opacus does not find the gradients of patches.
+    recurrent = any(isinstance(module, torch.nn.RNNBase) for module in model.modules())
+    at_once = None if recurrent else PRIVATE_PATCHES_PER_PASS
+    return train_privately(model, optimizer, [""] * len(patches), losses, at_once, recordings=patches.clip.tolist())
 
 
 def validate_clips(model: torch.nn.Module, patches: Patches, device: str, batch_size: int = 64) -> dict[str, float]:

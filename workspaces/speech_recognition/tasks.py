@@ -1,5 +1,6 @@
 """Training and validation of one round, in plain PyTorch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from openfl_audio.node.progress import report
 from openfl_audio.protocol.metrics import MeanOver
+from openfl_audio.training.private_round import is_private, steps_of_round, train_privately, trains_privately
 from openfl_audio.training.schedules import linear_rate, set_rate
 from workspaces.speech_recognition.data import BatchSize, Clips
 from workspaces.speech_recognition.letters import LETTERS, comparable
@@ -48,6 +50,7 @@ class TrainingSettings:
     mixed_precision: bool = False
 
 
+@trains_privately
 def train_round(
     model: Recognizer,
     clips: Clips,
@@ -60,12 +63,15 @@ def train_round(
 
     Order, masks and dropout follow from torch's global generator, which an envoy seeds by round and client. Returns the
     mean loss over the letters or tokens (nats), each clip's as it was before its step, and the last learning rate.
+    A private round takes each clip as it is, with the mean loss over its own letters or tokens, and returns nothing.
     Raises ValueError if there are no clips.
     """
     if not len(clips):
         raise ValueError("there are no clips with a transcript to train with")
     torch.nn.Module.to(model, device)  # transformers has its own without types
     model.train()
+    if is_private():
+        return _train_privately(model, clips, optimizer, device, round_number, settings)
     generator = np.random.default_rng(int(torch.randint(2**62, ())))
     size = BatchSize(settings.batch_size, settings.batch_s)
     batches = [batch for _ in range(settings.local_epochs) for batch in clips.cut_epoch(size, generator)]
@@ -82,6 +88,31 @@ def train_round(
         total, units, heard = total + loss.item(), units + number, heard + len(batch)
         report(step + 1, len(batches), clips=heard, loss=total / units)
     return {"loss": total / units, "learning_rate": rate}
+
+
+def _train_privately(
+    model: Recognizer,
+    clips: Clips,
+    optimizer: torch.optim.Optimizer,
+    device: str,
+    round_number: int,
+    settings: TrainingSettings,
+) -> dict[str, float]:
+    steps = steps_of_round(1)
+    rates = (
+        linear_rate(settings.learning_rate, settings.warmup, settings.rounds, round_number, step, steps)
+        for step in range(steps)
+    )
+    set_rate(optimizer, next(rates))
+
+    def losses(chosen: Sequence[int]) -> torch.Tensor:
+        alone = [model.loss_of(clips.read([clip]), device) for clip in chosen]
+        return torch.stack([loss / number for loss, number in alone])
+
+    def set_next_rate() -> None:
+        set_rate(optimizer, next(rates, 0.0))
+
+    return train_privately(model, optimizer, clips.speakers, losses, after_step=set_next_rate)
 
 
 def validate_clips(

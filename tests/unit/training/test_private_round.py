@@ -51,6 +51,20 @@ def test_clips_of_a_speaker_come_together_and_those_of_nobody_are_one_unit():
     assert {*map(len, passes)} == {1, 2}
 
 
+def test_of_a_recording_in_several_clips_a_step_takes_one():
+    torch.manual_seed(0)
+    model, passes = torch.nn.Linear(3, 2), []
+
+    def losses(clips):
+        passes.append(list(clips))
+        return each_alone(F.cross_entropy, model(INPUTS[clips]), LABELS[clips])
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    with private_task(RECORDS.model_copy(update={"probability": 1.0}), "site", 0, "train"):
+        train_privately(model, optimizer, [""] * 8, losses, recordings=[0, 0, 0, 0, 1, 1, 2, 2])
+    assert len(passes) == 3 * 4, "of three recordings one clip each, in four steps"
+
+
 def test_two_runs_differ_unless_a_test_wants_noise_that_repeats():
     assert not torch.equal(train(RECORDS)[2], train(RECORDS)[2])
     with noise_that_repeats(5):

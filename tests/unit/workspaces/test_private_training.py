@@ -14,11 +14,20 @@ from openfl_audio.node.private_task import private_task
 from openfl_audio.protocol.privacy import RecordLevel
 from openfl_audio.training import private_round
 from openfl_audio.training.private_steps import PrivateSteps
+from tests.unit.workspaces.speech_recognition.speech import Spoken, tiny_recognizer
 from tests.unit.workspaces.test_clips_alone import WHISPER
 from workspaces.keyword_spotting import tasks as keyword_tasks
 from workspaces.keyword_spotting.data import EncoderClips
 from workspaces.keyword_spotting.ssl_features import create_upstream
 from workspaces.keyword_spotting.whisper import create_whisper
+from workspaces.keyword_spotting_wav2vec2 import tasks as wav2vec2_tasks
+from workspaces.keyword_spotting_wav2vec2.data import TrainClips
+from workspaces.keyword_spotting_wav2vec2.model import CONFIGS, create_wav2vec2
+from workspaces.sound_events import tasks as sound_tasks
+from workspaces.sound_events.data import Patches
+from workspaces.sound_events.model import create_tagger
+from workspaces.speech_recognition import tasks as speech_tasks
+from workspaces.speech_recognition.data import Clips
 
 # A bound that no gradient reaches, so that their sizes can be compared.
 LEVEL = RecordLevel(noise_multiplier=1.0, clip=1e6, delta=1e-3, probability=0.5, steps=1)
@@ -67,7 +76,51 @@ def small_whisper(folder: Path) -> Train:
     return keywords_on(create_whisper(config=path, labels=LABELS, form="short", frozen=False))
 
 
-CASES = {each.__name__: each for each in (head_on_log_mel, small_whisper)}
+def small_wav2vec2(folder: Path) -> Train:
+    values = json.loads((CONFIGS / "wav2vec2_small.json").read_text())
+    path = folder / "still.json"
+    # What dropout leaves out depends on how many units were before, and on nothing of them.
+    path.write_text(json.dumps(values | {"hidden_dropout": 0.0}))
+    model = create_wav2vec2(config=path, labels=LABELS)
+    settings = wav2vec2_tasks.TrainingSettings(rounds=1)
+    return lambda: wav2vec2_tasks.train_round(model, TrainClips(Tones()), optimizer_of(model), "cpu", 0, settings)
+
+
+class Sounds:
+    """Two patches of each of five clips, in a store's order."""
+
+    clip = np.repeat(np.arange(5), 2)
+    clip_labels = np.eye(5, 4, dtype=np.float32)
+
+    def patches(self, indices: np.ndarray) -> np.ndarray:
+        assert (np.diff(indices) > 0).all(), "a memory map is read forward"
+        noise = np.random.default_rng(0).normal(size=(10, 101, 96)).astype(np.float32)
+        return noise[indices]
+
+
+def sounds_for(architecture: str) -> Train:
+    model = create_tagger(architecture, 4, width=0.25)
+    patches, settings = Patches(Sounds()), sound_tasks.TrainingSettings()
+    return lambda: sound_tasks.train_round(model, patches, optimizer_of(model), "cpu", 0, settings)
+
+
+def vgg_tagger(folder: Path) -> Train:
+    return sounds_for("vgg")
+
+
+def crnn_tagger(folder: Path) -> Train:
+    return sounds_for("crnn")
+
+
+def letters(folder: Path) -> Train:
+    model = tiny_recognizer(folder, layerdrop=0.0, feat_extract_norm="layer", final_dropout=0.0)
+    clips = Clips(Spoken(["A", "ABAC", "CAB", "DA CAB", "DAB"]))
+    settings = speech_tasks.TrainingSettings(rounds=1, learning_rate=0.0)
+    return lambda: speech_tasks.train_round(model, clips, optimizer_of(model), "cpu", 0, settings)
+
+
+TRAINED = (head_on_log_mel, small_whisper, small_wav2vec2, vgg_tagger, crnn_tagger, letters)
+CASES = {each.__name__: each for each in TRAINED}
 
 
 @contextmanager
@@ -83,6 +136,17 @@ def drawing(units: Sequence[Sequence[int]], seen: list[dict[str, torch.Tensor]])
         patch.setattr(private_round, "draw_units", lambda *_: units)
         patch.setattr(PrivateSteps, "make_gradients", noted)
         yield
+
+
+def test_a_step_takes_one_patch_of_a_recording_that_is_drawn(tmp_path):
+    drawn, draw = [], private_round.draw_units
+    train = vgg_tagger(tmp_path)
+    everybody = LEVEL.model_copy(update={"probability": 1.0, "steps": 2})
+    with pytest.MonkeyPatch.context() as patch, private_task(everybody, "site", 0, "train"):
+        patch.setattr(private_round, "draw_units", lambda *given: drawn.append(draw(*given)) or drawn[-1])
+        train()
+    for units in drawn:
+        assert [Sounds.clip[patches].tolist() for patches in units] == [[0], [1], [2], [3], [4]]
 
 
 @pytest.mark.parametrize("case", CASES)
