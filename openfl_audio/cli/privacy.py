@@ -27,6 +27,7 @@ class Privacy(AtSite):
         told = ledger.describe()
         rows = [
             ["corpus", told["corpus"]],
+            ["ledger", str(ledger.path)],
             ["protected unit", told["unit"]],
             ["spent", f"epsilon {told['epsilon']:.4g}"],
             ["left", f"epsilon {told['left']:.4g} of {told['budget']:g}"],
@@ -35,6 +36,6 @@ class Privacy(AtSite):
         ]
         spent = [[name, f"{epsilon:.4g}"] for name, epsilon in ledger.spent_by_experiment().items()]
         print_tables(
-            table_of(f"Budget of envoy '{self.name}', by {ledger.path}", ("", ""), rows),
+            table_of(f"Budget of envoy '{self.name}'", ("", ""), rows),
             table_of("Each experiment by itself", ("experiment", "epsilon"), spent),
         )

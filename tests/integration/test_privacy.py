@@ -130,6 +130,29 @@ def test_a_task_without_private_steps_never_runs(sites: LocalFederation, finishe
     assert len(releases_in(sites, "a")) == 9
 
 
+def test_what_is_trained_anew_after_a_stop_is_paid_for_again(
+    sites: LocalFederation, finished: tuple, connect: Callable
+) -> None:
+    import toy
+
+    before = len(releases_in(sites, "c"))
+    experiment = FLExperiment(connect(sites), "resumed", workspace=toy)
+    experiment.start(**arguments(envoys=["c"], rounds_to_train=4, participation=Participation()))
+    wait_for(lambda: at_site(sites, "c", "approve", "resumed") == 0)
+    wait_for(lambda: len(releases_in(sites, "c")) > before)
+    experiment.stop()
+    experiment.resume()
+    assert len(experiment.watch()) == 5
+    entries = [*map(json.loads, (sites.folder / "envoys" / "c" / RECORD).read_text().splitlines())]
+    of_it = [entry for entry in entries if entry.get("experiment") == "resumed"]
+    paid = [entry["round"] for entry in of_it if entry["event"] == "charged"]
+    sent = [entry["round"] for entry in of_it if entry["event"] == "sent" and entry["tensors"]]
+    assert {*sent} == {*range(4)}
+    assert len(paid) == len(releases_in(sites, "c")) - before
+    for number in range(4):
+        assert paid.count(number) >= sent.count(number), "nothing has left that was not paid for"
+
+
 def test_simulation_gives_the_same_bits_with_noise_for_tests(
     certificates: Path, connect: Callable, tmp_path: Path
 ) -> None:
