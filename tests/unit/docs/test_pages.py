@@ -2,10 +2,12 @@
 
 import re
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import pytest
 
+from openfl_audio.privacy import clipping
 from openfl_audio.protocol import rules
 
 REPOSITORY = Path(__file__).parents[3]
@@ -68,3 +70,11 @@ def test_the_rule_of_the_page_works_and_can_be_named():
     page = set(re.findall(r"\w+", union.partition("[")[2].partition(",")[0]))
     code = set(re.findall(r"\w+", Path(rules.__file__).read_text().split("Rule = Annotated[")[1].partition(",")[0]))
     assert page == code | {"MidRange"}
+
+
+def test_the_mechanism_of_the_page_keeps_its_promise():
+    literal, function, test = python_blocks("docs/contributing/privacy-mechanism.md")
+    names = dict(vars(clipping)) | {"Literal": Literal}
+    exec(literal + function + test, names)
+    names["test_the_squares_of_the_bounds_add_up"]()
+    assert set(get_args(names["Clipping"])) == {*get_args(clipping.Clipping), "per_root"}
