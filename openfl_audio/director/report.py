@@ -1,4 +1,4 @@
-"""Release report of an experiment's model: what the record says of it, and the metrics of its rounds."""
+"""Release report of an experiment's model: what the record of its director says of it, and those of its sites."""
 
 import html
 from collections import Counter, defaultdict
@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from openfl_audio.errors import RecordError
-from openfl_audio.files import Journal
 from openfl_audio.privacy.accounting import ADJACENCY
 from openfl_audio.privacy.replay import secure_rounds
 from openfl_audio.protocol.audit import entries_of, verify
+from openfl_audio.protocol.metrics import shown_name
 from openfl_audio.protocol.record import RECORD, sha256_of_file
 
 SECURE_COLUMNS = ("round", "sum of", "envoys", "least", "secure against")
@@ -77,7 +77,7 @@ def make_report(runs: Path, experiment: str, site_records: Sequence[Path] = ()) 
     if not entries:
         raise RecordError(f"{record} has no experiment '{experiment}'")
     of_sites = {path: list(entries_of(path, experiment)) for path in site_records}
-    history = [*Journal(runs / experiment / "history.jsonl")]
+    measured = _measured(entries)
     sections = [
         _summary(entries),
         Section("Hashes (SHA-256)", ("of", "hash"), _hashes(entries[0], runs / experiment)),
@@ -85,13 +85,11 @@ def make_report(runs: Path, experiment: str, site_records: Sequence[Path] = ()) 
         Section("Aggregation", ("setting", "value"), _settings(entries[0].get("aggregation", {}))),
         _approvals(of_sites),
         Section("Secure aggregation, by the signatures of its envoys", SECURE_COLUMNS, list(_secure(entries))),
-        Section("Differential privacy", PRIVACY_COLUMNS, list(_privacy(history))),
+        Section("Differential privacy", PRIVACY_COLUMNS, list(_privacy(measured))),
         Section("Refused or missing", ("round", "envoy", "reason"), list(_lost(entries))),
         Section("Steering", ("time", "what", "by", "about"), list(_steering(entries))),
-        Section("Metrics over all clips", ("round", "task", "metric", "value"), list(_metrics(history))),
-        Section(
-            "Metrics of each site", ("round", "envoy", "task", "metric", "value"), list(_metrics_of_sites(history))
-        ),
+        Section("Metrics over all clips", ("round", "task", "metric", "value"), list(_metrics(measured))),
+        Section("Metrics of each site", ("round", "envoy", "task", "metric", "value"), list(_of_sites(measured))),
         Section("Versions", ("side", "since", "version"), list(_versions([record, *site_records]))),
         Section("Records", ("file", "is"), [row for path in (record, *site_records) for row in _chain(path)]),
     ]
@@ -178,13 +176,6 @@ def _secure(entries: list[dict[str, Any]]) -> Iterator[Sequence[Any]]:
             yield number, f"{len(summed.envoys)} of {summed.of}", who, summed.threshold, summed.against
 
 
-def _privacy(history: list[dict[str, Any]]) -> Iterator[Sequence[Any]]:
-    for record in history[-1:]:
-        if spent := record.get("privacy"):
-            for envoy, epsilon in spent["epsilon"].items():
-                yield envoy, epsilon, spent["delta"], spent["unit"], ADJACENCY
-
-
 def _lost(entries: list[dict[str, Any]]) -> Iterator[Sequence[Any]]:
     for entry in entries:
         if entry["event"] == "refused":
@@ -200,17 +191,37 @@ def _steering(entries: list[dict[str, Any]]) -> Iterator[Sequence[Any]]:
             yield entry["time"][:19], entry["event"], entry.get("by", ""), " ".join([about, entry.get("reason", "")])
 
 
-def _metrics(history: list[dict[str, Any]]) -> Iterator[Sequence[Any]]:
-    for record in history[-1:]:
-        for task, metrics in record["metrics"].items():
-            yield from ((record["round"], task, metric, value) for metric, value in metrics.items())
+def _measured(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what was measured in the round that began with the best model, and in the last one.
+
+    After a restart a round may have been measured twice: the later time counts.
+    """
+    rounds = {entry["round"]: entry for entry in entries if entry["event"] == "measured"}
+    best = [entry for entry in rounds.values() if entry["best"]]
+    chosen = {entry["round"]: entry for entry in (*best[-1:], *list(rounds.values())[-1:])}
+    return list(chosen.values())
 
 
-def _metrics_of_sites(history: list[dict[str, Any]]) -> Iterator[Sequence[Any]]:
-    for record in history[-1:]:
-        for envoy, tasks in record["envoys"].items():
+def _metrics(measured: list[dict[str, Any]]) -> Iterator[Sequence[Any]]:
+    for entry in measured:
+        number = f"{entry['round']}, of the best model" if entry["best"] else entry["round"]
+        for task, metrics in entry["metrics"].items():
+            yield from ((number, task, shown_name(entry, task, name), value) for name, value in metrics.items())
+
+
+def _of_sites(measured: list[dict[str, Any]]) -> Iterator[Sequence[Any]]:
+    for entry in measured:
+        for envoy, tasks in entry["envoys"].items():
             for task, metrics in tasks.items():
-                yield from ((record["round"], envoy, task, metric, value) for metric, value in metrics.items())
+                yield from ((entry["round"], envoy, task, metric, value) for metric, value in metrics.items())
+
+
+def _privacy(measured: list[dict[str, Any]]) -> Iterator[Sequence[Any]]:
+    """Yield what each envoy has spent by the last round, where the experiment has differential privacy."""
+    for entry in measured[-1:]:
+        if spent := entry.get("privacy"):
+            for envoy, epsilon in spent["epsilon"].items():
+                yield envoy, epsilon, spent["delta"], spent["unit"], ADJACENCY
 
 
 def _versions(records: Sequence[Path]) -> Iterator[Sequence[Any]]:

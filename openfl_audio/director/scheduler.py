@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 # A long poll is answered after this many seconds even if there is nothing to say, so that dead peers are noticed.
 LONG_POLL_SECONDS = 20.0
+# Of what is kept of a round the part that goes into the director's record, from which a release report is made.
+MEASURED = ("round", "best", "metrics", "means_of_sites", "envoys", "privacy")
 
 
 class Scheduler:
@@ -271,6 +273,7 @@ class Scheduler:
         }
         if record["missing"]:
             self._run.note("missing", round=record["round"], envoys=record["missing"])
+        self._run.note("measured", **{key: record[key] for key in MEASURED if record.get(key) is not None})
         # The round counts when the state is saved: by then its entries are on the disk as well.
         recording = asyncio.create_task(self._retry(lambda: asyncio.to_thread(self._run.record.sync)))
         for name in self._rounds.better_scores():

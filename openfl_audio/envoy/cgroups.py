@@ -84,6 +84,17 @@ class Cgroups:
     def __bool__(self) -> bool:
         return not self.fault
 
+    def keeps(self) -> str:
+        """Return in a sentence who keeps the limits of workers, the kernel or the envoy."""
+        if self.fault:
+            return f"limits of workers are kept by the envoy, without control groups: {self.fault}"
+        if not self._memory:
+            return (
+                f"the CPU time of workers is counted by control groups in {self.parent}; the limit of their memory is "
+                "kept by the envoy, which looks at it five times a second, as the memory controller is not delegated"
+            )
+        return f"limits of workers are kept by control groups in {self.parent}"
+
     def _take(self) -> None:
         """Go into a group of this process's own, so that those beside it can have controllers."""
         self._remove_left_over()

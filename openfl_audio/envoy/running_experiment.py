@@ -157,7 +157,9 @@ class RunningExperiment:
         written = log.stat().st_size if log.exists() else 0
         envoy, clock = self._envoy, RoundClock()
         envoy.workers.open_way(workspace.parent)
-        worker.wait_until_ready()
+        if fault := worker.wait_until_ready():
+            worker.end()
+            return f"the experiment's process does not start: {fault}"
         room = enter(worker.room, workspace.parent, envoy.workers.owner)
         logger.info("experiment '%s' starts, its output goes to %s", self.experiment, log)
         progress, theirs = make_pair()

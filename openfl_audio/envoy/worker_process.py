@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import select
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,8 @@ logger = logging.getLogger("envoy")
 
 # A worker is killed when it takes longer than its keeper allows.
 STOP_SECONDS = 2 * WORKER_STOP_SECONDS
+# Loading torch takes seconds, on a slow disk a minute. Without an end, what blocks a worker would stay unknown.
+READY_SECONDS = 300.0
 # Where a signal ends what it runs, bubblewrap ends with its number and this one.
 BWRAP_SIGNAL = 128
 # Between two looks at what a worker takes.
@@ -55,10 +58,16 @@ class Worker(subprocess.Popen):
                 [*keeper, *command], stdin=theirs.fileno(), start_new_session=True, env={**REUSED_MEMORY, **variables}
             )
 
-    def wait_until_ready(self) -> None:
-        """Wait for its first message: its sandbox is made, and its room can be moved."""
+    def wait_until_ready(self, seconds: float = READY_SECONDS) -> str:
+        """Wait for its first message: its sandbox is made, and its room can be moved. Returns why none came in time.
+
+        Of a worker that has ended, its exit code tells more.
+        """
         with contextlib.suppress(EOFError, OSError):
+            if not select.select([self.link], [], [], seconds)[0]:
+                return f"it has not loaded its libraries within {seconds:g} s"
             self.link.receive()
+        return ""
 
     def ended_by(self) -> str:
         """Return how it has ended, "" if as it should."""

@@ -46,10 +46,7 @@ class Workers:
             self._check_user(room)
         finally:
             shutil.rmtree(room, ignore_errors=True)
-        if self._cgroups:
-            logger.info("limits of workers are kept by control groups in %s", self._cgroups.parent)
-        else:
-            logger.info("limits of workers are kept by the envoy, without control groups: %s", self._cgroups.fault)
+        logger.info(self._cgroups.keeps())
 
     def _find_sandbox(self, file: EnvoyFile, config: Path, shard: ShardDescriptor, room: Path) -> Sandbox | None:
         settings = self._settings

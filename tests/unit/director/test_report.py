@@ -7,6 +7,7 @@ import pytest
 from openfl_audio.cli.main import main
 from openfl_audio.director.report import make_report
 from openfl_audio.errors import RecordError
+from openfl_audio.privacy.accounting import ADJACENCY
 from openfl_audio.protocol.record import Record, sha256_of_file
 from tests.unit.director.toy_experiment import CLIPS, make_experiment, play, serve
 
@@ -35,12 +36,38 @@ def test_the_numbers_of_a_report_are_those_of_record_and_rounds(runs):
     ]
     assert ["last.safetensors", sha256_of_file(runs / "toy" / "last.safetensors")] in rows["Hashes (SHA-256)"]
     assert ["rule.rule", "mean"] in rows["Aggregation"]
-    last = json.loads((runs / "toy" / "history.jsonl").read_text().splitlines()[-1])
-    means = {(task, metric): value for task, values in last["metrics"].items() for metric, value in values.items()}
-    assert {(task, metric): value for _, task, metric, value in rows["Metrics over all clips"]} == means
-    assert {envoy for _, envoy, *_ in rows["Metrics of each site"]} == {"a", "b"}
+    history = [json.loads(line) for line in (runs / "toy" / "history.jsonl").read_text().splitlines()]
+    best = max(entry["round"] for entry in history if entry["best"])
+    assert rows["Metrics over all clips"] == [
+        (f"{number}, of the best model" if number == best else number, task, metric, value)
+        for number in dict.fromkeys((best, history[-1]["round"]))
+        for task, values in history[number]["metrics"].items()
+        for metric, value in values.items()
+    ]
+    assert rows["Metrics of each site"] == [
+        (number, envoy, task, metric, value)
+        for number in dict.fromkeys((best, history[-1]["round"]))
+        for envoy, tasks in history[number]["envoys"].items()
+        for task, values in tasks.items()
+        for metric, value in values.items()
+    ]
+    assert "Differential privacy" not in rows
     assert [row[1:3] for row in rows["Steering"]] == [("fetched", "user 'me'")]
     assert rows["Records"][0][1].startswith("whole")
+
+
+def test_a_report_is_made_of_the_record_alone_and_of_a_round_that_was_measured_twice_the_later_time_counts(runs):
+    before = make_report(runs, "toy")
+    (runs / "toy" / "history.jsonl").unlink()
+    assert make_report(runs, "toy") == before
+    about = {"best": False, "metrics": {"train": {"loss": 0.125}}, "envoys": {}}
+    spent = {"epsilon": {"a": 1.5}, "delta": 1e-5, "unit": "record"}
+    Record(runs / "record.jsonl", "director 'director'").append(
+        "measured", experiment="toy", round=2, privacy=spent, **about
+    )
+    rows = {section.heading: section.rows for section in make_report(runs, "toy").sections}
+    assert [row for row in rows["Metrics over all clips"] if row[0] == 2] == [(2, "train", "loss", 0.125)]
+    assert rows["Differential privacy"] == [("a", 1.5, 1e-5, "record", ADJACENCY)]
 
 
 def test_hostile_names_are_text_in_both_forms(runs):

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from openfl_audio.envoy import limits
-from openfl_audio.envoy.cgroups import Cgroup, own_group
+from openfl_audio.envoy import cgroups, limits
+from openfl_audio.envoy.cgroups import Cgroup, Cgroups, own_group
 from openfl_audio.envoy.limits import RoundClock, Watch
 from openfl_audio.envoy.settings import EnvoySettings
-from openfl_audio.envoy.worker_process import end_process
+from openfl_audio.envoy.worker_process import Worker, end_process
 
 pytestmark = [pytest.mark.process, pytest.mark.skipif(sys.platform != "linux", reason="only Linux hands orphans on")]
 
@@ -105,6 +105,25 @@ print(keeper.wait(30), group.path.exists())
 groups.close()
 assert own_group() == before
 """
+
+
+@pytest.mark.parametrize(
+    ("controllers", "says"),
+    [("cpu memory pids\n", "limits of workers are kept by control"), ("cpu pids\n", "the memory controller is not deleg")],
+)
+def test_an_envoy_says_which_limits_the_kernel_keeps(tmp_path, monkeypatch, controllers, says):
+    (tmp_path / "cgroup.controllers").write_text(controllers)
+    monkeypatch.setattr(cgroups, "own_group", lambda: tmp_path)
+    assert says in Cgroups().keeps()
+
+
+def test_a_worker_that_never_gets_ready_is_told_of_and_not_waited_for(tmp_path):
+    worker = Worker(["sleep", "600"], os.environ, tmp_path / "room", None, is_confined=False)
+    try:
+        assert worker.wait_until_ready(0.2) == "it has not loaded its libraries within 0.2 s"
+    finally:
+        worker.end()
+    assert worker.wait_until_ready(30) == ""  # its exit code tells the rest
 
 
 def test_a_control_group_counts_and_ends_all_that_is_started_in_it():
