@@ -134,9 +134,8 @@ class Director:
         if entry.experiment:
             entry.experiment.scheduler.register(name, entry.sizes)
         if known:
-            known.changes.notify()
-        if known:
             entry.last_error = known.last_error
+            known.changes.notify()
         logger.info("envoy '%s' registered, with %s: %s", name, corpus or "a corpus without a name", peer)
         self.assign()
         return entry

@@ -7,7 +7,10 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from statistics import median
 from typing import Any
 
-from openfl_audio.page.tables import records_of
+from pydantic import TypeAdapter
+from pydantic_core import from_json
+from typing_extensions import TypedDict
+
 from openfl_audio.protocol.messages import ExperimentDetails
 from openfl_audio.protocol.metrics import MEAN_OF_SITES
 from openfl_audio.training.history import NOTES, Record, envoy_rows, note_sentences, table_row
@@ -24,6 +27,30 @@ NO_METRICS = ("round", NOTES, "sent", "seconds")
 Series = dict[str, list[float | None]]
 
 
+class _Nothing(TypedDict):
+    """An object of JSON whose content is not needed."""
+
+
+class _Brief(TypedDict, total=False):
+    """A round's record without the values of its envoys, which are nearly all of it and take most of the reading."""
+
+    round: int
+    metrics: dict[str, Any]
+    means_of_sites: dict[str, Any]
+    aggregation: dict[str, Any]
+    envoys: dict[str, _Nothing]
+    refused: dict[str, Any]
+    missing: list[str]
+    notes: dict[str, Any]
+    seconds: float
+    bytes_up: int
+    bytes_down: int
+    timings: dict[str, Any]
+
+
+_BRIEF = TypeAdapter(_Brief)
+
+
 class Curves:
     """The rounds of one experiment.
 
@@ -37,7 +64,9 @@ class Curves:
         stride: of how many rounds one has values of envoys. It doubles as rounds come.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, expected: int = 0) -> None:
+        """Make room for an experiment of which so many rounds come at once."""
+        self._expected = expected
         self.rounds: list[int] = []
         self.metrics: Series = {}
         self.phases: Series = {phase: [] for phase in PHASES}
@@ -49,6 +78,12 @@ class Curves:
 
     def __len__(self) -> int:
         return len(self.rounds)
+
+    def read(self, message: bytes) -> None:
+        """Add the round of a message of a history; one that is no round's is left out."""
+        record = from_json(message) if len(self) % self.stride == 0 else _BRIEF.validate_json(message)
+        if "envoys" in record:
+            self.add(record)
 
     def add(self, record: Record) -> None:
         """Add the record of the next round."""
@@ -76,7 +111,7 @@ class Curves:
         for name in {*values, *self.envoys}:
             _extend(self.envoys.setdefault(name, {}), before, values.get(name, {}))
         n_envoys = max((len(series) for series in self.envoys.values()), default=1)
-        if len(self.envoy_rounds) > max(FEWEST_POINTS, MOST_POINTS // n_envoys):
+        while max(len(self.envoy_rounds), self._expected / self.stride) > max(FEWEST_POINTS, MOST_POINTS // n_envoys):
             self._thin_out()
 
     def _thin_out(self) -> None:
@@ -137,12 +172,12 @@ class Histories:
     async def of(self, details: ExperimentDetails, history: Callable[[int], AsyncIterator[bytes]]) -> Curves:
         """Return the curves of an experiment, with the rounds that are new from `history`."""
         key = details.name, details.submitted
-        curves, lock = self._kept.pop(key) if key in self._kept else (Curves(), asyncio.Lock())
+        curves, lock = self._kept.pop(key) if key in self._kept else (Curves(details.round), asyncio.Lock())
         self._kept[key] = curves, lock
         for oldest in list(self._kept)[:-MOST_KEPT]:
             del self._kept[oldest]
         async with lock:
             if len(curves) < details.round:
-                async for record in records_of(history(len(curves))):
-                    curves.add(record)
+                async for message in history(len(curves)):
+                    curves.read(message)
         return curves

@@ -109,7 +109,7 @@ assert own_group() == before
 
 @pytest.mark.parametrize(
     ("controllers", "says"),
-    [("cpu memory pids\n", "limits of workers are kept by control"), ("cpu pids\n", "the memory controller is not deleg")],
+    [("cpu memory\n", "limits of workers are kept by control groups"), ("cpu\n", "memory controller is not delegated")],
 )
 def test_an_envoy_says_which_limits_the_kernel_keeps(tmp_path, monkeypatch, controllers, says):
     (tmp_path / "cgroup.controllers").write_text(controllers)

@@ -71,6 +71,20 @@ def test_lines_of_many_envoys_have_fewer_points_and_that_of_all_keeps_its_own(mo
     assert len(curves.since(0, 0)["metrics"]["train loss"]) == 20
 
 
+def test_a_history_that_comes_at_once_is_drawn_as_one_that_came_round_by_round(monkeypatch):
+    """Values of envoys are read of those rounds only that are drawn."""
+    monkeypatch.setattr(module, "MOST_POINTS", 8)
+    monkeypatch.setattr(module, "FEWEST_POINTS", 4)
+    records = [record_of(number, "ab", refused={"c": "NaN"}, notes={"c": ["holds NaN"]}) for number in range(20)]
+    slowly, at_once = Curves(), Curves(expected=20)
+    for record in records:
+        slowly.add(record)
+        at_once.read(json.dumps(record).encode())
+    at_once.read(b'{"status": "finished", "error": ""}')
+    assert at_once.since(0, 0) == slowly.since(0, 0)
+    assert (at_once.stride, at_once.envoy_rounds) == (8, [0, 8, 16])
+
+
 def details_of(rounds: int, submitted: float = 1.0) -> ExperimentDetails:
     best = BestMetric(metric="accuracy", direction="max")
     return ExperimentDetails(
