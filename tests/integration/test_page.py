@@ -9,6 +9,7 @@ import signal
 import time
 import urllib.error
 import urllib.request
+from datetime import datetime, timedelta, timezone
 
 import psutil
 import pytest
@@ -17,7 +18,7 @@ from safetensors.numpy import load
 
 from openfl_audio.cli.main import main
 from openfl_audio.experiments.local_federation import LocalFederation
-from openfl_audio.protocol.authority import write_certificates
+from openfl_audio.protocol.authority import issue, load_authority, write_certificates
 from openfl_audio.protocol.revocation import revoke
 from openfl_audio.testing.fault_proxy import Proxy
 from tests.integration.conftest import (
@@ -240,6 +241,126 @@ def test_people_see_and_steer_what_their_roles_and_ownership_let_them(tab, start
         operator.page.get_by_role("heading", name="Experiments").wait_for()
         assert operator.page.locator(operator.row("Experiments", name)).count() == 0
     assert state_of(federation, name) is None
+
+
+# WCAG 1.4.10: a screen of 1280 pixels at a zoom of 400 % is one of 320.
+SCREENS = {
+    "a phone": {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True},
+    "a zoom of 400 %": {"viewport": {"width": 320, "height": 256}, "device_scale_factor": 4},
+    "in the dark": {"color_scheme": "dark"},
+}
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_every_page_can_be_read_on_a_small_screen_magnified_in_the_dark_and_by_a_screen_reader(
+    chromium, start, federation, screen
+):
+    name = start(toy_train, rounds=2)
+    wait_for(lambda: state_of(federation, name) == "finished")
+    with Tab(chromium, federation, **SCREENS[screen]) as tab:
+        tab.log_in(USER)
+        tab.see("2 of 2 envoys online")
+        pages = {"/": "Federation", "/experiments": "Experiments", f"/experiments/{name}": name}
+        for path, heading in pages.items():
+            tab.page.goto(tab.address + path)
+            tab.page.get_by_role("heading", name=heading, level=1).wait_for()
+            if path == f"/experiments/{name}":
+                tab.see("round 2:", "[data-test='curve accuracy'] .readout")
+            check_sight(tab, is_dark=screen == "in the dark")
+        assert tab.page.get_by_role("img", name=re.compile("accuracy by round: round 2: .*")).count() == 1
+        tab.page.goto(f"{tab.address}/experiments")
+        row = tab.page.get_by_role("table", name="Experiments").get_by_role("row", name=name)
+        row.get_by_role("progressbar", name=f"rounds of {name} that are done").wait_for()
+        tab.page.get_by_role("button", name="Log out").click()
+        tab.page.get_by_role("heading", name="Log in").wait_for()
+        check_sight(tab, is_dark=screen == "in the dark")
+
+
+def check_sight(tab, is_dark):
+    """Check that a page is as wide as its window, has the colours that are asked for, and no findings of axe-core."""
+    wide = tab.page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+    assert wide[0] <= wide[1], f"{tab.page.url} is {wide[0]} pixels wide in a window of {wide[1]}"
+    colour = tab.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", colour)[:3])) < 3 * 128) == is_dark
+    assert tab.violations() == []
+
+
+def test_an_experiment_is_stopped_with_the_keyboard_alone(tab, start, federation, tmp_path):
+    name = start(held_at(tmp_path / "gate", slope=0), rounds=1, participation=None)
+    tab.log_in(USER)
+    tab.page.goto(tab.address)
+    tab.page.get_by_role("link", name=name).first.wait_for()
+    keys = tab.page.keyboard
+    assert [tabbed(tab) for _ in range(4)] == ["Skip to the content", "Federation", "Experiments", "Log out"]
+    tab.page.get_by_role("link", name="Skip to the content").focus()
+    keys.press("Enter")
+    assert tabbed(tab) == name
+    keys.press("Enter")
+    tab.see("in progress", "[data-test=state]")
+    assert tab.page.evaluate("document.activeElement.id") == "main"
+    tab_to(tab, "Stop")
+    keys.press("Enter")
+    dialog = tab.page.get_by_role("dialog", name=f"Stop experiment '{name}'?")
+    dialog.wait_for()
+    assert focused(tab) == "Cancel"
+    assert tabbed(tab) == "Stop"
+    keys.press("Escape")
+    dialog.wait_for(state="detached")
+    assert (focused(tab), state_of(federation, name)) == ("Stop", "in_progress")
+    keys.press("Enter")
+    tab_to(tab, "Stop")
+    keys.press("Enter")
+    tab.see("stopped", "[data-test=state]")
+    assert state_of(federation, name) == "stopped"
+    tab.page.get_by_role("button", name="Resume", exact=True).wait_for()
+    assert focused(tab) == name  # the heading, as the button is gone
+    assert tab.page.get_by_role("status").filter(has_text=f"experiment '{name}' is stopped").count() == 1
+
+
+def focused(tab):
+    """Return what the element says that has the focus."""
+    return tab.page.evaluate("document.activeElement.textContent").strip()
+
+
+def tabbed(tab):
+    """Press the tabulator, and return what the next element says."""
+    tab.page.keyboard.press("Tab")
+    return focused(tab)
+
+
+def tab_to(tab, name, most=40):
+    """Press the tabulator until an element says `name`."""
+    found = [tabbed(tab)]
+    while found[-1] != name and len(found) < most:
+        found.append(tabbed(tab))
+    assert found[-1] == name, f"the tabulator led to {found}"
+
+
+def toy_train(model, points, device, optimizer):
+    from toy.experiment import add_points
+
+    return add_points(model, points, device, optimizer)
+
+
+@pytest.mark.slow
+def test_a_session_ends_when_its_certificate_expires(chromium, tmp_path):
+    folder = tmp_path / "certificates"
+    write_certificates(folder, director_hosts=["127.0.0.1"], users=[USER])
+    with LocalFederation(tmp_path / "alone", folder, USER, page=True) as processes:
+        processes.start_director()
+        wait_for(lambda: "the page is at" in processes.log("director").read_text())
+        expires = datetime.now(timezone.utc) + timedelta(seconds=20)
+        files = issue(load_authority(folder), USER, "user", days=1, now=expires - timedelta(days=1))
+        for ending, content in zip(("crt", "key"), files, strict=True):
+            (folder / f"{USER}.{ending}").write_bytes(content)
+        with Tab(chromium, processes) as tab:
+            tab.log_in(USER)
+            tab.see("0 of 0 envoys online")
+            wait_for(lambda: datetime.now(timezone.utc) > expires)
+            tab.see("the certificate of user 'scientist' (has )?expired")
+            tab.page.get_by_role("heading", name="Log in").wait_for()
+            tab.page.goto(tab.address)
+            tab.page.get_by_role("heading", name="Log in").wait_for()
 
 
 @pytest.mark.slow  # a default run sees a refused update and a queue; these faults take their time by themselves

@@ -16,6 +16,7 @@ export const page = {
   go(address) {
     history.pushState(null, "", address);
     route();
+    main.focus();  // what had the focus is gone
   },
   say(sentence) {
     setText(document.getElementById("said"), sentence);
@@ -80,13 +81,17 @@ async function route() {
   else draw(experimentPage, decodeURIComponent(parts[1]));
 }
 
+// To the browser even a place of this page is another address, for which the page would be drawn anew.
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  main.focus();
+});
 document.addEventListener("click", (event) => {
   const anchor = event.target.closest("a");
   const isPlain = event.button === 0 && !event.metaKey && !event.ctrlKey && !event.shiftKey && !event.altKey;
   if (!anchor || !isPlain || anchor.hasAttribute("download") || anchor.origin !== location.origin || anchor.hash) return;
   event.preventDefault();
   page.go(anchor.pathname);
-  main.focus();
 });
 document.getElementById("logout").addEventListener("click", async () => {
   await post("/api/logout").catch(() => {});

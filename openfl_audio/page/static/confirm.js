@@ -33,6 +33,8 @@ export function confirmed(page, { question, effect, yes, path, done }) {
     });
     dialog.addEventListener("close", () => {
       dialog.remove();
+      // The button that asked may be gone by now, and the keyboard must not begin anew at the top.
+      if (document.activeElement === document.body) document.querySelector("#main h1")?.focus();
       resolve(made);
     });
     document.body.append(dialog);

@@ -34,6 +34,7 @@ export function experimentPage(main, page, name) {
 class View {
   constructor(main, page, name, path) {
     Object.assign(this, { page, name, path, rounds: new Rounds(), curves: new Curves() });
+    this.heading = h("h1", { tabindex: -1 }, name);
     this.state = h("span", { "data-test": "state" });
     this.lead = h("p", { class: "lead", "data-test": "lead", role: "status" }, "…");
     this.facts = h("p", { class: "facts" });
@@ -48,7 +49,7 @@ class View {
     this.settings = h("dl");
     this.downloads = h("p", { class: "buttons" });
     main.append(
-      h("div", { class: "title" }, h("h1", { tabindex: -1 }, name), this.state, this.buttons),
+      h("div", { class: "title" }, this.heading, this.state, this.buttons),
       this.lead,
       this.facts,
       this.error,
@@ -103,9 +104,11 @@ class View {
     const wanted = state.actions.filter((action) => action in ACTIONS);
     if (this.buttons.dataset.actions === wanted.join()) return;
     this.buttons.dataset.actions = wanted.join();
+    const hadFocus = this.buttons.contains(document.activeElement);
     this.buttons.replaceChildren(
       ...wanted.map((action) => h("button", { type: "button", onclick: () => this.act(action) }, ACTIONS[action][0])),
     );
+    if (hadFocus) this.heading.focus();
   }
 
   async act(action) {
@@ -130,6 +133,7 @@ class View {
       const drop = () => this.drop(member.name);
       cell.append(h("button", { type: "button", "aria-label": `Drop envoy ${member.name}`, onclick: drop }, "Drop"));
     }
+    if (!member.mayDrop && document.activeElement === cell.firstChild) this.heading.focus();
     show(cell.firstChild, member.mayDrop);
   }
 
