@@ -81,7 +81,7 @@ class Curves:
 
     def read(self, message: bytes) -> None:
         """Add the round of a message of a history; one that is no round's is left out."""
-        record = from_json(message) if len(self) % self.stride == 0 else _BRIEF.validate_json(message)
+        record: Record = from_json(message) if len(self) % self.stride == 0 else dict(_BRIEF.validate_json(message))
         if "envoys" in record:
             self.add(record)
 
