@@ -1,4 +1,4 @@
-"""What a notebook submits and a director sends, made by somebody who means ill: refused, and nothing is touched."""
+"""Archives of a notebook or a director, made by somebody who means ill: they are refused, and nothing is touched."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""Who may call what: nobody speaks for another envoy, no envoy for a notebook, no notebook for an envoy."""
+"""Rights of callers: nobody speaks for another envoy, no envoy for a notebook, no notebook for an envoy."""
 
 import contextlib
 import sys

@@ -1,4 +1,4 @@
-"""What a user sees and does from a notebook or a terminal while experiments run on a real director and real envoys."""
+"""Notebooks and terminals of users while experiments run on a real director and real envoys."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""What goes wrong at the start of a director, an envoy or a notebook, and the sentence that says so."""
+"""Faults at the start of a director, an envoy or a notebook, and the sentence that names each."""
 
 import shutil
 from collections.abc import Iterator

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = "openfl_audio", "shard_descriptors", "workspaces", "scripts", "benchmarks"
+FOLDERS = "openfl_audio", "shard_descriptors", "workspaces", "scripts", "benchmarks", "tests"
 # Words that begin a relative clause or a condition, which is no sentence.
 FRAGMENTS = frozenset(
     {"What", "Who", "Whom", "Whose", "Which", "Whether", "How", "Of", "Those", "That", "Where", "When"}

@@ -1,4 +1,4 @@
-"""How a status is shown. That it is the director's: see tests/integration/test_notebook.py."""
+"""Tables of a status. That it is the director's: see tests/integration/test_notebook.py."""
 
 import io
 import time

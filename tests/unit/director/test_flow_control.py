@@ -1,4 +1,4 @@
-"""What may be on its way to the director: shared, bounded, and nobody waits for a slow one."""
+"""Bytes on their way to the director: they are shared and bounded, and nobody waits for a slow sender."""
 
 import asyncio
 from collections import deque

@@ -1,4 +1,4 @@
-"""What a worker leaves behind, and how much memory it holds. Processes are real, and none of them loads torch."""
+"""Processes that a worker leaves behind, and the memory that it holds: they are real, and none of them loads torch."""
 
 import mmap
 import os

@@ -1,4 +1,4 @@
-"""What a site holds a director and a worker to, beyond what the director checks itself."""
+"""Limits that a site sets a director and a worker, beyond what the director checks itself."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""What a worker sees: which paths are shown, which variables, and what an envoy says where nothing confines it."""
+"""Paths and variables that a worker sees, and the sentence of an envoy where nothing confines it."""
 
 import os
 from pathlib import Path

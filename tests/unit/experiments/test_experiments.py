@@ -1,4 +1,4 @@
-"""What a run decides before anything is trained."""
+"""Decisions of a run before anything is trained."""
 
 import dataclasses
 import json

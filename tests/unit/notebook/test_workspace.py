@@ -1,4 +1,4 @@
-"""What of a package's folder travels to the envoys, and how it is packed."""
+"""Files of a package that travel to the envoys, and how they are packed."""
 
 import importlib
 import json

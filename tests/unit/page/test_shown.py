@@ -1,4 +1,4 @@
-"""What the browser is told of envoys, experiments and rounds."""
+"""Values that the browser is told of envoys, experiments and rounds."""
 
 import time
 

@@ -38,7 +38,7 @@ def context_of(names: Sequence[str], **changes: object) -> Context:
 
 
 class Ledger:
-    """Which survivors were unmasked: another set for one round is refused."""
+    """Note of the survivors that were unmasked: another set for one round is refused."""
 
     def __init__(self) -> None:
         self.unmasked: dict[tuple[str, int], list[str]] = {}

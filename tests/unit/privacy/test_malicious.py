@@ -1,4 +1,4 @@
-"""What a director or an envoy might try: each attempt is found, in one sentence, with nothing unmasked."""
+"""Attempts of a director or an envoy to learn more: each is found, in one sentence, with nothing unmasked."""
 
 from collections.abc import Callable
 from pathlib import Path

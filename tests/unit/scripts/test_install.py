@@ -1,4 +1,4 @@
-"""What scripts/install.sh asks of pip: a pip that answers as it is told stands in for the indexes."""
+"""Requests of scripts/install.sh to pip: a pip that answers as it is told stands in for the indexes."""
 
 import os
 import shutil

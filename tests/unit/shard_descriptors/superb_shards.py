@@ -1,4 +1,4 @@
-"""What the tests of the SUPERB shard descriptor build and read shards with."""
+"""Builders and readers of shards for the tests of the SUPERB shard descriptor."""
 
 from pathlib import Path
 

@@ -59,7 +59,7 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/{name}"
 
     def archive(self, folder, *names, root=""):
-        """Of files that are served, with their sums: those of a split zip are published as MD5."""
+        """Return the archive of files that are served, with their sums: those of a split zip are published as MD5."""
         algorithm = "md5" if len(names) > 1 else "sha256"
         sums = [f"{algorithm}:{hashlib.new(algorithm, self.contents[name]).hexdigest()}" for name in names]
         return Archive(dict(zip(map(self.url, names), sums, strict=True)), folder, root)

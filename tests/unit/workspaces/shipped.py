@@ -1,4 +1,4 @@
-"""What the tests of several workloads have in common: the workloads there are, and settings of the smallest models."""
+"""Workloads that there are, and settings of the smallest models, for the tests of several workloads."""
 
 WORKLOADS = {
     "audio_classification",

@@ -1,4 +1,4 @@
-"""What two clients validate makes the value over the clips of both, as the director and a simulation merge it."""
+"""Metrics of two clients make the value over the clips of both, as the director and a simulation merge it."""
 
 from typing import Any
 

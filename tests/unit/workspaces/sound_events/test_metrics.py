@@ -153,7 +153,7 @@ def test_a_single_clip_has_every_score_but_the_one_that_compares_clips():
 
 @pytest.mark.parametrize("name", METRIC_NAMES)
 def test_the_score_over_all_clips_is_not_the_mean_of_the_clients_scores(name):
-    """Which is why an evaluator has all the clips: three unequal clients, weighted as a director weights them."""
+    """Score three unequal clients, weighted as a director weights them."""
     scores, labels = draw(1, clips=120)
     clients = np.split(np.arange(120), [10, 40])
     mean = sum(score(name, scores[c], labels[c]) * len(c) for c in clients) / 120
