@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -11,8 +12,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from openfl_audio.errors import PrivacyError
 from openfl_audio.node.progress import report
 from openfl_audio.training.bootstrap import bootstrap_interval
+from openfl_audio.training.private_round import is_private, steps_of_round, train_privately, trains_privately
+from openfl_audio.training.private_steps import each_alone
 from openfl_audio.training.schedules import linear_rate, set_rate
 from workspaces.audio_classification.data import Clips, draw_epoch
 from workspaces.audio_classification.model import predict
@@ -52,6 +56,7 @@ class TrainingSettings:
     seed: int = 0
 
 
+@trains_privately
 def train_round(
     model: torch.nn.Module,
     clips: Clips,
@@ -60,8 +65,14 @@ def train_round(
     round_number: int,
     settings: TrainingSettings,
 ) -> dict[str, float]:
-    """Train `model` in place for `settings.local_epochs`. Returns the mean loss over the clips of all epochs."""
+    """Train `model` in place for `settings.local_epochs`. Returns the mean loss over the clips of all epochs.
+
+    A private round draws each clip alike, varied once, and returns nothing. Raises PrivacyError if it would be
+    balanced.
+    """
     model.train().to(device)
+    if is_private():
+        return _train_privately(model, clips, optimizer, device, round_number, settings)
     weights = class_weights(clips).to(device) if settings.balance == "weights" else None
     # The task runner has seeded torch with a function of seed, round and client: two clients draw other numbers.
     seeds = [(settings.seed, round_number, epoch, torch.initial_seed()) for epoch in range(settings.local_epochs)]
@@ -89,6 +100,34 @@ def train_round(
             step, heard = step + 1, heard + number
             report(step, steps, clips=heard, loss=total / heard)
     return {"loss": total / (settings.local_epochs * len(clips))}
+
+
+def _train_privately(
+    model: torch.nn.Module,
+    clips: Clips,
+    optimizer: torch.optim.Optimizer,
+    device: str,
+    round_number: int,
+    settings: TrainingSettings,
+) -> dict[str, float]:
+    if settings.balance != "none":
+        raise PrivacyError(f"balance '{settings.balance}' follows from the classes of private clips: set it to none")
+    steps, seed = steps_of_round(1), (settings.seed, round_number, torch.initial_seed())
+    loss = partial(loss_of, clips.targets.kind, label_smoothing=settings.label_smoothing)
+    left = iter(range(steps))
+
+    def set_next_rate() -> None:
+        step = next(left, None)
+        if settings.learning_rate is not None and step is not None:
+            schedule = (settings.warmup, settings.rounds, round_number, step, steps)
+            set_rate(optimizer, linear_rate(settings.learning_rate, *schedule))
+
+    def losses(chosen: Sequence[int]) -> torch.Tensor:
+        inputs, labels = clips.batch(chosen, seed)
+        return each_alone(loss, predict(model, inputs.to(device)).float(), labels.to(device))
+
+    set_next_rate()
+    return train_privately(model, optimizer, clips.groups, losses, after_step=set_next_rate)
 
 
 def loss_of(

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import torch
 from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
 from openfl.interface.interactive_api.shard_descriptor import ShardDataset
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from safetensors.torch import save_model
 
 from openfl_audio.config import load_settings
@@ -120,6 +120,15 @@ class AudioClassificationSettings(AdapterSettings):
     augmentation: AugmentationSettings = Field(
         default=AugmentationSettings(), description="variation of clips in training"
     )
+
+    @model_validator(mode="after")
+    def check_privacy(self) -> "AudioClassificationSettings":
+        """Raise ValueError if how often a clip counts would follow from other private clips."""
+        if self.privacy is not None and self.balance != "none":
+            raise ValueError(
+                f"balance {self.balance} follows from the classes of private clips: leave it out, or privacy"
+            )
+        return self
 
 
 class AudioClassification(Workload[AudioClassificationSettings]):

@@ -15,6 +15,7 @@ from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.participation import Participation
 from openfl_audio.protocol.privacy import RecordLevel
 from openfl_audio.protocol.rules import TrimmedMean
+from openfl_audio.protocol.secure_aggregation import SecureAggregation
 from openfl_audio.protocol.server_optimizers import FedAdam
 from openfl_audio.protocol.tensors import TensorFile, Tensors
 from openfl_audio.simulation.simulation import Simulation
@@ -542,6 +543,14 @@ def test_a_private_experiment_tells_what_each_client_has_spent_and_no_loss(tmp_p
     plain = toy.simulate(tmp_path / "plain", ["a-4"])
     assert "epsilon" not in plain.history
     assert plain.records[0]["privacy"] is None
+
+
+def test_private_updates_can_be_summed_in_secret(tmp_path):
+    three = ["a-4", "b-9", "c-7"]
+    secure = SecureAggregation(value_range=100.0)
+    simulation = toy.simulate(tmp_path, three, train=fit_privately, privacy=PRIVACY, secure_aggregation=secure)
+    assert simulation.records[-1]["privacy"]["epsilon"].keys() == {*three}
+    assert all(record["secure"] for record in simulation.records)
 
 
 def test_private_rounds_repeat_with_noise_for_tests_alone(tmp_path):

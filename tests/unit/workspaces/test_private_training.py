@@ -9,17 +9,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
+from openfl_audio.errors import PrivacyError
 from openfl_audio.node.private_task import private_task
 from openfl_audio.protocol.privacy import RecordLevel
 from openfl_audio.training import private_round
 from openfl_audio.training.private_steps import PrivateSteps
+from tests.unit.workspaces.audio_classification.recordings import Tones as OwnTones
+from tests.unit.workspaces.audio_classification.recordings import create_cnn
 from tests.unit.workspaces.speech_recognition.speech import Spoken, tiny_recognizer
 from tests.unit.workspaces.test_clips_alone import WHISPER
+from workspaces.audio_classification import tasks as own_tasks
+from workspaces.audio_classification.data import Augmentation
+from workspaces.audio_classification.data import Clips as OwnClips
+from workspaces.audio_classification.targets import Targets
+from workspaces.audio_classification.workload import AudioClassificationSettings
 from workspaces.keyword_spotting import tasks as keyword_tasks
 from workspaces.keyword_spotting.data import EncoderClips
 from workspaces.keyword_spotting.ssl_features import create_upstream
 from workspaces.keyword_spotting.whisper import create_whisper
+from workspaces.keyword_spotting.workload import KeywordSpottingSettings
 from workspaces.keyword_spotting_wav2vec2 import tasks as wav2vec2_tasks
 from workspaces.keyword_spotting_wav2vec2.data import TrainClips
 from workspaces.keyword_spotting_wav2vec2.model import CONFIGS, create_wav2vec2
@@ -32,6 +42,7 @@ from workspaces.speech_recognition.data import Clips
 # A bound that no gradient reaches, so that their sizes can be compared.
 LEVEL = RecordLevel(noise_multiplier=1.0, clip=1e6, delta=1e-3, probability=0.5, steps=1)
 LABELS = ("low", "high", "_silence_")
+WORDS = Targets("label", ("low", "high"))
 # Passes with one more clip round otherwise in the last bits.
 TOLERANCE = 2e-5
 
@@ -119,7 +130,14 @@ def letters(folder: Path) -> Train:
     return lambda: speech_tasks.train_round(model, clips, optimizer_of(model), "cpu", 0, settings)
 
 
-TRAINED = (head_on_log_mel, small_whisper, small_wav2vec2, vgg_tagger, crnn_tagger, letters)
+def own_recordings(folder: Path) -> Train:
+    clips = OwnClips(OwnTones(["low", "high", "high", "low", "high"]), WORDS, 0.1, augmentation=Augmentation(gain_db=6))
+    settings = own_tasks.TrainingSettings(rounds=1, learning_rate=0.0)
+    model = create_cnn(2)
+    return lambda: own_tasks.train_round(model, clips, optimizer_of(model), "cpu", 0, settings)
+
+
+TRAINED = (head_on_log_mel, small_whisper, small_wav2vec2, vgg_tagger, crnn_tagger, letters, own_recordings)
 CASES = {each.__name__: each for each in TRAINED}
 
 
@@ -176,3 +194,18 @@ def test_a_private_round_takes_each_clip_of_the_shard_once_however_rare_its_labe
         keyword_tasks.train_round(model, clips, optimizer_of(model), "cpu", 0, keyword_tasks.TrainingSettings(rounds=1))
     assert drawn == [[[0], [1], [2], [3], [4]]]
     assert [clips.indices[items].tolist() for items in taken] == [[0, 1, 2, 3, 4]]
+
+
+def test_balanced_classes_and_silence_that_shares_recordings_are_refused_with_privacy():
+    shared = {"rounds": 1, "batch_size": 4, "optimizer": {"learning_rate": 0.1}, "privacy": LEVEL.model_dump()}
+    model = {"config": "wav2vec2_small.json"}
+    with pytest.raises(ValidationError, match="balance sampling follows from the classes of private clips"):
+        AudioClassificationSettings.model_validate(shared | {"model": model, "clip_s": 1.0, "balance": "sampling"})
+    keywords = shared | {"model": {"architecture": "upstream", "upstream": "log_mel"}}
+    with pytest.raises(ValidationError, match=r"data\.silence_share cuts a noise recording into several clips"):
+        KeywordSpottingSettings.model_validate(keywords | {"data": {"silence_share": 0.1}})
+    clips, model = OwnClips(OwnTones(["low", "high"]), WORDS, 0.1), create_cnn(2)
+    settings = own_tasks.TrainingSettings(rounds=1, balance="weights")
+    refusal = pytest.raises(PrivacyError, match="balance 'weights' follows from the classes of private clips")
+    with refusal, private_task(LEVEL, "site", 0, "train"):
+        own_tasks.train_round(model, clips, optimizer_of(model), "cpu", 0, settings)
