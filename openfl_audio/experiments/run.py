@@ -1,4 +1,21 @@
-"""One experiment in one mode: from settings to a folder with its result."""
+"""One experiment in one mode: from settings to a folder with its result, OUT of `openfl-audio train`.
+
+    run.json             the workload, the mode, the data and the settings that the folder belongs to
+    result.json          metrics of each kept model by split, rounds, seconds, bytes, seed, settings, versions
+    history.jsonl        one record a round
+    model/               the best model; models of other kinds are in such as model-last/, each with a card
+    per_client.json      metrics of the model at each client's validation clips
+    *.png                pictures of the workload, of the clients and of the comparison between them
+    checkpoints/         models of the last `keep` rounds, with the score in the name
+    sites/CLIENT/        the model of each client, where parts of it stay there
+    gain.json            with `judge: gain`, each client trained alone as well; the runs are in alone/
+    tensorboard/         the history once more, and tracked.json with a tracker
+    experiment.json, checkpoint.safetensors, round-N.safetensors    of a run in this process, to resume it
+    certificates/, settings/, logs/, director/, envoys/             of a federated run: all that its processes have
+    clients/             the state that stays with each client of a run in this process
+
+A run with several clients that train alone has a folder like this for each, and matrix.json with `judge: matrix`.
+"""
 
 import json
 from collections.abc import Sequence

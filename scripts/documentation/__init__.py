@@ -14,14 +14,15 @@ from scripts.documentation.api import api
 from scripts.documentation.commands import commands
 from scripts.documentation.protocol import calls, messages
 from scripts.documentation.results import benchmarks, typed_results
-from scripts.documentation.run_files import run_files
+from scripts.documentation.run_files import run_files, train_files
 from scripts.documentation.settings import settings
 
 # Characters that reStructuredText takes for markup, and code, which it does not look into.
 MARKUP = re.compile(r"(`[^`]*`|^ *>>>.*)|([*|]|_(?=\W|$))")
 MARKER = re.compile(r"^<!-- generated: (\S+) -->$", re.MULTILINE)
 PARTS: dict[str, Callable[[], str]] = {
-    function.__name__: function for function in (api, benchmarks, calls, commands, messages, run_files, settings)
+    function.__name__: function
+    for function in (api, benchmarks, calls, commands, messages, run_files, settings, train_files)
 }
 
 logger = logging.getLogger(__name__)

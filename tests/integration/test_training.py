@@ -1,12 +1,15 @@
 """`openfl-audio train` on a small demo corpus: four modes, kills, and the same weights whatever runs the clients."""
 
 import contextlib
+import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +109,14 @@ def test_a_simulated_run_leaves_its_result_and_all_that_belongs_to_it(simulated)
     assert result["metrics"]["best"]["validation"] == pytest.approx(
         records[best]["metrics"]["aggregated_model_validate"], abs=1e-6
     )
+
+
+def test_all_that_a_run_leaves_is_in_the_list_of_its_files(simulated):
+    listed = re.findall(r"[\w*.-]+(?:\.(?:jsonl?|png|safetensors)|/)", str(inspect.getmodule(run).__doc__))
+    patterns = [name.rstrip("/").replace("round-N", "round-*") for name in listed]
+    left = {path.name for path in simulated.iterdir()}
+    assert {name for name in left if not any(fnmatch(name, pattern) for pattern in patterns)} == set()
+    assert {"run.json", "per_client.json", "checkpoint.safetensors"} <= left
 
 
 def test_whoever_comes_after_the_end_gets_all_rounds_all_the_same(simulated, corpus):
