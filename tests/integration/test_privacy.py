@@ -49,7 +49,7 @@ def arguments(**changes: object) -> dict:
 
 @pytest.fixture(scope="module")
 def sites(tmp_path_factory: pytest.TempPathFactory, certificates: Path) -> Iterator[LocalFederation]:
-    """A director, and three envoys with budgets, whose sites are asked; that of 'b' is small."""
+    """A director, and envoys with budgets; the sites of all but 'd' are asked, and the budget of 'b' is small."""
     folder = tmp_path_factory.mktemp("privacy")
     with LocalFederation(folder, certificates, USER) as processes:
         processes.start_director()
@@ -62,7 +62,9 @@ def sites(tmp_path_factory: pytest.TempPathFactory, certificates: Path) -> Itera
                 "ledger": str(folder / "ledgers" / f"{name}.jsonl"),
             }
             processes.start_envoy(name, points(number), approval="ask", policy={"tracebacks": "code"}, privacy=privacy)
-        processes.wait_until_ready(SITES, READY_SECONDS)
+        privacy = {"corpus": "d", "unit": "record", "epsilon": 50.0, "delta": 1e-5, "ledger": str(folder / "d.jsonl")}
+        processes.start_envoy("d", points(4), policy={"tracebacks": "code"}, privacy=privacy)
+        processes.wait_until_ready([*SITES, "d"], READY_SECONDS)
         yield processes
 
 
@@ -151,6 +153,19 @@ def test_what_is_trained_anew_after_a_stop_is_paid_for_again(
     assert len(paid) == len(releases_in(sites, "c")) - before
     for number in range(4):
         assert paid.count(number) >= sent.count(number), "nothing has left that was not paid for"
+
+
+def test_code_that_is_neither_installed_nor_approved_never_runs(sites: LocalFederation, connect: Callable) -> None:
+    import toy
+
+    experiment = FLExperiment(connect(sites), "unseen", workspace=toy)
+    experiment.start(**arguments(envoys=["d"], participation=Participation()))
+    sentence = (
+        "has a budget of privacy, and runs installed workloads and code that its site has approved by hash: 'toy/"
+    )
+    with pytest.raises(ExperimentFailedError, match=sentence):
+        experiment.watch()
+    assert len((sites.folder / "d.jsonl").read_text().splitlines()) == 1, "the title, and no release"
 
 
 def test_simulation_gives_the_same_bits_with_noise_for_tests(

@@ -150,3 +150,22 @@ def test_a_review_hides_nothing_that_would_run(tmp_path):
 def test_characters_that_hide_are_shown():
     assert show_characters("a\u202eb") == r"a\u202eb"
     assert describe({"float": "nan"}) == '{"float": "nan"}'
+
+
+def test_a_trusted_author_is_no_approval_by_hash(tmp_path):
+    bundle = asked(tmp_path, "one")
+    desk = desk_of(tmp_path / "envoys")
+    assert not desk.approved_by_hash(bundle)
+    desk.approvals.approve("one")
+    assert desk.approved_by_hash(bundle)
+    assert not desk.approved_by_hash(submitted(tmp_path / "more", **named("more", rounds=4)))
+    assert not desk.approved_by_hash(submitted(tmp_path / "other", **{"package/tasks.py": b"other"}))
+    assert not desk_of(tmp_path / "envoys", approval="any").approved_by_hash(bundle)
+    desk.approvals.reject("one", "")
+    assert not desk.approved_by_hash(bundle)
+
+    path, listed = tmp_path / "listed.yaml", {"approval": "listed", "approved": tmp_path / "listed.yaml"}
+    path.write_text(yaml.safe_dump({"authors": ["ada"]}))
+    assert not desk_of(tmp_path / "others", **listed).approved_by_hash(bundle)
+    path.write_text(yaml.safe_dump({"bundles": [{"sha256": bundle.sha256}]}))
+    assert desk_of(tmp_path / "others", **listed).approved_by_hash(bundle)
