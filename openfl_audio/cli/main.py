@@ -101,6 +101,8 @@ TREE: Group = (
 MAX_WIDTH = 100
 USAGE_WIDTH = 72  # beside the word usage
 EXAMPLE = "example:"
+# A table in a docstring is indented.
+TABLE = "  "
 BAD_USE, FAILED, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 
 
@@ -157,7 +159,7 @@ class _Formatter(argparse.HelpFormatter):
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         paragraphs = text.split("\n\n")
         return "\n\n".join(
-            paragraph if paragraph.startswith(EXAMPLE) else "\n".join(self._split_lines(paragraph, width))
+            paragraph if paragraph.startswith((EXAMPLE, TABLE)) else "\n".join(self._split_lines(paragraph, width))
             for paragraph in paragraphs
         )
 

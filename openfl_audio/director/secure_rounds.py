@@ -253,7 +253,7 @@ class SecureRounds:
         coordinator = self._open()
         masks = _negated(coordinator.left_masks(TENSORS))
         totals = self._sum_of_numbers(coordinator)
-        results, weight, clipped = decode_numbers(self.metrics(), [int(total) for total in totals])
+        results, weight, bounded, clipped = decode_numbers(self.metrics(), [int(total) for total in totals])
         self.secret = SecretSum(masks, self._settings, mean_share(self._plan.aggregation, self._settings, weight))
         signed = sorted(coordinator.agreements.values(), key=lambda agreement: agreement.envoy)
         entry = entry_of_sum(
@@ -262,6 +262,7 @@ class SecureRounds:
         # What is said of the round follows from what is recorded.
         self._rounds.count_sum(replay(entry), results, trained=weight > 0)
         self._rounds.note_clipped(clipped)
+        self._rounds.note_bounded(bounded)
         self._run.note("secure_sum", round=coordinator.context.round, **entry)
 
     def _sum_of_numbers(self, coordinator: Coordinator) -> np.ndarray:

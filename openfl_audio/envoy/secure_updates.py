@@ -146,7 +146,11 @@ class SecureUpdates:
         rounding = Rounding.of(self._plan.participation.seed, round_number, self._envoy)
         prefix = f"update of envoy '{self._envoy}' for round {round_number}"
         trains = any(task.task_type == "train" for task in tasks)
-        return encode_tensors(self._plan, model if trains else {}, update, clips if update else 0, rounding, prefix)
+        words = encode_tensors(self._plan, model if trains else {}, update, clips if update else 0, rounding, prefix)
+        if words.is_bounded:
+            # Without the number of clips, as logs are sent to people.
+            logger.warning("%s weighs %d, which is the largest weight: this site has more clips", prefix, words.weight)
+        return words
 
     def _take_part(
         self, context: Context, tasks: Sequence[Task], words: Words, results: Results, model: Header

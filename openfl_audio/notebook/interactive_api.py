@@ -58,7 +58,7 @@ from openfl_audio.protocol.plan import (
     name_of_best,
 )
 from openfl_audio.protocol.privacy import GradientLevel
-from openfl_audio.protocol.secure_aggregation import SecureAggregation
+from openfl_audio.protocol.secure_aggregation import SecureAggregation, describe
 from openfl_audio.protocol.tensors import file_chunks
 from openfl_audio.training.history import per_envoy, to_frame, waiting_round
 
@@ -280,6 +280,8 @@ class FLExperiment(openfl_experiment.FLExperiment):
         self.federation.dir_client.submit(stream_archive(entries))
         self.experiment_submitted = True
         self.logger.info("experiment '%s' was submitted", plan.name)
+        if plan.secure_aggregation is not None:
+            self.logger.info("%s", describe(len(plan.envoys or ())))
 
     def attach(self, experiment_name: str, model_provider: ModelInterface | None = None) -> "FLExperiment":
         """Take up an experiment that was started elsewhere or earlier: `watch`, `history` and the rest are about it.

@@ -1,7 +1,7 @@
 """A round's update as words that can be summed in secret: its tensors in fixed point, and numbers beside them.
 
-The numbers are the site's weight, how many values were clipped, and for each task its clips and the sums and counts of
-its metrics that are means. A metric that is no mean stays with its site.
+The numbers are the site's weight, whether that was bounded, how many values were clipped, and for each task its clips
+and the sums and counts of its metrics that are means. A metric that is no mean stays with its site.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ from openfl_audio.protocol.values import distance
 # Beside tensors of the model, whose names have no space, an update has its numbers.
 NUMBERS_NAME = "secure aggregation: numbers"
 NUMBER = np.dtype(f"<u{NUMBER_BITS // 8}")
-WEIGHT, CLIPPED = "weight", "clipped values"
+WEIGHT, BOUNDED, CLIPPED = "weight", "bounded weights", "clipped values"
 # NumPy and OpenSSL leave the interpreter's lock while they work.
 THREADS = 2
 Metrics = Mapping[str, Sequence[str]]
@@ -38,11 +38,13 @@ class Words:
         values: the words, flat.
         weight: what the update weighs.
         clipped: how many values were clipped to their range.
+        is_bounded: whether the site has more clips than the largest weight.
     """
 
     values: np.ndarray
     weight: int
     clipped: int
+    is_bounded: bool = False
 
 
 def words_header(model: Header) -> Header:
@@ -87,7 +89,7 @@ def encode_tensors(
         return clipped
 
     untrained = {*plan.untrained}
-    return Words(words, weight, sum(_in_threads(encode_block, floats)))
+    return Words(words, weight, sum(_in_threads(encode_block, floats)), largest > 1 and clips > largest)
 
 
 def weight_of(aggregation: Aggregation, settings: SecureAggregation, clips: int) -> tuple[int, int]:
@@ -110,7 +112,7 @@ def encode_numbers(
     `metrics` has the names that any of the `sites` reports, by task. Raises UpdateRefusedError for a number that is too
     large.
     """
-    values: dict[str, float] = {WEIGHT: words.weight, CLIPPED: words.clipped}
+    values: dict[str, float] = {WEIGHT: words.weight, BOUNDED: words.is_bounded, CLIPPED: words.clipped}
     for task in tasks:
         result = results[task.name]
         values[task.name] = result.size
@@ -124,8 +126,8 @@ def encode_numbers(
         raise UpdateRefusedError(f"a metric: {error}") from None
 
 
-def decode_numbers(metrics: Metrics, totals: Sequence[int]) -> tuple[Results, float, int]:
-    """Return results over all sites by task, the sum of weights, and how many values were clipped."""
+def decode_numbers(metrics: Metrics, totals: Sequence[int]) -> tuple[Results, float, int, int]:
+    """Return results over all sites by task, the sum of weights, how many were bounded, and how many values clipped."""
     values = dict(zip(names_of(metrics), map(decode_number, totals), strict=True))
     results = {}
     for task, names in metrics.items():
@@ -135,12 +137,12 @@ def decode_numbers(metrics: Metrics, totals: Sequence[int]) -> tuple[Results, fl
             for metric, count in counts.items()
         }
         results[task] = TaskResult(size=round(values[task]), metrics=means, counts=counts)
-    return results, values[WEIGHT], round(values[CLIPPED])
+    return results, values[WEIGHT], round(values[BOUNDED]), round(values[CLIPPED])
 
 
 def names_of(metrics: Metrics) -> list[str]:
     """Return the names of an update's numbers, in their order."""
-    names = [WEIGHT, CLIPPED]
+    names = [WEIGHT, BOUNDED, CLIPPED]
     for task in sorted(metrics):
         names.append(task)
         names += [f"{task} {metric} {kind}" for metric in sorted(metrics[task]) for kind in ("sum", "count")]

@@ -219,6 +219,16 @@ class Rounds:
             reason = f"{values} values changed more than their range (see `SecureAggregation`), and count as that"
             self.note(", ".join(self.summed.envoys), reason)
 
+    def note_bounded(self, sites: int) -> None:
+        """Note that so many of the envoys of a secret sum have more clips than an update may weigh."""
+        settings = self.plan.secure_aggregation
+        if sites and self.summed and settings:
+            self.note(
+                ", ".join(self.summed.envoys),
+                f"{sites} of these envoys have more clips than the largest weight of {settings.largest_weight} (see "
+                "`SecureAggregation`), and weigh that",
+            )
+
     @property
     def aggregates(self) -> bool:
         """Tell whether the next global model follows from the updates of this round."""

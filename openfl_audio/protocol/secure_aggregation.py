@@ -45,6 +45,14 @@ def colluders(envoys: int) -> int:
     return min(2 * threshold(envoys) - envoys - 1, threshold(envoys) - 2)
 
 
+def describe(envoys: int) -> str:
+    """Return what secure aggregation of so many envoys bears, as a sentence."""
+    return (
+        f"secure aggregation takes {threshold(envoys)} of {envoys} envoys at every stage of a round: "
+        f"{dropouts(envoys)} may be lost, and {colluders(envoys)} may collude with the director"
+    )
+
+
 class SecureAggregation(Part):
     """The settings of secure aggregation: the director learns the sum of a round's updates, and none of them.
 

@@ -1,5 +1,7 @@
 """Secure rounds of a simulation: sums as a federation makes them, without masks, which cancel in a sum."""
 
+from dataclasses import replace
+
 from openfl_audio.errors import RoundFailedError, UpdateRefusedError
 from openfl_audio.privacy.aggregate import SumAggregator
 from openfl_audio.privacy.fixed_point import NUMBER_BITS, Rounding
@@ -29,7 +31,7 @@ class SecureRound:
             self._rounds.refuse(client, str(error))
             return
         self._aggregator.add_words(words)
-        self._sites[client] = Words(words.values[:0], words.weight, words.clipped), results
+        self._sites[client] = replace(words, values=words.values[:0]), results
 
     def finish(self) -> None:
         """Count the sum. Raises RoundFailedError if it is of too few updates."""
@@ -46,7 +48,8 @@ class SecureRound:
             encode_numbers(self._plan, metrics, words, results, tasks, of) for words, results in self._sites.values()
         ]
         totals = [sum(each) % 2**NUMBER_BITS for each in zip(*numbers, strict=True)]
-        results, weight, clipped = decode_numbers(metrics, totals)
+        results, weight, bounded, clipped = decode_numbers(metrics, totals)
         summed = SecureSum(envoys=envoys, of=of, threshold=threshold(of), attempt=1, approving=0)
         rounds.count_sum(summed, results, trained=weight > 0)
         rounds.note_clipped(clipped)
+        rounds.note_bounded(bounded)

@@ -3,8 +3,18 @@
 import re
 from pathlib import Path
 
+import pytest
+
+from openfl_audio.cli.main import main
 from openfl_audio.privacy.fixed_point import steps
-from openfl_audio.protocol.secure_aggregation import MOST_ENVOYS, SecureAggregation, colluders, dropouts, threshold
+from openfl_audio.protocol.secure_aggregation import (
+    MOST_ENVOYS,
+    SecureAggregation,
+    colluders,
+    describe,
+    dropouts,
+    threshold,
+)
 
 PAGE = (Path(__file__).parents[2] / "docs" / "secure-aggregation.md").read_text()
 
@@ -14,6 +24,20 @@ def test_table_says_what_the_protocol_bears():
     assert [row[0] for row in rows] == [3, 4, 5, 7, 8, 10, 20, MOST_ENVOYS]
     for envoys, *said in rows:
         assert said == [threshold(envoys), dropouts(envoys), colluders(envoys)]
+
+
+def test_help_of_the_demo_has_the_table_of_the_page(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["demo", "--help"])
+    rows = re.findall(r"^ +(\d+) +(\d+) +(\d+) +(\d+)$", capsys.readouterr().out, re.M)
+    assert rows == re.findall(r"^\| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", PAGE, re.M)
+
+
+def test_submission_says_what_holds_for_its_envoys():
+    assert describe(5) == (
+        "secure aggregation takes 4 of 5 envoys at every stage of a round: 1 may be lost, and 2 may collude with the "
+        "director"
+    )
 
 
 def test_settings_and_their_defaults_are_on_the_page():

@@ -183,6 +183,24 @@ def test_two_rounds_give_the_quantised_mean_to_the_bit(tmp_path: Path, identitie
         assert record["metrics"]["aggregated_model_validate"]["score"] == pytest.approx(expected, abs=1e-5)
 
 
+def test_history_says_how_many_sites_are_bounded_and_not_which(
+    tmp_path: Path, identities: dict, caplog: pytest.LogCaptureFixture
+) -> None:
+    largest = sorted(CLIPS[name] for name in NAMES)[-3]
+    settings = SETTINGS.model_copy(update={"largest_weight": largest})
+    experiment = make_secure(tmp_path, rounds=1, secure_aggregation=settings)
+    play(experiment, lambda: [Envoy(n, experiment, identities[n], tmp_path) for n in NAMES])
+    said = f"2 of these envoys have more clips than the largest weight of {largest}"
+    assert said in str(records_of(experiment)[0]["notes"])
+    assert list(records_of(experiment)[0]["notes"]) == ["a, b, c, d, e"]
+    bounded = [name for name in NAMES if CLIPS[name] > largest]
+    at_sites = [record.getMessage() for record in caplog.records if "which is the largest weight" in record.message]
+    assert sorted(at_sites) == [
+        f"update of envoy '{name}' for round 0 weighs {largest}, which is the largest weight: this site has more clips"
+        for name in bounded
+    ]
+
+
 @pytest.mark.parametrize("stage", [-1, *list(Stage)[:-1], "upload"])
 def test_one_envoy_of_five_is_lost_at_a_stage(tmp_path: Path, identities: dict, stage: Any) -> None:
     experiment = make_secure(tmp_path, rounds=1, participation={"deadline_seconds": 0.7, "quorum": 4})
