@@ -1,13 +1,17 @@
 """Secure aggregation with a real director, real envoys and TLS."""
 
+import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from openfl_audio import SecureAggregation
 from openfl_audio.experiments.local_federation import LocalFederation
+from openfl_audio.privacy.fixed_point import Rounding, encode
 from openfl_audio.simulation.simulation import Simulation
 from tests.integration.conftest import federation_of
 
@@ -66,3 +70,59 @@ def test_simulation_gives_the_same_bits(finished: tuple, tmp_path: Path) -> None
         np.testing.assert_array_equal(tensor.numpy(), expected[name].numpy())
     for column in ("slope", "train loss"):
         assert history[column].dropna().tolist() == simulated[column].dropna().tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_secure", [True, False], ids=["secure", "plain"])
+def test_updates_are_in_memory_and_files_of_the_director_only_without_it(
+    secure: LocalFederation, connect: Callable, is_secure: bool
+) -> None:
+    import toy
+    from toy.experiment import create_blank_model, first_weight, plant_numbers, task_interface
+
+    from openfl_audio import FLExperiment
+    from openfl_audio.notebook.interactive_api import ModelInterface
+
+    model = ModelInterface(create_blank_model, partial(torch.optim.SGD, lr=0.1))
+    experiment = FLExperiment(connect(secure), f"planted-{is_secure}".lower(), workspace=toy)
+    settings = SecureAggregation(value_range=1.0, largest_weight=8)
+    tasks = task_interface(plant_numbers, first_weight)
+    changes = {"secure_aggregation": settings} if is_secure else {}
+    experiment.start(
+        **arguments(model_provider=model, task_keeper=tasks, rounds_to_train=1, secure_aggregation=None) | changes
+    )
+    experiment.watch()
+    needles = {}
+    for site, clips in SITES.items():
+        update = planted(clips)
+        words, _ = encode(update.astype(np.float64), 1.0, clips / 8, settings.bits, Rounding.of(0, 0, site))
+        parts = [values[first : first + 16].tobytes() for values in (update, words) for first in range(0, 4096, 1024)]
+        needles[site] = parts
+    held = [*writable_memory(secure.pid("director")), *contents(secure.folder / "director")]
+    # What is looked for can be found: the sum, which the director knows.
+    mean = next(iter(experiment.last_model().state_dict().values())).numpy().ravel()
+    assert any(mean[:16].tobytes() in content for content in held)
+    found = {site for site, parts in needles.items() if any(part in content for content in held for part in parts)}
+    assert found == (set() if is_secure else {*SITES})
+
+
+def planted(n_points: int) -> np.ndarray:
+    """Return the update of a site with so many points."""
+    return torch.empty(4096).uniform_(-1, 1, generator=torch.Generator().manual_seed(n_points)).numpy()
+
+
+def writable_memory(pid: int) -> Iterator[bytes]:
+    """Yield what a process has in each part of its memory that it can write."""
+    maps = [line.split() for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+        for addresses, permissions, *_ in maps:
+            first, last = (int(address, 16) for address in addresses.split("-"))
+            if permissions.startswith("rw"):
+                memory.seek(first)
+                with contextlib.suppress(OSError):  # a part may be gone meanwhile
+                    yield memory.read(last - first)
+
+
+def contents(folder: Path) -> Iterator[bytes]:
+    """Yield what is in each file below a folder."""
+    yield from (path.read_bytes() for path in folder.rglob("*") if path.is_file())

@@ -122,3 +122,17 @@ def fit_privately(model, points, device, optimizer):
 def leak(model, points, device, optimizer):
     """Train without noise, and tell the points."""
     return add_points(model, points, device, optimizer) | {"secret": float(points[0][1][0])}
+
+
+def create_blank_model() -> torch.nn.Module:
+    """4096 zeros, so that an update is what a site has made of them."""
+    model = torch.nn.Linear(4096, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    return model
+
+
+def plant_numbers(model, points, device, optimizer):
+    """Make a model of numbers that are found nowhere else: the number of points is their seed."""
+    with torch.no_grad():
+        model.weight.uniform_(-1, 1, generator=torch.Generator().manual_seed(len(points)))
+    return {"loss": float(len(points))}
