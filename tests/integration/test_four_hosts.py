@@ -355,5 +355,50 @@ def test_a_site_decides_and_a_task_gets_nothing_of_it_over_four_hosts(hosts, off
         assert PERSON not in path.read_bytes().decode(errors="replace"), path
 
 
+LOG_IN = """
+import json, ssl, sys, urllib.request
+address, token = sys.argv[1:]
+context = ssl.create_default_context(cafile="ca.crt")
+opener = urllib.request.build_opener(
+    urllib.request.HTTPSHandler(context=context), urllib.request.HTTPCookieProcessor()
+)
+headers = {"Content-Type": "application/json", "Origin": address}
+content = json.dumps({"token": token}).encode()
+opener.open(urllib.request.Request(f"{address}/api/login", content, headers), timeout=60)
+print(opener.open(f"{address}/api/session", timeout=60).read().decode())
+"""
+
+
+def test_the_page_is_served_to_another_host_over_tls_only(hosts, office, processes):
+    director, laboratory = hosts["director"], hosts["laboratory"]
+    enrol(office, director, "director", "director", "--host", director.address)
+    enrol(office, laboratory, "scientist", "user")
+    shutil.copy(office.folder / "authority/ca.crt", laboratory.folder)
+    about = {"listen_host": director.address, "listen_port": PORT, "runs": "state", "certificates": "."}
+    settings = {"settings": about | {"page": {"host": director.address, "port": 8050}}}
+    start(processes, director, "director", settings, "director")
+    wait_for(lambda: "the page is at" in processes.log("director").read_text(), STEP_SECONDS)
+    where = ("--director", f"{director.address}:{PORT}", "--certificates", ".", "--user", "scientist")
+    address, _, token = laboratory.openfl_audio("page", *where).split()[0].partition("/login#token=")
+    assert address == f"https://{director.address}:8050"
+
+    def fetch(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = laboratory.command("-c", code, *arguments)
+        return subprocess.run(command, cwd=laboratory.folder, capture_output=True, text=True, timeout=STEP_SECONDS)
+
+    session = fetch(LOG_IN, address, token)
+    assert '"scientist"' in session.stdout, session.stderr
+    assert "CERTIFICATE_VERIFY_FAILED" in fetch(LOG_IN.replace('cafile="ca.crt"', ""), address, token).stderr
+    in_the_clear = "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=60)"
+    assert fetch(in_the_clear, f"http://{director.address}:8050/healthz").returncode != 0
+
+    about["page"] = {"host": director.address, "port": 8051}
+    (director.folder / "open.yaml").write_text(yaml.safe_dump({"settings": about | {"listen_port": PORT + 1}}))
+    command = director.command("-m", "openfl_audio.cli", "director", "-c", "open.yaml", "--disable-tls")
+    refused = subprocess.run(command, cwd=director.folder, capture_output=True, text=True, timeout=STEP_SECONDS)
+    assert refused.returncode != 0
+    assert "TLS" in refused.stderr, refused.stderr
+
+
 def sleeps(seconds: str) -> bool:
     return any(process.info["cmdline"] == ["sleep", seconds] for process in psutil.process_iter(["cmdline"]))
