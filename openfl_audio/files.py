@@ -1,6 +1,7 @@
 """Files that are whole or not there, folders that belong to settings, journals, and results as JSON."""
 
 import bisect
+import itertools
 import json
 import logging
 import os
@@ -146,6 +147,17 @@ class Journal:
         with self._path.open("rb") as file:
             file.seek(start)
             return file.read(end - start)
+
+    def lines(self, first: int, max_bytes: int) -> list[bytes]:
+        """Return the records from `first` on as `line` does, as many as have `max_bytes` together, and one at least.
+
+        Raises OSError.
+        """
+        ends = self._ends[first : max(first + 2, bisect.bisect_right(self._ends, self._ends[first] + max_bytes))]
+        with self._path.open("rb") as file:
+            file.seek(ends[0])
+            content = file.read(ends[-1] - ends[0])
+        return [content[start - ends[0] : end - ends[0]] for start, end in itertools.pairwise(ends)]
 
     def latest(self, max_bytes: int) -> list[dict[str, Any]]:
         """Return the last records, as many as have `max_bytes` together."""

@@ -10,6 +10,8 @@ from openfl_audio.protocol.messages import BestMetric, EnvoyProgress, Experiment
 
 # Between two looks at the open round, and participants that are named there.
 LIVE_SECONDS = 1.0
+# Of a history so much is read at a time, as each look at the disk goes through a thread.
+READ_BYTES = 1 << 20
 MOST_NAMED = 20
 
 
@@ -124,8 +126,9 @@ class View:
                 sent_waits = run.waits
                 yield encode(Waits(waits=sent_waits))
             elif seen < len(run.folder.history):
-                yield await asyncio.to_thread(run.folder.history.line, seen)
-                seen += 1
+                for line in await asyncio.to_thread(run.folder.history.lines, seen, READ_BYTES):
+                    yield line
+                    seen += 1
             elif run.ended or not follow:
                 return
             elif live and run.phase is Phase.OPEN:

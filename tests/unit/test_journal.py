@@ -50,3 +50,16 @@ def test_a_record_that_could_not_be_written_is_added_once(path, monkeypatch):
     journal.append({"round": 100, "again": True}, durable=True)
     assert [record["round"] for record in Journal(path)] == list(range(101))
     assert Journal(path).last == {"round": 100, "again": True}
+
+
+@pytest.mark.parametrize(("max_bytes", "parts"), [(0, [1, 1, 1, 1]), (30, [2, 2]), (10**6, [4])])
+def test_lines_come_many_at_a_time_as_each_by_itself(tmp_path, max_bytes, parts):
+    journal = Journal(tmp_path / "journal.jsonl")
+    for number in range(4):
+        journal.append({"number": number}, durable=False)  # 14 bytes
+    found, got = [], []
+    while len(got) < len(journal):
+        found.append(journal.lines(len(got), max_bytes))
+        got += found[-1]
+    assert [len(each) for each in found] == parts
+    assert got == [journal.line(number) for number in range(4)]
