@@ -129,7 +129,9 @@ def scores_of_run(
     for _ in range(STEPS):
         gradients = torch.cat([row.flatten(1) for row in known.clipped_gradients(everybody, losses).values()], 1) / CLIP
         audited.make_gradients([everybody[canary] for canary in np.flatnonzero(included)], losses)
-        released_sum = CANARIES / CLIP * torch.cat([each.grad.flatten() for each in head.parameters()])
+        released_sum = (
+            CANARIES / CLIP * torch.cat([each.grad.flatten() for each in head.parameters() if each.grad is not None])
+        )
         overlap = gradients @ gradients.T
         precision += overlap / NOISE_MULTIPLIER**2
         evidence += (gradients @ released_sum - overlap.sum(1) / 2) / NOISE_MULTIPLIER**2

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from openfl_audio.protocol.low_rank import LoraSvd as LoraSvd
     from openfl_audio.protocol.metrics import MeanOver as MeanOver
     from openfl_audio.protocol.participation import Participation as Participation
+    from openfl_audio.protocol.privacy import AdaptiveClip as AdaptiveClip
     from openfl_audio.protocol.privacy import RecordLevel as RecordLevel
+    from openfl_audio.protocol.privacy import SiteLevel as SiteLevel
     from openfl_audio.protocol.privacy import SpeakerLevel as SpeakerLevel
     from openfl_audio.protocol.rules import GeometricMedian as GeometricMedian
     from openfl_audio.protocol.rules import Mean as Mean
@@ -68,7 +70,7 @@ _MODULES = {
     "protocol.low_rank": ("LoraResidual", "LoraSvd"),
     "protocol.metrics": ("MeanOver",),
     "protocol.participation": ("Participation",),
-    "protocol.privacy": ("RecordLevel", "SpeakerLevel"),
+    "protocol.privacy": ("AdaptiveClip", "RecordLevel", "SiteLevel", "SpeakerLevel"),
     "protocol.rules": ("GeometricMedian", "Mean", "Median", "TrimmedMean"),
     "protocol.server_optimizers": (
         "FedAdagrad",

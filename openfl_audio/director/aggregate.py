@@ -16,6 +16,7 @@ import numpy as np
 from openfl_audio.files import sync_folder
 from openfl_audio.privacy.fixed_point import WORD, decode
 from openfl_audio.privacy.masks import Mask, add_masks
+from openfl_audio.privacy.site_level import SiteRound
 from openfl_audio.privacy.update import NUMBERS_NAME
 from openfl_audio.protocol.aggregate import check_tensor
 from openfl_audio.protocol.aggregation import Aggregation
@@ -127,6 +128,7 @@ def aggregate_files(
     metadata: dict,
     outdated: Path | None = None,
     secret: "SecretSum | None" = None,
+    site: SiteRound | None = None,
 ) -> dict[str, float]:
     """Write the model that follows from `current` and the updates to `target`; the file `outdated` is used up for it.
 
@@ -135,14 +137,15 @@ def aggregate_files(
     The result does not depend on the order in which updates arrived, only on the order of `contributions`. Integer
     tensors (counters, such as a batch norm's number of batches) take the maximum. With a server optimizer, its moments
     go from `state` (None before the first step) to `target_state`; `aggregations` is the number of steps before. With
-    `secret`, updates are masked words, whose sum it decodes; integer tensors stay as they are then.
+    `secret`, updates are masked words, whose sum it decodes; integer tensors stay as they are then. With `site`,
+    updates are clipped, and noise is added to their sum; whatever is not trained stays as it is then.
     """
     with ExitStack() as stack:
         model = stack.enter_context(TensorFile(current))
         updates = [stack.enter_context(TensorFile(each.path, each.header)) for each in contributions]
         moments = stack.enter_context(TensorFile(state)) if state else None
         weights = aggregation.weights([contribution.clips for contribution in contributions])
-        folding = _Folding(model, updates, weights, aggregation, aggregations, set(untrained), moments, secret)
+        folding = _Folding(model, updates, weights, aggregation, aggregations, set(untrained), moments, secret, site)
         return folding.write(target, target_state, metadata, outdated)
 
 
@@ -157,6 +160,7 @@ class _Folding:
         untrained: set[str],
         moments: TensorFile | None,
         secret: "SecretSum | None",
+        site: SiteRound | None,
     ) -> None:
         self.model, self.updates, self.weights, self.moments = model, updates, weights, moments
         self.aggregation, self.aggregations = aggregation, aggregations
@@ -165,7 +169,8 @@ class _Folding:
         pairs = find_pairs(model.header.entries) if aggregation.product_rule else []
         self.paired = {name for pair in pairs for name in pair.names}
         self.state_header = self._lay_out_state()
-        self.secret = secret
+        self.secret, self.site = secret, site
+        self.site_scales = [site.scales(self._distances(update)) for update in updates] if site else []
         self.scales = [1.0] * len(updates)
         # What is masked was shortened by those who sent it.
         if aggregation.clip_norm is not None and not secret:
@@ -213,7 +218,7 @@ class _Folding:
         if self.aggregation.whole_tensors:
             for name, entry in entries.items():
                 yield Run(name, entry, entry.count, name in self.parameters), 0, entry.count
-        elif self.secret and self.secret.settings.ranges:
+        elif self.site or (self.secret and self.secret.settings.ranges):
             for name, entry in entries.items():
                 for first, last in _slices(entry.count):
                     yield Run(name, entry, entry.count, name in self.parameters), first, last
@@ -224,7 +229,7 @@ class _Folding:
 
     def _fold_slice(self, piece: tuple[Run, int, int], model: "_Target", state: "_Target | None") -> None:
         run, first, last = piece
-        if self.secret and not run.entry.is_float:
+        if (self.secret and not run.entry.is_float) or (self.site and not run.trained):
             values = self.model.read(run.name, first, last)
         elif not run.entry.is_float:
             values = np.maximum.reduce([update.read(run.name, first, last) for update in self.updates])
@@ -232,12 +237,20 @@ class _Folding:
             current = self.model.read(run.name, first, last)
             if self.secret:
                 values = self.secret.combine(self.updates, run.name, first, current)
+            elif self.site:
+                values = self._with_noise(self.site, run, first, last, current)
             else:
                 updates = self._slices_of_updates(run, first, last, current)
                 values = self.aggregation.rule.combine(updates, self.weights, current)
             if self.optimizer and state and run.trained:
                 values = self._step(self.optimizer, run, first, current, values, state)
         model.write(run.name, first, values)
+
+    def _with_noise(self, site: SiteRound, run: Run, first: int, last: int, current: np.ndarray) -> np.ndarray:
+        total = np.zeros(len(current))
+        for update, scales in zip(self.updates, self.site_scales, strict=True):
+            site.add(total, current, update.read(run.name, first, last), scales[run.name])
+        return site.finish(total, run.name, first, current)
 
     def _slices_of_updates(self, run: Run, first: int, last: int, current: np.ndarray) -> Iterator[np.ndarray]:
         for update, scale in zip(self.updates, self.scales, strict=True):
@@ -273,12 +286,15 @@ class _Folding:
 
     def _distance(self, update: TensorFile) -> float:
         """Euclidean norm of what the envoy changed, over all parameters."""
-        return distance(
-            (self.model.read(name, *ends), update.read(name, *ends))
-            for name, entry in self.parameters.items()
-            if not is_given(name)
-            for ends in _slices(entry.count, BLOCK)
-        )
+        return distance(pair for name in self.parameters if not is_given(name) for pair in self._pairs(update, name))
+
+    def _distances(self, update: TensorFile) -> dict[str, float]:
+        """Euclidean norms of what the envoy changed, by tensor."""
+        return {name: distance(self._pairs(update, name)) for name in self.parameters if not is_given(name)}
+
+    def _pairs(self, update: TensorFile, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for ends in _slices(self.parameters[name].count, BLOCK):
+            yield self.model.read(name, *ends), update.read(name, *ends)
 
 
 class _Target:

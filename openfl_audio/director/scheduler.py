@@ -14,8 +14,10 @@ from openfl_audio.director.secure_rounds import SecureRounds
 from openfl_audio.director.tensorboard import TensorBoard
 from openfl_audio.errors import EndedError, LackError, NotFiniteError, RoundFailedError, SteeringError
 from openfl_audio.privacy.accounting import privacy_of
+from openfl_audio.privacy.site_level import SiteRound, begin_site_round
 from openfl_audio.protocol.messages import GlobalModel
 from openfl_audio.protocol.plan import Task
+from openfl_audio.protocol.privacy import SiteLevel
 from openfl_audio.protocol.shard_sizes import Sizes
 
 logger = logging.getLogger(__name__)
@@ -295,6 +297,7 @@ class Scheduler:
         """Make the model after this many aggregations."""
         folder, before = self._folder, aggregations - 1
         state = folder.optimizer_after(before)
+        site = self._begin_site_round()
         self._aggregated = aggregate_files(
             folder.model,
             self._intake.contributions(),
@@ -307,7 +310,19 @@ class Scheduler:
             {"aggregations": aggregations},
             outdated=folder.outdated_model(),
             secret=self.secure.secret if self.secure else None,
+            site=site,
         )
+        if site:
+            self._rounds.next_clip = site.next_clip()
+
+    def _begin_site_round(self) -> SiteRound | None:
+        """Return the clipping and the noise of this round, None without privacy of sites."""
+        level = self._plan.privacy
+        if not isinstance(level, SiteLevel):
+            return None
+        entries, untrained = self._folder.update_header.entries, set(self._plan.untrained)
+        sizes = {name: each.count for name, each in entries.items() if each.is_float and name not in untrained}
+        return begin_site_round(self._plan, level, self._rounds.progress.clip, sizes, self._rounds.round_number)
 
 
 def _departure(reason: str) -> str:

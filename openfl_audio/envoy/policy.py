@@ -24,6 +24,7 @@ from openfl_audio.privacy.accounting import epsilon
 from openfl_audio.protocol.bundle import Bundle
 from openfl_audio.protocol.messages import TaskResult
 from openfl_audio.protocol.plan import ExperimentPlan
+from openfl_audio.protocol.privacy import SiteLevel
 from openfl_audio.protocol.shard_sizes import SPLITS, Sizes
 
 logger = logging.getLogger(__name__)
@@ -158,9 +159,12 @@ class Policy(Settings):
 
 
 def refuse_epsilon(plan: ExperimentPlan, most: float) -> Iterator[str]:
-    """Yield why an experiment is refused that costs more epsilon than `most` in all its rounds, or has no privacy."""
-    if plan.privacy is None:
-        yield f"it has no differential privacy, and has to cost an epsilon of at most {most:g}"
+    """Yield why an experiment is refused that costs more epsilon than `most` in all its rounds, or has no privacy.
+
+    That of sites is the director's to see to, and does not count here.
+    """
+    if plan.privacy is None or isinstance(plan.privacy, SiteLevel):
+        yield f"it has no differential privacy of records or speakers, and has to cost an epsilon of at most {most:g}"
         return
     one = release_of(plan)
     cost = epsilon([replace(one, steps=plan.rounds * one.steps)], plan.privacy.delta)

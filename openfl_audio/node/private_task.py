@@ -1,13 +1,12 @@
 """Differential privacy of the task that runs in this process: what its plan wants, and the noise that it takes."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from openfl_audio.errors import PrivacyError
-from openfl_audio.privacy.noise import Noise, repeatable_noise
-from openfl_audio.protocol.privacy import TEST_NOISE, GradientLevel
+from openfl_audio.privacy.noise import Noise, noise_of
+from openfl_audio.protocol.privacy import GradientLevel
 
 
 @dataclass
@@ -42,7 +41,7 @@ def private_task(level: GradientLevel, client: str, round_number: int, task: str
 
     Raises PrivacyError, naming the `task`, if it has not taken as many private steps as its plan says.
     """
-    _Current.task = private = PrivateTask(level, _noise(client, round_number))
+    _Current.task = private = PrivateTask(level, noise_of(client, round_number))
     try:
         yield
     finally:
@@ -52,8 +51,3 @@ def private_task(level: GradientLevel, client: str, round_number: int, task: str
             f"task '{task}' took {private.steps} private steps, and its plan says {level.steps}: train with "
             "openfl_audio.training.private_round.train_privately"
         )
-
-
-def _noise(client: str, round_number: int) -> Noise:
-    seed = os.environ.get(TEST_NOISE)
-    return Noise() if seed is None else repeatable_noise(int(seed), client, round_number)

@@ -24,7 +24,7 @@ from openfl_audio.protocol.low_rank import is_given
 from openfl_audio.protocol.messages import MAX_CLIPS, TaskResult
 from openfl_audio.protocol.metrics import MeanOver
 from openfl_audio.protocol.plan import Task
-from openfl_audio.protocol.privacy import GradientLevel
+from openfl_audio.protocol.privacy import GradientLevel, Level
 from openfl_audio.protocol.tensors import Tensors
 from openfl_audio.protocol.values import are_finite
 
@@ -41,12 +41,13 @@ class TaskRunner(CoreTaskRunner):
     With `states`, the state of a client (local tensors, the optimizer under CONTINUE_LOCAL) is read from the disk
     before each round and written after it: another process continues with the same bits.
 
-    With `privacy` training tasks have to be private. Their noise follows from no seed, so that no two runs agree.
+    With `privacy` of records or speakers training tasks have to be private. Their noise follows from no seed, so that
+    no two runs agree.
     """
 
     seed: int = 0
     states: ClientStates | None = None
-    privacy: GradientLevel | None = None
+    privacy: Level | None = None
     task_timeout_seconds: float | None = None
     data_loader: Any
     _rate_factor: float = 1.0
@@ -150,7 +151,7 @@ class TaskRunner(CoreTaskRunner):
             self.data_loader = data
 
     def _privacy(self, task: Task, round_number: int, client: str) -> AbstractContextManager[None]:
-        if self.privacy is None or task.task_type != "train":
+        if not isinstance(self.privacy, GradientLevel) or task.task_type != "train":
             return nullcontext()
         return private_task(self.privacy, client, round_number, task.name)
 

@@ -13,7 +13,7 @@ from openfl_audio.notebook.source_form import registered_function
 from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.participation import Participation
 from openfl_audio.protocol.plan import TRAIN, VALIDATE, BestModel, Direction, ExperimentPlan, Task
-from openfl_audio.protocol.privacy import GradientLevel
+from openfl_audio.protocol.privacy import Level, SiteLevel
 from openfl_audio.protocol.secure_aggregation import SecureAggregation
 from openfl_audio.protocol.tensors import Tensors
 from openfl_audio.training.private_round import can_train_privately
@@ -55,7 +55,7 @@ def define(
     metric_bounds: Mapping[str, tuple[float, float]] | None = None,
     mean_over: Mapping[str, str | None] | None = None,
     secure_aggregation: SecureAggregation | None = None,
-    privacy: GradientLevel | None = None,
+    privacy: Level | None = None,
 ) -> Definition:
     """Make the definition of an experiment. Raises DefinitionError if arguments of `FLExperiment.start` do not fit."""
     if opt_treatment not in OPT_TREATMENTS:
@@ -67,7 +67,9 @@ def define(
     if any(function is not None for function in _chosen_aggregation_functions(task_keeper)):
         raise DefinitionError("set_aggregation_function is not supported: give aggregation=Aggregation(...)")
     if privacy is not None:
-        check_private(task_keeper, model_provider)
+        check_private(privacy, task_keeper, model_provider)
+    if opt_treatment == "CONTINUE_GLOBAL" and isinstance(privacy, SiteLevel):
+        raise DefinitionError("privacy of sites adds noise to a model, and to no optimizer's state: use another one")
     tensors = model_provider.initial_tensors(with_optimizer=opt_treatment == "CONTINUE_GLOBAL")
     parameters = dict(model_provider.provide_model().named_parameters(remove_duplicate=False))
     try:
@@ -99,6 +101,7 @@ def define(
         plan.check_best()
         plan.aggregation.check_names(tensors)
         plan.check_secure()
+        plan.check_site_level()
     except DefinitionError:
         raise
     except ValueError as error:
@@ -106,13 +109,15 @@ def define(
     return Definition(plan, tensors, model_provider, task_keeper, data_loader, opt_treatment)
 
 
-def check_private(task_keeper: TaskInterface, model_provider: ModelInterface) -> None:
-    """Raise DefinitionError, in a sentence, unless task and model can be trained by DP-SGD."""
+def check_private(privacy: Level, task_keeper: TaskInterface, model_provider: ModelInterface) -> None:
+    """Raise DefinitionError, in a sentence, unless task and model can be trained with this privacy."""
     registered = task_keeper.get_registered_tasks()
     name = registered[TRAIN].function_name if TRAIN in registered else None
     if name is None:
         raise DefinitionError("privacy is about training, and no task trains: leave it out")
-    if not can_train_privately(registered_function(task_keeper.task_registry[name])):
+    if not isinstance(privacy, SiteLevel) and not can_train_privately(
+        registered_function(task_keeper.task_registry[name])
+    ):
         raise DefinitionError(
             f"the training task '{name}' has no private steps, so that privacy cannot be had with it: use "
             "train_privately in it, and declare that by trains_privately (openfl_audio.training.private_round)"

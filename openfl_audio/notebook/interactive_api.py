@@ -57,7 +57,7 @@ from openfl_audio.protocol.plan import (
     ExperimentPlan,
     name_of_best,
 )
-from openfl_audio.protocol.privacy import GradientLevel
+from openfl_audio.protocol.privacy import Level
 from openfl_audio.protocol.secure_aggregation import SecureAggregation, describe
 from openfl_audio.protocol.tensors import file_chunks
 from openfl_audio.training.history import per_envoy, to_frame, waiting_round
@@ -172,7 +172,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
         metric_bounds: Mapping[str, tuple[float, float]] | None = None,
         mean_over: Mapping[str, str | None] | None = None,
         secure_aggregation: SecureAggregation | None = None,
-        privacy: GradientLevel | None = None,
+        privacy: Level | None = None,
         requirements: Requirements | None = None,
         start_from: str | Path | torch.nn.Module | None = None,
         if_exists: Literal["attach", "new", "error"] = "error",
@@ -199,7 +199,7 @@ class FLExperiment(openfl_experiment.FLExperiment):
         With `secure_aggregation` the director learns the sum of the updates of `envoys`, which have to be named, and
         none of them, nor a site's metrics: see docs/secure-aggregation.md.
         With `privacy`, a `RecordLevel` or `SpeakerLevel`, sites train by DP-SGD, and count what it costs on their own
-        disks: see docs/privacy.md.
+        disks; with a `SiteLevel` the director adds noise to the mean of their clipped updates: see docs/privacy.md.
         With `precision` "float16" half as many bytes are transmitted; the director's sums and models stay as they are.
         `requirements` is what each envoy must have, packages and memory: on one that has not the experiment ends, as it
         does with other versions of Python and its libraries.

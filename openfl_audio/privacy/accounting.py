@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from openfl_audio.errors import PrivacyError
 from openfl_audio.privacy.clipping import check_positive
-from openfl_audio.protocol.privacy import GradientLevel
+from openfl_audio.protocol.privacy import Level
 
 Accountant = Literal["rdp", "pld"]
 ADJACENCY = "add or remove one unit"
@@ -73,12 +73,12 @@ def epsilon(releases: Iterable[Release], delta: float, accountant: Accountant = 
 
 
 @cache
-def cost_of(level: GradientLevel, rounds: int) -> float:
+def cost_of(level: Level, rounds: int) -> float:
     """Return the epsilon of so many rounds of training at a site, at the plan's delta, by RDP."""
     return epsilon([Release(level.noise_multiplier, level.probability, rounds * level.steps)], level.delta)
 
 
-def privacy_of(privacy: GradientLevel | None, releases: Mapping[str, int]) -> dict[str, Any] | None:
+def privacy_of(privacy: Level | None, releases: Mapping[str, int]) -> dict[str, Any] | None:
     """Return what an experiment has cost so far, as `messages.PrivacySpent` has it; None for one without privacy.
 
     `releases` has the number of rounds in which each envoy has sent what it trained.

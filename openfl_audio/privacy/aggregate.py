@@ -1,15 +1,17 @@
-"""Aggregation of secret sums into the next global model, in memory. The director does the same with files."""
+"""Aggregation of secret sums, or with noise, into the next global model, in memory. The director does so with files."""
 
 from typing import Any
 
 import numpy as np
 
 from openfl_audio.privacy.fixed_point import WORD, decode
+from openfl_audio.privacy.site_level import SiteRound
 from openfl_audio.privacy.update import Words, mean_share, words_header
-from openfl_audio.protocol.aggregate import Aggregator
+from openfl_audio.protocol.aggregate import Aggregator, check_tensor
 from openfl_audio.protocol.plan import ExperimentPlan
 from openfl_audio.protocol.secure_aggregation import SecureAggregation
 from openfl_audio.protocol.tensors import Tensors, describe
+from openfl_audio.protocol.values import distance
 
 
 class SumAggregator(Aggregator):
@@ -38,3 +40,29 @@ class SumAggregator(Aggregator):
         share = mean_share(self.aggregation, self._settings, self._weight)
         total = self._total[first : first + len(current)]
         return current + decode(total, self._settings.range_of(name), share, self._settings.bits)
+
+
+class SiteAggregator(Aggregator):
+    """The next global model from clipped updates with noise: see `site_level`. What is not trained stays as it is."""
+
+    def begin(self, site: SiteRound) -> None:
+        """Begin a round with its clipping and noise."""
+        self._site = site
+        self._totals = {name: np.zeros(self.model[name].size) for name in self.trained}
+
+    @property
+    def trained(self) -> list[str]:
+        """Return the names of the tensors that change."""
+        return [name for name in self._sent if name in self._parameters]
+
+    def add(self, update: Tensors, clips: int, error_prefix: str) -> None:
+        """Take in the update of a client; see `Aggregator.add`."""
+        changes = {name: (self.model[name].reshape(-1), update[name].reshape(-1)) for name in self._sent}
+        for name, (current, values) in changes.items():
+            check_tensor(name, values, current, error_prefix)
+        scales = self._site.scales({name: distance([changes[name]]) for name in self._totals})
+        for name, total in self._totals.items():
+            self._site.add(total, *changes[name], scales[name])
+
+    def _combined(self, name: str, current: np.ndarray) -> np.ndarray:
+        return self._site.finish(self._totals[name], name, 0, current) if name in self._totals else current

@@ -5,12 +5,15 @@ are not meant to keep a secret: that of torch on a CPU takes in 32 bits of a see
 """
 
 import hashlib
+import os
 import secrets
+from collections.abc import Callable
 
 import numpy as np
 from scipy.special import ndtri
 
 from openfl_audio.privacy.masks import words
+from openfl_audio.protocol.privacy import TEST_NOISE
 
 KEY_BYTES = 32
 WORD = "<u8"
@@ -40,17 +43,37 @@ class Noise:
 
     def uniform(self, count: int) -> np.ndarray:
         """Return `count` numbers, uniform in (0, 1), float64."""
-        drawn = words(self._key, WORD, self._position, count) >> np.uint64(64 - UNIFORM_BITS)
+        start = self._position
         self._position += count
-        return (drawn.astype(np.float64) + 0.5) * 2.0**-UNIFORM_BITS
+        return _uniform(self._key, start, count)
 
     def normal(self, count: int) -> np.ndarray:
         """Return `count` numbers of mean 0 and variance 1, normally distributed, float64."""
         return ndtri(self.uniform(count))
 
+    def set_aside(self, count: int) -> Callable[[int, int], np.ndarray]:
+        """Return the next `count` numbers of `normal` as a function of the first one's place and their number.
+
+        Any part may be asked for by any thread, in any order.
+        """
+        start = self._position
+        self._position += count
+        return lambda first, number: ndtri(_uniform(self._key, start + first, number))
+
     def chosen(self, number: int, probability: float) -> np.ndarray:
         """Return which of `number` units are drawn, each by itself with `probability` (Poisson sampling), int64."""
         return np.flatnonzero(self.uniform(number) < probability)
+
+
+def _uniform(key: bytes, start: int, count: int) -> np.ndarray:
+    drawn = words(key, WORD, start, count) >> np.uint64(64 - UNIFORM_BITS)
+    return (drawn.astype(np.float64) + 0.5) * 2.0**-UNIFORM_BITS
+
+
+def noise_of(client: str, round_number: int) -> Noise:
+    """Return the noise of a client, or of the director, in a round: secret, unless TEST_NOISE has a seed for tests."""
+    seed = os.environ.get(TEST_NOISE)
+    return Noise() if seed is None else repeatable_noise(int(seed), client, round_number)
 
 
 def repeatable_noise(seed: int, client: str, round_number: int) -> Noise:

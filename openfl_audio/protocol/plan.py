@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.part import Part
 from openfl_audio.protocol.participation import Participation
-from openfl_audio.protocol.privacy import Privacy
+from openfl_audio.protocol.privacy import Privacy, SiteLevel
 from openfl_audio.protocol.rules import Mean
 from openfl_audio.protocol.secure_aggregation import SecureAggregation, threshold
 
@@ -248,6 +248,22 @@ class ExperimentPlan(Part):
                 f"a quorum of {participation.quorum} is more than the {threshold(number)} of {number} envoys that "
                 "secure aggregation takes in any case: leave it out"
             )
+
+    def check_site_level(self) -> None:
+        """Raise ValueError if privacy of sites is wanted, and cannot be had with the rest of the plan."""
+        if not isinstance(self.privacy, SiteLevel):
+            return
+        if self.envoys is None:
+            raise ValueError("privacy of sites divides by the number that was planned: give envoys")
+        rule = self.aggregation.rule
+        if not isinstance(rule, Mean) or rule.weighted:
+            raise ValueError(
+                "privacy of sites counts every site alike: give aggregation=Aggregation(rule=Mean(weighted=False))"
+            )
+        if self.aggregation.clip_norm is not None or self.aggregation.max_share is not None:
+            raise ValueError("privacy of sites has a bound of its own: leave out clip_norm and max_share")
+        if self.secure_aggregation is not None:
+            raise ValueError("privacy of sites is by a director that sees each update: leave out secure_aggregation")
 
     def tasks_for_round(self, round_number: int, trains: bool = True) -> list[Task]:
         """Return the tasks of a participant: validation of the global model, then training.

@@ -5,7 +5,7 @@ A site charges its budget from these numbers alone, and never from what a task s
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from openfl_audio.protocol.part import Part
 
@@ -60,5 +60,79 @@ class SpeakerLevel(_GradientLevel):
         return self.clips_per_speaker
 
 
+class AdaptiveClip(Part):
+    """A bound that follows a quantile of the norms of updates, which is learned with noise.
+
+    Andrew et al., "Differentially private learning with adaptive clipping", arXiv 1905.03871, algorithm 1: in a round
+    with bound C each site says whether its norm is at most C, as +1/2 or -1/2, and with b the noisy mean of what was
+    said plus 1/2
+
+        C <- C * exp(-rate * (b - quantile))
+    """
+
+    count_noise: float = Field(
+        gt=0,
+        description="standard deviation of the noise on the sum of what sites say: a twentieth of their number, say",
+    )
+    quantile: float = Field(default=0.5, gt=0, lt=1, description="share of the updates that is to stay as it is")
+    rate: float = Field(default=0.2, gt=0, description="how fast the bound moves")
+
+    def update_noise(self, noise_multiplier: float) -> float:
+        """Return the multiplier of the noise on updates, with which both releases together cost `noise_multiplier`.
+
+        It is (z^-2 - (2 s)^-2)^(-1/2) with z the multiplier and s `count_noise` (theorem 1 of the paper): what is said
+        changes the sum by at most 1/2. Raises ValueError where the count alone would cost as much.
+        """
+        rest = noise_multiplier**-2 - (2 * self.count_noise) ** -2
+        if rest <= 0:
+            raise ValueError(
+                f"count_noise is {self.count_noise}: with a noise multiplier of {noise_multiplier} it should be above "
+                f"{noise_multiplier / 2}, as the count is paid from the same budget"
+            )
+        return float(rest**-0.5)
+
+
+class SiteLevel(Part):
+    """Differential privacy of each site, by the director, which is trusted: noise on the mean of clipped updates.
+
+    Every round releases its mean once. No gain by sampling is counted, as the participants follow from a public seed.
+    """
+
+    unit: Literal["site"] = Field(default="site", description="what is protected: all recordings of a site together")
+    noise_multiplier: float = Field(
+        gt=0, description="standard deviation of the noise on the sum over the bound `clip`"
+    )
+    clip: float = Field(gt=0, description="largest norm of an update's distance from the global model; the first one")
+    delta: float = Field(
+        gt=0, lt=1, description="the delta at which epsilon is told: far below one over the number of sites"
+    )
+    clipping: Clipping = Field(
+        default="flat", description="bound of the whole update, or of each tensor by itself or by its size"
+    )
+    adaptive: AdaptiveClip | None = Field(
+        default=None, description="let the bound follow a quantile of the updates' norms; without it `clip` stays"
+    )
+
+    @model_validator(mode="after")
+    def check_adaptive(self) -> "SiteLevel":
+        """Raise ValueError for a bound that cannot adapt."""
+        if self.adaptive is not None:
+            if self.clipping != "flat":
+                raise ValueError("adaptive follows the norm of whole updates: use clipping flat")
+            self.adaptive.update_noise(self.noise_multiplier)
+        return self
+
+    @property
+    def probability(self) -> float:
+        """Return the probability of a site to be in a round, as far as it may be counted on."""
+        return 1.0
+
+    @property
+    def steps(self) -> int:
+        """Return how many times a round releases what sites have sent."""
+        return 1
+
+
 GradientLevel = RecordLevel | SpeakerLevel
-Privacy = Annotated[GradientLevel, Field(discriminator="unit")]
+Level = GradientLevel | SiteLevel
+Privacy = Annotated[Level, Field(discriminator="unit")]

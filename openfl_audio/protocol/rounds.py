@@ -35,6 +35,7 @@ class Progress(BaseModel):
         aggregations: how many global models have been made from updates.
         reported: metrics that choose a best model and have been reported so far, defined or not.
         releases: in how many rounds each envoy has released what it trained, where the plan has privacy.
+        clip: the bound on updates that follows their norms, once a round has moved it.
     """
 
     # Keys of another version are kept.
@@ -47,6 +48,7 @@ class Progress(BaseModel):
     aggregations: int = 0
     reported: list[str] = []
     releases: dict[str, int] = {}
+    clip: float | None = None
 
 
 class Rounds:
@@ -439,6 +441,7 @@ class Rounds:
                 "rate_halvings": self.progress.rate_halvings + halves,
                 "aggregations": self.progress.aggregations + self.aggregates,
                 "releases": self.releases,
+                "clip": self.progress.clip if self.next_clip is None else self.next_clip,
                 "reported": sorted({*self.progress.reported, *(reported & self._wanted_metrics)}),
             }
         )
@@ -476,6 +479,7 @@ class Rounds:
         # Kept with each answer: looking through all answers at each one takes the square of the number of envoys.
         self._answered: set[str] = set()
         self._silent: set[str] = set()
+        self.next_clip: float | None = None
         self._clips: dict[str, int] = {}
 
     def _has_answered(self, envoy: str) -> bool:

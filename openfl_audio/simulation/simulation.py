@@ -23,11 +23,13 @@ from openfl_audio.node.local_state import ClientStates
 from openfl_audio.notebook.experiment import Definition, define
 from openfl_audio.notebook.live_view import show_progress
 from openfl_audio.privacy.accounting import privacy_of
-from openfl_audio.privacy.aggregate import SumAggregator
+from openfl_audio.privacy.aggregate import SiteAggregator, SumAggregator
+from openfl_audio.privacy.site_level import SiteRound, begin_site_round
 from openfl_audio.protocol.aggregate import Aggregator
 from openfl_audio.protocol.low_rank import is_given
 from openfl_audio.protocol.messages import UpdateMessage
 from openfl_audio.protocol.plan import NAME, name_of_best
+from openfl_audio.protocol.privacy import SiteLevel
 from openfl_audio.protocol.rounds import Progress, Rounds
 from openfl_audio.protocol.tensors import Tensors, describe
 from openfl_audio.simulation.checkpoint import Checkpoint
@@ -122,15 +124,17 @@ class Simulation:
         if rounds.finished:
             return
         before = checkpoint.moments, rounds.progress.aggregations
+        kind = SiteAggregator if isinstance(plan.privacy, SiteLevel) else Aggregator
         aggregator = (
             SumAggregator(checkpoint.model, plan, *before)
             if plan.secure_aggregation
-            else Aggregator(checkpoint.model, plan.aggregation, plan.untrained, *before)
+            else kind(checkpoint.model, plan.aggregation, plan.untrained, *before)
         )
         with self._start_envoys() as envoys:
             while not rounds.finished:
                 began = time.monotonic()
                 rounds.open(self._members)
+                site = self._begin_site_round(rounds, aggregator)
                 n_bytes = self._run_round(rounds, aggregator, envoys, on_client)
                 record = rounds.record() | n_bytes | {"aggregation": {}}
                 record["privacy"] = privacy_of(plan.privacy, rounds.releases)
@@ -139,6 +143,7 @@ class Simulation:
                         checkpoint.keep_best(which, aggregator.model)
                     if rounds.aggregates:
                         record["aggregation"] = aggregator.finish_round()
+                        rounds.next_clip = site.next_clip() if site else None
                     rounds.progress = rounds.next_progress()
                     record["seconds"] = round(time.monotonic() - began, 4)
                     at_once = rounds.finished or self._keeps_state
@@ -148,6 +153,17 @@ class Simulation:
                     self._checkpoint = Checkpoint(self.folder, definition)
                     raise
                 yield record
+
+    @staticmethod
+    def _begin_site_round(rounds: Rounds, aggregator: Aggregator) -> SiteRound | None:
+        """Return the clipping and the noise of a round, None without privacy of sites."""
+        level = rounds.plan.privacy
+        if not (isinstance(aggregator, SiteAggregator) and isinstance(level, SiteLevel)):
+            return None
+        sizes = {name: aggregator.model[name].size for name in aggregator.trained}
+        site = begin_site_round(rounds.plan, level, rounds.progress.clip, sizes, rounds.round_number)
+        aggregator.begin(site)
+        return site
 
     def _run_round(
         self, rounds: Rounds, aggregator: Aggregator, envoys: Envoys, on_client: Callable[[str], None]

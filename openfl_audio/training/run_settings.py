@@ -71,7 +71,8 @@ class RunSettings(Group):
     )
     aggregation: Aggregation = Field(default=Aggregation(), description="aggregation of the updates of a round")
     privacy: Privacy | None = Field(
-        default=None, description="differential privacy by DP-SGD at the clients; without it there is none"
+        default=None,
+        description="differential privacy by DP-SGD at the clients, or of sites by the director; without it none",
     )
     precision: Literal["float32", "float16"] = Field(
         default="float32", description="precision in which tensors are transmitted"

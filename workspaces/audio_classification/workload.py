@@ -13,6 +13,7 @@ from safetensors.torch import save_model
 
 from openfl_audio.config import load_settings
 from openfl_audio.protocol.plan import Direction
+from openfl_audio.protocol.privacy import GradientLevel
 from openfl_audio.training.adapters import AdapterSettings
 from openfl_audio.training.export import extend_config
 from openfl_audio.training.history import Record
@@ -124,7 +125,7 @@ class AudioClassificationSettings(AdapterSettings):
     @model_validator(mode="after")
     def check_privacy(self) -> "AudioClassificationSettings":
         """Raise ValueError if how often a clip counts would follow from other private clips."""
-        if self.privacy is not None and self.balance != "none":
+        if isinstance(self.privacy, GradientLevel) and self.balance != "none":
             raise ValueError(
                 f"balance {self.balance} follows from the classes of private clips: leave it out, or privacy"
             )

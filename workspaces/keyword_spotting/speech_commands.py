@@ -9,6 +9,7 @@ from openfl.interface.interactive_api.shard_descriptor import ShardDataset
 from pydantic import Field, model_validator
 
 from openfl_audio.protocol.plan import Direction
+from openfl_audio.protocol.privacy import GradientLevel
 from openfl_audio.training.history import Record, to_frame
 from openfl_audio.training.run_settings import Group, RunSettings
 from openfl_audio.training.workload import Metrics, Workload
@@ -48,7 +49,7 @@ class SpeechCommandsSettings(RunSettings):
     @model_validator(mode="after")
     def check_privacy(self) -> "SpeechCommandsSettings":
         """Raise ValueError if units of privacy would share a recording."""
-        if self.privacy is not None and self.data.silence_share is not None:
+        if isinstance(self.privacy, GradientLevel) and self.data.silence_share is not None:
             raise ValueError(
                 "data.silence_share cuts a noise recording into several clips, each of which would be a unit of "
                 "privacy: leave it out, or privacy"

@@ -6,9 +6,14 @@ import pytest
 
 from openfl_audio.director.aggregate import Contribution, aggregate_files, check_finite
 from openfl_audio.errors import NotFiniteError, TooLargeError, UpdateRefusedError
+from openfl_audio.privacy.aggregate import SiteAggregator
+from openfl_audio.privacy.site_level import SiteRound
 from openfl_audio.protocol.aggregate import Aggregator
 from openfl_audio.protocol.aggregation import Aggregation
+from openfl_audio.protocol.plan import TRAIN, BestModel, ExperimentPlan, Task
+from openfl_audio.protocol.privacy import AdaptiveClip, SiteLevel
 from openfl_audio.protocol.rules import GeometricMedian, Mean, Median, TrimmedMean
+from openfl_audio.protocol.secure_aggregation import SecureAggregation
 from openfl_audio.protocol.server_optimizers import (
     FedAdagrad,
     FedAdam,
@@ -19,6 +24,7 @@ from openfl_audio.protocol.server_optimizers import (
     OpenFLYogi,
 )
 from openfl_audio.protocol.tensors import TensorFile, Tensors, write_tensors
+from openfl_audio.testing.noise import repeatable_noise
 
 # The long one is cut into slices and blocks.
 FLOATS = {
@@ -52,7 +58,11 @@ def as_float16(tensors: Tensors) -> Tensors:
 
 
 def folded_from_files(
-    folder: Path, model: Tensors, rounds: Sequence[list[Tensors]], aggregation: Aggregation
+    folder: Path,
+    model: Tensors,
+    rounds: Sequence[list[Tensors]],
+    aggregation: Aggregation,
+    site: Callable[[int], SiteRound | None] = lambda number: None,
 ) -> tuple[Tensors, Tensors]:
     """Model and moments after `rounds`, by the director's aggregation of files."""
     current, state = folder / "model", None
@@ -64,7 +74,9 @@ def folded_from_files(
             write_tensors(path, update, {})
             contributions.append(Contribution(path, CLIPS[index]))
         target, target_state = folder / f"{number}", folder / f"{number}-state"
-        aggregate_files(current, contributions, aggregation, number, UNTRAINED, state, target, target_state, {})
+        aggregate_files(
+            current, contributions, aggregation, number, UNTRAINED, state, target, target_state, {}, site=site(number)
+        )
         current, state = target, target_state if aggregation.server_optimizer else None
     return load(current), load(state) if state else {}
 
@@ -149,6 +161,109 @@ def test_clipped_updates_are_those_of_the_director(tmp_path, rule, convert):
     unclipped = folded(model, rounds, Aggregation(rule=rule)).model
     assert np.abs(unclipped["weight"] - expected["weight"]).max() > 0.1, "one could not tell"
     assert_same(found, expected)
+
+
+SITE = {"noise_multiplier": 0.5, "clip": 1000.0, "delta": 1e-5}
+SITE_LEVELS = {
+    "flat": SiteLevel(**SITE),
+    "per layer": SiteLevel(**SITE, clipping="per_layer"),
+    "per dimension": SiteLevel(**SITE, clipping="per_dimension"),
+    "adaptive": SiteLevel(**SITE, adaptive=AdaptiveClip(count_noise=1.0)),
+}
+
+
+def site_round(level: SiteLevel, number: int, clip: float) -> SiteRound:
+    sizes = {name: tensor.size for name, tensor in make_tensors(0).items() if tensor.dtype.kind == "f"}
+    trained = {name: size for name, size in sizes.items() if name not in UNTRAINED}
+    return SiteRound(level, 5, clip, trained, repeatable_noise(0, "director", number))
+
+
+@pytest.mark.parametrize("optimizer", [None, FedAdam(learning_rate=0.1)])
+@pytest.mark.parametrize("name", SITE_LEVELS)
+def test_noise_on_clipped_updates_in_memory_is_that_of_the_director_to_the_bit(tmp_path, name, optimizer):
+    level, model, rounds = SITE_LEVELS[name], make_tensors(0), [updates_of(number) for number in range(3)]
+    aggregation = Aggregation(rule=Mean(weighted=False), server_optimizer=optimizer)
+    sites, clips = [], [level.clip]
+
+    def begin(number: int) -> SiteRound:
+        if sites:
+            clips.append(sites[-1].next_clip())
+        sites.append(site_round(level, number, clips[-1]))
+        return sites[-1]
+
+    expected, _ = folded_from_files(tmp_path, model, rounds, aggregation, begin)
+    found, clip = SiteAggregator(model, aggregation, UNTRAINED), level.clip
+    for number, updates in enumerate(rounds):
+        site = site_round(level, number, clip)
+        found.begin(site)
+        for update, size in zip(updates, CLIPS, strict=True):
+            found.add(update, size, "refused")
+        found.finish_round()
+        clip = site.next_clip()
+    assert_same(found.model, expected)
+    assert (len({*clips}) == 3) == (name == "adaptive")
+    for kept in (*UNTRAINED, "steps", "seen", "counts"):
+        assert expected[kept].tobytes() == model[kept].tobytes(), "what is not trained would leave without noise"
+
+
+def test_noise_is_added_to_the_mean_of_clipped_changes_over_the_planned_number(tmp_path):
+    level, model, updates = SITE_LEVELS["flat"], make_tensors(0), updates_of(0)
+    after, _ = folded_from_files(
+        tmp_path, model, [updates], Aggregation(rule=Mean(weighted=False)), lambda _: site_round(level, 0, 1000.0)
+    )
+    trained = ["weight", "bias", "long", "none", "half"]
+    mean, noise = np.zeros(70_001), repeatable_noise(0, "director", 0).normal(4 + 70_001 + 35 + 1)
+    for update in updates:
+        changes = {name: update[name].astype("f8") - model[name].astype("f8") for name in trained}
+        norm = np.sqrt(sum((change**2).sum() for change in changes.values()))
+        mean += changes["long"] * min(1, 1000 / norm) / 5
+    # In the order of names: bias, half, long.
+    expected = model["long"] + mean + 0.5 * 1000 * noise[5 : 5 + 70_001] / 5
+    np.testing.assert_allclose(after["long"], expected, rtol=1e-5, atol=1e-4)
+
+
+def test_an_update_that_is_not_finite_is_refused_before_it_counts_in_a_sum_with_noise():
+    found = SiteAggregator(make_tensors(0), Aggregation(rule=Mean(weighted=False)), UNTRAINED)
+    found.begin(site_round(SITE_LEVELS["flat"], 0, 1.0))
+    update = make_tensors(1)
+    update["long"][3] = np.nan
+    with pytest.raises(UpdateRefusedError, match="tensor 'long' holds NaN"):
+        found.add(update, 1, "refused")
+    assert not found._totals["bias"].any()
+
+
+def site_plan(**changes) -> ExperimentPlan:
+    arguments = {
+        "name": "toy",
+        "federation_uuid": "",
+        "rounds": 1,
+        "tasks": [Task(name=TRAIN, function_name="fit", task_type="train")],
+        "best": BestModel(metric="accuracy", direction="max"),
+        "envoys": ["a", "b"],
+        "aggregation": Aggregation(rule=Mean(weighted=False)),
+        "privacy": SITE_LEVELS["flat"],
+    }
+    return ExperimentPlan(**arguments | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"envoys": None}, "divides by the number that was planned: give envoys"),
+        (
+            {"aggregation": Aggregation()},
+            r"every site alike: give aggregation=Aggregation\(rule=Mean\(weighted=False\)\)",
+        ),
+        ({"aggregation": Aggregation(rule=Median())}, "counts every site alike"),
+        ({"aggregation": Aggregation(rule=Mean(weighted=False), clip_norm=1.0)}, "leave out clip_norm and max_share"),
+        ({"secure_aggregation": SecureAggregation()}, "leave out secure_aggregation"),
+    ],
+)
+def test_a_plan_that_cannot_have_privacy_of_sites_is_refused_in_a_sentence(changes, sentence):
+    site_plan().check_site_level()
+    with pytest.raises(ValueError, match=sentence):
+        site_plan(**changes).check_site_level()
+    site_plan(**changes | {"privacy": None}).check_site_level()
 
 
 def test_an_integer_counter_takes_the_maximum_and_is_forgotten_with_the_round():

@@ -13,8 +13,8 @@ from openfl_audio.errors import SimulationError, TooFewUpdatesError, UnknownMetr
 from openfl_audio.notebook import live_view as progress
 from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.participation import Participation
-from openfl_audio.protocol.privacy import RecordLevel
-from openfl_audio.protocol.rules import TrimmedMean
+from openfl_audio.protocol.privacy import AdaptiveClip, RecordLevel, SiteLevel
+from openfl_audio.protocol.rules import Mean, TrimmedMean
 from openfl_audio.protocol.secure_aggregation import SecureAggregation
 from openfl_audio.protocol.server_optimizers import FedAdam
 from openfl_audio.protocol.tensors import TensorFile, Tensors
@@ -561,3 +561,39 @@ def test_private_rounds_repeat_with_noise_for_tests_alone(tmp_path):
     assert weights("first") != weights("second")
     with noise_that_repeats(1):
         assert weights("third") == weights("fourth")
+
+
+def site_level(**changes):
+    level = {"noise_multiplier": 2.0, "clip": 0.1, "delta": 1e-3} | changes
+    return {"privacy": SiteLevel(**level), "aggregation": Aggregation(rule=Mean(weighted=False))}
+
+
+def test_privacy_of_sites_costs_a_release_a_round_and_its_noise_follows_from_no_seed(tmp_path):
+    clients = ["a-4", "b-9"]
+    simulation = toy.simulate(tmp_path / "first", clients, **site_level())
+    accountant = dp_accounting.rdp.RdpAccountant()
+    trained = [record for record in simulation.records if "train" in record["metrics"]]
+    assert len(trained) > 1
+    for record in trained:
+        expected = accountant.compose(dp_accounting.GaussianDpEvent(2.0)).get_epsilon(1e-3)
+        assert record["privacy"]["unit"] == "site"
+        assert record["privacy"]["epsilon"] == pytest.approx(dict.fromkeys(clients, expected))
+    other = toy.simulate(tmp_path / "second", clients, **site_level())
+    assert simulation.last_model().line.weight.tolist() != other.last_model().line.weight.tolist()
+
+
+def test_a_bound_that_adapts_is_kept_over_a_kill(tmp_path, monkeypatch):
+    adaptive = site_level(adaptive=AdaptiveClip(count_noise=2.0))
+    with noise_that_repeats(1):
+        whole = toy.simulate(tmp_path / "whole", ["a-4", "b-9"], rounds=4, **adaptive)
+        monkeypatch.setattr("openfl_audio.simulation.checkpoint.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+        first = Simulation(["a-4", "b-9"], toy.Points, tmp_path / "cut")
+        first.start("toy", **toy.arguments(rounds=4, **adaptive))
+        rounds = first.run()
+        for _ in range(2):
+            next(rounds)
+        rounds.close()
+        again = toy.simulate(tmp_path / "cut", ["a-4", "b-9"], rounds=4, **adaptive)
+        fixed = toy.simulate(tmp_path / "fixed", ["a-4", "b-9"], rounds=4, **site_level())
+    weights = [each.last_model().line.weight.tolist() for each in (whole, again, fixed)]
+    assert weights[0] == weights[1] != weights[2]
