@@ -256,7 +256,7 @@ class PrivacySpent(Answer):
     """Differential privacy that an experiment has cost so far.
 
     Attributes:
-        unit: what is protected: "record" or "speaker".
+        unit: what is protected: "record", "speaker" or "site".
         delta: the delta at which epsilon is told, between data that differ by one unit, added or removed.
         epsilon: by envoy: what its updates have cost its units, whether they counted or not.
     """
