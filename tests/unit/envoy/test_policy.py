@@ -49,7 +49,7 @@ def reasons(tmp_path, policy, user="ada", is_proven=True, shard=SHARD, sent=0, *
         ({"max_day_mb": 30e-6}, {"sent": 6}, {"sent": 7}, "more than 3e-05 MB would leave today"),
         ({"precision": "float16"}, {"precision": "float16"}, {}, "its precision is float32, and has to be float16"),
         ({"secure_aggregation": True}, None, {}, "its updates are not masked"),
-        ({"max_epsilon": 8.0}, None, {}, "it has no differential privacy of records or speakers, and has to cost an epsilon of at most 8"),
+        ({"max_epsilon": 8.0}, None, {}, "it has no differential privacy of records or speakers, and has to cost"),
         (
             {"max_epsilon": 8.0},
             {"privacy": PRIVACY, "rounds": 3},
