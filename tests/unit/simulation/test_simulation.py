@@ -595,5 +595,7 @@ def test_a_bound_that_adapts_is_kept_over_a_kill(tmp_path, monkeypatch):
         rounds.close()
         again = toy.simulate(tmp_path / "cut", ["a-4", "b-9"], rounds=4, **adaptive)
         fixed = toy.simulate(tmp_path / "fixed", ["a-4", "b-9"], rounds=4, **site_level())
+    bounds = [each._checkpoint.progress.clip for each in (whole, again, fixed)]
+    assert bounds[0] == bounds[1] != bounds[2] == 0.1
     weights = [each.last_model().line.weight.tolist() for each in (whole, again, fixed)]
     assert weights[0] == weights[1] != weights[2]
