@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from openfl_audio.notebook.sites import read_records as read_records
     from openfl_audio.notebook.sites import scores_alone as scores_alone
     from openfl_audio.notebook.sites import train_alone as train_alone
+    from openfl_audio.privacy.accounting import privacy_cost as privacy_cost
     from openfl_audio.protocol.aggregation import Aggregation as Aggregation
     from openfl_audio.protocol.low_rank import LoraResidual as LoraResidual
     from openfl_audio.protocol.low_rank import LoraSvd as LoraSvd
@@ -66,6 +67,7 @@ _MODULES = {
     "node.shard_data": ("ShardData",),
     "notebook.interactive_api": ("DataInterface", "FLExperiment", "Federation", "ModelInterface", "TaskInterface"),
     "notebook.sites": ("cross_validate", "read_records", "scores_alone", "train_alone"),
+    "privacy.accounting": ("privacy_cost",),
     "protocol.aggregation": ("Aggregation",),
     "protocol.low_rank": ("LoraResidual", "LoraSvd"),
     "protocol.metrics": ("MeanOver",),

@@ -73,7 +73,7 @@ def epsilon(releases: Iterable[Release], delta: float, accountant: Accountant = 
 
 
 @cache
-def cost_of(level: Level, rounds: int) -> float:
+def privacy_cost(level: Level, rounds: int) -> float:
     """Return the epsilon of so many rounds of training at a site, at the plan's delta, by RDP."""
     return epsilon([Release(level.noise_multiplier, level.probability, rounds * level.steps)], level.delta)
 
@@ -85,7 +85,7 @@ def privacy_of(privacy: Level | None, releases: Mapping[str, int]) -> dict[str, 
     """
     if privacy is None:
         return None
-    spent = {envoy: cost_of(privacy, rounds) for envoy, rounds in releases.items()}
+    spent = {envoy: privacy_cost(privacy, rounds) for envoy, rounds in releases.items()}
     return {"unit": privacy.unit, "delta": privacy.delta, "epsilon": spent}
 
 

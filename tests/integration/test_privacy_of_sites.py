@@ -7,7 +7,7 @@ import pytest
 
 from openfl_audio import Aggregation, FLExperiment, Mean, SiteLevel
 from openfl_audio.cli.main import main
-from openfl_audio.privacy.accounting import cost_of
+from openfl_audio.privacy.accounting import privacy_cost
 from openfl_audio.simulation.simulation import Simulation
 from openfl_audio.testing.noise import noise_that_repeats
 from tests.integration.conftest import federation_of
@@ -51,9 +51,9 @@ def test_a_federation_adds_the_noise_of_a_simulation_to_the_bit_and_tells_what_i
         np.testing.assert_array_equal(tensor.numpy(), expected[name].numpy())
     assert history["slope"].tolist() == simulated["slope"].tolist()
     assert history["slope"].tolist()[1] not in (0.0, 0.5 / np.sqrt(2))
-    assert [record["privacy"]["epsilon"]["b"] for record in records[:3]] == [cost_of(LEVEL, n) for n in (1, 2, 3)]
+    assert [record["privacy"]["epsilon"]["b"] for record in records[:3]] == [privacy_cost(LEVEL, n) for n in (1, 2, 3)]
     assert history["epsilon"].tolist() == simulated["epsilon"].tolist()
     runs = processes.folder / "director"
     assert main(["audit", "report", "private", "--runs", str(runs), "--out", str(tmp_path / "report")]) == 0
     [report] = (tmp_path / "report").glob("*.md")
-    assert f"{cost_of(LEVEL, 3):.6g} | 0.001 | site" in report.read_text()
+    assert f"{privacy_cost(LEVEL, 3):.6g} | 0.001 | site" in report.read_text()

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openfl_audio.errors import DefinitionError
-from openfl_audio.privacy.accounting import Release, cost_of, epsilon
+from openfl_audio.privacy.accounting import Release, epsilon, privacy_cost
 from openfl_audio.privacy.site_level import SiteRound
 from openfl_audio.protocol.privacy import AdaptiveClip, SiteLevel
 from openfl_audio.testing.noise import repeatable_noise
@@ -130,7 +130,7 @@ def test_updates_and_count_together_cost_what_one_release_would():
     assert of_updates > 2.0
     both = [Release(of_updates, 1.0, 30), Release(2 * adaptive.count_noise, 1.0, 30)]
     settings = level(noise_multiplier=2.0, adaptive=adaptive)
-    assert epsilon(both, 1e-5) == pytest.approx(cost_of(settings, 30), rel=1e-6)
+    assert epsilon(both, 1e-5) == pytest.approx(privacy_cost(settings, 30), rel=1e-6)
     many = {"a": 200_000}
     zeros = np.zeros(200_000)
     found = begin(settings, 1, sizes=many).finish(zeros, "a", 0, zeros)
@@ -139,7 +139,7 @@ def test_updates_and_count_together_cost_what_one_release_would():
 
 @pytest.mark.parametrize(("multiplier", "expected"), [(1, 57), (2, 22), (5, 7.1), (10, 3.2)])
 def test_fifty_rounds_cost_what_is_known_of_them(multiplier, expected):
-    assert cost_of(level(noise_multiplier=multiplier), 50) == pytest.approx(expected, rel=0.02)
+    assert privacy_cost(level(noise_multiplier=multiplier), 50) == pytest.approx(expected, rel=0.02)
 
 
 @pytest.mark.parametrize(
