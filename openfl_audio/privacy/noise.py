@@ -10,7 +10,6 @@ import secrets
 from collections.abc import Callable
 
 import numpy as np
-from scipy.special import ndtri
 
 from openfl_audio.privacy.masks import words
 from openfl_audio.protocol.privacy import TEST_NOISE
@@ -49,7 +48,7 @@ class Noise:
 
     def normal(self, count: int) -> np.ndarray:
         """Return `count` numbers of mean 0 and variance 1, normally distributed, float64."""
-        return ndtri(self.uniform(count))
+        return _normal(self.uniform(count))
 
     def set_aside(self, count: int) -> Callable[[int, int], np.ndarray]:
         """Return the next `count` numbers of `normal` as a function of the first one's place and their number.
@@ -58,11 +57,18 @@ class Noise:
         """
         start = self._position
         self._position += count
-        return lambda first, number: ndtri(_uniform(self._key, start + first, number))
+        return lambda first, number: _normal(_uniform(self._key, start + first, number))
 
     def chosen(self, number: int, probability: float) -> np.ndarray:
         """Return which of `number` units are drawn, each by itself with `probability` (Poisson sampling), int64."""
         return np.flatnonzero(self.uniform(number) < probability)
+
+
+def _normal(uniform: np.ndarray) -> np.ndarray:
+    # SciPy takes 16 MB, which a director without privacy of sites does not need.
+    from scipy.special import ndtri
+
+    return ndtri(uniform)
 
 
 def _uniform(key: bytes, start: int, count: int) -> np.ndarray:

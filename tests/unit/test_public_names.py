@@ -9,7 +9,7 @@ import openfl_audio
 
 pytestmark = pytest.mark.process
 
-HEAVY = {"torch", "sklearn", "transformers", "pandas"}
+HEAVY = {"torch", "sklearn", "transformers", "pandas", "scipy"}
 
 
 @pytest.mark.parametrize("name", openfl_audio.__all__)

@@ -94,5 +94,6 @@ def test_without_the_library_the_error_says_what_to_install(monkeypatch):
         raise ModuleNotFoundError("No module named 'dp_accounting'", name="dp_accounting")
 
     monkeypatch.setattr(accounting, "_Library", missing)
+    accounting._library.cache_clear()  # another test may have loaded it
     with pytest.raises(PrivacyError, match=r"dp_accounting is not installed: pip install 'openfl-audio\[privacy\]'"):
         epsilon([Release(1.0, 0.1, 1)], 1e-5)
