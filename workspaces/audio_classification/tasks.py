@@ -18,6 +18,7 @@ from openfl_audio.training.bootstrap import bootstrap_interval
 from openfl_audio.training.private_round import is_private, steps_of_round, train_privately, trains_privately
 from openfl_audio.training.private_steps import each_alone
 from openfl_audio.training.schedules import linear_rate, set_rate
+from openfl_audio.training.together import ALONE, Share, train_together
 from workspaces.audio_classification.data import Clips, draw_epoch
 from workspaces.audio_classification.model import predict
 
@@ -41,6 +42,7 @@ class TrainingSettings:
         accumulate: batches for one step of the optimizer.
         clip_norm: the largest norm of the gradients; None does not clip.
         mixed_precision: bfloat16 where that is exact enough.
+        processes: how many processes of the node train together, each on a GPU of its own where there are as many.
     """
 
     rounds: int
@@ -53,6 +55,7 @@ class TrainingSettings:
     accumulate: int = 1
     clip_norm: float | None = None
     mixed_precision: bool = False
+    processes: int = 1
     seed: int = 0
 
 
@@ -73,9 +76,27 @@ def train_round(
     model.train().to(device)
     if is_private():
         return _train_privately(model, clips, optimizer, device, round_number, settings)
-    weights = class_weights(clips).to(device) if settings.balance == "weights" else None
     # The task runner has seeded torch with a function of seed, round and client: two clients draw other numbers.
-    seeds = [(settings.seed, round_number, epoch, torch.initial_seed()) for epoch in range(settings.local_epochs)]
+    given = clips, round_number, settings, torch.initial_seed()
+    if settings.processes == 1:
+        return _train(ALONE, model, optimizer, device, *given)
+    return train_together(settings.processes, _train, model, optimizer, *given)
+
+
+def _train(
+    share: Share,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: str,
+    clips: Clips,
+    round_number: int,
+    settings: TrainingSettings,
+    drawn: int,
+) -> dict[str, float]:
+    """Train a process's share of each batch; `drawn` is a number that no other client has in this round."""
+    model = share.prepare(model)
+    weights = class_weights(clips).to(device) if settings.balance == "weights" else None
+    seeds = [(settings.seed, round_number, epoch, drawn) for epoch in range(settings.local_epochs)]
     epochs = [draw_epoch(clips, settings.batch_size, settings.balance == "sampling", seed) for seed in seeds]
     steps = sum(math.ceil(len(batches) / settings.accumulate) for batches in epochs)
     total, step, heard = 0.0, 0, 0
@@ -88,18 +109,19 @@ def train_round(
             number = sum(map(len, together))
             optimizer.zero_grad()
             for batch in together:
-                inputs, labels = clips.batch(batch.tolist(), seed)
+                own, scale = share.of(batch.tolist())
+                inputs, labels = clips.batch(own, seed)
                 with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=settings.mixed_precision):
                     logits = predict(model, inputs.to(device))
                 loss = loss_of(clips.targets.kind, logits.float(), labels.to(device), weights, settings.label_smoothing)
-                (loss * len(batch) / number).backward()
-                total += loss.item() * len(batch)
+                (loss * scale * len(batch) / number).backward()
+                total += loss.item() * scale * len(batch) / share.processes
             if settings.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
             optimizer.step()
             step, heard = step + 1, heard + number
-            report(step, steps, clips=heard, loss=total / heard)
-    return {"loss": total / (settings.local_epochs * len(clips))}
+            report(step, steps, clips=heard, loss=total * share.processes / heard)
+    return {"loss": share.sum(total) / (settings.local_epochs * len(clips))}
 
 
 def _train_privately(
@@ -110,6 +132,8 @@ def _train_privately(
     round_number: int,
     settings: TrainingSettings,
 ) -> dict[str, float]:
+    if settings.processes > 1:
+        raise PrivacyError(f"privacy is for one process, and processes is {settings.processes}: set it to 1")
     if settings.balance != "none":
         raise PrivacyError(f"balance '{settings.balance}' follows from the classes of private clips: set it to none")
     steps, seed = steps_of_round(1), (settings.seed, round_number, torch.initial_seed())

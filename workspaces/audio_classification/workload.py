@@ -117,6 +117,11 @@ class AudioClassificationSettings(AdapterSettings):
         default=None, gt=0, description="largest norm of the gradients; without it they are not clipped"
     )
     mixed_precision: bool = Field(default=False, description="bfloat16 where that is exact enough")
+    processes: int = Field(
+        default=1,
+        ge=1,
+        description="processes of a node that train together, each on a GPU of its own where there are as many",
+    )
     compile: bool = Field(default=False, description="let torch.compile make the model faster after a slow start")
     augmentation: AugmentationSettings = Field(
         default=AugmentationSettings(), description="variation of clips in training"
@@ -164,6 +169,7 @@ class AudioClassification(Workload[AudioClassificationSettings]):
             accumulate=config.accumulate,
             clip_norm=config.clip_norm,
             mixed_precision=config.mixed_precision,
+            processes=config.processes,
             seed=config.seed,
         )
         return register_tasks(train_round, validate_clips, {"settings": training})
