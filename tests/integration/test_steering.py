@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import grpc
 import pytest
 from safetensors.numpy import load_file
 
@@ -114,13 +115,15 @@ def watch(running, certificates):
     )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def make(running, connect):
     """Return an experiment of its own name, and a function that starts it with the toy's model, tasks and data."""
     import toy
     from toy.experiment import PointsData, model_interface, task_interface
 
-    from openfl_audio.notebook.interactive_api import FLExperiment
+    from openfl_audio.notebook.interactive_api import DirectorError, FLExperiment
+
+    made = []
 
     def make(name=None, train=None, rounds=3, envoys=("b",), user=USER, **changes):
         tasks = {"train": train, "validate": changes.pop("validate", None)}
@@ -134,9 +137,15 @@ def make(running, connect):
             envoys=envoys,
             **changes,
         )
+        made.append(experiment)
         return experiment, start
 
-    return make
+    yield make
+    # After a failure it would keep the envoys from the next test.
+    for experiment in made:
+        with contextlib.suppress(DirectorError, grpc.RpcError):  # it was not started, or is deleted
+            if experiment.get_experiment_status() in ("pending", "in_progress"):
+                experiment.stop()
 
 
 def test_an_experiment_that_failed_in_a_task_continues_after_its_last_whole_round(make, tmp_path):
@@ -395,7 +404,7 @@ def test_a_cut_link_is_seen_while_the_experiment_waits_and_so_is_its_end(
                 assert re.search(r"^ +d .* train, no word for \d.* s ", look("envoys"), re.M)
                 assert re.search(r"^ +d +train, no word for \d.* s ", look("show", name), re.M)
                 last = experiment.per_envoy().set_index("envoy").loc["d"].iloc[-1]
-                assert last["silent_seconds"] >= float(silent[1])
+                assert last["silent_seconds"] >= float(silent[1]) - 0.05  # what is shown is rounded
                 line.hang_up()
                 watching.wait_for(r"d offline since \d\d:\d\d:\d\d")
                 line.plug()
