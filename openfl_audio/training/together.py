@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.multiprocessing.spawn import spawn
+from torch.nn.utils.parametrize import is_parametrized
 
+from openfl_audio.errors import SettingsError
 from openfl_audio.node.progress import Progress, current, report
 
 # How often the progress of the first process is looked at.
@@ -71,9 +73,15 @@ def train_together(
 
     Returns what the first one returned. What is given is pickled: functions have to be importable.
 
-    Raises torch.multiprocessing.ProcessRaisedException, with the traceback, if one of them fails, and
+    Raises SettingsError for a model whose weights are parametrized, which PyTorch cannot pickle,
+    torch.multiprocessing.ProcessRaisedException, with the traceback, if one of them fails, and
     ProcessExitedException if one is killed; the others are ended.
     """
+    if any(map(is_parametrized, model.modules())):
+        raise SettingsError(
+            f"processes is {processes}, and {type(model).__name__} has parametrized weights, such as Wav2Vec2's weight "
+            "norm, which cannot be sent to other processes: set processes to 1"
+        )
     with tempfile.TemporaryDirectory() as folder:
         torch.save((model.cpu(), optimizer, torch.initial_seed(), arguments), Path(folder, GIVEN))
         queue = torch.multiprocessing.get_context("spawn").SimpleQueue()

@@ -68,3 +68,9 @@ def test_privacy_is_for_one_process(monkeypatch):
     clips, model = Clips(Tones(["low"]), WORDS, 0.1), create_cnn(2)
     with pytest.raises(OpenFLAudioError, match="set it to 1"):
         train_round(model, clips, torch.optim.SGD(model.parameters(), 0.1), "cpu", 0, TrainingSettings(1, processes=2))
+
+
+def test_a_model_that_cannot_be_sent_to_other_processes_is_refused():
+    model = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(1, 1))
+    with pytest.raises(OpenFLAudioError, match="set processes to 1"):
+        train_together(2, fail, model, torch.optim.SGD(model.parameters(), 0.1))
