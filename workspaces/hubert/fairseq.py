@@ -1,6 +1,7 @@
-"""A HuBERT as a checkpoint of fairseq, which s3prl's upstream `hubert_local` and fairseq itself read.
+"""A HuBERT as a checkpoint of fairseq, and as one of s3prl, whose upstream `hubert_local` reads it without fairseq.
 
-Names are those of fairseq's HubertModel (github.com/facebookresearch/fairseq, fairseq/models/hubert/hubert.py).
+Names are those of fairseq's HubertModel (github.com/facebookresearch/fairseq, fairseq/models/hubert/hubert.py), which
+s3prl's copy of it has too (github.com/s3prl/s3prl, s3prl/upstream/hubert/convert.py).
 """
 
 import re
@@ -54,18 +55,33 @@ def write_fairseq(model: Hubert, path: Path) -> None:
     config = model.config
     check_fairseq(config)
     with _pickled_as_fairseqs():
-        symbols = [*SPECIAL_SYMBOLS, *map(str, range(config.clusters))]
         checkpoint = {
             "args": None,
             "cfg": {"_name": None, "model": _model_config(model), "task": _task_config(model)},
             "model": fairseq_weights(model),
-            "task_state": {"dictionaries": [_Dictionary(symbols)]},
+            "task_state": {"dictionaries": [_Dictionary(_symbols(config))]},
             "criterion": None,
             "extra_state": {"epoch": 1, "train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
             "optimizer_history": [{"optimizer_type": "none", "lr_scheduler_state": {}, "num_updates": 0}],
         }
         with replacing(path, durable=False) as temporary:
             torch.save(checkpoint, temporary)
+
+
+def write_s3prl(model: Hubert, path: Path) -> None:
+    """Write `model` as the checkpoint that s3prl makes of one of fairseq; it has no class of fairseq in it.
+
+    Raises SettingsError as `check_fairseq` does.
+    """
+    check_fairseq(model.config)
+    checkpoint = {
+        "task_cfg": _task_config(model),
+        "model_cfg": _model_config(model),
+        "model_weight": fairseq_weights(model),
+        "dictionaries_symbols": [_symbols(model.config)],
+    }
+    with replacing(path, durable=False) as temporary:
+        torch.save(checkpoint, temporary)
 
 
 def check_fairseq(config: HubertConfig) -> None:
@@ -93,6 +109,10 @@ def fairseq_weights(model: Hubert) -> dict[str, torch.Tensor]:
         [embeddings.new_zeros(len(SPECIAL_SYMBOLS), embeddings.shape[1]), embeddings]
     )
     return weights
+
+
+def _symbols(config: HubertConfig) -> list[str]:
+    return [*SPECIAL_SYMBOLS, *map(str, range(config.clusters))]
 
 
 def _fairseq_name(name: str, model: Hubert) -> str:

@@ -16,7 +16,7 @@ from openfl_audio.training.workload import Metrics, register_tasks
 from shard_descriptors.librispeech import LibriSpeechShardDescriptor
 from workspaces.hubert import tasks
 from workspaces.hubert.data import Clips, HubertData
-from workspaces.hubert.fairseq import check_fairseq, write_fairseq
+from workspaces.hubert.fairseq import check_fairseq, write_fairseq, write_s3prl
 from workspaces.hubert.librispeech import HubertSettings, HubertWorkload, ModelSettings
 from workspaces.hubert.loss import MaskedPrediction
 from workspaces.hubert.masking import MaskSettings, expected_share
@@ -51,7 +51,8 @@ class HubertTrainingSettings(HubertSettings):
         default=0.0, ge=0, description="weight of frames that are not masked, 0 in the paper"
     )
     fairseq: bool = Field(
-        default=False, description="write model/fairseq.pt as well, which fairseq and s3prl's hubert_local read"
+        default=False,
+        description="write model/fairseq.pt as well, which fairseq reads, and model/s3prl.pt for s3prl's hubert_local",
     )
     feature_penalty: float = Field(
         default=10.0, ge=0, description="weight of the mean square of the convolutions' outputs"
@@ -71,6 +72,7 @@ class HubertTraining(HubertWorkload[HubertTrainingSettings]):
         super().save(model, config, folder)
         if config.fairseq:
             write_fairseq(model, Path(folder, "fairseq.pt"))
+            write_s3prl(model, Path(folder, "s3prl.pt"))
 
     def complete(self, config: HubertTrainingSettings, data: Path) -> HubertTrainingSettings:
         """Return the settings as they are, and say how much of a long clip the masks hide.

@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from torchaudio.models.wav2vec2.utils.import_fairseq import _convert_state_dict
+from transformers import HubertModel
 
+from openfl_audio.config import load_settings
 from openfl_audio.errors import SettingsError
-from workspaces.hubert.fairseq import fairseq_weights, write_fairseq
-from workspaces.hubert.model import create_hubert, training_flops
+from workspaces.hubert.fairseq import fairseq_weights, write_fairseq, write_s3prl
+from workspaces.hubert.model import CONFIGS, create_hubert, save_model, training_flops
+from workspaces.hubert.workload import HubertTraining, HubertTrainingSettings
 
 CLUSTERS = 20
 
@@ -85,6 +88,43 @@ def test_a_checkpoint_has_the_parts_that_fairseq_and_s3prl_ask_for(tmp_path):
     assert sizes["encoder_embed_dim"] == model.config.hidden_size
     assert sizes["label_rate"] == 50
     assert eval(sizes["conv_feature_layers"])[0] == (64, 32, 16)
+
+
+def test_a_checkpoint_for_s3prl_has_its_four_parts_and_no_class_of_anybody(tmp_path):
+    model = create_hubert("hubert_small.json", CLUSTERS, hidden_size=64)
+    write_s3prl(model, tmp_path / "s3prl.pt")
+    state = torch.load(tmp_path / "s3prl.pt", weights_only=True)
+    assert state.keys() == {"task_cfg", "model_cfg", "model_weight", "dictionaries_symbols"}
+    weights = fairseq_weights(model)
+    assert state["model_weight"].keys() == weights.keys()
+    assert all(torch.equal(state["model_weight"][name], weights[name]) for name in weights)
+    assert state["dictionaries_symbols"] == [["<s>", "<pad>", "</s>", "<unk>", *map(str, range(CLUSTERS))]]
+    assert (state["model_cfg"]["encoder_embed_dim"], state["task_cfg"]["label_rate"]) == (64, 50)
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_s3prl_has_the_hidden_states_of_transformers(tmp_path, norm):
+    hubconf = pytest.importorskip("s3prl.upstream.hubert.hubconf")
+    model = create_hubert("hubert_small.json", CLUSTERS, hidden_size=64, feat_extract_norm=norm)
+    write_s3prl(model, tmp_path / "s3prl.pt")
+    save_model(model, tmp_path)
+    waveform = torch.randn(16_000)
+    upstream = hubconf.hubert_local(str(tmp_path / "s3prl.pt")).eval()
+    ours = HubertModel.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        theirs = upstream([waveform])["hidden_states"]
+        own = torch.nn.functional.layer_norm(waveform, waveform.shape) if model.normalize else waveform
+        expected = ours(own[None], output_hidden_states=True).hidden_states
+    assert len(theirs) == len(expected)
+    for one, other in zip(theirs, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_run_that_is_asked_for_them_exports_both(tmp_path):
+    config = load_settings(CONFIGS / "small.yaml", HubertTrainingSettings, {"fairseq": True, "model.hidden_size": 64})
+    workload = HubertTraining()
+    workload.save(workload.model(config)(), config, tmp_path)
+    assert {"fairseq.pt", "s3prl.pt", "model.safetensors"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_models_that_fairseq_has_not_are_refused(tmp_path):
