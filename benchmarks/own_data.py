@@ -16,9 +16,7 @@ import io
 import json
 import os
 import statistics
-import subprocess
 import sys
-import time
 import tokenize
 from itertools import pairwise
 from pathlib import Path
@@ -28,9 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` is 
 import yaml
 
 from benchmarks.arguments import REPOSITORY, add_save, save, whole_number
-from benchmarks.rounds_peers.flower import environment_at, wait_until_online
-from benchmarks.rounds_peers.measure import BenchmarkError, Processes, make_environment, say
-from openfl_audio.experiments.local_federation import free_port
+from benchmarks.rounds_peers.flower import environment_at, run_app, start
+from benchmarks.rounds_peers.measure import Processes, follow_lines, make_environment
 from openfl_audio.files import read_json_lines
 from openfl_audio.testing.corpora.own_data import SITES
 from openfl_audio.testing.demo import NOTEBOOKS, run_demo
@@ -39,7 +36,6 @@ APP = REPOSITORY / "benchmarks" / "own_data_flower"
 ENVIRONMENT = REPOSITORY / "runs" / "peers" / "flower-audio"
 REQUIREMENT = "flwr==1.42.*"
 MODEL = REPOSITORY / "workspaces" / "audio_classification" / "configs" / "wav2vec2_small.json"
-GIVE_UP_SECONDS = 3600.0
 NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
@@ -90,23 +86,13 @@ def measure_flower(rounds: int, data: Path, folder: Path) -> dict:
     make_environment(ENVIRONMENT, "flower-superlink", REQUIREMENT)
     _lend_libraries()
     report = folder / "report.jsonl"
-    sites = SITES[:3]
+    nodes = {site: ("--node-config", f"data={json.dumps(str(data / site))}") for site in SITES[:3]}
     with Processes(folder, None, "") as processes:
         env = environment_at(ENVIRONMENT, folder, processes.port) | {"OMP_NUM_THREADS": "1"}
-        program = str(ENVIRONMENT / "bin" / "flower-{}")
-        link = ["--insecure", "--port", str(processes.port), "--disable-runtime-dependency-installation"]
-        processes.run("superlink", [program.format("superlink"), *link], cwd=folder, env=env)
-        for site in sites:
-            node = ["--insecure", "--superlink", f"127.0.0.1:{processes.port}", "--port", str(free_port())]
-            place = ["--node-config", f"data={json.dumps(str(data / site))}"]
-            processes.run(site, [program.format("supernode"), *node, *place], cwd=folder, env=env)
-        wait_until_online(ENVIRONMENT, len(sites), processes, env)
-        say("superlink and supernodes are ready")
+        start(ENVIRONMENT, nodes, processes, env)
         config = {"rounds": rounds, "model": str(MODEL), "unseen": str(data / SITES[3]), "report": str(report)}
-        words = " ".join(f"{name}={json.dumps(value)}" for name, value in config.items())
-        command = [str(ENVIRONMENT / "bin" / "flwr"), "run", str(APP), "--run-config", words]
-        subprocess.run(command, cwd=folder, env=env, check=True, stdout=sys.stderr)
-        reports = _wait_for(report, rounds, processes)
+        run_app(ENVIRONMENT, APP, config, processes, env)
+        reports = follow_lines(report, rounds, "the app", processes)
     seconds = [after["time"] - before["time"] for before, after in pairwise(reports)]
     return {
         "lines": lines_of_code((APP / "app.py").read_text()),
@@ -122,17 +108,6 @@ def _lend_libraries() -> None:
     [packages] = (ENVIRONMENT / "lib").glob("python*/site-packages")
     ours = next(path for path in sys.path if path.endswith("site-packages"))
     (packages / "zz_lent.pth").write_text(f"{ours}\n")
-
-
-def _wait_for(report: Path, rounds: int, processes: Processes) -> list[dict]:
-    deadline = time.monotonic() + GIVE_UP_SECONDS
-    while time.monotonic() < deadline:
-        processes.check()
-        lines = read_json_lines(report) if report.exists() else []
-        if lines and lines[-1]["round"] == rounds:
-            return lines
-        time.sleep(1)
-    raise BenchmarkError(f"given up: Flower's rounds did not end after {GIVE_UP_SECONDS:.0f} s")
 
 
 def main() -> int:

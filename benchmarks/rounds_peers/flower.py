@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from benchmarks.rounds_peers.measure import (
     READY_SECONDS,
@@ -33,9 +35,7 @@ def measure(job: Job, folder: Path) -> Measured:
     make_environment(ENVIRONMENT, "flower-superlink", REQUIREMENT)
     with Processes(folder, None, "") as processes:
         env = environment_at(ENVIRONMENT, folder, processes.port)
-        _start(job, processes, env)
-        wait_until_online(ENVIRONMENT, job.envoys, processes, env)
-        say("superlink and supernodes are ready")
+        start(ENVIRONMENT, dict.fromkeys(job.names, ()), processes, env)
         with MemoryWatch(processes.pid("superlink"), map(processes.pid, job.names)) as memory:
             return _run(job, processes, memory, env)
 
@@ -55,21 +55,38 @@ def environment_at(environment: Path, folder: Path, port: int) -> dict[str, str]
     return env
 
 
-def _start(job: Job, processes: Processes, env: dict[str, str]) -> None:
-    port = str(processes.port)
-    superlink = ["flower-superlink", "--insecure", "--port", port, "--disable-runtime-dependency-installation"]
-    processes.run("superlink", _installed(superlink), cwd=processes.folder, env=env)
-    for name in job.names:
-        supernode = ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}", "--port", str(free_port())]
-        processes.run(name, _installed(supernode), cwd=processes.folder, env=env)
+def start(environment: Path, nodes: Mapping[str, Iterable[str]], processes: Processes, env: dict[str, str]) -> None:
+    """Start a superlink and supernodes from a virtual environment, and wait until all of them are connected.
+
+    Args:
+        environment: folder of the virtual environment.
+        nodes: names of the supernodes, each with further options of its command.
+        processes: run them.
+        env: variables of `environment_at`.
+
+    Raises:
+        BenchmarkError: it takes too long.
+    """
+    port, programs = str(processes.port), environment / "bin"
+    superlink = [programs / "flower-superlink", "--port", port, "--disable-runtime-dependency-installation"]
+    processes.run("superlink", [*map(str, superlink), "--insecure"], cwd=processes.folder, env=env)
+    for name, options in nodes.items():
+        supernode = [programs / "flower-supernode", "--superlink", f"127.0.0.1:{port}", "--port", free_port(), *options]
+        processes.run(name, [*map(str, supernode), "--insecure"], cwd=processes.folder, env=env)
+    _wait_until_online(environment, len(nodes), processes, env)
+    say("superlink and supernodes are ready")
 
 
-def _installed(command: list[str]) -> list[str]:
-    return [str(ENVIRONMENT / "bin" / command[0]), *command[1:]]
+def run_app(environment: Path, app: Path, config: Mapping[str, Any], processes: Processes, env: dict[str, str]) -> None:
+    """Submit a Flower App with its run configuration. Raises BenchmarkError if that fails."""
+    words = " ".join(f"{name}={json.dumps(value)}" for name, value in config.items())
+    command = [str(environment / "bin" / "flwr"), "run", str(app), "--run-config", words]
+    processes.run("run", command, processes.folder, env)
+    if code := processes.wait_for_exit("run", READY_SECONDS):
+        raise BenchmarkError(f"flwr run ended with exit code {code}")
 
 
-def wait_until_online(environment: Path, number: int, processes: Processes, env: dict[str, str]) -> None:
-    """Wait for a number of supernodes. Raises BenchmarkError when it takes too long."""
+def _wait_until_online(environment: Path, number: int, processes: Processes, env: dict[str, str]) -> None:
     command = [str(environment / "bin" / "flwr"), "supernode", "list", "--format", "json"]
     deadline = time.monotonic() + READY_SECONDS
     while True:
@@ -85,13 +102,10 @@ def _run(job: Job, processes: Processes, memory: MemoryWatch, env: dict[str, str
     shapes, report = processes.folder / "shapes.json", processes.folder / "report.jsonl"
     shapes.write_text(json.dumps([list(weight.shape) for weight in create_model(job.workload).parameters()]))
     config = {"rounds": job.rounds, "nodes": job.envoys, "step": STEP, "shapes": str(shapes), "report": str(report)}
-    settings = " ".join(f"{name}={json.dumps(value)}" for name, value in config.items())
     app = Path(__file__).with_name("flower_app")
     # The serverapp is another process: only the clock on the wall is common to both.
     began = time.time()
-    processes.run("run", _installed(["flwr", "run", str(app), "--run-config", settings]), processes.folder, env)
-    if code := processes.wait_for_exit("run", READY_SECONDS):
-        raise BenchmarkError(f"flwr run ended with exit code {code}")
+    run_app(ENVIRONMENT, app, config, processes, env)
     submitted = time.time() - began
     lines = follow_report(report, job.rounds, "the app", processes)
     return Measured(

@@ -177,19 +177,25 @@ def make_environment(folder: Path, program: str, requirement: str) -> None:
 
 
 def follow_report(report: Path, rounds: int, what: str, processes: Processes) -> list[dict]:
-    """The lines of JSON that a peer's server writes: one when `what`, such as "the job", has started, and one a round.
+    """Return the JSON lines that a peer's server writes: one when `what`, such as "the job", has started, one a round.
 
     Raises BenchmarkError when one takes too long, StartError if a process ends, and WrongResultError if the last model
     is "off" by more than rounding.
     """
+    lines = follow_lines(report, rounds, what, processes)
+    if not lines[-1]["off"] <= TOLERANCE:
+        raise WrongResultError(f"after {rounds} rounds a weight is {lines[-1]['off']:.2g} away from what it should be")
+    return lines
+
+
+def follow_lines(report: Path, rounds: int, what: str, processes: Processes) -> list[dict]:
+    """Return the lines of `follow_report`, whatever they hold. Raises BenchmarkError and StartError as it does."""
     lines: list[dict] = []
     while len(lines) <= rounds:
         number = len(lines)
         with time_limit(f"round {number} did not end" if number else f"{what} did not start"):
             lines.append(_next_line(report, number, processes))
         say(f"round {number} ended" if number else f"{what} has started")
-    if not lines[-1]["off"] <= TOLERANCE:
-        raise WrongResultError(f"after {rounds} rounds a weight is {lines[-1]['off']:.2g} away from what it should be")
     return lines
 
 

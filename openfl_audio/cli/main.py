@@ -47,7 +47,7 @@ TREE: Group = (
         "review": "review.Review",
         "approve": "review.Approve",
         "reject": "review.Reject",
-        "personal": "review.Personal",
+        "personal": "personal.Personal",
         "privacy": "privacy.Privacy",
         "certificates": (
             "Make, request, sign and revoke certificates.",

@@ -2,8 +2,8 @@
 
 from typing import ClassVar
 
+from openfl_audio.cli.at_site import AtSite
 from openfl_audio.cli.connected import print_tables, table_of
-from openfl_audio.cli.review import AtSite
 from openfl_audio.errors import SettingsError
 
 

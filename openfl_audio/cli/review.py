@@ -1,46 +1,12 @@
-"""`openfl-audio review`, `approve`, `reject`, `personal`: a site's decisions and models, beside the envoy that runs."""
+"""`openfl-audio review`, `approve`, `reject`: a site's decisions, beside the envoy that runs."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
+from openfl_audio.cli.at_site import AtSite
 from openfl_audio.cli.connected import moment, print_tables, table_of
-from openfl_audio.cli.options import Command, argument, changes_option, option
-from openfl_audio.config import load_settings, parse_change
-
-if TYPE_CHECKING:  # the settings import gRPC, which the help does not need
-    from openfl_audio.envoy.approval import Approvals, Decision
-    from openfl_audio.envoy.settings import EnvoySettings
+from openfl_audio.cli.options import argument, option
 
 EXPERIMENT = "name of the experiment, or the first digits of the hash"
-
-
-class AtSite(Command):
-    """Base of the commands that work on the folder of an envoy, whether it runs or not."""
-
-    name: str = option("name of the envoy", short="-n")
-    config: Path = option("YAML file of the envoy's settings", short="-c", metavar="FILE")
-    set_: list[str] = changes_option("params.work_dir=/srv/envoys")
-
-    def read_settings(self) -> "EnvoySettings":
-        """Return the envoy's settings. Raises SettingsError."""
-        from openfl_audio.envoy.settings import EnvoyFile
-
-        return load_settings(self.config.resolve(), EnvoyFile, dict(map(parse_change, self.set_))).params
-
-    def open(self) -> tuple["Approvals", "EnvoySettings"]:
-        """Return what waits and was decided at the envoy, and the envoy's settings. Raises SettingsError."""
-        from openfl_audio.envoy.approval import Approvals
-        from openfl_audio.envoy.settings import folder_of
-
-        settings = self.read_settings()
-        return Approvals(folder_of(settings, self.name)), settings
-
-    def note(self, settings: "EnvoySettings", decided: "Decision") -> None:
-        """Add a decision to the site's record."""
-        from openfl_audio.envoy.settings import open_record
-
-        fields = decided.model_dump(include={"sha256", "rounds", "user", "reason", "by"})
-        open_record(settings, self.name).append(decided.decision, experiment=decided.name, **fields)
 
 
 class Review(AtSite):
@@ -120,25 +86,3 @@ class Reject(AtSite):
         decided = approvals.reject(self.experiment, self.reason)
         self.note(settings, decided)
         print(f"rejected '{decided.name}', SHA-256 {decided.sha256}")
-
-
-class Personal(AtSite):
-    """Write this site's own model of an experiment.
-
-    Where parts of a model stay at each site, it is a copy of the exported model with the tensors that stayed here. The
-    last model of the experiment goes with them: they are those of the last round that this envoy trained in.
-    """
-
-    example: ClassVar[str] = "openfl-audio personal my-experiment -n site_b -c site.yaml --model model --out ours"
-
-    experiment: str = argument("name of the experiment")
-    model: Path = option("folder of the exported model", metavar="DIR")
-    out: Path = option("folder that is written", metavar="DIR")
-
-    def run(self) -> None:
-        from openfl_audio.envoy.personal import write_personal
-        from openfl_audio.envoy.settings import folder_of
-
-        folder = folder_of(self.read_settings(), self.name)
-        names = write_personal(self.model, folder, self.experiment, self.out)
-        print(f"{self.out} has the model with {len(names)} tensors of this site: {', '.join(names)}")

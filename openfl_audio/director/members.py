@@ -63,8 +63,6 @@ def _check(plan: ExperimentPlan, members: list[str]) -> None:
         )
     try:
         rounds.check_members(members)
-        plan.check_best()
-        plan.check_secure()
-        plan.check_site_level()
+        plan.check()
     except ValueError as error:
         raise SubmissionError(f"of the envoys {members}: {error}") from None

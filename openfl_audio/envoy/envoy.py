@@ -16,9 +16,10 @@ from openfl.protocols import director_pb2, director_pb2_grpc
 
 from openfl_audio.address import join_address, route_to
 from openfl_audio.envoy.approval import Desk
-from openfl_audio.envoy.budget import SiteBudget, why_not_installed
+from openfl_audio.envoy.budget import SiteBudget
 from openfl_audio.envoy.channel import RenewedChannel, fault_of
 from openfl_audio.envoy.downloads import remove_download, remove_outdated
+from openfl_audio.envoy.installed import why_not_installed
 from openfl_audio.envoy.policy import SentToday, shard_of
 from openfl_audio.envoy.rooms import WORKSPACE
 from openfl_audio.envoy.rounds_client import REFUSALS, wait_to_repeat

@@ -98,10 +98,8 @@ def define(
             privacy=privacy,
             units=getattr(data_loader, "units", ExperimentPlan.model_fields["units"].default),
         )
-        plan.check_best()
+        plan.check()
         plan.aggregation.check_names(tensors)
-        plan.check_secure()
-        plan.check_site_level()
     except DefinitionError:
         raise
     except ValueError as error:

@@ -209,6 +209,12 @@ class ExperimentPlan(Part):
             is_of_one = self.envoys is not None and len({*self.envoys} - evaluators) == 1
         return not is_of_one and self.unit_of(task, metric) is None
 
+    def check(self) -> None:
+        """Raise ValueError if parts of the plan cannot be had together."""
+        self.check_best()
+        self.check_secure()
+        self.check_site_level()
+
     def check_best(self) -> None:
         """Raise ValueError if a metric that is to choose a model would be a mean of several envoys' values."""
         validation = next((task for task in self.tasks if task.validates_global_model), None)

@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from openfl_audio.privacy.noise import repeatable_noise as repeatable_noise
 from openfl_audio.protocol.privacy import TEST_NOISE
 
 

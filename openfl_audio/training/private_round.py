@@ -30,7 +30,7 @@ def is_private() -> bool:
     return current_private() is not None
 
 
-def steps_of_round(usual: int) -> int:
+def steps_of_round(usual: int = 0) -> int:
     """Return how many steps the training of a round has: those of the plan where it is private, else the `usual` ones.
 
     A schedule of the learning rate needs to know.

@@ -1,5 +1,7 @@
 """Learning rates over the steps of all rounds: each round continues where the one before it ended, on any node."""
 
+from collections.abc import Callable, Iterable, Iterator
+
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -21,6 +23,12 @@ def linear_rate(peak: float, warmup: float, rounds: int, round_number: int, step
     if progress < warmup:
         return peak * progress / warmup
     return peak * (1 - progress) / (1 - warmup)
+
+
+def linear_rates(peak: float, warmup: float, rounds: int, round_number: int, steps: int) -> Iterator[float]:
+    """Yield the learning rate of each of a round's `steps`; the arguments are those of `linear_rate`."""
+    for step in range(steps):
+        yield linear_rate(peak, warmup, rounds, round_number, step, steps)
 
 
 def linear_schedule(
@@ -57,3 +65,19 @@ def set_rate(optimizer: Optimizer, rate: float) -> None:
     """Give all parameters of `optimizer` the learning rate `rate`."""
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def set_in_turn(optimizer: Optimizer, rates: Iterable[float]) -> Callable[[], None]:
+    """Give `optimizer` the first of `rates`, and return a function that gives it the next one: call it after a step.
+
+    After the last rate, and without any, the optimizer keeps the rate that it has.
+    """
+    left = iter(rates)
+
+    def set_next() -> None:
+        rate = next(left, None)
+        if rate is not None:
+            set_rate(optimizer, rate)
+
+    set_next()
+    return set_next

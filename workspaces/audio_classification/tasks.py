@@ -1,7 +1,7 @@
 """Training and validation of one round: plain loops for any module, with a loss for each kind of target."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from openfl_audio.node.progress import report
 from openfl_audio.training.bootstrap import bootstrap_interval
 from openfl_audio.training.private_round import is_private, steps_of_round, train_privately, trains_privately
 from openfl_audio.training.private_steps import each_alone
-from openfl_audio.training.schedules import linear_rate, set_rate
+from openfl_audio.training.schedules import linear_rates, set_in_turn
 from openfl_audio.training.together import ALONE, Share, train_together
 from workspaces.audio_classification.data import Clips, draw_epoch
 from workspaces.audio_classification.model import predict
@@ -99,12 +99,10 @@ def _train(
     seeds = [(settings.seed, round_number, epoch, drawn) for epoch in range(settings.local_epochs)]
     epochs = [draw_epoch(clips, settings.batch_size, settings.balance == "sampling", seed) for seed in seeds]
     steps = sum(math.ceil(len(batches) / settings.accumulate) for batches in epochs)
+    set_next_rate = set_in_turn(optimizer, _rates(settings, round_number, steps))
     total, step, heard = 0.0, 0, 0
     for seed, batches in zip(seeds, epochs, strict=True):
         for first in range(0, len(batches), settings.accumulate):
-            if settings.learning_rate is not None:
-                schedule = (settings.warmup, settings.rounds, round_number, step, steps)
-                set_rate(optimizer, linear_rate(settings.learning_rate, *schedule))
             together = batches[first : first + settings.accumulate]
             number = sum(map(len, together))
             optimizer.zero_grad()
@@ -119,6 +117,7 @@ def _train(
             if settings.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
             optimizer.step()
+            set_next_rate()
             step, heard = step + 1, heard + number
             report(step, steps, clips=heard, loss=total * share.processes / heard)
     return {"loss": share.sum(total) / (settings.local_epochs * len(clips))}
@@ -136,22 +135,22 @@ def _train_privately(
         raise PrivacyError(f"privacy is for one process, and processes is {settings.processes}: set it to 1")
     if settings.balance != "none":
         raise PrivacyError(f"balance '{settings.balance}' follows from the classes of private clips: set it to none")
-    steps, seed = steps_of_round(1), (settings.seed, round_number, torch.initial_seed())
+    seed = (settings.seed, round_number, torch.initial_seed())
     loss = partial(loss_of, clips.targets.kind, label_smoothing=settings.label_smoothing)
-    left = iter(range(steps))
-
-    def set_next_rate() -> None:
-        step = next(left, None)
-        if settings.learning_rate is not None and step is not None:
-            schedule = (settings.warmup, settings.rounds, round_number, step, steps)
-            set_rate(optimizer, linear_rate(settings.learning_rate, *schedule))
 
     def losses(chosen: Sequence[int]) -> torch.Tensor:
         inputs, labels = clips.batch(chosen, seed)
         return each_alone(loss, predict(model, inputs.to(device)).float(), labels.to(device))
 
-    set_next_rate()
+    set_next_rate = set_in_turn(optimizer, _rates(settings, round_number, steps_of_round()))
     return train_privately(model, optimizer, clips.groups, losses, after_step=set_next_rate)
+
+
+def _rates(settings: TrainingSettings, round_number: int, steps: int) -> Iterator[float]:
+    """Return the learning rates of a round's steps, or none where the optimizer's own is left."""
+    if settings.learning_rate is None:
+        return iter(())
+    return linear_rates(settings.learning_rate, settings.warmup, settings.rounds, round_number, steps)
 
 
 def loss_of(

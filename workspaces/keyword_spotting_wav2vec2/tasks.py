@@ -88,7 +88,7 @@ def _train_privately(
     settings: TrainingSettings,
 ) -> dict[str, float]:
     torch.nn.Module.to(model.train(), device)  # transformers has its own without types
-    rate = linear_schedule(optimizer, settings.warmup, settings.rounds, round_number, steps_of_round(1))
+    rate = linear_schedule(optimizer, settings.warmup, settings.rounds, round_number, steps_of_round())
 
     def losses(chosen: Sequence[int]) -> torch.Tensor:
         drawn = [clips.unchanged(clip) for clip in chosen]

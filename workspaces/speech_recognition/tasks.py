@@ -1,6 +1,6 @@
 """Training and validation of one round, in plain PyTorch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 from openfl_audio.node.progress import report
 from openfl_audio.protocol.metrics import MeanOver
 from openfl_audio.training.private_round import is_private, steps_of_round, train_privately, trains_privately
-from openfl_audio.training.schedules import linear_rate, set_rate
+from openfl_audio.training.schedules import linear_rates, set_in_turn, set_rate
 from workspaces.speech_recognition.data import BatchSize, Clips
 from workspaces.speech_recognition.letters import LETTERS, comparable
 from workspaces.speech_recognition.masks import Masks
@@ -76,8 +76,8 @@ def train_round(
     size = BatchSize(settings.batch_size, settings.batch_s)
     batches = [batch for _ in range(settings.local_epochs) for batch in clips.cut_epoch(size, generator)]
     total, units, heard, rate = 0.0, 0, 0, 0.0
-    for step, batch in enumerate(batches):
-        rate = linear_rate(settings.learning_rate, settings.warmup, settings.rounds, round_number, step, len(batches))
+    rates = _rates(settings, round_number, len(batches))
+    for step, (batch, rate) in enumerate(zip(batches, rates, strict=True), start=1):
         set_rate(optimizer, rate)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=settings.mixed_precision):
             loss, number = model.loss_of(clips.read(batch), device, settings.masks)
@@ -86,7 +86,7 @@ def train_round(
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad_norm)
         optimizer.step()
         total, units, heard = total + loss.item(), units + number, heard + len(batch)
-        report(step + 1, len(batches), clips=heard, loss=total / units)
+        report(step, len(batches), clips=heard, loss=total / units)
     return {"loss": total / units, "learning_rate": rate}
 
 
@@ -98,21 +98,16 @@ def _train_privately(
     round_number: int,
     settings: TrainingSettings,
 ) -> dict[str, float]:
-    steps = steps_of_round(1)
-    rates = (
-        linear_rate(settings.learning_rate, settings.warmup, settings.rounds, round_number, step, steps)
-        for step in range(steps)
-    )
-    set_rate(optimizer, next(rates))
-
     def losses(chosen: Sequence[int]) -> torch.Tensor:
         alone = [model.loss_of(clips.read([clip]), device) for clip in chosen]
         return torch.stack([loss / number for loss, number in alone])
 
-    def set_next_rate() -> None:
-        set_rate(optimizer, next(rates, 0.0))
-
+    set_next_rate = set_in_turn(optimizer, _rates(settings, round_number, steps_of_round()))
     return train_privately(model, optimizer, clips.speakers, losses, after_step=set_next_rate)
+
+
+def _rates(settings: TrainingSettings, round_number: int, steps: int) -> Iterator[float]:
+    return linear_rates(settings.learning_rate, settings.warmup, settings.rounds, round_number, steps)
 
 
 def validate_clips(

@@ -7,7 +7,7 @@ from scipy.stats import binom
 
 from benchmarks import privacy_audit
 from benchmarks.privacy_audit import audit, epsilon_bound, p_value
-from openfl_audio.testing.noise import repeatable_noise
+from openfl_audio.privacy.noise import repeatable_noise
 
 
 def test_without_a_delta_the_bound_is_that_of_a_coin():

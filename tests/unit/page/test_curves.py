@@ -80,6 +80,7 @@ def test_a_history_that_comes_at_once_is_drawn_as_one_that_came_round_by_round(m
     for record in records:
         slowly.add(record)
         at_once.read(json.dumps(record).encode())
+        assert at_once.stride == 8
     at_once.read(b'{"status": "finished", "error": ""}')
     assert at_once.since(0, 0) == slowly.since(0, 0)
     assert (at_once.stride, at_once.envoy_rounds) == (8, [0, 8, 16])

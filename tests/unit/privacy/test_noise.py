@@ -1,8 +1,7 @@
 import numpy as np
 from scipy import stats
 
-from openfl_audio.privacy.noise import Noise
-from openfl_audio.testing.noise import repeatable_noise
+from openfl_audio.privacy.noise import Noise, repeatable_noise
 
 
 def test_noise_is_normal():

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from openfl_audio.errors import DefinitionError
 from openfl_audio.privacy.accounting import Release, epsilon, privacy_cost
+from openfl_audio.privacy.noise import repeatable_noise
 from openfl_audio.privacy.site_level import SiteRound
 from openfl_audio.protocol.privacy import AdaptiveClip, SiteLevel
-from openfl_audio.testing.noise import repeatable_noise
 
 SIZES = {"a": 6, "b": 10}
 

@@ -7,6 +7,7 @@ import pytest
 from openfl_audio.director.aggregate import Contribution, aggregate_files, check_finite
 from openfl_audio.errors import NotFiniteError, TooLargeError, UpdateRefusedError
 from openfl_audio.privacy.aggregate import SiteAggregator
+from openfl_audio.privacy.noise import repeatable_noise
 from openfl_audio.privacy.site_level import SiteRound
 from openfl_audio.protocol.aggregate import Aggregator
 from openfl_audio.protocol.aggregation import Aggregation
@@ -24,7 +25,6 @@ from openfl_audio.protocol.server_optimizers import (
     OpenFLYogi,
 )
 from openfl_audio.protocol.tensors import TensorFile, Tensors, write_tensors
-from openfl_audio.testing.noise import repeatable_noise
 
 # The long one is cut into slices and blocks.
 FLOATS = {

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from openfl_audio.errors import PrivacyError
-from openfl_audio.privacy.noise import Noise
-from openfl_audio.testing.noise import repeatable_noise
+from openfl_audio.privacy.noise import Noise, repeatable_noise
 from openfl_audio.training import private_steps
 from openfl_audio.training.private_steps import PrivateSettings, PrivateSteps, draw_units, each_alone
 

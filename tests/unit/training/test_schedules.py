@@ -2,7 +2,14 @@ import pytest
 import torch
 from torch.optim import SGD
 
-from openfl_audio.training.schedules import linear_rate, linear_schedule, set_rate, stepwise_rate
+from openfl_audio.training.schedules import (
+    linear_rate,
+    linear_rates,
+    linear_schedule,
+    set_in_turn,
+    set_rate,
+    stepwise_rate,
+)
 
 
 def scheduled_rates(warmup: float, n_rounds: int, rounds: range, steps: int) -> list[float]:
@@ -34,6 +41,7 @@ def test_linear_rates_are_those_of_the_middle_of_each_step():
     progress = [1 / 16, 3 / 16, 5 / 16, 7 / 16, 9 / 16, 11 / 16, 13 / 16, 15 / 16]
     expected = [8 * p / 0.25 if p < 0.25 else 8 * (1 - p) / 0.75 for p in progress]
     assert rates == expected
+    assert [rate for round_number in range(2) for rate in linear_rates(8.0, 0.25, 2, round_number, 4)] == expected
     assert rates[:2] == [2.0, 6.0]
 
 
@@ -59,3 +67,19 @@ def test_all_groups_of_an_optimizer_get_the_rate():
     optimizer = SGD(groups)
     set_rate(optimizer, 0.25)
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
+
+
+def test_rates_are_set_in_turn_and_the_last_one_stays():
+    optimizer = SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+
+    def rate() -> float:
+        return optimizer.param_groups[0]["lr"]
+
+    set_in_turn(optimizer, iter(()))()
+    assert rate() == 0.5
+    set_next = set_in_turn(optimizer, [3.0, 2.0])
+    seen = [rate()]
+    for _ in range(2):
+        set_next()
+        seen.append(rate())
+    assert seen == [3.0, 2.0, 2.0]

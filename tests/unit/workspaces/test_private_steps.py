@@ -18,7 +18,7 @@ from torch import nn
 
 import workspaces
 from openfl_audio.errors import PrivacyError
-from openfl_audio.testing.noise import repeatable_noise
+from openfl_audio.privacy.noise import repeatable_noise
 from openfl_audio.training.adapters import Lora
 from openfl_audio.training.private_steps import Losses, PrivateSettings, PrivateSteps, each_alone
 from tests.unit.workspaces.hubert.tones import TINY, batch_of, clips_of, tiny_hubert
