@@ -122,29 +122,6 @@ def office(tmp_path: Path) -> Host:
     return office
 
 
-def sign_at(office: Host, host: Host, name: str, role: str, *options: str) -> None:
-    """Carry a request to the office, sign it there, and carry the answer back."""
-    shutil.copy(host.folder / f"{name}.csr", office.folder)
-    office.openfl_audio("certificates", "sign", f"{name}.csr", "--role", role, "--authority", "authority", *options)
-    shutil.copy(office.folder / "authority" / f"{name}.crt", host.folder)
-
-
-def enrol(office: Host, host: Host, name: str, role: str, *options: str) -> None:
-    host.openfl_audio("certificates", "request", name, "--role", role, "--out", ".", *options)
-    sign_at(office, host, name, role)
-
-
-def make_short(office: Host, host: Host, name: str) -> None:
-    """Replace an envoy's certificate by one that soon ends: the command signs for a day at least."""
-    signing, expires = (
-        load_authority(office.folder / "authority"),
-        datetime.now(timezone.utc) + timedelta(seconds=CERTIFICATE_SECONDS),
-    )
-    key = read_request(host.folder / f"{name}.csr").public_key
-    certificate = sign(signing, key, name, "envoy", days=1, now=expires - timedelta(days=1))
-    (host.folder / f"{name}.crt").write_bytes(certificate + signing.certificate.public_bytes(Encoding.PEM))
-
-
 def record_of(host: Host) -> Path:
     return next((host.folder / "state").rglob(RECORD))
 
@@ -156,200 +133,289 @@ def entries(host: Host, event: str, **fields: object) -> list[dict]:
     return [entry for entry in found if entry["event"] == event and fields.items() <= entry.items()]
 
 
-def start(processes: LocalFederation, host: Host, name: str, settings: dict, *command: str) -> None:
-    (host.folder / "settings.yaml").write_text(yaml.safe_dump(settings))
-    arguments = ("-m", "openfl_audio.cli", *command, "-c", "settings.yaml")
-    processes.run(name, host.command(*arguments), cwd=host.folder, env=os.environ)
+class FourHosts(NamedTuple):
+    """A director, two sites and a laboratory, the office that signs their certificates, and their processes."""
+
+    hosts: dict[str, Host]
+    office: Host
+    processes: LocalFederation
+
+    @property
+    def director(self) -> Host:
+        """Return the host of the director."""
+        return self.hosts["director"]
+
+    @property
+    def laboratory(self) -> Host:
+        """Return the host of the notebooks."""
+        return self.hosts["laboratory"]
+
+    def log(self, name: str) -> str:
+        """Return what a process has printed so far."""
+        return self.processes.log(name).read_text(errors="replace")
+
+    def sign(self, host: Host, name: str, role: str, *options: str) -> None:
+        """Carry a request to the office, sign it there, and carry the answer back."""
+        shutil.copy(host.folder / f"{name}.csr", self.office.folder)
+        signing = ("certificates", "sign", f"{name}.csr", "--role", role, "--authority", "authority", *options)
+        self.office.openfl_audio(*signing)
+        shutil.copy(self.office.folder / "authority" / f"{name}.crt", host.folder)
+
+    def enrol(self, host: Host, name: str, role: str, *options: str) -> None:
+        """Make a key where it stays, and have it signed."""
+        host.openfl_audio("certificates", "request", name, "--role", role, "--out", ".", *options)
+        self.sign(host, name, role)
+
+    def make_short(self, host: Host, name: str) -> None:
+        """Replace an envoy's certificate by one that soon ends: the command signs for a day at least."""
+        signing = load_authority(self.office.folder / "authority")
+        expires = datetime.now(timezone.utc) + timedelta(seconds=CERTIFICATE_SECONDS)
+        key = read_request(host.folder / f"{name}.csr").public_key
+        certificate = sign(signing, key, name, "envoy", days=1, now=expires - timedelta(days=1))
+        (host.folder / f"{name}.crt").write_bytes(certificate + signing.certificate.public_bytes(Encoding.PEM))
+
+    def run(self, host: Host, name: str, settings: dict, *command: str) -> None:
+        """Start a command of `openfl-audio` on a host, with settings in a file."""
+        (host.folder / "settings.yaml").write_text(yaml.safe_dump(settings))
+        arguments = ("-m", "openfl_audio.cli", *command, "-c", "settings.yaml")
+        self.processes.run(name, host.command(*arguments), cwd=host.folder, env=os.environ)
+
+    def run_notebook(self, name: str, file: Path, *arguments: object) -> None:
+        """Start a notebook's code in the laboratory."""
+        command = self.laboratory.command(file, self.director.address, PORT, *arguments)
+        self.processes.run(name, command, cwd=self.laboratory.folder, env=os.environ)
+
+    def start_director(self, **settings: object) -> None:
+        """Start the director, and wait until it listens."""
+        own = {"listen_host": self.director.address, "listen_port": PORT, "runs": "state", "certificates": "."}
+        self.run(self.director, "director", {"settings": own | settings}, "director")
+        wait_for(lambda: "listens" in self.log("director"), STEP_SECONDS)
+
+    def start_envoy(self, site: str, shard: dict, **params: object) -> None:
+        """Start a site's envoy, and wait until it is registered."""
+        own = {"director_host": self.director.address, "director_port": PORT, "work_dir": "state", "certificates": "."}
+        self.run(self.hosts[site], site, {"params": own | params, "shard_descriptor": shard}, "envoy", "-n", site)
+        wait_for(lambda: "is registered at" in self.log(site), STEP_SECONDS)
 
 
-def submit(processes: LocalFederation, hosts: dict[str, Host], user: str, experiment: str, rounds: int) -> None:
-    laboratory = hosts["laboratory"]
-    command = laboratory.command(NOTEBOOK, hosts["director"].address, PORT, user, experiment, rounds)
-    processes.run(user, command, cwd=laboratory.folder, env=os.environ)
+@pytest.fixture
+def four(hosts: dict[str, Host], office: Host, processes: LocalFederation) -> FourHosts:
+    return FourHosts(hosts, office, processes)
 
 
-def test_certificates_end_and_are_renewed_and_records_agree_over_four_hosts(hosts, office, processes, tmp_path):
-    director, laboratory = hosts["director"], hosts["laboratory"]
+def test_certificates_end_and_are_renewed_and_records_agree_over_four_hosts(four, tmp_path):
+    _make_keys_where_they_stay(four, tmp_path)
+    four.start_director()
+    for site, n_points in SITES.items():
+        if site == "site-b":
+            four.make_short(four.hosts[site], site)
+        four.start_envoy(site, points(n_points))
+    _run_until_a_certificate_ends_and_go_on_with_a_renewed_one(four)
+    _revoke_a_user_in_mid_run(four)
+    four.processes.stop(*SITES)
+    four.processes.stop("director")
+    _compare_records(four)
+    _report(four, tmp_path)
 
-    def log(name: str) -> str:
-        return processes.log(name).read_text(errors="replace")
 
-    # Keys are made where they stay.
-    enrol(office, director, "director", "director", "--host", director.address)
+def _make_keys_where_they_stay(four: FourHosts, folder: Path) -> None:
+    four.enrol(four.director, "director", "director", "--host", four.director.address)
     for site in SITES:
-        enrol(office, hosts[site], site, "envoy")
+        four.enrol(four.hosts[site], site, "envoy")
     for user in ("scientist", "colleague"):
-        enrol(office, laboratory, user, "user")
-    keys = {host: sorted(path.stem for path in (tmp_path / host).rglob("*.key")) for host in [*hosts, "office"]}
+        four.enrol(four.laboratory, user, "user")
+    keys = {host: sorted(path.stem for path in (folder / host).rglob("*.key")) for host in [*four.hosts, "office"]}
     assert keys == {
         **{name: [name] for name in ("director", *SITES)},
         "laboratory": ["colleague", "scientist"],
         "office": ["ca", "olga"],
     }
 
-    settings = {"listen_host": director.address, "listen_port": PORT, "runs": "state", "certificates": "."}
-    start(processes, director, "director", {"settings": settings}, "director")
-    wait_for(lambda: "listens" in log("director"), STEP_SECONDS)
-    for site, n_points in SITES.items():
-        if site == "site-b":
-            make_short(office, hosts[site], site)
-        params = {"director_host": director.address, "director_port": PORT, "work_dir": "state", "certificates": "."}
-        start(
-            processes, hosts[site], site, {"params": params, "shard_descriptor": points(n_points)}, "envoy", "-n", site
-        )
-        wait_for(lambda site=site: "is registered at" in log(site), STEP_SECONDS)
 
-    # An experiment runs until the certificate of a connected envoy ends, and goes on with the renewed one.
-    submit(processes, hosts, "scientist", "steady", ROUNDS)
-    wait_for(lambda: entries(director, "aggregated", experiment="steady"), STEP_SECONDS)
-    wait_for(lambda: "site-b.crt expired on" in log("site-b"), STEP_SECONDS)
+def _run_until_a_certificate_ends_and_go_on_with_a_renewed_one(four: FourHosts) -> None:
+    """See an experiment wait for a connected envoy whose certificate has ended, and finish once it is renewed."""
+    director, site = four.director, four.hosts["site-b"]
+
+    def rounds() -> int:
+        return len(entries(director, "aggregated", experiment="steady"))
+
+    four.run_notebook("scientist", NOTEBOOK, "scientist", "steady", ROUNDS)
+    wait_for(rounds, STEP_SECONDS)
+    wait_for(lambda: "site-b.crt expired on" in four.log("site-b"), STEP_SECONDS)
     (expired,) = entries(director, "certificate_expired")
     assert expired["of"] == "envoy 'site-b'"
-    before = len(entries(director, "aggregated", experiment="steady"))
+    before = rounds()
     assert 0 < before < ROUNDS
-    hosts["site-b"].openfl_audio("certificates", "request", "site-b", "--role", "envoy", "--out", ".", "--renew")
-    sign_at(office, hosts["site-b"], "site-b", "envoy", "--force")
-    wait_for(lambda: len(entries(director, "aggregated", experiment="steady")) > before, STEP_SECONDS)
-    assert "the renewed certificate of 'site-b' is used from now on" in log("site-b")
-    assert processes.wait_for_exit("scientist", 2 * STEP_SECONDS) == 0, log("scientist")
+    site.openfl_audio("certificates", "request", "site-b", "--role", "envoy", "--out", ".", "--renew")
+    four.sign(site, "site-b", "envoy", "--force")
+    wait_for(lambda: rounds() > before, STEP_SECONDS)
+    assert "the renewed certificate of 'site-b' is used from now on" in four.log("site-b")
+    assert four.processes.wait_for_exit("scientist", 2 * STEP_SECONDS) == 0, four.log("scientist")
     (ended,) = entries(director, "ended", experiment="steady")
-    assert (ended["status"], len(entries(director, "aggregated", experiment="steady"))) == ("finished", ROUNDS)
+    assert (ended["status"], rounds()) == ("finished", ROUNDS)
 
-    # A user is revoked in mid-run: the calls end, and the experiment is stopped, as chosen.
-    submit(processes, hosts, "colleague", "unwanted", 10_000)
-    wait_for(lambda: len(entries(director, "aggregated", experiment="unwanted")) > 1, STEP_SECONDS)
-    office.openfl_audio("certificates", "revoke", "colleague", "--experiments", "stop", "--authority", "authority")
-    shutil.copy(office.folder / "authority/revoked.txt", director.folder)
-    assert processes.wait_for_exit("colleague", STEP_SECONDS) != 0
-    assert "the certificate of user 'colleague' is revoked" in log("colleague")
-    (ended,) = wait_for(lambda: entries(director, "ended", experiment="unwanted"), STEP_SECONDS)
+
+def _revoke_a_user_in_mid_run(four: FourHosts) -> None:
+    """See a revoked user's calls end, and the experiment stop, as chosen."""
+    four.run_notebook("colleague", NOTEBOOK, "colleague", "unwanted", 10_000)
+    wait_for(lambda: len(entries(four.director, "aggregated", experiment="unwanted")) > 1, STEP_SECONDS)
+    revoke = ("certificates", "revoke", "colleague", "--experiments", "stop", "--authority", "authority")
+    four.office.openfl_audio(*revoke)
+    shutil.copy(four.office.folder / "authority/revoked.txt", four.director.folder)
+    assert four.processes.wait_for_exit("colleague", STEP_SECONDS) != 0
+    assert "the certificate of user 'colleague' is revoked" in four.log("colleague")
+    (ended,) = wait_for(lambda: entries(four.director, "ended", experiment="unwanted"), STEP_SECONDS)
     assert ended["status"] == "stopped"
-    processes.stop(*SITES)
-    processes.stop("director")
 
-    # Records agree in both directions, a cut copy is found, and the model has its report.
-    records = {name: record_of(hosts[name]) for name in ("director", *SITES)}
-    office.folder.joinpath("records").mkdir()
-    for name, path in records.items():
-        shutil.copy(path, office.folder / "records" / f"{name}.jsonl")
+
+def _compare_records(four: FourHosts) -> None:
+    """See records agree in both directions, and a cut copy found."""
+    records = four.office.folder / "records"
+    records.mkdir()
+    for name in ("director", *SITES):
+        shutil.copy(record_of(four.hosts[name]), records / f"{name}.jsonl")
 
     def verify(file: str, other: str, code: int = 0) -> str:
         files = (f"records/{file}.jsonl", "--against", f"records/{other}.jsonl", "--ca", "authority/ca.crt")
-        return office.openfl_audio("audit", "verify", *files, code=code)
+        return four.office.openfl_audio("audit", "verify", *files, code=code)
 
     for site in SITES:
         for file, other in (("director", site), (site, "director")):
             assert "the chain holds, and agrees with the other side" in verify(file, other)
-    lines = (office.folder / "records/site-a.jsonl").read_bytes().splitlines(keepends=True)
-    (office.folder / "records/cut.jsonl").write_bytes(b"".join(lines[: len(lines) // 2]))
+    lines = (records / "site-a.jsonl").read_bytes().splitlines(keepends=True)
+    (records / "cut.jsonl").write_bytes(b"".join(lines[: len(lines) // 2]))
     assert f"fault: the end is cut off: it has {len(lines) // 2} entries" in verify("cut", "director", code=1)
-    sites = [f"../{records[site].relative_to(tmp_path)}" for site in SITES]
-    office.openfl_audio(
-        "audit", "report", "steady", "--runs", "../director/state", "--sites", *sites, "--out", "report"
-    )
-    report = (office.folder / "report/steady.md").read_text()
+
+
+def _report(four: FourHosts, folder: Path) -> None:
+    """See the model get its report."""
+    sites = [f"../{record_of(four.hosts[site]).relative_to(folder)}" for site in SITES]
+    asked = ("audit", "report", "steady", "--runs", "../director/state", "--sites", *sites, "--out", "report")
+    four.office.openfl_audio(*asked)
+    report = (four.office.folder / "report/steady.md").read_text()
     assert "by user 'scientist'" in report
     # Envoys with 1 and 3 points add as many in a round, weighted by them 2.5: no update was lost or counted twice.
     assert f"| slope | {ROUNDS * 2.5:.0f} |" in report
 
 
+class Deciding(NamedTuple):
+    """Four hosts of which site-a is asked before code runs, and site-b has recordings with a person's name."""
+
+    four: FourHosts
+
+    def submit(self, name: str, site: str, **task: object) -> None:
+        """Submit an experiment of one site's tasks."""
+        self.four.run_notebook(name, SITE_NOTEBOOK, name, site, json.dumps(task))
+
+    def outcome(self, name: str) -> str:
+        """Wait for the end of an experiment, and return what its notebook has printed."""
+        assert self.four.processes.wait_for_exit(name, STEP_SECONDS) == 0, self.four.log(name)
+        return self.four.log(name)
+
+    def rows(self, name: str) -> list[dict]:
+        """Wait for the end of an experiment, and return the rows of its history."""
+        return json.loads(next(line for line in self.outcome(name).splitlines() if line.startswith("[{")))
+
+    def wait_until_asked(self, name: str) -> None:
+        """Wait until site-a is asked for an experiment."""
+        approvals = Approvals(self.four.hosts["site-a"].folder / "state" / "site-a")
+        wait_for(lambda: any(each.name == name for each in approvals.waiting()), STEP_SECONDS)
+
+    def decide(self, decision: str, name: str, *options: str) -> str:
+        """Run a command of the person at site-a."""
+        return self.four.hosts["site-a"].openfl_audio(decision, name, *options, "-n", "site-a", "-c", "settings.yaml")
+
+
 @pytest.mark.timeout(600)
-def test_a_site_decides_and_a_task_gets_nothing_of_it_over_four_hosts(hosts, office, processes, tmp_path):
+def test_a_site_decides_and_a_task_gets_nothing_of_it_over_four_hosts(four):
     if not shutil.which("bwrap"):
         pytest.skip("bubblewrap is not installed")
-    director, laboratory, asked, open_site = (hosts[name] for name in ("director", "laboratory", *SITES))
-    secret = f"secret-{secrets.token_hex(8)}"
-    (open_site.folder / "planted.txt").write_text(secret)
-    (laboratory.folder / "go").touch()
-
-    def log(name: str) -> str:
-        return processes.log(name).read_text(errors="replace")
-
-    def notebook(name: str, site: str, **task: object) -> None:
-        arguments = (SITE_NOTEBOOK, director.address, PORT, name, site, json.dumps(task))
-        processes.run(name, laboratory.command(*arguments), cwd=laboratory.folder, env=os.environ)
-
-    def outcome(name: str) -> str:
-        assert processes.wait_for_exit(name, STEP_SECONDS) == 0, log(name)
-        return log(name)
-
-    def rows(name: str) -> list[dict]:
-        return json.loads(next(line for line in outcome(name).splitlines() if line.startswith("[{")))
-
-    def waits(name: str) -> bool:
-        return any(each.name == name for each in Approvals(asked.folder / "state" / "site-a").waiting())
-
-    enrol(office, director, "director", "director", "--host", director.address)
-    enrol(office, laboratory, "scientist", "user")
-    settings = {"listen_host": director.address, "listen_port": PORT, "runs": "state", "certificates": "."}
-    start(processes, director, "director", {"settings": settings}, "director")
-    wait_for(lambda: "listens" in log("director"), STEP_SECONDS)
+    four.enrol(four.director, "director", "director", "--host", four.director.address)
+    four.enrol(four.laboratory, "scientist", "user")
+    four.start_director()
+    (four.laboratory.folder / "go").touch()
     person = {"template": "toy.shard.NamedPointsShardDescriptor", "params": {"n_points": 3, "person": PERSON}}
     policy = {"counts": "none", "metrics": ["accuracy", "slope", "loss", *WANTED]}
-    for site, shard, own in (
-        ("site-a", points(1), {"approval": "ask"}),
-        ("site-b", person, {"policy": policy}),
-    ):
-        enrol(office, hosts[site], site, "envoy")
-        params = {"director_host": director.address, "director_port": PORT, "work_dir": "state", "certificates": "."}
-        settings = {"params": params | own | {"sandbox": "require"}, "shard_descriptor": shard}
-        start(processes, hosts[site], site, settings, "envoy", "-n", site)
-        wait_for(lambda site=site: "is registered at" in log(site), STEP_SECONDS)
-        assert "workers run in a sandbox of bubblewrap, without network" in log(site)
+    for site, shard, own in (("site-a", points(1), {"approval": "ask"}), ("site-b", person, {"policy": policy})):
+        four.enrol(four.hosts[site], site, "envoy")
+        four.start_envoy(site, shard, sandbox="require", **own)
+        assert "workers run in a sandbox of bubblewrap, without network" in four.log(site)
+    sites = Deciding(four)
+    _ask_and_approve_and_reject_another_version(sites)
+    _find_a_director_that_delivers_other_code(sites)
+    _tempt_a_task(sites)
+    _leave_a_process_behind(sites)
+    _tell_a_name(sites)
 
-    # A site is asked, shown all, and approves; another version asks again, and is rejected.
-    at_site = ("-n", "site-a", "-c", "settings.yaml")
-    notebook("asked", "site-a", start=0.0)
-    wait_for(lambda: waits("asked"), STEP_SECONDS)
-    assert "signed with that certificate: waits for a decision" in asked.openfl_audio("review", "asked", *at_site)
-    asked.openfl_audio("approve", "asked", *at_site)
-    assert rows("asked")[-1]["slope"] == 2.0
-    notebook("changed", "site-a", start=1.0)
-    wait_for(lambda: waits("changed"), STEP_SECONDS)
-    assert "== Differences to 'asked'" in asked.openfl_audio("review", "changed", *at_site)
-    asked.openfl_audio("reject", "changed", "--reason", "no consent for this purpose", *at_site)
-    assert "the site of envoy 'site-a' has rejected this experiment: no consent" in outcome("changed")
 
-    # A director that delivers other code under the name of what was approved is found: the site is asked again.
-    (laboratory.folder / "go").unlink()
-    notebook("swapped", "site-a", start=0.0)
-    wait_for(lambda: "connected" in log("swapped"), STEP_SECONDS)
-    os.kill(processes.pid("site-a"), signal.SIGSTOP)
+def _ask_and_approve_and_reject_another_version(sites: Deciding) -> None:
+    sites.submit("asked", "site-a", start=0.0)
+    sites.wait_until_asked("asked")
+    assert "signed with that certificate: waits for a decision" in sites.decide("review", "asked")
+    sites.decide("approve", "asked")
+    assert sites.rows("asked")[-1]["slope"] == 2.0
+    sites.submit("changed", "site-a", start=1.0)
+    sites.wait_until_asked("changed")
+    assert "== Differences to 'asked'" in sites.decide("review", "changed")
+    sites.decide("reject", "changed", "--reason", "no consent for this purpose")
+    assert "the site of envoy 'site-a' has rejected this experiment: no consent" in sites.outcome("changed")
+
+
+def _find_a_director_that_delivers_other_code(sites: Deciding) -> None:
+    """See the site asked again for other code under the name of what was approved."""
+    four, go = sites.four, sites.four.laboratory.folder / "go"
+    go.unlink()
+    sites.submit("swapped", "site-a", start=0.0)
+    wait_for(lambda: "connected" in four.log("swapped"), STEP_SECONDS)
+    os.kill(four.processes.pid("site-a"), signal.SIGSTOP)
     try:
-        (laboratory.folder / "go").touch()
-        archive = director.folder / "state/swapped" / ARCHIVE
-        wait_for(lambda: "experiment 'swapped' submitted" in log("director"), STEP_SECONDS)
+        go.touch()
+        archive = four.director.folder / "state/swapped" / ARCHIVE
+        wait_for(lambda: "experiment 'swapped' submitted" in four.log("director"), STEP_SECONDS)
         archive.write_bytes(with_other_code(archive.read_bytes()))
     finally:
-        os.kill(processes.pid("site-a"), signal.SIGCONT)
-    wait_for(lambda: waits("swapped"), STEP_SECONDS)
-    assert "add_(len(points) + 1)" in asked.openfl_audio("review", "swapped", *at_site)
-    asked.openfl_audio("reject", "swapped", "--reason", "it is not what was approved", *at_site)
-    assert "has rejected this experiment: it is not what was approved" in outcome("swapped")
+        os.kill(four.processes.pid("site-a"), signal.SIGCONT)
+    sites.wait_until_asked("swapped")
+    assert "add_(len(points) + 1)" in sites.decide("review", "swapped")
+    sites.decide("reject", "swapped", "--reason", "it is not what was approved")
+    assert "has rejected this experiment: it is not what was approved" in sites.outcome("swapped")
 
-    # A task gets neither key nor file nor network nor process, and what it leaves behind ends.
+
+def _tempt_a_task(sites: Deciding) -> None:
+    """See that a task gets neither key nor file nor network nor process of its site."""
+    four, site = sites.four, sites.four.hosts["site-b"]
+    secret = f"secret-{secrets.token_hex(8)}"
+    (site.folder / "planted.txt").write_text(secret)
     names = {"key": "site-b.key", "certificate": "site-b.crt", "settings": "settings.yaml", "planted": "planted.txt"}
-    files = {wanted: str(open_site.folder / name) for wanted, name in names.items()}
-    files["record"] = str(record_of(open_site))
-    note = str(open_site.folder / "state/site-b/note")
-    notebook("tempt", "site-b", tempt=[files, note, [director.address, PORT], secret, processes.pid("site-b")])
-    row = rows("tempt")[0]
+    files = {wanted: str(site.folder / name) for wanted, name in names.items()}
+    files["record"] = str(record_of(site))
+    note = str(site.folder / "state/site-b/note")
+    director = [four.director.address, PORT]
+    sites.submit("tempt", "site-b", tempt=[files, note, director, secret, four.processes.pid("site-b")])
+    row = sites.rows("tempt")[0]
     got = {name: row.get(f"train {name}", row.get(name)) for name in WANTED}
     print("site-b, what a task got:", got)
     assert got == dict.fromkeys(WANTED, 0.0)
     assert not Path(note).exists()
+
+
+def _leave_a_process_behind(sites: Deciding) -> None:
     seconds = "876543"
-    notebook("leave", "site-b", leave=[seconds])
+    sites.submit("leave", "site-b", leave=[seconds])
     wait_for(lambda: sleeps(seconds), STEP_SECONDS)
-    outcome("leave")
+    sites.outcome("leave")
     wait_for(lambda: not sleeps(seconds), STEP_SECONDS)
 
-    # The name that recordings, prints, losses and an exception have reaches neither director nor notebook.
-    notebook("tell", "site-b", tell=[])
-    assert "builtins.ValueError" in outcome("tell")
-    assert PERSON in (open_site.folder / "state/site-b/tell/worker.log").read_text(), "the site itself has it"
-    reached = [path for host in (director, laboratory) for path in host.folder.rglob("*") if path.is_file()]
-    reached += [processes.log(name) for name in ("director", "tell")]
+
+def _tell_a_name(sites: Deciding) -> None:
+    """See the name that recordings, prints, losses and an exception have reach neither director nor notebook."""
+    four = sites.four
+    sites.submit("tell", "site-b", tell=[])
+    assert "builtins.ValueError" in sites.outcome("tell")
+    own = four.hosts["site-b"].folder / "state/site-b/tell/worker.log"
+    assert PERSON in own.read_text(), "the site itself has it"
+    reached = [path for host in (four.director, four.laboratory) for path in host.folder.rglob("*") if path.is_file()]
+    reached += [four.processes.log(name) for name in ("director", "tell")]
     assert len(reached) > 10
     for path in reached:
         assert PERSON not in path.read_bytes().decode(errors="replace"), path
@@ -369,15 +435,13 @@ print(opener.open(f"{address}/api/session", timeout=60).read().decode())
 """
 
 
-def test_the_page_is_served_to_another_host_over_tls_only(hosts, office, processes):
-    director, laboratory = hosts["director"], hosts["laboratory"]
-    enrol(office, director, "director", "director", "--host", director.address)
-    enrol(office, laboratory, "scientist", "user")
-    shutil.copy(office.folder / "authority/ca.crt", laboratory.folder)
-    about = {"listen_host": director.address, "listen_port": PORT, "runs": "state", "certificates": "."}
-    settings = {"settings": about | {"page": {"host": director.address, "port": 8050}}}
-    start(processes, director, "director", settings, "director")
-    wait_for(lambda: "the page is at" in processes.log("director").read_text(), STEP_SECONDS)
+def test_the_page_is_served_to_another_host_over_tls_only(four):
+    director, laboratory = four.director, four.laboratory
+    four.enrol(director, "director", "director", "--host", director.address)
+    four.enrol(laboratory, "scientist", "user")
+    shutil.copy(four.office.folder / "authority/ca.crt", laboratory.folder)
+    four.start_director(page={"host": director.address, "port": 8050})
+    wait_for(lambda: "the page is at" in four.log("director"), STEP_SECONDS)
     where = ("--director", f"{director.address}:{PORT}", "--certificates", ".", "--user", "scientist")
     address, _, token = laboratory.openfl_audio("page", *where).split()[0].partition("/login#token=")
     assert address == f"https://{director.address}:8050"
@@ -392,8 +456,9 @@ def test_the_page_is_served_to_another_host_over_tls_only(hosts, office, process
     in_the_clear = "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=60)"
     assert fetch(in_the_clear, f"http://{director.address}:8050/healthz").returncode != 0
 
-    about["page"] = {"host": director.address, "port": 8051}
-    (director.folder / "open.yaml").write_text(yaml.safe_dump({"settings": about | {"listen_port": PORT + 1}}))
+    settings = yaml.safe_load((director.folder / "settings.yaml").read_text())
+    settings["settings"] |= {"page": {"host": director.address, "port": 8051}, "listen_port": PORT + 1}
+    (director.folder / "open.yaml").write_text(yaml.safe_dump(settings))
     command = director.command("-m", "openfl_audio.cli", "director", "-c", "open.yaml", "--disable-tls")
     refused = subprocess.run(command, cwd=director.folder, capture_output=True, text=True, timeout=STEP_SECONDS)
     assert refused.returncode != 0
