@@ -1,4 +1,4 @@
-"""What a submission has to be where only installed workloads may run: sources that are here, and objects of theirs."""
+"""Tell an installed workload from another one: by each byte of its sources, and the parts of its objects."""
 
 import json
 import re
