@@ -1,6 +1,7 @@
 """Settings in YAML files: read, changed by dotted keys, checked, or refused in a sentence that names what is wrong."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -50,6 +51,18 @@ class Retention(Settings):
         too_many = newest_first[self.experiments :] if self.experiments is not None else []
         oldest = float("-inf") if self.days is None else now - self.days * SECONDS_PER_DAY
         return [name for name in newest_first if name in too_many or ended[name] < oldest]
+
+
+def find_function(name: str) -> Callable[..., Any]:
+    """Return the function with this dotted name, such as "numpy.flipud". Raises ValueError if there is none."""
+    module, _, function = name.rpartition(".")
+    try:
+        found = getattr(import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"there is no function {name!r}: {error}") from None
+    if not callable(found):
+        raise ValueError(f"{name!r} is no function")
+    return found
 
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 from openfl.interface.interactive_api.shard_descriptor import ShardDataset, ShardDescriptor
 
+from openfl_audio.config import find_function
 from shard_descriptors.common.errors import CorpusError, first_names
 from shard_descriptors.common.partition import by_speaker, parse_rank_worldsize
 from shard_descriptors.fsd50k.layout import OFFICIAL, SPLITS
@@ -133,6 +134,8 @@ class Fsd50kShardDescriptor(ShardDescriptor):
         split: `official` has train and validation as dev.csv does. `uploader` draws whole uploaders out of both for
             a validation split of about the official size, so that no uploader is in both.
         seed: of the partition and of the split by `uploader`.
+        transforms: dotted name of a function that each patch of a train clip goes through: an array float32 (101, 96)
+            to one of this shape. Validation and test are not touched by it.
 
     Raises:
         CorpusError: no store, a parameter that is wrong, or a shard without a train clip.
@@ -151,8 +154,10 @@ class Fsd50kShardDescriptor(ShardDescriptor):
         split: str = "official",
         seed: int = 0,
         uploader_name: str | Sequence[str] | None = None,
+        transforms: str | None = None,
     ) -> None:
         _check_parameters(uploader_min, split, seed)
+        self._transforms = _find_transforms(transforms)
         self.rank, self.world_size = parse_rank_worldsize(rank_worldsize)
         self._store = open_store(data_path)
         self._split, self._seed = split, seed
@@ -221,6 +226,7 @@ class Fsd50kShardDescriptor(ShardDescriptor):
             subdir=self._store.folder,
             division=self._split,
             seed=self._seed,
+            transforms=self._transforms if split == "train" else None,
         )
 
     @property
@@ -360,6 +366,13 @@ def _as_names(uploader_name: str | Sequence[str] | None) -> tuple[str, ...]:
     if len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
         raise CorpusError(f"uploader_name: {uploader_name!r} should be a name, or a list of different names")
     return tuple(names)
+
+
+def _find_transforms(name: str | None) -> Transform | None:
+    try:
+        return None if name is None else find_function(name)
+    except ValueError as error:
+        raise CorpusError(f"transforms: {error}; it should be a dotted name, such as numpy.flipud") from None
 
 
 def _group(names: Iterable[str], node_of: dict[str, int], world_size: int) -> tuple[tuple[str, ...], ...]:

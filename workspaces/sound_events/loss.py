@@ -1,10 +1,11 @@
 """The loss of a tagger that may give a patch any number of classes."""
 
 from collections.abc import Callable
-from importlib import import_module
 
 import torch
 from torch.nn import functional as F
+
+from openfl_audio.config import find_function
 
 # Logits and labels, float32 (batch, classes) both, to a scalar.
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -15,14 +16,10 @@ def find_loss(name: str) -> Loss:
 
     Raises ValueError if there is none.
     """
-    module, _, function = name.rpartition(".")
     try:
-        found = getattr(import_module(module or __name__), function)
-    except (ImportError, AttributeError) as error:
+        return find_function(name if "." in name else f"{__name__}.{name}")
+    except ValueError as error:
         raise ValueError(f"there is no loss {name!r} ({error}): it should be binary_cross_entropy, or dotted") from None
-    if not callable(found):
-        raise ValueError(f"{name!r} is no function")
-    return found
 
 
 def binary_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

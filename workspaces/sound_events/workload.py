@@ -8,6 +8,7 @@ from typing import Any, Literal
 from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
 from pydantic import Field, field_validator
 
+from openfl_audio.config import find_function
 from openfl_audio.protocol.plan import Direction
 from openfl_audio.training.export import label_names
 from openfl_audio.training.history import Record, to_frame
@@ -51,6 +52,16 @@ class DataSettings(Group):
         default="official", description="validation as published, or of whole uploaders"
     )
     uploader_name: str | list[str] | None = Field(default=None, description="uploaders whose clips train")
+    transforms: str | None = Field(
+        default=None, description="dotted name of a function that each patch that trains goes through"
+    )
+
+    @field_validator("transforms")
+    @classmethod
+    def check_transforms(cls, transforms: str | None) -> str | None:
+        if transforms is not None:
+            find_function(transforms)
+        return transforms
 
 
 class SoundEventsSettings(RunSettings):
@@ -137,7 +148,8 @@ class SoundEvents(Workload[SoundEventsSettings]):
         }
 
     def natural_clients(self, config: SoundEventsSettings, data: Path) -> int:
-        return Fsd50kShardDescriptor.natural_clients(data, **config.data.model_dump(), seed=config.seed)
+        division = config.data.model_dump(exclude={"transforms"})
+        return Fsd50kShardDescriptor.natural_clients(data, **division, seed=config.seed)
 
     def evaluate(self, model: Tagger, config: SoundEventsSettings, data: Path, device: str) -> Metrics:
         """Return metrics on all validation clips and on all test clips, none of which trains anywhere."""

@@ -120,6 +120,23 @@ def test_transforms_are_applied_to_each_patch(made):
     assert changed.patches(order[:0]).shape == (0, 101, 96)
 
 
+def test_transforms_in_an_envoy_s_settings_change_what_trains_only(made):
+    plain, backwards = (Fsd50kShardDescriptor(made[0], transforms=name) for name in (None, "numpy.flipud"))
+    every = np.arange(len(plain.get_dataset("train")))
+    np.testing.assert_array_equal(
+        backwards.get_dataset("train").patches(every), plain.get_dataset("train").patches(every)[:, ::-1]
+    )
+    for split in ("validation", "test"):
+        np.testing.assert_array_equal(backwards.get_dataset(split)[0][0], plain.get_dataset(split)[0][0])
+    assert pickle.loads(pickle.dumps(backwards)).get_dataset("train").transforms is np.flipud
+
+
+@pytest.mark.parametrize("name", ["flipud", "numpy.no_such", "no_such.module", "numpy.pi"])
+def test_transforms_that_are_no_function_are_refused_by_name(made, name):
+    with pytest.raises(CorpusError, match=f"transforms: .*'{name}'.*; it should be a dotted name, such as numpy.flip"):
+        Fsd50kShardDescriptor(made[0], transforms=name)
+
+
 # Who has what
 
 

@@ -54,6 +54,8 @@ def test_a_wrong_setting_is_named():
         SettingsError, match=r"'loss' is 'focal': there is no loss 'focal' .*: it should be binary_cross"
     ):
         load(loss="focal")
+    with pytest.raises(SettingsError, match=r"'data.transforms' is 'numpy.pi': 'numpy.pi' is no function"):
+        load(**{"data.transforms": "numpy.pi"})
 
 
 def test_the_loss_is_that_of_the_settings():
@@ -179,6 +181,7 @@ def test_named_uploaders_train_with_a_rate_that_is_halved_and_the_models_asked_f
         **{
             "model.classes": None,
             "data.uploader_name": names,
+            "data.transforms": "numpy.flipud",
             "halve_rate_after": 3,
             "also_best": ["mAP", "loss"],
             "best_epoch_path": "weights/best.pt",
@@ -189,6 +192,7 @@ def test_named_uploaders_train_with_a_rate_that_is_halved_and_the_models_asked_f
     arguments = WORKLOAD.start_arguments(settings)
     assert (arguments["halve_rate_after"], arguments["also_best"]) == (3, {"mAP": "max", "loss": "min"})
     assert WORKLOAD.natural_clients(settings, store) == 2
+    assert WORKLOAD.shard(settings, store, 1, 2)["params"]["transforms"] == "numpy.flipud"
     result = run(WORKLOAD, settings, "simulated", store, tmp_path)
     assert result["clients"] == 2
     assert set(result["metrics"]) == {"best", "best-mAP", "best-loss", "last"}
