@@ -9,7 +9,7 @@ class SudoRmRfSettings(Group):
     """The published names of the sizes; the defaults are FedEnhance's model, of 794,921 parameters.
 
     `out_channels` between the blocks and `in_channels` within them are shared out among `num_groups` groups.
-    `num_sources` are speech and at least two noises.
+    `num_sources` are speech and two noises or more, or speech and all noise, which takes clean speech to learn.
     """
 
     out_channels: int = Field(default=256, ge=1, description="channels between the blocks")
@@ -21,7 +21,9 @@ class SudoRmRfSettings(Group):
     num_groups: int = Field(
         default=16, ge=1, validate_default=True, description="groups that the channels are shared out among"
     )
-    num_sources: int = Field(default=3, ge=3, description="estimates of the model: speech and at least two noises")
+    num_sources: int = Field(
+        default=3, ge=2, description="estimates of the model: speech and two noises or more; 2 are speech and all noise"
+    )
 
     @field_validator("kernel_size")
     @classmethod

@@ -9,6 +9,7 @@ import evaluate
 import numpy as np
 import torch
 
+from openfl_audio.errors import SettingsError
 from openfl_audio.node.progress import report
 from openfl_audio.training.schedules import set_rate, stepwise_rate
 from workspaces.speech_enhancement.data import Sources
@@ -21,6 +22,8 @@ from workspaces.speech_enhancement.loss import (
 from workspaces.speech_enhancement.model import SudoRmRf, chunk_size
 
 SI_SDRI = Path(__file__).parent / "metrics" / "si_sdri.py"
+# Speech, and a noise for each of the two mixtures.
+LEAST_OF_MIXIT = 3
 NOISES = {"si_sdri_1_noise": 1, "si_sdri_2_noises": 2}
 # (model's estimates, true sources) to the loss of each example, (batch,).
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -54,7 +57,14 @@ def train_round(
     """Train `model` in place for `settings.local_epochs`. Returns the mean loss over the steps, by the loss's name.
 
     The shard says which loss it is: `supervised_loss`, or `mixit_loss` where clean references are not to be had.
+
+    Raises SettingsError for a model of two sources where they are not.
     """
+    if not clips.supervised and model.sizes.num_sources < LEAST_OF_MIXIT:
+        raise SettingsError(
+            f"model.num_sources is {model.sizes.num_sources}, and this client has no clean speech (supervised: false): "
+            f"there should be {LEAST_OF_MIXIT} at least"
+        )
     rate = stepwise_rate(settings.learning_rate, settings.divide_lr_by, settings.divide_lr_every, round_number)
     set_rate(optimizer, rate)
     name, loss = ("supervised_loss", _supervised) if clips.supervised else ("mixit_loss", _mixit)
@@ -158,6 +168,9 @@ def enhance(model: SudoRmRf, mixtures: torch.Tensor, device: str) -> torch.Tenso
 
 
 def _supervised(estimate: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
+    """Return the loss on sources that a client knows apart. To a model of two sources all noise is one."""
+    if estimate.shape[1] == 2:
+        sources = torch.stack([sources[:, 0], sources[:, 1:].sum(dim=1)], dim=1)
     return supervised_loss(estimate=estimate, reference=sources)
 
 

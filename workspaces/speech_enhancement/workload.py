@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 from openfl.interface.interactive_api.experiment import DataInterface, TaskInterface
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from openfl_audio.protocol.plan import Direction
 from openfl_audio.training.history import Record, to_frame
@@ -112,6 +112,16 @@ class SpeechEnhancementSettings(RunSettings):
         if audio_seconds > longest:
             raise ValueError(f"clips have data.clip_seconds, {longest:g} s: it should be no more")
         return audio_seconds
+
+    @model_validator(mode="after")
+    def check_sources(self) -> "SpeechEnhancementSettings":
+        """Raise ValueError for two sources where a client has no clean speech."""
+        if self.model.num_sources < tasks.LEAST_OF_MIXIT and self.p_supervised < 1:
+            raise ValueError(
+                f"model.num_sources is {self.model.num_sources} and p_supervised {self.p_supervised:g}: a model of two "
+                "sources learns from clean speech only, with p_supervised 1; without it there should be three"
+            )
+        return self
 
 
 def count_supervised(share: float, world_size: int) -> int:

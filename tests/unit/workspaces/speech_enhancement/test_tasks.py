@@ -6,6 +6,7 @@ import pytest
 import soundfile
 import torch
 
+from openfl_audio.errors import SettingsError
 from openfl_audio.node.progress import current
 from workspaces.speech_enhancement.data import Sources
 from workspaces.speech_enhancement.listening import write_examples
@@ -50,6 +51,22 @@ def test_training_by_the_shards_own_loss_learns_to_enhance_and_is_repeatable(cli
     for metric in ("si_sdri_1_noise", "si_sdri_2_noises"):
         assert after[metric] > before[metric] + 3
         assert after[metric] > 1
+
+
+def test_a_model_of_two_sources_learns_speech_and_all_noise_where_speech_is_known(clips, tiny_model):
+    model, known = create_sudormrf(tiny_model.model_copy(update={"num_sources": 2})), clips("supervised")
+    sources = known.whole(np.arange(len(known)))
+    with torch.no_grad():
+        speech, noise = model.separate(sources.sum(dim=1)).unbind(dim=1)
+    expected = si_sdr(estimate=speech, reference=sources[:, 0])
+    expected += si_sdr(estimate=noise, reference=sources[:, 1] + sources[:, 2])
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
+    whole = TrainingSettings(learning_rate=0.003, batch_size=len(known), num_samples=8_000)
+    loss = train_round(model, known, optimizer, "cpu", 0, whole)["supervised_loss"]
+    assert loss == pytest.approx(-expected.mean().item(), rel=1e-4)
+    assert train_round(model, known, optimizer, "cpu", 0, whole)["supervised_loss"] < loss
+    with pytest.raises(SettingsError, match=r"num_sources is 2, .*no clean speech.*: there should be 3 at least"):
+        train_round(model, clips("unsupervised"), optimizer, "cpu", 0, whole)
 
 
 def test_gradients_of_parts_are_those_of_the_whole_batch(tiny_model, monkeypatch):

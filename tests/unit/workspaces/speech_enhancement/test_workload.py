@@ -157,7 +157,8 @@ def test_fedenhance_yaml_is_the_published_experiment():
         ({"p_supervised": 1.5}, "'p_supervised' is 1.5"),
         ({"local_epochs": 0}, "'local_epochs' is 0"),
         ({"audio_seconds": 5}, "'audio_seconds' is 5: clips have data.clip_seconds, 4 s: it should be no more"),
-        ({"model.num_sources": 2}, "'model.num_sources' is 2"),
+        ({"model.num_sources": 1}, "'model.num_sources' is 1"),
+        ({"model.num_sources": 2, "p_supervised": 0.5}, "model.num_sources is 2 and p_supervised 0.5: a model of two"),
         ({"model.num_groups": 5}, "'model.num_groups' is 5: .*it should divide"),
     ],
 )
