@@ -39,20 +39,29 @@ class Compare(Command):
     models: list[str] = option("models that are shown, such as best-METRIC", ["best", "last"], metavar="MODEL")
 
     def run(self) -> int:
-        from openfl_audio.experiments.comparison import Comparison, results_table
-        from openfl_audio.experiments.workloads import find_workload
+        from openfl_audio.experiments.comparison import results_table
 
-        comparison = Comparison(find_workload(self.workload), self.workload, self.data, self.out, self.seeds)
-        rows = {run: [*arguments, *self.passed_on] for run, arguments in comparison.rows().items()}
-        settings = {run: self._settings(comparison, run, arguments) for run, arguments in rows.items()}
-        rows, settings = _with_equal_steps(comparison, rows, settings)
-        seeds = {run: each.seed for run, each in settings.items()}
+        comparison, rows, seeds = self.plan()
 
         def compare() -> None:
             print(results_table(comparison.run(rows, seeds), self.models, self.metrics or None))
             comparison.plot(rows)
 
         return status_of_runs(compare)
+
+    def plan(self) -> "tuple[Comparison, dict[str, list[str]], dict[str, int]]":
+        """Return the comparison, and by the name of each run its arguments of openfl-audio train and its first seed.
+
+        Ends the process with a sentence if openfl-audio train does not take them.
+        """
+        from openfl_audio.experiments.comparison import Comparison
+        from openfl_audio.experiments.workloads import find_workload
+
+        comparison = Comparison(find_workload(self.workload), self.workload, self.data, self.out, self.seeds)
+        rows = {run: [*arguments, *self.passed_on] for run, arguments in comparison.rows().items()}
+        settings = {run: self._settings(comparison, run, arguments) for run, arguments in rows.items()}
+        rows, settings = _with_equal_steps(comparison, rows, settings)
+        return comparison, rows, {run: each.seed for run, each in settings.items()}
 
     def _settings(self, comparison: "Comparison", run: str, arguments: list[str]) -> "RunSettings":
         """Return the settings of a run. Ends the process with a sentence if openfl-audio train does not take them."""

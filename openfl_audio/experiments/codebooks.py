@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from openfl_audio.experiments.comparison import markdown, spread, train
+from openfl_audio.experiments.comparison import SPLITS, markdown, spread, train
 from openfl_audio.notebook.interactive_api import Federation, FLExperiment
 from workspaces import hubert, hubert_codebooks
 from workspaces.hubert_codebooks.codebook_file import FitSettings, write_codebook
-from workspaces.hubert_codebooks.features import Mfcc
+from workspaces.hubert_codebooks.features import Features, Mfcc
 from workspaces.hubert_codebooks.model import final_centroids
 from workspaces.hubert_codebooks.targets import CODEBOOKS, make_targets
 from workspaces.hubert_codebooks.tasks import arguments
@@ -20,7 +20,7 @@ HEAD = (
     "keyword accuracy, validation",
     "keyword accuracy, test",
 )
-COEFFICIENTS: Final = 39
+MFCC: Final = Mfcc(39)
 
 
 def fit_over_federation(federation: Federation, name: str, settings: FitSettings, out: Path) -> int:
@@ -55,43 +55,50 @@ def compare_codebooks(
 
     Raises CorpusError, and CalledProcessError for a run that failed.
     """
-    keyword_runs = _KeywordRuns(keywords, out / "keywords", seeds)
+
+    def spot(name: str, upstream: Sequence[str]) -> list[str]:
+        accuracies = spot_keywords(keywords, out / "keywords", name, upstream, seeds)
+        return [spread(accuracies[split]) for split in SPLITS]
+
     rows: list[list[str]] = []
     for codebook in CODEBOOKS:
         metrics = pretrain(codebook, data, out / codebook, clusters, changes)
         accuracies = (f"{metrics[name]:.3f}" for name in ("masked_accuracy", "most_frequent_accuracy"))
-        upstream = ("--set", f"model.upstream={out / codebook / 'model'}")
-        rows.append([codebook, *accuracies, *keyword_runs.accuracies(codebook, upstream)])
+        rows.append([codebook, *accuracies, *spot(codebook, frozen(out / codebook))])
     config = out / CODEBOOKS[0] / "model" / "config.json"
     random_weights = ("--set", "model.upstream=null", "--set", f"model.config={config}")
-    rows.append(["none: random weights", "", "", *keyword_runs.accuracies("random", random_weights)])
-    rows.append(["none: log-mel", "", "", *keyword_runs.accuracies("log_mel", ())])
+    rows.append(["none: random weights", "", "", *spot("random", random_weights)])
+    rows.append(["none: log-mel", "", "", *spot("log_mel", ())])
     return markdown(HEAD, rows)
 
 
-def pretrain(codebook: str, data: Path, out: Path, clusters: int, changes: Sequence[str]) -> dict[str, float]:
+def pretrain(
+    codebook: str, data: Path, out: Path, clusters: int, changes: Sequence[str], features: Features = MFCC
+) -> dict[str, float]:
     """Make the targets of `codebook`, pretrain with them into `out`, and return the best model's validation metrics.
 
-    Raises CorpusError, CalledProcessError.
+    The frames that k-means clusters are `features`. Raises CorpusError, CalledProcessError.
     """
-    name = f"{codebook}-mfcc{COEFFICIENTS}-{clusters}"
-    make_targets(data, codebook, clusters, Mfcc(COEFFICIENTS), name)
+    name = f"{codebook}-{features.name}-{clusters}"
+    make_targets(data, codebook, clusters, features, name)
     targets = ("--set", f"data.targets={name}", "--set", f"model.clusters={clusters}")
     result = train("hubert", ["--mode", "simulated", *targets, *changes], data, out)
     return result["metrics"]["best"]["validation"]
 
 
-class _KeywordRuns:
-    """Keyword spotting on frozen features, several times."""
+def frozen(run: Path) -> tuple[str, str]:
+    """Return the arguments of `spot_keywords` for the frozen features of a run's model."""
+    return "--set", f"model.upstream={run / 'model'}"
 
-    def __init__(self, keywords: Path, out: Path, seeds: int) -> None:
-        self._keywords, self._out, self._seeds = keywords, out, seeds
 
-    def accuracies(self, name: str, upstream: Sequence[str]) -> list[str]:
-        """Return the accuracies of the best models on validation and on test clips, as cells of the table."""
-        arguments = ("--mode", "simulated", "--config", "upstream.yaml", *upstream)
-        runs = [
-            train("keyword_spotting", [*arguments, "--seed", str(seed)], self._keywords, self._out / f"{name}-{seed}")
-            for seed in range(self._seeds)
-        ]
-        return [spread([run["metrics"]["best"][split]["accuracy"] for run in runs]) for split in ("validation", "test")]
+def spot_keywords(keywords: Path, out: Path, name: str, upstream: Sequence[str], seeds: int) -> dict[str, list[float]]:
+    """Spot keywords on frozen features, and return the accuracies of the best models by split, one for each seed.
+
+    The runs are in `out`, with the name and the number of the seed, and are resumed there. Raises CalledProcessError.
+    """
+    arguments = ("--mode", "simulated", "--config", "upstream.yaml", *upstream)
+    runs = [
+        train("keyword_spotting", [*arguments, "--seed", str(seed)], keywords, out / f"{name}-{seed}")
+        for seed in range(seeds)
+    ]
+    return {split: [run["metrics"]["best"][split]["accuracy"] for run in runs] for split in SPLITS}

@@ -158,7 +158,7 @@ def results_table(results: Results, models: Sequence[str], metrics: Sequence[str
 
     Raises SettingsError for a model or a metric that the runs do not have.
     """
-    scores = {run: [_scores(each, models, metrics) for each in seeds] for run, seeds in results.items()}
+    scores = {run: [shown_scores(each, models, metrics) for each in seeds] for run, seeds in results.items()}
     columns = list(dict.fromkeys(column for seeds in scores.values() for each in seeds for column in each))
     rows = []
     for run, seeds in results.items():
@@ -176,7 +176,8 @@ def _legend(results: Results) -> str:
     return f"{number} seeds: mean ± standard deviation (95 % interval of the mean, Student's t)."
 
 
-def _scores(result: dict[str, Any], models: Sequence[str], metrics: Sequence[str] | None) -> dict[str, float]:
+def shown_scores(result: dict[str, Any], models: Sequence[str], metrics: Sequence[str] | None) -> dict[str, float]:
+    """Return the scores of a run by the column of `results_table`, which has the same arguments and errors."""
     found = result["metrics"]
     if unknown := [model for model in models if model not in found]:
         raise SettingsError(f"--models {unknown[0]}: the runs have kept {', '.join(found)}")

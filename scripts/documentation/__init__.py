@@ -1,6 +1,7 @@
 """Extension of Sphinx for the pages in docs/: parts that are made from the code, and results that need a file.
 
 A comment `<!-- generated: NAME -->` on a page is replaced by what the function NAME in `PARTS` returns, as Markdown.
+A word after NAME is given to it.
 """
 
 import re
@@ -13,16 +14,16 @@ from sphinx.util import logging
 from scripts.documentation.api import api
 from scripts.documentation.commands import commands
 from scripts.documentation.protocol import calls, messages
-from scripts.documentation.results import benchmarks, typed_results
+from scripts.documentation.results import benchmarks, modes, typed_results
 from scripts.documentation.run_files import run_files, train_files
 from scripts.documentation.settings import settings
 
 # Characters that reStructuredText takes for markup, and code, which it does not look into.
 MARKUP = re.compile(r"(`[^`]*`|^ *>>>.*)|([*|]|_(?=\W|$))")
-MARKER = re.compile(r"^<!-- generated: (\S+) -->$", re.MULTILINE)
-PARTS: dict[str, Callable[[], str]] = {
+MARKER = re.compile(r"^<!-- generated: (\S+)(?: (\S+))? -->$", re.MULTILINE)
+PARTS: dict[str, Callable[..., str]] = {
     function.__name__: function
-    for function in (api, benchmarks, calls, commands, messages, run_files, settings, train_files)
+    for function in (api, benchmarks, calls, commands, messages, modes, run_files, settings, train_files)
 }
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def read_page(app: Sphinx, page: str, source: list[str]) -> None:
             result,
             location=(page, line),
         )
-    source[0] = MARKER.sub(lambda marker: generate(marker[1]), source[0])
+    source[0] = MARKER.sub(lambda marker: generate(*filter(None, marker.groups())), source[0])
 
 
 def escape_markup(app: Sphinx, what: str, name: str, item: Any, options: Any, lines: list[str]) -> None:
@@ -51,8 +52,8 @@ def escape_markup(app: Sphinx, what: str, name: str, item: Any, options: Any, li
     lines[:] = [MARKUP.sub(lambda found: found[1] or f"\\{found[2]}", line) for line in lines]
 
 
-def generate(name: str) -> str:
-    """Return a generated part. Raises ValueError if there is none of this name."""
+def generate(name: str, *words: str) -> str:
+    """Return a generated part; `words` are given to its function. Raises ValueError if there is none of this name."""
     if name not in PARTS:
         raise ValueError(f"there is no generated part {name!r}: it should be {', '.join(sorted(PARTS))}")
-    return PARTS[name]()
+    return PARTS[name](*words)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arguments import RESULTS, Result, load
+from openfl_audio.experiments.comparison import spread
 from scripts.documentation.markdown import code, table
 
 # Pages whose numbers have to come from a file; the second has those that were measured before results were kept.
@@ -35,6 +36,21 @@ def substitutions(folder: Path = RESULTS) -> dict[str, Any]:
 def benchmarks() -> str:
     """Return a section for each result: its command, date, machine and values."""
     return "\n\n".join(part for name, result in results().items() for part in _describe(name, result))
+
+
+def modes(workload: str, folder: Path = RESULTS) -> str:
+    """Return the table of `benchmarks/modes.py` for a workload, whose result is modes-WORKLOAD.json.
+
+    A row says of how many seeds it is, and that it was not run where that is none.
+    """
+    runs = load(folder / f"modes-{workload.replace('_', '-')}.json").values["runs"]
+    columns = list(dict.fromkeys(column for run in runs.values() for column in run["scores"]))
+    rows = []
+    for name, run in runs.items():
+        scores = [spread(run["scores"][column]) if column in run["scores"] else "" for column in columns]
+        ran = [run["clients"], run["rounds"], run["seeds"], *scores]
+        rows.append([name, *(ran if run["seeds"] else ["", "", "not run", *scores])])
+    return table(["run", "clients", "rounds", "seeds", *columns], rows)
 
 
 def typed_results(page: str, text: str) -> Iterator[tuple[int, str]]:

@@ -152,6 +152,20 @@ def test_the_modes_are_compared_as_the_page_says(copy):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+def test_the_modes_are_measured_over_seeds_as_the_page_says(copy):
+    # One row of five.
+    (copy / "workspaces" / "keyword_spotting_wav2vec2" / "comparison.yaml").write_text(
+        "centralized: --mode centralized\n"
+    )
+    measure = command("benchmarks/modes.py", "docs/design/benchmarks.md") + " --seeds 2 --rounds 1"
+    subprocess.run(measure, shell=True, cwd=copy, env=environment_of(copy), check=True, stdout=subprocess.DEVNULL)
+    kept = subprocess.check_output(f"{measure} --finished", shell=True, cwd=copy, env=environment_of(copy), text=True)
+    [run] = json.loads(kept)["runs"].values()
+    assert (run["seeds"], run["rounds"], len(run["scores"]["accuracy, test, best"])) == (2, 1, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_sound_events_are_prepared_trained_and_searched_as_the_page_says(copy):
     make_fsd50k(copy / "data" / "FSD50K", n_dev_clips=40, n_eval_clips=18)
     # One row of seven.
@@ -190,6 +204,7 @@ def test_speech_is_enhanced_and_a_hubert_pretrained_and_distilled_as_the_page_sa
         command("openfl-audio train hubert_distillation", HUBERT) + " --rounds 1 --local-epochs 1",
         command("openfl-audio compare hubert", HUBERT) + " --rounds 1 --local-epochs 1 --set model.clusters=50",
         command("openfl-audio compare-codebooks", HUBERT) + " --rounds 1 --local-epochs 1 --clusters 50 --seeds 1",
+        command("benchmarks/hubert_iterations.py", HUBERT) + " --rounds 1 --clusters 50 --seeds 1",
         command("benchmarks/hubert.py", HUBERT) + " --seconds 1 --clips 1 --repeats 1",
     ):
         subprocess.run(line, shell=True, cwd=copy, env=environment_of(copy), check=True, stdout=subprocess.DEVNULL)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from scripts.documentation.results import EARLIER, substitutions, typed_results
+from scripts.documentation.results import EARLIER, modes, substitutions, typed_results
 
 RESULT = {
     "command": "python benchmarks/rounds.py --save fast-rounds",
@@ -52,3 +52,17 @@ def test_a_file_that_is_no_result_is_refused(tmp_path):
     (tmp_path / "typed.json").write_text(json.dumps({"values": 3}))
     with pytest.raises(ValueError, match="command"):
         substitutions(tmp_path)
+
+
+def test_a_table_of_modes_says_of_how_many_seeds_a_row_is(tmp_path):
+    runs = {
+        "centralized": {"clients": 1, "rounds": 9, "seeds": 3, "scores": {"accuracy, test, best": [0.5, 0.25, 0.75]}},
+        "federated": {"clients": 3, "rounds": 9, "seeds": 1, "scores": {"accuracy, test, best": [0.5]}},
+        "simulated": {"clients": None, "rounds": None, "seeds": 0, "scores": {}},
+    }
+    (tmp_path / "modes-a-workload.json").write_text(json.dumps(RESULT | {"values": {"runs": runs}}))
+    assert modes("a_workload", tmp_path).splitlines()[2:] == [
+        "| centralized | 1 | 9 | 3 | 0.500 ± 0.250 (-0.121 to 1.121) |",
+        "| federated | 3 | 9 | 1 | 0.500 |",
+        "| simulated |  |  | not run |  |",
+    ]
