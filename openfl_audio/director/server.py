@@ -14,7 +14,7 @@ from grpc import aio
 from openfl.protocols import aggregator_pb2_grpc, director_pb2_grpc
 from pydantic import Field
 
-from openfl_audio.address import DEFAULT_PORT, join_address
+from openfl_audio.address import DEFAULT_PORT, is_loopback, join_address
 from openfl_audio.config import Host, Retention, Settings
 from openfl_audio.director.authorization import Gate
 from openfl_audio.director.calls import LOOK_SECONDS, OpenCalls
@@ -31,6 +31,7 @@ from openfl_audio.errors import CertificateError, RecordError, StartError
 from openfl_audio.process import prepare_process, share_one_heap
 from openfl_audio.protocol.certificates import Credentials, Owner, describe_end, load_credentials, owner_of
 from openfl_audio.protocol.codec import MAX_REQUEST_BYTES
+from openfl_audio.protocol.privacy import refuse_test_noise
 from openfl_audio.protocol.revocation import REVOKED, RevocationList
 from openfl_audio.protocol.tensors import MAX_HEADER_BYTES
 from openfl_audio.protocol.wire import CHANNEL_OPTIONS
@@ -235,8 +236,14 @@ def _configuration(credentials: Credentials) -> grpc.ServerCertificateConfigurat
 
 
 def run(settings: DirectorSettings, tls: bool, with_page: bool = True) -> None:
-    """Serve until SIGINT or SIGTERM. Raises CertificateError, SettingsError, and StartError without port or folder."""
+    """Serve until SIGINT or SIGTERM.
+
+    Raises CertificateError, SettingsError, StartError without port or folder, and PrivacyError if noise repeats here
+    and others than this machine can come.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    if not is_loopback(settings.listen_host):
+        refuse_test_noise(f"the director listens on {settings.listen_host}, for other machines")
     max_files = prepare_process()
     share_one_heap()
     credentials = load_credentials(settings.certificates, "director") if tls else None

@@ -7,7 +7,6 @@ begin a ledger anew. The director is told that a budget is spent, and no number.
 
 import hashlib
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,7 @@ from openfl_audio.privacy.accounting import Release
 from openfl_audio.privacy.ledger import Account, Budget, Ledger
 from openfl_audio.protocol.messages import TaskResult
 from openfl_audio.protocol.plan import ExperimentPlan
-from openfl_audio.protocol.privacy import TEST_NOISE, RecordLevel, SpeakerLevel
+from openfl_audio.protocol.privacy import RecordLevel, SpeakerLevel, refuse_test_noise
 from openfl_audio.protocol.tensors import Header
 
 logger = logging.getLogger("envoy")
@@ -56,11 +55,7 @@ class SiteBudget:
         Raises PrivacyError if the ledger is damaged, of something else or restored from an old backup, or if noise is
         not secret here.
         """
-        if TEST_NOISE in os.environ:
-            raise PrivacyError(
-                f"{TEST_NOISE} makes noise repeat, which protects nobody, and envoy '{envoy}' has a budget of privacy: "
-                "start it without"
-            )
+        refuse_test_noise(f"envoy '{envoy}' has a budget of privacy")
         self.settings, self._envoy = settings, envoy
         self.ledger = Ledger(
             settings.ledger,

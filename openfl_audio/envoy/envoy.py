@@ -14,7 +14,7 @@ import grpc
 from openfl.interface.interactive_api.shard_descriptor import ShardDescriptor
 from openfl.protocols import director_pb2, director_pb2_grpc
 
-from openfl_audio.address import join_address, route_to
+from openfl_audio.address import is_this_machine, join_address, route_to
 from openfl_audio.envoy.approval import Desk
 from openfl_audio.envoy.budget import SiteBudget
 from openfl_audio.envoy.channel import RenewedChannel, fault_of
@@ -41,6 +41,7 @@ from openfl_audio.protocol.codec import decode_answer, encode
 from openfl_audio.protocol.heads import HeadExchange
 from openfl_audio.protocol.messages import ApprovalReport, AttendRequest, HeadAnswer, HeadRequest, Order
 from openfl_audio.protocol.plan import ARCHIVE, NAME
+from openfl_audio.protocol.privacy import refuse_test_noise
 from openfl_audio.protocol.record import sha256_of_file
 from openfl_audio.protocol.shard_sizes import sizes_of
 from openfl_audio.protocol.wire import RoundsStub, certificate_fault, explain_unreachable, wait_for_connection
@@ -60,9 +61,14 @@ Answer = TypeVar("Answer")
 
 
 class Envoy:
-    """One node of a federation; `config` is the path of the file that its settings were read from."""
+    """One node of a federation; `config` is the path of the file that its settings were read from.
+
+    Raises PrivacyError if noise repeats here, and the director is on another machine.
+    """
 
     def __init__(self, name: str, file: EnvoyFile, shard_descriptor: ShardDescriptor, config: Path, tls: bool):
+        if not is_this_machine(file.params.director_host):
+            refuse_test_noise(f"the director of envoy '{name}' is at {file.params.director_host}")
         self.name = name
         self.file = file
         self.settings = settings = file.params

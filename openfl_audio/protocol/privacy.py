@@ -3,18 +3,25 @@
 A site charges its budget from these numbers alone, and never from what a task says of itself.
 """
 
+import os
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from openfl_audio.errors import PrivacyError
 from openfl_audio.protocol.part import Part
 
 # How a unit's gradient is bounded: see `openfl_audio.privacy.clipping`.
 Clipping = Literal["flat", "per_layer", "per_dimension"]
 Unit = Literal["record", "speaker", "site"]
-# An environment variable with a seed of noise that repeats, which `openfl_audio.testing.noise` sets for tests. Nothing
-# is private with it, so that an envoy with a budget does not start.
+# An environment variable with a seed of noise that repeats, which `openfl_audio.testing.noise` sets for tests.
 TEST_NOISE = "OPENFL_AUDIO_TEST_NOISE"
+
+
+def refuse_test_noise(reason: str) -> None:
+    """Raise PrivacyError if noise repeats in this process, where that must not be: `reason` says who it is."""
+    if TEST_NOISE in os.environ:
+        raise PrivacyError(f"{TEST_NOISE} makes noise repeat, which protects nobody, and {reason}: start it without")
 
 
 class _GradientLevel(Part):

@@ -11,7 +11,8 @@ from openfl_audio.protocol.privacy import TEST_NOISE
 def noise_that_repeats(seed: int) -> Iterator[None]:
     """Let private tasks of this process, and of those that it starts, take noise that follows from `seed`.
 
-    An envoy with a budget refuses to start so.
+    An envoy with a budget refuses to start so, and so do an envoy whose director is on another machine, and a director
+    that other machines can reach.
     """
     before = os.environ.get(TEST_NOISE)
     os.environ[TEST_NOISE] = str(seed)

@@ -18,10 +18,11 @@ from openfl_audio.envoy.downloads import remove_outdated
 from openfl_audio.envoy.envoy import Envoy
 from openfl_audio.envoy.running_experiment import MAX_LOG_BYTES, rotate
 from openfl_audio.envoy.settings import FOLDER_FORMAT, FOLDER_FORMAT_FILE, EnvoyFile
-from openfl_audio.errors import ConnectionRefusedByDirectorError, FormatError
+from openfl_audio.errors import ConnectionRefusedByDirectorError, FormatError, PrivacyError
 from openfl_audio.formats import stamp
 from openfl_audio.protocol.authority import write_certificates
 from openfl_audio.protocol.plan import ARCHIVE
+from openfl_audio.protocol.privacy import TEST_NOISE
 
 
 def file_of(work_dir: Path, **params: object) -> EnvoyFile:
@@ -62,6 +63,16 @@ def test_a_folder_that_a_later_envoy_wrote_is_refused_by_name_by_the_envoy_and_i
         assert main([*command, "-n", "a", "-c", str(tmp_path / "a.yaml")]) == 1
         assert re.search(sentence, capsys.readouterr().err)
     assert path.read_text() == later
+
+
+def test_noise_that_repeats_is_refused_where_the_director_is_on_another_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv(TEST_NOISE, "0")
+    file = file_of(tmp_path)
+    Envoy("a", file, FewItemsShardDescriptor(), tmp_path / "a.yaml", tls=False)
+    elsewhere = file.model_copy(update={"params": file.params.model_copy(update={"director_host": "10.1.2.3"})})
+    sentence = f"{TEST_NOISE} makes noise repeat, which protects nobody, and the director of envoy 'b' is at 10.1.2.3"
+    with pytest.raises(PrivacyError, match=sentence):
+        Envoy("b", elsewhere, FewItemsShardDescriptor(), tmp_path / "b.yaml", tls=False)
 
 
 def test_logs_of_experiments_that_are_not_to_be_kept_are_removed_and_never_those_of_a_running_one(tmp_path):

@@ -1,7 +1,9 @@
 import numpy as np
 from scipy import stats
 
-from openfl_audio.privacy.noise import Noise, repeatable_noise
+from openfl_audio.privacy.noise import Noise, noise_of, repeatable_noise
+from openfl_audio.protocol.privacy import TEST_NOISE
+from openfl_audio.testing.noise import noise_that_repeats
 
 
 def test_noise_is_normal():
@@ -24,6 +26,14 @@ def test_repeatable_noise_repeats_and_says_that_it_is_not_secret():
     np.testing.assert_array_equal(np.concatenate([one.normal(7), one.normal(5)]), same.normal(12))
     for other in ((2, "site_b", 3), (1, "site_a", 3), (1, "site_b", 4)):
         assert repeatable_noise(*other).normal(1) != same.normal(1)
+
+
+def test_noise_of_tests_is_said_wherever_it_is_taken(caplog):
+    assert noise_of("site_b", 3).secret
+    assert not caplog.messages
+    with noise_that_repeats(1):
+        assert not noise_of("site_b", 3).secret
+    assert caplog.messages == [f"{TEST_NOISE} makes noise repeat: nothing of 'site_b' in round 3 is private"]
 
 
 def test_units_are_drawn_each_by_itself():
