@@ -5,24 +5,26 @@ mean of their gradients. The processes live as long as the round.
 """
 
 import os
+import pickle
 import socket
 import tempfile
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch.multiprocessing.spawn import spawn
-from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.parametrize import is_parametrized, register_parametrization, type_before_parametrizations
 
 from openfl_audio.errors import SettingsError
 from openfl_audio.node.progress import Progress, current, report
 
 # How often the progress of the first process is looked at.
 LOOK_SECONDS = 0.2
-GIVEN, MADE = "given.pt", "made.pt"
+GIVEN, MADE = "given.pkl", "made.pt"
 
 
 class Share(NamedTuple):
@@ -73,17 +75,11 @@ def train_together(
 
     Returns what the first one returned. What is given is pickled: functions have to be importable.
 
-    Raises SettingsError for a model whose weights are parametrized, which PyTorch cannot pickle,
-    torch.multiprocessing.ProcessRaisedException, with the traceback, if one of them fails, and
-    ProcessExitedException if one is killed; the others are ended.
+    Raises SettingsError for what cannot be pickled, torch.multiprocessing.ProcessRaisedException with the traceback
+    if one of the processes fails, and ProcessExitedException if one is killed; the others are ended.
     """
-    if any(map(is_parametrized, model.modules())):
-        raise SettingsError(
-            f"processes is {processes}, and {type(model).__name__} has parametrized weights, such as Wav2Vec2's weight "
-            "norm, which cannot be sent to other processes: set processes to 1"
-        )
     with tempfile.TemporaryDirectory() as folder:
-        torch.save((model.cpu(), optimizer, torch.initial_seed(), arguments), Path(folder, GIVEN))
+        _write(Path(folder, GIVEN), (model.cpu(), optimizer, torch.initial_seed(), arguments))
         queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
         given = processes, _free_port(), train, folder, queue
         started = spawn(_take_part, given, processes, join=False)
@@ -94,6 +90,47 @@ def train_together(
     model.load_state_dict(made["model"])
     optimizer.load_state_dict(made["optimizer"])
     return made["result"]
+
+
+def _write(path: Path, given: tuple) -> None:
+    try:
+        with path.open("wb") as file:
+            _Pickler(file, pickle.HIGHEST_PROTOCOL).dump(given)
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        raise SettingsError(
+            f"what is trained cannot be sent to other processes ({error}): set processes to 1, or name functions and "
+            "classes at the top of a module"
+        ) from error
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles modules with parametrized weights too, such as the weight norm of Wav2Vec2, which PyTorch refuses."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if not (isinstance(value, torch.nn.Module) and is_parametrized(value)):
+            return NotImplemented
+        kind = type_before_parametrizations(value)
+        state = value.__dict__ | {"_modules": dict(value._modules)}
+        # Weight norm renames weights of old files by a local function here; no file is loaded into this copy.
+        state["_load_state_dict_pre_hooks"] = OrderedDict()
+        lists = dict(state["_modules"].pop("parametrizations").items())
+        # The state is set after the module has been made, as it may hold the module itself.
+        return kind.__new__, (kind,), (state, lists), None, None, _parametrize
+
+
+def _parametrize(module: torch.nn.Module, sent: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    """Give a module its state, and parametrize its weights, with the parameters that were sent."""
+    state, lists = sent
+    module.__dict__.update(state)
+    for name, parametrizations in lists.items():
+        with torch.no_grad():
+            module.register_parameter(name, torch.nn.Parameter(parametrizations()))
+        for parametrization in parametrizations:
+            register_parametrization(module, name, parametrization, unsafe=True)
+        made = module.get_submodule(f"parametrizations.{name}")
+        # The optimizer has the parameters that were sent, not those that were made just now.
+        for key, parameter in parametrizations.named_parameters(recurse=False):
+            setattr(made, key, parameter)
 
 
 def _take_part(
@@ -113,8 +150,8 @@ def _take_part(
     accelerator = Accelerator(
         cpu=not on_gpus, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
     )
-    # The file is ours, and whole objects are in it.
-    model, optimizer, seed, arguments = torch.load(Path(folder, GIVEN), map_location="cpu", weights_only=False)
+    with Path(folder, GIVEN).open("rb") as file:
+        model, optimizer, seed, arguments = pickle.load(file)  # the file is ours
     torch.manual_seed(seed + number)
     model.to(accelerator.device)
     optimizer.load_state_dict(optimizer.state_dict())  # which puts its state where the parameters are

@@ -1,15 +1,18 @@
 """Training of a round by two processes of a node, on the CPU, beside one process."""
 
 import copy
+import pickle
+from io import BytesIO
 
 import pytest
 import torch
 
 from openfl_audio.errors import OpenFLAudioError
 from openfl_audio.node.progress import begin_task, current
-from openfl_audio.training.together import Share, train_together
+from openfl_audio.training.together import Share, _Pickler, train_together
 from tests.unit.workspaces.audio_classification.recordings import Tones, create_cnn
 from workspaces.audio_classification.data import Clips
+from workspaces.audio_classification.model import create_classifier
 from workspaces.audio_classification.targets import Targets
 from workspaces.audio_classification.tasks import TrainingSettings, train_round
 
@@ -18,10 +21,18 @@ pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
 WORDS = Targets("label", ("low", "high"))
 
 
-def test_two_processes_come_to_the_weights_of_one():
+def create_weight_normed() -> torch.nn.Module:
+    """Return a model one of whose weights is parametrized, as that of Wav2Vec2's positional convolution is."""
+    model = create_cnn(2)
+    torch.nn.utils.parametrizations.weight_norm(model[1], dim=2)
+    return model
+
+
+@pytest.mark.parametrize("create", [lambda: create_cnn(2), create_weight_normed])
+def test_two_processes_come_to_the_weights_of_one(create):
     """Nine clips in batches of at most four: a batch has a process with two clips and one with one."""
     clips = Clips(Tones(["low", "high", "low"] * 3), WORDS, 0.1)
-    model = create_cnn(2)
+    model = create()
     ran = {}
     for processes in (1, 2):
         trained = copy.deepcopy(model)
@@ -70,7 +81,25 @@ def test_privacy_is_for_one_process(monkeypatch):
         train_round(model, clips, torch.optim.SGD(model.parameters(), 0.1), "cpu", 0, TrainingSettings(1, processes=2))
 
 
-def test_a_model_that_cannot_be_sent_to_other_processes_is_refused():
-    model = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(1, 1))
-    with pytest.raises(OpenFLAudioError, match="set processes to 1"):
+def test_what_cannot_be_sent_to_other_processes_is_refused():
+    model = torch.nn.Linear(1, 1)
+    model.register_forward_hook(lambda *_: None)
+    with pytest.raises(OpenFLAudioError, match="lambda.*set processes to 1"):
         train_together(2, fail, model, torch.optim.SGD(model.parameters(), 0.1))
+
+
+def test_parametrized_weights_are_sent_with_the_parameters_that_the_optimizer_has():
+    """Wav2Vec2's weight norm, and the convolution that holds itself to be right in half precision."""
+    model = create_classifier(config="wav2vec2_small.json", targets=WORDS).eval()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    file = BytesIO()
+    _Pickler(file).dump((model, optimizer))
+    sent, of_sent = pickle.loads(file.getvalue())
+    assert [*map(id, sent.parameters())] == [*map(id, of_sent.param_groups[0]["params"])]
+    waveforms = torch.randn(2, 4_000)
+    outputs = model(waveforms).logits
+    torch.testing.assert_close(sent(waveforms).logits, outputs)
+    sent(waveforms).logits.sum().backward()
+    of_sent.step()
+    assert not torch.equal(sent(waveforms).logits, outputs)
+    assert sent.state_dict().keys() == model.state_dict().keys()
