@@ -4,15 +4,19 @@ from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from openfl.federated import Plan
 from openfl.interface.interactive_api import experiment as openfl_experiment
 
-from openfl_audio.errors import DefinitionError, PretrainedWeightsError
+from openfl_audio.errors import DefinitionError, PretrainedWeightsError, SettingsError
 from openfl_audio.node.adapter import all_names, remember_weights
 from openfl_audio.node.pretrained import hash_frozen, read_weights, weights_of
 from openfl_audio.protocol.tensors import Tensors
+
+# The interfaces of the models of this process, as long as there are such models.
+_BUILT_BY: "WeakKeyDictionary[torch.nn.Module, ModelInterface]" = WeakKeyDictionary()
 
 
 class ModelInterface(openfl_experiment.ModelInterface):
@@ -57,6 +61,7 @@ class ModelInterface(openfl_experiment.ModelInterface):
         """Return the model of this process, built at the first call."""
         if self._built is None:
             self._built = self.model()
+            _BUILT_BY[self._built] = self
         return self._built
 
     def provide_optimizer(self) -> torch.optim.Optimizer:
@@ -130,6 +135,15 @@ class ModelInterface(openfl_experiment.ModelInterface):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_built": None, "_weights": None}
+
+
+def built_by(model: torch.nn.Module) -> ModelInterface:
+    """Return the recipes by which a model of this process was built. Raises SettingsError if none were used."""
+    if model not in _BUILT_BY:
+        raise SettingsError(
+            f"this {type(model).__name__} was built by no ModelInterface: another process cannot build it"
+        )
+    return _BUILT_BY[model]
 
 
 def _has_adapter(model: torch.nn.Module) -> bool:

@@ -10,16 +10,16 @@ import socket
 import tempfile
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch.multiprocessing.spawn import spawn
-from torch.nn.utils.parametrize import is_parametrized, register_parametrization, type_before_parametrizations
 
 from openfl_audio.errors import SettingsError
+from openfl_audio.node.adapter import remember_weights
+from openfl_audio.node.model_interface import ModelInterface, built_by
 from openfl_audio.node.progress import Progress, current, report
 
 # How often the progress of the first process is looked at.
@@ -73,13 +73,14 @@ def train_together(
 ) -> dict[str, float]:
     """Train `model` and `optimizer` in place by `train(share, model, optimizer, device, *arguments)` in each process.
 
-    Returns what the first one returned. What is given is pickled: functions have to be importable.
+    Returns what the first one returned. Each builds the model and the optimizer by the recipes of `ModelInterface`,
+    and gives them this one's values. Recipes, `train` and `arguments` are pickled: functions have to be importable.
 
-    Raises SettingsError for what cannot be pickled, torch.multiprocessing.ProcessRaisedException with the traceback
+    Raises SettingsError for what cannot be sent, torch.multiprocessing.ProcessRaisedException with the traceback
     if one of the processes fails, and ProcessExitedException if one is killed; the others are ended.
     """
     with tempfile.TemporaryDirectory() as folder:
-        _write(Path(folder, GIVEN), (model.cpu(), optimizer, torch.initial_seed(), arguments))
+        _write(Path(folder, GIVEN), (built_by(model), State.of(model, optimizer), arguments))
         queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
         given = processes, _free_port(), train, folder, queue
         started = spawn(_take_part, given, processes, join=False)
@@ -92,45 +93,42 @@ def train_together(
     return made["result"]
 
 
+class State(NamedTuple):
+    """The values of a model and its optimizer, and the seed of torch, as a task has them at its start."""
+
+    buffers: dict[str, torch.Tensor]
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    seed: int
+
+    @classmethod
+    def of(cls, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> "State":
+        """Return the values of a model, which is moved to the CPU, and of its optimizer."""
+        model.cpu()
+        return cls(dict(model.named_buffers()), model.state_dict(), optimizer.state_dict(), torch.initial_seed())
+
+    def build(self, recipes: ModelInterface, device: torch.device) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        """Return a model on `device` and its optimizer, built by their recipes, with these values."""
+        model = recipes.provide_model()
+        model.load_state_dict(self.model)
+        for name, buffer in model.named_buffers():  # also those that a state_dict lacks
+            buffer.copy_(self.buffers[name])
+        model.to(device)
+        optimizer = recipes.provide_optimizer()
+        optimizer.load_state_dict(self.optimizer)
+        if hasattr(optimizer, "set_old_weights"):
+            remember_weights(optimizer)
+        return model, optimizer
+
+
 def _write(path: Path, given: tuple) -> None:
     try:
-        with path.open("wb") as file:
-            _Pickler(file, pickle.HIGHEST_PROTOCOL).dump(given)
+        path.write_bytes(pickle.dumps(given))
     except (AttributeError, TypeError, pickle.PicklingError) as error:
         raise SettingsError(
             f"what is trained cannot be sent to other processes ({error}): set processes to 1, or name functions and "
             "classes at the top of a module"
         ) from error
-
-
-class _Pickler(pickle.Pickler):
-    """Pickles modules with parametrized weights too, such as the weight norm of Wav2Vec2, which PyTorch refuses."""
-
-    def reducer_override(self, value: Any) -> Any:
-        if not (isinstance(value, torch.nn.Module) and is_parametrized(value)):
-            return NotImplemented
-        kind = type_before_parametrizations(value)
-        state = value.__dict__ | {"_modules": dict(value._modules)}
-        # Weight norm renames weights of old files by a local function here; no file is loaded into this copy.
-        state["_load_state_dict_pre_hooks"] = OrderedDict()
-        lists = dict(state["_modules"].pop("parametrizations").items())
-        # The state is set after the module has been made, as it may hold the module itself.
-        return kind.__new__, (kind,), (state, lists), None, None, _parametrize
-
-
-def _parametrize(module: torch.nn.Module, sent: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    """Give a module its state, and parametrize its weights, with the parameters that were sent."""
-    state, lists = sent
-    module.__dict__.update(state)
-    for name, parametrizations in lists.items():
-        with torch.no_grad():
-            module.register_parameter(name, torch.nn.Parameter(parametrizations()))
-        for parametrization in parametrizations:
-            register_parametrization(module, name, parametrization, unsafe=True)
-        made = module.get_submodule(f"parametrizations.{name}")
-        # The optimizer has the parameters that were sent, not those that were made just now.
-        for key, parameter in parametrizations.named_parameters(recurse=False):
-            setattr(made, key, parameter)
 
 
 def _take_part(
@@ -151,10 +149,9 @@ def _take_part(
         cpu=not on_gpus, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
     )
     with Path(folder, GIVEN).open("rb") as file:
-        model, optimizer, seed, arguments = pickle.load(file)  # the file is ours
-    torch.manual_seed(seed + number)
-    model.to(accelerator.device)
-    optimizer.load_state_dict(optimizer.state_dict())  # which puts its state where the parameters are
+        recipes, state, arguments = pickle.load(file)  # the file is ours
+    model, optimizer = state.build(recipes, accelerator.device)
+    torch.manual_seed(state.seed + number)
     if number == 0:
         threading.Thread(target=_tell_of_changes, args=(queue,), daemon=True).start()
     result = train(Share(accelerator, number, processes), model, optimizer, accelerator.device.type, *arguments)
