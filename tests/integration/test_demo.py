@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ pytest.importorskip("espeakng_loader")
 from openfl_audio.cli.main import main
 from openfl_audio.errors import StartError
 from openfl_audio.experiments.local_federation import stop_left_over
+from openfl_audio.files import read_json_lines
 from openfl_audio.testing.corpora.speech_commands import make_speech_commands
 from openfl_audio.testing.demo import (
     ENVOYS,
@@ -225,6 +227,23 @@ def test_three_sites_with_tables_and_folders_of_their_own_come_to_a_model_that_a
     assert "is in test as well, with the same content" in logs
     heard = pipeline("audio-classification", model=str(out / "model"))(np.zeros(16_000, np.float32))
     assert {each["label"] for each in heard} == {"go", "no", "stop", "yes"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_of_each_node_train_a_wav2vec2_together_in_their_sandbox(tmp_path, monkeypatch):
+    from openfl_audio.testing.corpora.own_data import make_own_data
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    make_own_data(tmp_path / "data", n_speakers=3)
+    out = tmp_path / "run"
+    run_demo("own_data", tmp_path / "data", out, CHANGES={"rounds": 1, "processes": 2})
+    first, *_ = read_json_lines(out / "director" / "demo" / "history.jsonl")
+    assert set(first["envoys"]) == set(ENVOYS)
+    assert all("train" in tasks for tasks in first["envoys"].values())
+    assert first["metrics"]["train"]["loss"] > 0
+    if shutil.which("bwrap"):
+        assert "workers run in a sandbox" in (out / "logs" / "envoy_1.log").read_text()
 
 
 @pytest.mark.slow

@@ -243,6 +243,23 @@ def test_people_see_and_steer_what_their_roles_and_ownership_let_them(tab, start
     assert state_of(federation, name) is None
 
 
+def test_an_owner_resumes_an_experiment_to_its_end_and_deletes_it(tab, start, federation, tmp_path):
+    gate = tmp_path / "gate"
+    name = start(held_at(gate, slope=0), rounds=1, participation=None)
+    tab.log_in(USER, f"/experiments/{name}")
+    tab.see("works", tab.row("The open round", "b"))
+    tab.press("Stop", "Stop")
+    tab.see("stopped", "[data-test=state]")
+    gate.touch()
+    tab.press("Resume", "Resume")
+    tab.see("finished", "[data-test=state]", READY_SECONDS)
+    assert state_of(federation, name) == "finished"
+    tab.press("Delete", "Delete")
+    tab.page.get_by_role("heading", name="Experiments").wait_for()
+    assert tab.page.locator(tab.row("Experiments", name)).count() == 0
+    assert state_of(federation, name) is None
+
+
 # WCAG 1.4.10: a screen of 1280 pixels at a zoom of 400 % is one of 320.
 SCREENS = {
     "a phone": {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True},
