@@ -25,6 +25,7 @@ from openfl_audio.notebook.live_view import show_progress
 from openfl_audio.privacy.accounting import privacy_of
 from openfl_audio.privacy.aggregate import SiteAggregator, SumAggregator
 from openfl_audio.privacy.site_level import SiteRound, begin_site_round
+from openfl_audio.privacy.transcript import Stage
 from openfl_audio.protocol.aggregate import Aggregator
 from openfl_audio.protocol.low_rank import is_given
 from openfl_audio.protocol.messages import UpdateMessage
@@ -71,6 +72,7 @@ class Simulation:
         self._open_shard = open_shard
         self._workers, self._ray = workers, (workers, ray_address, gpus_per_client)
         self._definition: Definition | None = None
+        self._lost: dict[int, dict[str, Stage]] = {}
 
     def start(self, experiment_name: str, **arguments: Any) -> None:
         """Prepare the experiment, or resume it where an earlier run in this folder ended; `watch` runs it.
@@ -88,6 +90,19 @@ class Simulation:
         Rounds(definition.plan, Progress()).check_members(members)
         self._definition, self._members = definition, members
         self._checkpoint = Checkpoint(self.folder, definition)
+
+    def lose(self, client: str, round_number: int, stage: Stage) -> None:
+        """Let a secure round lose a client, which then sends nothing from `stage` on.
+
+        Its update counts if it is lost after `Stage.UPDATE`, as in a federation. A simulation that resumes has to be
+        told again. Raises ValueError if the experiment has no such client, or no secure aggregation.
+        """
+        plan = self.definition.plan
+        if plan.secure_aggregation is None:
+            raise ValueError(f"experiment '{plan.name}' has no secure aggregation, and so no stage {stage.name}")
+        if client not in self._members:
+            raise ValueError(f"'{client}' is none of the {len(self._members)} clients of experiment '{plan.name}'")
+        self._lost.setdefault(round_number, {})[client] = stage
 
     @property
     def definition(self) -> Definition:
@@ -177,7 +192,8 @@ class Simulation:
         down = _bytes_of(model)
         up = _bytes_of({name: tensor for name, tensor in model.items() if not is_given(name)})
         participants = list(rounds.participants.items())
-        secure = SecureRound(rounds, aggregator) if isinstance(aggregator, SumAggregator) else None
+        lost = self._lost.get(rounds.round_number, {})
+        secure = SecureRound(rounds, aggregator, lost) if isinstance(aggregator, SumAggregator) else None
         answers = envoys.run_round(participants, rounds.round_number, model, rounds.rate_factor)
         for client, (results, trained, sizes) in zip(rounds.participants, answers, strict=True):
             rounds.registered[client] = sizes
