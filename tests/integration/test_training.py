@@ -144,6 +144,23 @@ def test_a_federated_run_comes_to_the_weights_and_the_history_of_the_simulated_o
     ]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("workload", ["keyword_spotting", "keyword_spotting_wav2vec2"])
+def test_adapters_in_a_federation_come_to_the_bits_of_a_simulation(workload, corpus, tmp_path):
+    """unit/workspaces/keyword_spotting/test_adapters.py simulates such a run, and loads its model."""
+    for mode in ("simulated", "federated"):
+        _, _, *options = command(mode, corpus, tmp_path / mode, "--set", "adapter.r=2")
+        assert main(["train", workload, *options]) == 0
+    assert history_of(tmp_path / "federated") == history_of(tmp_path / "simulated")
+    expected, found = last_model(tmp_path / "simulated"), last_model(tmp_path / "federated" / "director" / "run")
+    assert found.keys() == expected.keys()
+    assert any(name.endswith(".lora_B.default.weight") and tensor.any() for name, tensor in found.items())
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(found[name], tensor, err_msg=name)
+    weights = [tmp_path / mode / "model" / "model.safetensors" for mode in ("simulated", "federated")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
 def test_a_simulation_that_was_killed_goes_on_to_the_same_end(simulated, corpus, tmp_path):
     out = tmp_path / "killed"
     process = start("simulated", corpus, out)

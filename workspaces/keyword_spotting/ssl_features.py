@@ -16,10 +16,11 @@ from transformers import (
 
 from openfl_audio.errors import SettingsError
 from openfl_audio.node.pretrained import explain_missing_weights
+from openfl_audio.training.adapters import Lora, add_adapter
 from openfl_audio.training.export import label_names
 from openfl_audio.training.half_precision import guard_grouped_convolutions
 from workspaces.keyword_spotting.data import MAX_SHIFT_SAMPLES
-from workspaces.keyword_spotting.model import SAMPLE_RATE, EncoderModel, check_source, read_config
+from workspaces.keyword_spotting.model import SAMPLE_RATE, EncoderModel, check_adapter, check_source, read_config
 from workspaces.keyword_spotting.modeling_upstream_keywords import (
     N_MELS,
     UpstreamKeywordsConfig,
@@ -108,6 +109,7 @@ def create_upstream(
     labels: Sequence[str],
     frozen: bool = True,
     seed: int = 0,
+    adapter: Lora | None = None,
 ) -> UpstreamForKeywords:
     """Return a keyword classifier over the features of a speech model.
 
@@ -117,13 +119,15 @@ def create_upstream(
         config: a JSON file of HubertConfig, for a random start. One of `upstream` and `config` is given.
         labels: names of the classes.
         frozen: train the head alone: the weights of the layers, the projection and the classifier.
-        seed: of all weights that are not pretrained.
+        seed: of all weights that are not pretrained, and of adapters.
+        adapter: train adapters in the encoder, which is not `frozen` then, and the head, alone.
 
     Raises:
         PretrainedWeightsError: the weights cannot be had.
-        SettingsError: the model is of another kind.
+        SettingsError: the model is of another kind; or the encoder is frozen, or does not take the adapter.
     """
     check_source(upstream, config)
+    check_adapter(frozen, adapter)
     values: dict[str, Any] = {"frozen": frozen, **label_names(labels)}
     weights = None
     if config is not None:
@@ -139,7 +143,7 @@ def create_upstream(
         model = UpstreamForKeywords(UpstreamKeywordsConfig(**values))
     if weights is not None:
         model.encoder.load_state_dict(weights)
-    return model
+    return add_adapter(model, adapter, seed)
 
 
 def _complete(values: dict[str, Any], source: str) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperPreTrainedModel
 
 from openfl_audio.node.pretrained import explain_missing_weights
+from openfl_audio.training.adapters import Lora, add_adapter
 from openfl_audio.training.compiler import prepare_compiler
 from openfl_audio.training.export import label_names
-from workspaces.keyword_spotting.model import SAMPLE_RATE, EncoderModel, check_source, read_config
+from workspaces.keyword_spotting.model import SAMPLE_RATE, EncoderModel, check_adapter, check_source, read_config
 from workspaces.keyword_spotting.modeling_whisper_keywords import WhisperKeywordsConfig, create_head
 
 FRAMES_PER_S = 50  # of the encoder; the log-mel that it reads has twice as many
@@ -98,6 +99,7 @@ def create_whisper(
     frozen: bool = True,
     seed: int = 0,
     compile: bool = False,
+    adapter: Lora | None = None,
 ) -> WhisperForKeywords:
     """Return a keyword classifier of log-mel frames (`create_log_mel`).
 
@@ -109,15 +111,18 @@ def create_whisper(
         form: "exact" takes the encoder as it is: Whisper's is for 30 s, 1500 frames, so that a clip of one second is
             filled up with silence. "short" keeps the first 50 positions only, which is one second.
         frozen: train the head alone.
-        seed: of all weights that are not pretrained.
+        seed: of all weights that are not pretrained, and of adapters.
         compile: let torch.compile make it faster after a slow start.
+        adapter: train adapters in the encoder, which is not `frozen` then, and the head, alone.
 
     Raises:
         PretrainedWeightsError: the weights cannot be had.
         ValueError: arguments that exclude each other, or do not go with a saved model.
-        SettingsError: `compile` on a machine without a C++ compiler or Python's headers.
+        SettingsError: `compile` on a machine without a C++ compiler or Python's headers; or the encoder is frozen, or
+            does not take the adapter.
     """
     check_source(pretrained, config)
+    check_adapter(frozen, adapter)
     if form not in FORMS:
         raise ValueError(f"form {form!r} is unknown; choose {' or '.join(FORMS)}")
     with torch.random.fork_rng(devices=[]):
@@ -127,6 +132,7 @@ def create_whisper(
             model = WhisperForKeywords(_keywords_config(values, labels, form, frozen))
         else:
             model = _from_pretrained(str(pretrained), labels, form, frozen)
+    add_adapter(model, adapter, seed)
     if compile:
         prepare_compiler()
         model.encoder.compile()

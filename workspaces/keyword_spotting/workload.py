@@ -10,6 +10,7 @@ from openfl.interface.interactive_api.shard_descriptor import ShardDataset, Shar
 from pydantic import Field, field_validator, model_validator
 
 from openfl_audio.errors import SettingsError
+from openfl_audio.training.adapters import AdapterSettings, Lora
 from openfl_audio.training.run_settings import Group
 from openfl_audio.training.workload import register_tasks
 from shard_descriptors.superb.layout import LABELS
@@ -46,7 +47,7 @@ class ModelSettings(Group):
         return str(Path(path).resolve()) if path is not None and Path(path).exists() else path
 
 
-class KeywordSpottingSettings(SpeechCommandsSettings):
+class KeywordSpottingSettings(SpeechCommandsSettings, AdapterSettings):
     """Settings of a run; without `warmup` the learning rate is constant."""
 
     model: ModelSettings = Field(description="model that is trained")
@@ -61,12 +62,15 @@ class KeywordSpottingSettings(SpeechCommandsSettings):
             raise ValueError(f"model needs either {name} or config")
         if getattr(self.model, other) is not None:
             raise ValueError(f"model.{other} does not go with the architecture {self.model.architecture}")
+        if self.model.frozen and self.adapter is not None:
+            raise ValueError("a frozen encoder has no adapters: set model.frozen to false, or leave out adapter")
         return self
 
 
-def create_model(settings: ModelSettings, seed: int) -> EncoderModel:
-    """Return the model that the settings describe; what is not pretrained depends on `seed`."""
+def create_model(settings: ModelSettings, seed: int, adapter: Lora | None = None) -> EncoderModel:
+    """Return the model that the settings describe; what is not pretrained depends on `seed`, and so do adapters."""
     source: dict[str, Any] = {"config": settings.config, "labels": LABELS, "seed": seed, "frozen": settings.frozen}
+    source["adapter"] = adapter
     if settings.architecture == "upstream":
         return create_upstream(settings.upstream, **source)
     return create_whisper(settings.pretrained, form=settings.form, compile=settings.compile, **source)
@@ -78,7 +82,7 @@ class KeywordSpotting(SpeechCommandsWorkload[KeywordSpottingSettings]):
     config_class = KeywordSpottingSettings
 
     def model(self, config: KeywordSpottingSettings) -> Callable[[], EncoderModel]:
-        return partial(create_model, config.model, config.seed)
+        return partial(create_model, config.model, config.seed, config.adapter)
 
     def tasks(self, config: KeywordSpottingSettings) -> TaskInterface:
         training = tasks.TrainingSettings(
