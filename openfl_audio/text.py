@@ -1,7 +1,10 @@
-"""Read text as people's machines write it, and refuse bytes whose meaning would have to be guessed."""
+"""Read text as people's machines write it, refuse bytes whose meaning would have to be guessed, and count letters."""
 
 import codecs
 import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from openfl_audio.errors import TextError
@@ -20,6 +23,21 @@ def shorten_error(error: str) -> str:
     """Return the first line, which names the envoy, and the last, which of a traceback is the error itself."""
     lines = error.strip().splitlines()
     return "\n".join(lines if len(lines) < 2 else (lines[0], lines[-1]))
+
+
+def lower_case(text: str) -> str:
+    """Return a text in lower case, each letter with its accents as one character where there is one (NFKC)."""
+    return unicodedata.normalize("NFKC", text).replace("’", "'").lower()
+
+
+def count_letters(texts: Iterable[str]) -> dict[str, int]:
+    """Return in how many of the texts each letter is, in lower case; marks that are written with a letter count as one.
+
+    >>> count_letters(["Ça va?", "il a 2 ans"])
+    {'a': 2, 'i': 1, 'l': 1, 'n': 1, 's': 1, 'v': 1, 'ç': 1}
+    """
+    counts = Counter(each for text in texts for each in set(lower_case(text)) if unicodedata.category(each)[0] in "LM")
+    return {letter: counts[letter] for letter in sorted(counts)}
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

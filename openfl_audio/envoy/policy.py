@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field
 
 from openfl_audio.config import Settings
 from openfl_audio.envoy.budget import release_of
-from openfl_audio.envoy.small_cells import without_small_cells
+from openfl_audio.envoy.small_cells import without_rare_letters, without_small_cells
 from openfl_audio.errors import PolicyError
 from openfl_audio.files import write_whole
 from openfl_audio.privacy.accounting import epsilon
@@ -63,7 +63,8 @@ class Policy(Settings):
     min_count: int = Field(
         default=0,
         ge=0,
-        description="the least number of clips or words behind a metric, and of clips of a class: few tell of persons",
+        description="the least number of clips or words behind a metric, of clips of a class, or of texts with a "
+        "letter: few tell of persons",
     )
     max_round_mb: float | None = Field(default=None, gt=0, description="the most megabytes of an update")
     max_day_mb: float | None = Field(default=None, gt=0, description="the most megabytes of all updates of a day")
@@ -147,6 +148,7 @@ class Policy(Settings):
         """Return what is told of the shard, of its own description."""
         if self.counts == "none":
             return "not described"
+        description = without_rare_letters(description, self.min_count)
         return re.sub(r"\d[\d,]*(\.\d+)?", _rounded_text, description) if self.counts == "rounded" else description
 
     def sizes(self, sizes: Sizes) -> Sizes:

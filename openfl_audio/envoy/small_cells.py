@@ -1,4 +1,4 @@
-"""Small cells: a class with few clips tells of persons, so nothing that a table by class says of it leaves.
+"""Small cells: a class, or a letter, of few clips tells of persons, so nothing that a table says of it leaves.
 
 A workload that counts by class reports shares of its clips: those that are of a class as `true/CLASS`, and others as
 NAME/CLASS, or NAME/CLASS/OTHER for what clips of one class were taken for.
@@ -7,9 +7,12 @@ NAME/CLASS, or NAME/CLASS/OTHER for what clips of one class were taken for.
 import math
 from collections.abc import Mapping
 
+import yaml
+
 from openfl_audio.protocol.messages import TaskResult
 
 TRUE = "true"
+LETTERS = "letters"
 
 
 def withheld_cells(result: TaskResult, least: int) -> set[str]:
@@ -38,3 +41,12 @@ def without_small_cells(result: TaskResult, least: int) -> TaskResult:
     kept: Mapping[str, float] = {name: each for name, each in result.metrics.items() if name not in withheld}
     counts = {name: each for name, each in result.counts.items() if name not in withheld}
     return result.model_copy(update={"metrics": kept, "counts": counts})
+
+
+def without_rare_letters(description: str, least: int) -> str:
+    """Return a shard's description without the letters that fewer than `least` of its texts have."""
+    if not least or f"\n{LETTERS}:" not in description:
+        return description
+    values = yaml.safe_load(description)
+    values[LETTERS] = {letter: count for letter, count in values[LETTERS].items() if count >= least}
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1_000)

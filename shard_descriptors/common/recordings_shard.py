@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 from openfl.interface.interactive_api.shard_descriptor import ShardDataset, ShardDescriptor
 
+from openfl_audio.text import count_letters
 from shard_descriptors.common.audio import duration_s, read_waveform
 from shard_descriptors.common.errors import CorpusError
 from shard_descriptors.common.partition import parse_rank_worldsize
@@ -162,7 +163,7 @@ class RecordingsShardDescriptor(ShardDescriptor):
 
     @property
     def dataset_description(self) -> str:
-        """YAML for the director's shard registry: the corpus, `summary`, and the clips of each class in each split."""
+        """YAML for the director's shard registry: the corpus, `summary`, and the clips of each class, or `letters`."""
         description: dict[str, Any] = {
             "corpus": self.corpus,
             "summary": self.summary,
@@ -171,7 +172,16 @@ class RecordingsShardDescriptor(ShardDescriptor):
         }
         for split, recordings in self.splits.items():
             description[split] = count_classes(recordings) or {"clips": len(recordings)}
+        if self.listing.kind == "text":
+            description["letters"] = self.letters
         return yaml.safe_dump(description, sort_keys=False, allow_unicode=True, width=1_000)
+
+    @property
+    def letters(self) -> dict[str, int]:
+        """Return in how many texts that train or validate each letter is; none where targets are no texts."""
+        if self.listing.kind != "text":
+            return {}
+        return count_letters(str(each.target) for split in ("train", "validation") for each in self.splits[split])
 
     @property
     def summary(self) -> str:

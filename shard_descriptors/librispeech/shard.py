@@ -8,6 +8,7 @@ import numpy as np
 import yaml
 from openfl.interface.interactive_api.shard_descriptor import ShardDataset, ShardDescriptor
 
+from openfl_audio.text import count_letters
 from shard_descriptors.common.audio import read_waveform
 from shard_descriptors.common.errors import AudioError, CorpusError
 from shard_descriptors.common.partition import parse_rank_worldsize
@@ -152,12 +153,19 @@ class LibriSpeechShardDescriptor(ShardDescriptor):
 
     @property
     def dataset_description(self) -> str:
-        """YAML for the director's shard registry: the corpus, `summary`, and what the targets are."""
+        """YAML for the director's shard registry: the corpus, `summary`, what the targets are, and `letters`."""
         description: dict[str, Any] = {"corpus": self.corpus, "summary": self.summary}
         if self._targets is not None:
             without = [split for split in SPLITS if split not in self._targets.splits]
             description["targets"] = self._targets.info | ({"without_targets": without} if without else {})
-        return yaml.safe_dump(description, sort_keys=False, width=1_000)
+        if letters := self.letters:
+            description["letters"] = letters
+        return yaml.safe_dump(description, sort_keys=False, allow_unicode=True, width=1_000)
+
+    @property
+    def letters(self) -> dict[str, int]:
+        """Return in how many transcripts that train or validate each letter is; none where there are no transcripts."""
+        return count_letters(text for split in ("train", "validation") for text in self.get_dataset(split).transcripts)
 
     @property
     def summary(self) -> str:

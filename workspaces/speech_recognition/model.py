@@ -75,6 +75,11 @@ def _read_config(upstream: str | None, config: str | Path | None) -> tuple[dict[
     return values, str(values.get("model_type"))
 
 
+def model_kind(upstream: str | None, config: str | Path | None) -> str:
+    """Return the type of a model, such as "whisper", of the source that `create_recognizer` takes. Raises as there."""
+    return _read_config(upstream, config)[1]
+
+
 def save_recognizer(model: Recognizer, folder: Path) -> None:
     """Write what Transformers' own class, its processor and `pipeline` load from `folder`."""
     model.save_recognizer(folder)

@@ -10,6 +10,7 @@ from openfl.interface.interactive_api.shard_descriptor import ShardDataset, Shar
 from pydantic import Field, field_validator, model_validator
 
 from openfl_audio.config import load_settings
+from openfl_audio.errors import SettingsError
 from openfl_audio.protocol.plan import Direction
 from openfl_audio.training.adapters import AdapterSettings
 from openfl_audio.training.history import Record, to_frame
@@ -21,9 +22,9 @@ from shard_descriptors.librispeech import LibriSpeechShardDescriptor
 from shard_descriptors.librispeech.store import REPORT
 from workspaces.speech_recognition import tasks
 from workspaces.speech_recognition.data import Clips, SpeechData
-from workspaces.speech_recognition.letters import LETTERS, comparable
+from workspaces.speech_recognition.letters import LETTERS, agree, comparable
 from workspaces.speech_recognition.masks import Masks
-from workspaces.speech_recognition.model import CONFIGS, Recognizer, create_recognizer, save_recognizer
+from workspaces.speech_recognition.model import CONFIGS, Recognizer, create_recognizer, model_kind, save_recognizer
 
 LIBRISPEECH = "shard_descriptors.librispeech.LibriSpeechShardDescriptor"
 # An evaluator of LibriSpeech has dev-clean besides.
@@ -39,7 +40,9 @@ class ModelSettings(Group):
     )
     config: str | None = Field(default=None, description="file in configs/, or a path, for a random start")
     frozen: bool = Field(default=False, description="keep the encoder as it is")
-    letters: str = Field(default=LETTERS, description="letters that CTC writes in; all sites have to agree on them")
+    letters: str | None = Field(
+        default=LETTERS, description="letters that CTC writes in; null: a space, an apostrophe and those of the corpus"
+    )
     language: str | None = Field(default=None, description="language that Whisper hears, such as german or de")
     task: Literal["transcribe", "translate"] = Field(default="transcribe", description="task of Whisper")
 
@@ -51,8 +54,10 @@ class ModelSettings(Group):
 
     @field_validator("letters")
     @classmethod
-    def check_letters(cls, letters: str) -> str:
+    def check_letters(cls, letters: str | None) -> str | None:
         """Raise ValueError unless there is a space and every letter is there once."""
+        if letters is None:
+            return None
         if " " not in letters or len(set(letters)) < len(letters) or letters != letters.lower():
             raise ValueError("they should be a space and small letters, each of them once")
         return letters
@@ -101,6 +106,8 @@ class SpeechRecognitionSettings(AdapterSettings):
     @property
     def form(self) -> dict[str, str]:
         """Return the form in which texts are compared: arguments of `Clips` and `validate_clips`."""
+        if self.model.letters is None:
+            raise SettingsError("model.letters is null: name the letters that `agree_with` has settled with the sites")
         return {"normalizer": self.normalizer, "letters": self.model.letters}
 
 
@@ -127,8 +134,16 @@ class SpeechRecognition(Workload[SpeechRecognitionSettings]):
     config_class = SpeechRecognitionSettings
 
     def model(self, config: SpeechRecognitionSettings) -> Callable[[], Recognizer]:
-        model = config.model.model_dump(exclude={"upstream"})
+        model = config.model.model_dump(exclude={"upstream"}) | {"letters": config.form["letters"]}
         return partial(create_recognizer, config.model.upstream, **model, adapter=config.adapter, seed=config.seed)
+
+    def complete(self, config: SpeechRecognitionSettings, data: Path) -> SpeechRecognitionSettings:
+        """Fill in the letters of the corpus. Raises SettingsError for some that a model of CTC does not write."""
+        if config.model.letters is not None and model_kind(config.model.upstream, config.model.config) == "whisper":
+            return config
+        shard: Any = self.open(config, data, 1, 1)
+        letters = agree({str(data): shard.letters}, config.model.letters).letters
+        return config.model_copy(update={"model": config.model.model_copy(update={"letters": letters})})
 
     def tasks(self, config: SpeechRecognitionSettings) -> TaskInterface:
         return register_tasks(tasks.train_round, tasks.validate_clips, {"settings": _training(config)}, config.form)
