@@ -223,7 +223,14 @@ def old_names(calls: "DirectorCalls", before: float) -> list[str]:
 def tables_of(details: dict[str, Any]) -> list[Table | str]:
     """Return an experiment as a table of its state, one of its last rounds, and sentences on what did not count."""
     from openfl_audio.notebook.live_view import NOW_COLUMNS, live_title, now_rows
-    from openfl_audio.training.history import name_of_scores, note_sentences, rounds_done, shown_columns, shown_row
+    from openfl_audio.training.history import (
+        name_of_scores,
+        note_sentences,
+        privacy_sentence,
+        rounds_done,
+        shown_columns,
+        shown_row,
+    )
 
     best = details["best"]
     best_by = name_of_scores(details["history"], best["metric"])
@@ -246,4 +253,5 @@ def tables_of(details: dict[str, Any]) -> list[Table | str]:
     live = LiveRound.model_validate(details["now"]) if details["now"] else None
     now = [table_of(live_title(live), NOW_COLUMNS, now_rows(live))] if live else []
     said = [f"round {record['round']}: {sentence}" for record in records for sentence in note_sentences(record)]
+    said += [sentence for record in records[-1:] if (sentence := privacy_sentence(record))]
     return [state, *([rounds] if records else []), *said, *now]

@@ -16,8 +16,9 @@ import numpy as np
 from openfl_audio.files import sync_folder
 from openfl_audio.privacy.fixed_point import WORD, decode
 from openfl_audio.privacy.masks import Mask, add_masks
+from openfl_audio.privacy.noisy_sum import NoisySum
 from openfl_audio.privacy.site_level import SiteRound
-from openfl_audio.privacy.update import NUMBERS_NAME
+from openfl_audio.privacy.update import CHANGES_NAME, NUMBERS_NAME
 from openfl_audio.protocol.aggregate import check_tensor
 from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.low_rank import ERROR, Product, combine_adapters, find_pairs, is_given, lost_share
@@ -105,15 +106,46 @@ class SecretSum:
     settings: SecureAggregation
     mean_share: float
 
+    @property
+    def is_by_tensor(self) -> bool:
+        """Tell whether tensors are combined one by one, as they have ranges of their own."""
+        return bool(self.settings.ranges)
+
     def combine(self, updates: Sequence[TensorFile], name: str, first: int, current: np.ndarray) -> np.ndarray:
         """Return current + the mean change, float64, for the values of a tensor from `first` on."""
-        total = np.zeros(len(current), WORD)
-        for update in updates:
-            total += update.read(name, first, first + len(current))
-        header = updates[0].header
-        place = (header.entries[name].start - header.entries[NUMBERS_NAME].n_bytes) // WORD.itemsize
-        add_masks(total, self.masks, place + first)
+        total = _sum_of_words(updates, name, first, first + len(current), self.masks)
         return current + decode(total, self.settings.range_of(name), self.mean_share, self.settings.bits)
+
+
+@dataclass(frozen=True)
+class NoisySecretSum:
+    """The mean of changes from masked updates with noise.
+
+    Attributes:
+        masks: what has to be added to the sum of their words, so that no mask is left in it.
+        noisy: how changes became words.
+    """
+
+    masks: list[Mask]
+    noisy: NoisySum
+    is_by_tensor = True
+
+    def combine(self, updates: Sequence[TensorFile], name: str, first: int, current: np.ndarray) -> np.ndarray:
+        """Return current + the mean change, float64, for the values of a tensor from `first` on."""
+        rows = self.noisy.rows_of(name, first, len(current))
+        total = _sum_of_words(updates, CHANGES_NAME, *rows, self.masks)
+        return current + self.noisy.decode(total, name, first, len(current))
+
+
+def _sum_of_words(updates: Sequence[TensorFile], name: str, first: int, last: int, masks: list[Mask]) -> np.ndarray:
+    """Return the sum of the words of a tensor, from place `first` up to `last`, with no mask left in it."""
+    total = np.zeros(last - first, WORD)
+    for update in updates:
+        total += update.read(name, first, last)
+    header = updates[0].header
+    place = (header.entries[name].start - header.entries[NUMBERS_NAME].n_bytes) // WORD.itemsize
+    add_masks(total, masks, place + first)
+    return total
 
 
 def aggregate_files(
@@ -127,7 +159,7 @@ def aggregate_files(
     target_state: Path,
     metadata: dict,
     outdated: Path | None = None,
-    secret: "SecretSum | None" = None,
+    secret: SecretSum | NoisySecretSum | None = None,
     site: SiteRound | None = None,
 ) -> dict[str, float]:
     """Write the model that follows from `current` and the updates to `target`; the file `outdated` is used up for it.
@@ -138,7 +170,8 @@ def aggregate_files(
     tensors (counters, such as a batch norm's number of batches) take the maximum. With a server optimizer, its moments
     go from `state` (None before the first step) to `target_state`; `aggregations` is the number of steps before. With
     `secret`, updates are masked words, whose sum it decodes; integer tensors stay as they are then. With `site`,
-    updates are clipped, and noise is added to their sum; whatever is not trained stays as it is then.
+    updates are clipped, and noise is added to their sum. Whatever is not trained stays as it is then, and with a
+    `secret` that has noise in it.
     """
     with ExitStack() as stack:
         model = stack.enter_context(TensorFile(current))
@@ -159,7 +192,7 @@ class _Folding:
         aggregations: int,
         untrained: set[str],
         moments: TensorFile | None,
-        secret: "SecretSum | None",
+        secret: SecretSum | NoisySecretSum | None,
         site: SiteRound | None,
     ) -> None:
         self.model, self.updates, self.weights, self.moments = model, updates, weights, moments
@@ -170,6 +203,7 @@ class _Folding:
         self.paired = {name for pair in pairs for name in pair.names}
         self.state_header = self._lay_out_state()
         self.secret, self.site = secret, site
+        self.is_private = site is not None or isinstance(secret, NoisySecretSum)
         self.site_scales = [site.scales(self._distances(update)) for update in updates] if site else []
         self.scales = [1.0] * len(updates)
         # What is masked was shortened by those who sent it.
@@ -218,7 +252,7 @@ class _Folding:
         if self.aggregation.whole_tensors:
             for name, entry in entries.items():
                 yield Run(name, entry, entry.count, name in self.parameters), 0, entry.count
-        elif self.site or (self.secret and self.secret.settings.ranges):
+        elif self.site or (self.secret and self.secret.is_by_tensor):
             for name, entry in entries.items():
                 for first, last in _slices(entry.count):
                     yield Run(name, entry, entry.count, name in self.parameters), first, last
@@ -229,7 +263,7 @@ class _Folding:
 
     def _fold_slice(self, piece: tuple[Run, int, int], model: "_Target", state: "_Target | None") -> None:
         run, first, last = piece
-        if (self.secret and not run.entry.is_float) or (self.site and not run.trained):
+        if (self.secret and not run.entry.is_float) or (self.is_private and not run.trained):
             values = self.model.read(run.name, first, last)
         elif not run.entry.is_float:
             values = np.maximum.reduce([update.read(run.name, first, last) for update in self.updates])

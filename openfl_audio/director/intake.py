@@ -209,7 +209,9 @@ class Intake:
         if update.results:
             raise UpdateRefusedError(f"{update}: has results that are not masked")
         numbers = len(names_of(secure.metrics()))
-        check_layout(header, masked_header(self._folder.model_header, self._rounds.trains, numbers), str(update))
+        check_layout(
+            header, masked_header(self._plan, self._folder.model_header, self._rounds.trains, numbers), str(update)
+        )
 
     def _count_masked(self, secure: SecureSums, update: UpdateMessage, header: Header, path: Path) -> bool:
         if not secure.take_update(update.envoy, update.attempt):

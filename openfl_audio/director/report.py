@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from openfl_audio.errors import RecordError
-from openfl_audio.privacy.accounting import ADJACENCY
 from openfl_audio.privacy.replay import secure_rounds
 from openfl_audio.protocol.audit import entries_of, verify
 from openfl_audio.protocol.metrics import shown_name
 from openfl_audio.protocol.record import RECORD, sha256_of_file
 
 SECURE_COLUMNS = ("round", "sum of", "envoys", "least", "secure against")
-PRIVACY_COLUMNS = ("envoy", "epsilon", "delta", "unit", "of data that differ by")
+PRIVACY_COLUMNS = ("envoy", "epsilon", "delta", "unit", "of data that differ by", "trusts")
 STEERING = ("stopped", "resumed", "dropped", "departed", "joined", "fetched", "deleted")
 STYLE = """body { font: 11pt/1.4 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #111 }
 table { border-collapse: collapse; width: 100%; margin: 0.5em 0 1.5em }
@@ -221,7 +220,7 @@ def _privacy(measured: list[dict[str, Any]]) -> Iterator[Sequence[Any]]:
     for entry in measured[-1:]:
         if spent := entry.get("privacy"):
             for envoy, epsilon in spent["epsilon"].items():
-                yield envoy, epsilon, spent["delta"], spent["unit"], ADJACENCY
+                yield envoy, epsilon, spent["delta"], spent["unit"], spent["adjacency"], spent["trust"]
 
 
 def _versions(records: Sequence[Path]) -> Iterator[Sequence[Any]]:

@@ -271,7 +271,7 @@ class Scheduler:
             "bytes_down": self.n_bytes,
             "timings": self._run.clock.seconds(),
             "aggregation": self._aggregated,
-            "privacy": await asyncio.to_thread(privacy_of, self._plan.privacy, self._rounds.releases),
+            "privacy": await asyncio.to_thread(privacy_of, self._plan, self._rounds.releases),
         }
         if record["missing"]:
             self._run.note("missing", round=record["round"], envoys=record["missing"])
@@ -316,9 +316,9 @@ class Scheduler:
             self._rounds.next_clip = site.next_clip()
 
     def _begin_site_round(self) -> SiteRound | None:
-        """Return the clipping and the noise of this round, None without privacy of sites."""
+        """Return the clipping and the noise of this round, None unless the director has to do with them."""
         level = self._plan.privacy
-        if not isinstance(level, SiteLevel):
+        if not isinstance(level, SiteLevel) or self.secure:
             return None
         entries, untrained = self._folder.update_header.entries, set(self._plan.untrained)
         sizes = {name: each.count for name, each in entries.items() if each.is_float and name not in untrained}

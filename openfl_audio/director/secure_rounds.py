@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from openfl_audio.director.aggregate import SLICE_ITEMS, SecretSum
+from openfl_audio.director.aggregate import SLICE_ITEMS, NoisySecretSum, SecretSum
 from openfl_audio.director.intake import Intake
 from openfl_audio.director.run import Phase, Run
 from openfl_audio.errors import BelowThresholdError, RoundFailedError, SecureAggregationError
 from openfl_audio.privacy.coordinator import Coordinator
 from openfl_audio.privacy.masks import Mask, add_masks
+from openfl_audio.privacy.noisy_sum import NoisySum
 from openfl_audio.privacy.participant import NUMBERS, TENSORS
 from openfl_audio.privacy.replay import entry_of_sum, replay
 from openfl_audio.privacy.transcript import Agreement, Context, Keys, Shares, Stage, Unmasking
@@ -56,7 +57,7 @@ class SecureRounds:
         self._settings = run.plan.secure_aggregation or SecureAggregation()
         self._plan_sha256 = self._failure = ""
         self.coordinator: Coordinator | None = None
-        self.secret: SecretSum | None = None
+        self.secret: SecretSum | NoisySecretSum | None = None
 
     async def run_round(self, seconds_open: Callable[[], float]) -> None:
         """Make attempts until one has a sum, or the experiment has ended.
@@ -254,7 +255,11 @@ class SecureRounds:
         masks = _negated(coordinator.left_masks(TENSORS))
         totals = self._sum_of_numbers(coordinator)
         results, weight, bounded, clipped = decode_numbers(self.metrics(), [int(total) for total in totals])
-        self.secret = SecretSum(masks, self._settings, mean_share(self._plan.aggregation, self._settings, weight))
+        if self._plan.honest_survivors is None:
+            self.secret = SecretSum(masks, self._settings, mean_share(self._plan.aggregation, self._settings, weight))
+        else:
+            noisy = NoisySum.of(self._plan, self._run.folder.model_header, coordinator.context.round)
+            self.secret = NoisySecretSum(masks, noisy)
         signed = sorted(coordinator.agreements.values(), key=lambda agreement: agreement.envoy)
         entry = entry_of_sum(
             coordinator.context, coordinator.roster, coordinator.sharers, coordinator.survivors, signed

@@ -5,7 +5,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from openfl_audio.director.aggregate import check_finite
-from openfl_audio.errors import ArchiveError, SubmissionError, TensorFormatError, UpdateRefusedError
+from openfl_audio.errors import ArchiveError, PrivacyError, SubmissionError, TensorFormatError, UpdateRefusedError
+from openfl_audio.privacy.noisy_sum import NoisySum
 from openfl_audio.protocol.archive import check_archive, extract_file, open_archive
 from openfl_audio.protocol.codec import describe_faults
 from openfl_audio.protocol.plan import ARCHIVE, EXPERIMENT_PLAN, INITIAL_MODEL, ExperimentPlan
@@ -41,9 +42,11 @@ def _check_model(path: Path, plan: ExperimentPlan) -> None:
             entries = model.header.entries
         check_finite(path, "the first global model")
         plan.aggregation.check_names(entries)
+        if plan.honest_survivors is not None:
+            NoisySum.of(plan, model.header)
     except TensorFormatError as error:
         raise SubmissionError(f"the first global model is {error}") from None
-    except (UpdateRefusedError, ValueError) as error:
+    except (PrivacyError, UpdateRefusedError, ValueError) as error:
         raise SubmissionError(str(error)) from None
     if not entries:
         raise SubmissionError("the first global model has no trained tensor: does any parameter require a gradient?")

@@ -163,7 +163,7 @@ class Policy(Settings):
 def refuse_epsilon(plan: ExperimentPlan, most: float) -> Iterator[str]:
     """Yield why an experiment is refused that costs more epsilon than `most` in all its rounds, or has no privacy.
 
-    That of sites is the director's to see to, and does not count here.
+    That of sites is for the director or for other sites to see to as well, and does not count here.
     """
     if plan.privacy is None or isinstance(plan.privacy, SiteLevel):
         yield f"it has no differential privacy of records or speakers, and has to cost an epsilon of at most {most:g}"

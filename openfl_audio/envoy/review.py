@@ -11,6 +11,8 @@ from typing import Any
 
 from openfl_audio.envoy.approval import SHOWN_DIGITS, Approvals, Decision, Waiting
 from openfl_audio.envoy.settings import EnvoySettings
+from openfl_audio.errors import PrivacyError
+from openfl_audio.privacy.accounting import privacy_of
 from openfl_audio.protocol.bundle import Bundle, read_bundle, read_files
 from openfl_audio.protocol.plan import AUTHOR_FILE, MODEL_FILE, OBJECTS_FILE, PUBLIC_PLAN_FILE, ExperimentPlan
 
@@ -76,7 +78,26 @@ def _what_leaves(bundle: Bundle, settings: EnvoySettings) -> Iterator[str]:
     known = sorted({metric for metric, _ in named} | plan.metric_bounds.keys() | plan.mean_over.keys())
     yield f"metrics that the tasks return, a number each; named in the plan: {', '.join(known)}"
     yield "number of clips of each task"
+    yield from _what_is_private(plan)
     yield f"while a task runs: {REPORTS[settings.reports]} (setting reports: {settings.reports})"
+
+
+def _what_is_private(plan: ExperimentPlan) -> Iterator[str]:
+    """Yield what is protected, and what that costs; nothing without differential privacy."""
+    level = plan.privacy
+    if level is None:
+        return
+    told = (
+        f"differential privacy of each {level.unit}: noise_multiplier {level.noise_multiplier:g}, clip {level.clip:g}"
+    )
+    try:
+        spent = privacy_of(plan, {"": plan.rounds})
+    except PrivacyError as error:
+        yield f"{told}; {error}"
+        return
+    if spent is not None:
+        yield f"{told}, epsilon {spent['epsilon']['']:.3g} at a delta of {level.delta:g} after all rounds"
+        yield f"  of data that differ by: {spent['adjacency']}; trusted for it: {spent['trust']}"
 
 
 def _plan_lines(plan: ExperimentPlan) -> Iterator[str]:

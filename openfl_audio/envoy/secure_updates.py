@@ -5,14 +5,15 @@ unmasks is in its record first, from which it knows what it has unmasked before.
 """
 
 import logging
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
 from openfl_audio.errors import SecureAggregationError, UpdateRefusedError
-from openfl_audio.privacy.fixed_point import Rounding
 from openfl_audio.privacy.masks import CHUNK_WORDS, Mask, add_masks
 from openfl_audio.privacy.participant import NUMBERS, TENSORS, Participant
 from openfl_audio.privacy.transcript import Agreement, Context, Identity, Keys, Stage
@@ -58,28 +59,34 @@ class Unmaskings:
     def __init__(self, record: Record) -> None:
         """Read what is in the record. Raises RecordError if it cannot be read."""
         self._record = record
-        self._survivors: dict[tuple[str, int], list[str]] = {}
+        self._unmasked: dict[tuple[str, int], tuple[list[str], str]] = {}
         lines = read_record(record.path) if record.path.exists() else iter(())
         for line in lines:
             entry = entry_of(line) if f'"{UNMASKED}"'.encode() in line else None
             if entry and entry["event"] == UNMASKED:
-                self._survivors[entry["plan_sha256"], entry["round"]] = entry["envoys"]
+                self._unmasked[entry["plan_sha256"], entry["round"]] = entry["envoys"], entry["noise"]
 
-    def judge(self, context: Context, survivors: Sequence[str]) -> None:
+    def judge(self, context: Context, survivors: Sequence[str], noise: str = "") -> None:
         """Raise SecureAggregationError if another sum of this plan's round was unmasked: their difference would tell.
 
-        Experiments of other names count too, if a site would approve them as the same.
+        Experiments of other names count too, if a site would approve them as the same. So does a sum with other
+        `noise`, which is told from the one before by a name: a second release would cost a second time.
         """
-        before = self._survivors.get((context.plan_sha256, context.round))
-        if before is not None and before != [*survivors]:
+        before, noise_before = self._unmasked.get((context.plan_sha256, context.round), ([*survivors], noise))
+        if before != [*survivors]:
             raise SecureAggregationError(
                 f"{context}: the sum of {', '.join(before)} was unmasked for this plan and round before, and the one "
                 f"of {', '.join(survivors)} would tell the difference"
             )
+        if noise_before != noise:
+            raise SecureAggregationError(
+                f"{context}: the sum of {', '.join(before)} was unmasked for this plan and round before, and one with "
+                "other noise would tell more than its epsilon says"
+            )
 
-    def commit(self, context: Context, survivors: Sequence[str]) -> None:
+    def commit(self, context: Context, survivors: Sequence[str], noise: str = "") -> None:
         """Write down that survivors are about to be unmasked. Raises OSError, and as `judge` does."""
-        self.judge(context, survivors)
+        self.judge(context, survivors, noise)
         self._record.append(
             UNMASKED,
             experiment=context.experiment,
@@ -87,8 +94,9 @@ class Unmaskings:
             round=context.round,
             attempt=context.attempt,
             envoys=[*survivors],
+            noise=noise,
         )
-        self._survivors[context.plan_sha256, context.round] = [*survivors]
+        self._unmasked[context.plan_sha256, context.round] = [*survivors], noise
 
 
 class SecureUpdates:
@@ -127,13 +135,15 @@ class SecureUpdates:
             request = self._request(round_number, 0, JOIN, refusal=str(error)[:MAX_REASON])
             self._ask_director(request)
             return False
+        # All attempts of a round have the same noise, which is drawn once.
+        is_noisy = self._plan.honest_survivors is not None and len(words.values) > 0
+        noise = secrets.token_hex(8) if is_noisy else ""
         attempt, model_sha256 = 0, describe_model(model, "float32").sha256
         while True:
             try:
                 attempt = self._ask(self._request(round_number, attempt, JOIN)).attempt
-                self._take_part(
-                    self._context(round_number, attempt, model_sha256), tasks, words, results, describe(model, {})
-                )
+                context = self._context(round_number, attempt, model_sha256)
+                self._take_part(context, tasks, words, noise, results, describe(model, {}))
             except LostError:
                 continue
             except OverError as over:
@@ -143,17 +153,22 @@ class SecureUpdates:
         self, round_number: int, tasks: Sequence[Task], results: Results, model: Tensors, update: Tensors
     ) -> Words:
         clips = sum(results[task.name].size for task in tasks if task.task_type == "train")
-        rounding = Rounding.of(self._plan.participation.seed, round_number, self._envoy)
-        prefix = f"update of envoy '{self._envoy}' for round {round_number}"
         trains = any(task.task_type == "train" for task in tasks)
-        words = encode_tensors(self._plan, model if trains else {}, update, clips if update else 0, rounding, prefix)
+        words = encode_tensors(
+            self._plan, model if trains else {}, update, clips if update else 0, round_number, self._envoy
+        )
         if words.is_bounded:
             # Without the number of clips, as logs are sent to people.
-            logger.warning("%s weighs %d, which is the largest weight: this site has more clips", prefix, words.weight)
+            logger.warning(
+                "update of envoy '%s' for round %d weighs %d, which is the largest weight: this site has more clips",
+                self._envoy,
+                round_number,
+                words.weight,
+            )
         return words
 
     def _take_part(
-        self, context: Context, tasks: Sequence[Task], words: Words, results: Results, model: Header
+        self, context: Context, tasks: Sequence[Task], words: Words, noise: str, results: Results, model: Header
     ) -> None:
         """Take part in one attempt. Raises LostError or OverError when it has ended."""
 
@@ -162,6 +177,7 @@ class SecureUpdates:
             return self._ask(self._request(context.round, context.attempt, stage, message)).content
 
         try:
+            judge, commit = (partial(each, noise=noise) for each in (self._unmaskings.judge, self._unmaskings.commit))
             metrics = mergeable(self._plan, tasks, results)
             participant = Participant(context, self._envoy, self._identity(), metrics, self._approves)
             roster = [Keys.model_validate(keys) for keys in ask(Stage.KEYS, participant.keys())["roster"]]
@@ -169,9 +185,9 @@ class SecureUpdates:
             masks = participant.masks(sealed)
             self._send_masked(context, tasks, words, results, model, union([keys.metrics for keys in roster]), masks)
             survivors = ask(Stage.UPDATE)["survivors"]
-            agreements = ask(Stage.AGREEMENT, participant.agree(survivors, self._unmaskings.judge))["agreements"]
+            agreements = ask(Stage.AGREEMENT, participant.agree(survivors, judge))["agreements"]
             signed = [Agreement.model_validate(each) for each in agreements]
-            ask(Stage.UNMASKING, participant.unmask(signed, self._unmaskings.commit))
+            ask(Stage.UNMASKING, participant.unmask(signed, commit))
         except (SecureAggregationError, UpdateRefusedError, OSError, KeyError, ValidationError) as error:
             reason = describe_faults(error) if isinstance(error, ValidationError) else str(error)
             logger.error("attempt %d of round %d is refused: %s", context.attempt, context.round, reason)
@@ -195,7 +211,7 @@ class SecureUpdates:
         message = UpdateMessage(
             experiment=context.experiment, envoy=self._envoy, round=context.round, results={}, attempt=context.attempt
         )
-        header = masked_header(model, trains, len(numbers)).with_metadata(message.model_dump())
+        header = masked_header(self._plan, model, trains, len(numbers)).with_metadata(message.model_dump())
         values = words.values if trains else words.values[:0]
         self._upload(header, lambda: masked_chunks(masked_numbers, values, masks[TENSORS]))
 

@@ -10,12 +10,13 @@ from openfl.interface.interactive_api.experiment import DataInterface, TaskInter
 from openfl_audio.errors import DefinitionError, PrivacyError
 from openfl_audio.node.model_interface import ModelInterface
 from openfl_audio.notebook.source_form import registered_function
+from openfl_audio.privacy.noisy_sum import NoisySum
 from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.participation import Participation
 from openfl_audio.protocol.plan import TRAIN, VALIDATE, BestModel, Direction, ExperimentPlan, Task
 from openfl_audio.protocol.privacy import Level, SiteLevel
 from openfl_audio.protocol.secure_aggregation import SecureAggregation
-from openfl_audio.protocol.tensors import Tensors
+from openfl_audio.protocol.tensors import Tensors, describe
 from openfl_audio.training.private_round import can_train_privately
 from openfl_audio.training.private_steps import refuse_batch_norm
 
@@ -100,9 +101,11 @@ def define(
         )
         plan.check()
         plan.aggregation.check_names(tensors)
+        if plan.honest_survivors is not None:
+            NoisySum.of(plan, describe(tensors, {}))
     except DefinitionError:
         raise
-    except ValueError as error:
+    except (PrivacyError, ValueError) as error:
         raise DefinitionError(str(error)) from None
     return Definition(plan, tensors, model_provider, task_keeper, data_loader, opt_treatment)
 

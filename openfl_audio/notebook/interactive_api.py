@@ -199,7 +199,8 @@ class FLExperiment(openfl_experiment.FLExperiment):
         With `secure_aggregation` the director learns the sum of the updates of `envoys`, which have to be named, and
         none of them, nor a site's metrics: see docs/secure-aggregation.md.
         With `privacy`, a `RecordLevel` or `SpeakerLevel`, sites train by DP-SGD, and count what it costs on their own
-        disks; with a `SiteLevel` the director adds noise to the mean of their clipped updates: see docs/privacy.md.
+        disks; with a `SiteLevel` the director adds noise to the mean of their clipped updates, or with
+        `secure_aggregation` each site a share of it: see docs/privacy.md.
         With `precision` "float16" half as many bytes are transmitted; the director's sums and models stay as they are.
         `requirements` is what each envoy must have, packages and memory: on one that has not the experiment ends, as it
         does with other versions of Python and its libraries.

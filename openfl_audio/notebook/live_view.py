@@ -16,6 +16,7 @@ from openfl_audio.training.history import (
     Record,
     name_of_scores,
     note_sentences,
+    privacy_sentence,
     scores_by_round,
     show_bytes,
     show_seconds,
@@ -111,6 +112,8 @@ class Lines:
         columns = shown_columns(records, self._metric)
         if columns != self._columns:
             self._columns = columns
+            if said := privacy_sentence(records[-1]):
+                print(said)
             print("  ".join(f"{name:>10}" for name in columns))
         values = zip(columns, shown_row(records[-1], columns), strict=True)
         print("  ".join(f"{value:>{max(10, len(name))}}" for name, value in values), flush=True)
@@ -188,6 +191,8 @@ def to_html(records: Sequence[Record], name: str, metric: str, direction: str) -
     table = _text_frame(records, metric).to_html(index=False, max_rows=MOST_ROWS_SHOWN, border=0)
     said = [f"round {record['round']}: {sentence}" for record in records for sentence in note_sentences(record)]
     items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in said[-MOST_ROWS_SHOWN:])
+    if about := privacy_sentence(records[-1]):
+        table += f"<p>{html.escape(about)}</p>"
     return curve + table + (f"<ul>{items}</ul>" if said else "")
 
 

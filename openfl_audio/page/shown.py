@@ -21,6 +21,7 @@ from openfl_audio.training.history import (
     Record,
     envoy_rows,
     note_sentences,
+    privacy_sentence,
     rounds_done,
     show_bytes,
     show_seconds,
@@ -166,7 +167,7 @@ def round_of(record: Record) -> dict[str, Any]:
         "round": record["round"],
         "summary": f"{show_seconds(record['seconds'])}, updates that counted: {updates_that_counted(record)}, "
         f"{show_bytes(record['bytes_up'])} sent and {show_bytes(record['bytes_down'])} received by envoys",
-        "sentences": note_sentences(record),
+        "sentences": [sentence for sentence in (privacy_sentence(record), *note_sentences(record)) if sentence],
         "columns": [_heading(name) for name in columns] + ["why"],
         "envoys": [[_cell(name, row.get(name)) for name in columns] + [row["why"]] for row in rows],
         "states": [row["state"] for row in rows],

@@ -6,6 +6,7 @@ malicious server, for tens of sites. `participant` and `coordinator` are both en
 `transcript` has the messages that pass between them.
 
 Differential privacy: `noise` and `clipping` are its means, `accounting` tells what they cost, `ledger` keeps what a
-site has spent, and `site_level` has what a director that is trusted does with updates. DP-SGD itself needs torch: it is
+site has spent, and `site_level` has what a director that is trusted does with updates. Where it is not, `noisy_sum` has
+what sites do instead, with `discrete_gaussian` and `rotation`. DP-SGD itself needs torch: it is
 `openfl_audio.training.private_steps`.
 """

@@ -20,10 +20,17 @@ from typing import Any, Literal
 
 from openfl_audio.errors import PrivacyError
 from openfl_audio.privacy.clipping import check_positive
-from openfl_audio.protocol.privacy import Level
+from openfl_audio.privacy.discrete_gaussian import DEVIATION
+from openfl_audio.protocol.plan import ExperimentPlan
+from openfl_audio.protocol.privacy import Level, SiteLevel
+from openfl_audio.protocol.secure_aggregation import threshold
 
 Accountant = Literal["rdp", "pld"]
 ADJACENCY = "add or remove one unit"
+# A site that takes part in a secure sum adds its noise, and is seen to be there: what it trained with may be missing.
+ADJACENCY_OF_SUMS = "add or remove all recordings of a site that takes part"
+# No model has more values.
+MOST_VALUES = 2**40
 
 
 @dataclass(frozen=True)
@@ -73,20 +80,59 @@ def epsilon(releases: Iterable[Release], delta: float, accountant: Accountant = 
 
 
 @cache
-def privacy_cost(level: Level, rounds: int) -> float:
-    """Return the epsilon of so many rounds of training at a site, at the plan's delta, by RDP."""
-    return epsilon([Release(level.noise_multiplier, level.probability, rounds * level.steps)], level.delta)
+def privacy_cost(level: Level, rounds: int, honest_survivors: int | None = None) -> float:
+    """Return the epsilon of so many rounds of training at a site, at the plan's delta, by RDP.
+
+    With secure aggregation the noise of sites is that of so many `honest_survivors`, at least.
+    """
+    multiplier = level.noise_multiplier
+    if honest_survivors is not None:
+        multiplier = summed_multiplier(multiplier, honest_survivors)
+    return epsilon([Release(multiplier, level.probability, rounds * level.steps)], level.delta)
 
 
-def privacy_of(privacy: Level | None, releases: Mapping[str, int]) -> dict[str, Any] | None:
+def summed_multiplier(
+    noise_multiplier: float, sites: int, deviation: float = DEVIATION, values: int = MOST_VALUES
+) -> float:
+    """Return the noise multiplier of a Gaussian release that costs as much as one with discrete noise of `sites`.
+
+    The sum of the noise of all sites, each of which adds a discrete Gaussian of this `deviation` to each of so many
+    integer `values`, has `noise_multiplier` times the largest norm of a site's part. It is private to
+    1/2 e^2 of concentrated differential privacy (Kairouz, Liu & Steinke, arXiv 2102.06387, theorem 1), with
+
+        e = 1 / noise_multiplier + t * sqrt(values),    t = 10 * sum over k < sites of exp(-2 pi^2 s^2 k / (k + 1))
+
+    and a Gaussian release is with e = 1 / multiplier. With the deviation s of `discrete_gaussian` t is below the
+    smallest floating number.
+    """
+    exponents = (-2 * (math.pi * deviation) ** 2 * k / (k + 1) for k in range(1, sites))
+    distance = 10 * math.fsum(map(math.exp, exponents))
+    return 1 / (1 / noise_multiplier + distance * math.sqrt(values))
+
+
+def privacy_of(plan: ExperimentPlan, releases: Mapping[str, int]) -> dict[str, Any] | None:
     """Return what an experiment has cost so far, as `messages.PrivacySpent` has it; None for one without privacy.
 
     `releases` has the number of rounds in which each envoy has sent what it trained.
     """
+    privacy = plan.privacy
     if privacy is None:
         return None
-    spent = {envoy: privacy_cost(privacy, rounds) for envoy, rounds in releases.items()}
-    return {"unit": privacy.unit, "delta": privacy.delta, "epsilon": spent}
+    spent = {envoy: privacy_cost(privacy, rounds, plan.honest_survivors) for envoy, rounds in releases.items()}
+    adjacency = ADJACENCY if plan.honest_survivors is None else ADJACENCY_OF_SUMS
+    about = {"unit": privacy.unit, "delta": privacy.delta, "adjacency": adjacency, "trust": trust_of(plan)}
+    return about | {"epsilon": spent}
+
+
+def trust_of(plan: ExperimentPlan) -> str:
+    """Return whom a site trusts that an epsilon is as it is told."""
+    if not isinstance(plan.privacy, SiteLevel):
+        return "nobody: each site adds its noise"
+    honest = plan.honest_survivors
+    if honest is None:
+        return "the director, which adds the noise"
+    least = threshold(len({*(plan.envoys or ())}))
+    return f"no director, but {honest} honest sites of the {least} or more in a round, which add the noise together"
 
 
 def check_can_account() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from openfl_audio.privacy.fixed_point import WORD, decode
+from openfl_audio.privacy.noisy_sum import NoisySum
 from openfl_audio.privacy.site_level import SiteRound
 from openfl_audio.privacy.update import Words, mean_share, words_header
 from openfl_audio.protocol.aggregate import Aggregator, check_tensor
@@ -15,14 +16,22 @@ from openfl_audio.protocol.values import distance
 
 
 class SumAggregator(Aggregator):
-    """The next global model from the sum of updates' words. Integer tensors stay as they are."""
+    """The next global model from the sum of updates' words.
+
+    Integer tensors stay as they are, and with privacy of sites all that is not trained.
+    """
 
     def __init__(self, model: Tensors, plan: ExperimentPlan, *state: Any) -> None:
         """Begin with `model`; `state` are the server optimizer's moments and the number of aggregations so far."""
         super().__init__(model, plan.aggregation, plan.untrained, *state)
-        self._settings = plan.secure_aggregation or SecureAggregation()
-        self._header = words_header(describe(self.model, {}))
+        self._plan, self._settings = plan, plan.secure_aggregation or SecureAggregation()
+        self._header = words_header(plan, describe(self.model, {}))
         self._total, self._weight = np.zeros(self._header.data_bytes // WORD.itemsize, WORD), 0
+
+    def begin(self, round_number: int) -> None:
+        """Begin a round."""
+        is_noisy = self._plan.honest_survivors is not None
+        self._noisy = NoisySum.of(self._plan, describe(self.model, {}), round_number) if is_noisy else None
 
     def add_words(self, words: Words) -> None:
         """Add the words of an update to the sum."""
@@ -36,6 +45,11 @@ class SumAggregator(Aggregator):
         return told
 
     def _combined(self, name: str, current: np.ndarray) -> np.ndarray:
+        if self._noisy is not None:
+            if name not in self._parameters:
+                return current
+            rows = slice(*self._noisy.rows_of(name, 0, len(current)))
+            return current + self._noisy.decode(self._total[rows], name, 0, len(current))
         first = self._header.entries[name].start // WORD.itemsize
         share = mean_share(self.aggregation, self._settings, self._weight)
         total = self._total[first : first + len(current)]

@@ -1,4 +1,4 @@
-"""Gaussian noise and secret draws, from a stream that nobody outside can continue or repeat.
+"""Random numbers for noise and secret draws, from a stream that nobody outside can continue or repeat.
 
 The numbers follow from a key of 32 bytes by AES-256 in counter mode (`masks.words`). The generators of torch and NumPy
 are not meant to keep a secret: that of torch on a CPU takes in 32 bits of a seed, which can be tried one by one.
@@ -42,6 +42,20 @@ class Noise:
         stream = cls()
         stream.secret, stream._key = False, key
         return stream
+
+    def parts(self, count: int) -> list["Noise"]:
+        """Return `count` streams of their own, for parts of what is drawn that are made side by side."""
+        keys = self.words(count * KEY_BYTES // np.dtype(WORD).itemsize).tobytes()
+        streams = [Noise.repeatable(keys[start : start + KEY_BYTES]) for start in range(0, len(keys), KEY_BYTES)]
+        for stream in streams:
+            stream.secret = self.secret
+        return streams
+
+    def words(self, count: int) -> np.ndarray:
+        """Return `count` words of 64 random bits, uint64."""
+        start = self._position
+        self._position += count
+        return words(self._key, WORD, start, count)
 
     def uniform(self, count: int) -> np.ndarray:
         """Return `count` numbers, uniform in (0, 1), float64."""

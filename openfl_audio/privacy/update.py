@@ -10,19 +10,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from openfl_audio.errors import UpdateRefusedError
+from openfl_audio.errors import PrivacyError, UpdateRefusedError
 from openfl_audio.privacy.fixed_point import BLOCK, NUMBER_BITS, WORD, Rounding, decode_number, encode, encode_number
+from openfl_audio.privacy.noise import noise_of
+from openfl_audio.privacy.noisy_sum import NoisySum
 from openfl_audio.protocol.aggregate import check_tensor
 from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.messages import TaskResult
 from openfl_audio.protocol.plan import ExperimentPlan, Task
 from openfl_audio.protocol.rounds import Results, fault_of
 from openfl_audio.protocol.secure_aggregation import SecureAggregation
-from openfl_audio.protocol.tensors import Header, Tensors
+from openfl_audio.protocol.tensors import Header, Tensors, describe
 from openfl_audio.protocol.values import distance
 
-# Beside tensors of the model, whose names have no space, an update has its numbers.
-NUMBERS_NAME = "secure aggregation: numbers"
+# Beside tensors of the model, whose names have no space, an update has its numbers. With privacy of sites it has the
+# changes of all trained tensors in one.
+NUMBERS_NAME, CHANGES_NAME = "secure aggregation: numbers", "secure aggregation: changes"
 NUMBER = np.dtype(f"<u{NUMBER_BITS // 8}")
 WEIGHT, BOUNDED, CLIPPED = "weight", "bounded weights", "clipped values"
 # NumPy and OpenSSL leave the interpreter's lock while they work.
@@ -47,25 +50,32 @@ class Words:
     is_bounded: bool = False
 
 
-def words_header(model: Header) -> Header:
+def words_header(plan: ExperimentPlan, model: Header) -> Header:
     """Return the layout of an update's words: those of the floating tensors. Integers are not summed."""
+    if plan.honest_survivors is not None:
+        return Header.lay_out({CHANGES_NAME: (WORD, (NoisySum.of(plan, model).length,))}, {})
     return Header.lay_out({name: (WORD, e.shape) for name, e in model.entries.items() if e.is_float}, {})
 
 
-def masked_header(model: Header, trains: bool, numbers: int) -> Header:
+def masked_header(plan: ExperimentPlan, model: Header, trains: bool, numbers: int) -> Header:
     """Return the layout of a masked update with so many `numbers`, and with words if the round trains."""
-    words = words_header(model).entries if trains else {}
+    words = words_header(plan, model).entries if trains else {}
     shapes = {name: (entry.dtype, entry.shape) for name, entry in words.items()}
     return Header.lay_out(shapes | {NUMBERS_NAME: (NUMBER, (numbers,))}, {})
 
 
 def encode_tensors(
-    plan: ExperimentPlan, model: Tensors, update: Tensors, clips: int, rounding: Rounding, error_prefix: str
+    plan: ExperimentPlan, model: Tensors, update: Tensors, clips: int, round_number: int, site: str
 ) -> Words:
-    """Return an update, trained on `clips` clips from `model`, as words; without clips they are zeros.
+    """Return an update of a site, trained on `clips` clips from `model`, as words.
 
-    Raises UpdateRefusedError, which begins with `error_prefix`, if a tensor holds NaN or infinity, or is too large.
+    Without clips they are zeros, or noise alone with privacy of sites; without a model there are none. Raises
+    UpdateRefusedError if a tensor holds NaN or infinity, or is too large.
     """
+    error_prefix = f"update of envoy '{site}' for round {round_number}"
+    rounding = Rounding.of(plan.participation.seed, round_number, site)
+    if plan.honest_survivors is not None and model:
+        return _encode_with_noise(plan, model, update if clips else {}, rounding, round_number, site)
     settings = plan.secure_aggregation or SecureAggregation()
     floats = {name: tensor.reshape(-1) for name, tensor in model.items() if tensor.dtype.kind == "f"}
     header = Header.lay_out({name: (WORD, (len(tensor),)) for name, tensor in floats.items()}, {})
@@ -90,6 +100,29 @@ def encode_tensors(
 
     untrained = {*plan.untrained}
     return Words(words, weight, sum(_in_threads(encode_block, floats)), largest > 1 and clips > largest)
+
+
+def _encode_with_noise(
+    plan: ExperimentPlan, model: Tensors, update: Tensors, rounding: Rounding, round_number: int, site: str
+) -> Words:
+    """Return an update with a site's share of the noise, as words. Of what is clipped it says nothing."""
+    prefix = f"update of envoy '{site}' for round {round_number}"
+    trained = {name: tensor.reshape(-1) for name, tensor in update.items() if tensor.dtype.kind == "f"}
+    for name, values in trained.items():
+        check_tensor(name, values, model[name].reshape(-1), prefix)
+
+    def change(name: str, first: int, last: int) -> np.ndarray:
+        if not trained:
+            return np.zeros(last - first)
+        return np.subtract(trained[name][first:last], model[name].reshape(-1)[first:last], dtype=np.float64)
+
+    norm = distance((model[name].reshape(-1), trained[name]) for name in trained if name not in plan.untrained)
+    try:
+        noisy = NoisySum.of(plan, describe(model, {}), round_number)
+        words = noisy.encode(change, norm, rounding, noise_of(site, round_number))
+    except PrivacyError as error:
+        raise UpdateRefusedError(f"{prefix}: {error}") from None
+    return Words(words, bool(trained), 0)
 
 
 def weight_of(aggregation: Aggregation, settings: SecureAggregation, clips: int) -> tuple[int, int]:

@@ -257,12 +257,16 @@ class PrivacySpent(Answer):
 
     Attributes:
         unit: what is protected: "record", "speaker" or "site".
-        delta: the delta at which epsilon is told, between data that differ by one unit, added or removed.
+        delta: the delta at which epsilon is told.
+        adjacency: between which data epsilon is told: those that differ by one unit, added or removed.
+        trust: whom a site trusts for that.
         epsilon: by envoy: what its updates have cost its units, whether they counted or not.
     """
 
     unit: str
     delta: float
+    adjacency: str
+    trust: str
     epsilon: dict[str, float]
 
 

@@ -11,7 +11,7 @@ from openfl_audio.protocol.part import Part
 from openfl_audio.protocol.participation import Participation
 from openfl_audio.protocol.privacy import Privacy, SiteLevel
 from openfl_audio.protocol.rules import Mean
-from openfl_audio.protocol.secure_aggregation import SecureAggregation, threshold
+from openfl_audio.protocol.secure_aggregation import SecureAggregation, colluders, threshold
 
 # The name becomes a folder on director and envoys, so it must not lead out of one.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -268,8 +268,40 @@ class ExperimentPlan(Part):
             )
         if self.aggregation.clip_norm is not None or self.aggregation.max_share is not None:
             raise ValueError("privacy of sites has a bound of its own: leave out clip_norm and max_share")
-        if self.secure_aggregation is not None:
-            raise ValueError("privacy of sites is by a director that sees each update: leave out secure_aggregation")
+        if self.secure_aggregation is None:
+            if self.privacy.colluders is not None:
+                raise ValueError(
+                    "colluders are those of secure aggregation: leave them out, or give secure_aggregation"
+                )
+        else:
+            self._check_site_level_in_secret(self.privacy, self.secure_aggregation)
+
+    def _check_site_level_in_secret(self, level: SiteLevel, secure: SecureAggregation) -> None:
+        if level.clipping != "flat" or level.adaptive is not None:
+            raise ValueError(
+                "with secure aggregation a site clips its whole change to a bound that stays: use clipping flat, and "
+                "leave out adaptive"
+            )
+        chosen = [name for name in ("bits", "value_range", "ranges", "largest_weight") if not secure.is_default(name)]
+        if chosen:
+            raise ValueError(f"privacy of sites says how changes become integers: leave out {' and '.join(chosen)}")
+        number = len({*(self.envoys or ())})
+        if (level.colluders or 0) > colluders(number):
+            raise ValueError(
+                f"colluders is {level.colluders}: secure aggregation of {number} envoys bears {colluders(number)}"
+            )
+
+    @property
+    def honest_survivors(self) -> int | None:
+        """Return how many sites of each round add noise that nobody else knows, at least; None where the director does.
+
+        It is the number of updates that secure aggregation takes, less those that collude.
+        """
+        if not isinstance(self.privacy, SiteLevel) or self.secure_aggregation is None:
+            return None
+        number = len({*(self.envoys or ())})
+        assumed = self.privacy.colluders
+        return threshold(number) - (colluders(number) if assumed is None else assumed)
 
     def tasks_for_round(self, round_number: int, trains: bool = True) -> list[Task]:
         """Return the tasks of a participant: validation of the global model, then training.

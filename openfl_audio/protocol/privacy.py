@@ -100,9 +100,11 @@ class AdaptiveClip(Part):
 
 
 class SiteLevel(Part):
-    """Differential privacy of each site, by the director, which is trusted: noise on the mean of clipped updates.
+    """Differential privacy of each site: noise on the mean of clipped updates.
 
-    Every round releases its mean once. No gain by sampling is counted, as the participants follow from a public seed.
+    The director adds it, and is trusted. With secure aggregation it is not: each site clips its own update, and adds a
+    share of the noise. Every round releases its mean once. No gain by sampling is counted, as the participants follow
+    from a public seed.
     """
 
     unit: Literal["site"] = Field(default="site", description="what is protected: all recordings of a site together")
@@ -118,6 +120,12 @@ class SiteLevel(Part):
     )
     adaptive: AdaptiveClip | None = Field(
         default=None, description="let the bound follow a quantile of the updates' norms; without it `clip` stays"
+    )
+    colluders: int | None = Field(
+        default=None,
+        ge=0,
+        description="with secure aggregation: how many envoys may tell the director their noise, so that that of the "
+        "others has to do; without it as many as secure aggregation bears",
     )
 
     @model_validator(mode="after")

@@ -78,6 +78,10 @@ class SecureAggregation(Part):
         """Return the range of the changes of a tensor: the first pattern that fits its name counts."""
         return next((each for pattern, each in self.ranges.items() if fnmatchcase(tensor, pattern)), self.value_range)
 
+    def is_default(self, setting: str) -> bool:
+        """Tell whether a setting is as if nobody had given it."""
+        return bool(getattr(self, setting) == type(self).model_fields[setting].get_default())
+
     def check_number(self, envoys: int) -> None:
         """Raise ValueError if updates of so many `envoys` cannot be summed in secret."""
         if envoys < LEAST_UPDATES:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from openfl_audio.errors import RoundFailedError, UpdateRefusedError
 from openfl_audio.privacy.aggregate import SumAggregator
-from openfl_audio.privacy.fixed_point import NUMBER_BITS, Rounding
+from openfl_audio.privacy.fixed_point import NUMBER_BITS
 from openfl_audio.privacy.transcript import Stage
 from openfl_audio.privacy.update import Words, decode_numbers, encode_numbers, encode_tensors, mergeable, union
 from openfl_audio.protocol.messages import SecureSum
@@ -22,6 +22,7 @@ class SecureRound:
         self._lost = lost
         self._rounds, self._aggregator, self._plan = rounds, aggregator, rounds.plan
         self._sites: dict[str, tuple[Words, Results]] = {}
+        aggregator.begin(rounds.round_number)
 
     def add(self, client: str, results: Results, trained: Tensors) -> None:
         """Add the update of a client, or note why it is refused. One that is lost before has none."""
@@ -29,14 +30,14 @@ class SecureRound:
             return
         plan, number = self._plan, self._rounds.round_number
         clips = sum(results[task.name].size for task in self._rounds.participants[client] if task.task_type == "train")
-        rounding = Rounding.of(plan.participation.seed, number, client)
-        prefix = f"update of envoy '{client}' for round {number}"
+        model = self._aggregator.model if self._rounds.trains else {}
         try:
-            words = encode_tensors(plan, self._aggregator.model, trained, clips if trained else 0, rounding, prefix)
+            words = encode_tensors(plan, model, trained, clips if trained else 0, number, client)
         except UpdateRefusedError as error:
             self._rounds.refuse(client, str(error))
             return
-        self._aggregator.add_words(words)
+        if model:
+            self._aggregator.add_words(words)
         self._sites[client] = replace(words, values=words.values[:0]), results
 
     def finish(self) -> None:

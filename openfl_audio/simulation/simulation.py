@@ -152,7 +152,7 @@ class Simulation:
                 site = self._begin_site_round(rounds, aggregator)
                 n_bytes = self._run_round(rounds, aggregator, envoys, on_client)
                 record = rounds.record() | n_bytes | {"aggregation": {}}
-                record["privacy"] = privacy_of(plan.privacy, rounds.releases)
+                record["privacy"] = privacy_of(plan, rounds.releases)
                 try:
                     for which in rounds.better_scores():
                         checkpoint.keep_best(which, aggregator.model)

@@ -49,6 +49,17 @@ def epsilon_of(record: Record) -> float | None:
     return None if spent is None else max(spent["epsilon"].values(), default=0.0)
 
 
+def privacy_sentence(record: Record) -> str:
+    """Return what the epsilon of a round's record is about, and whom it takes trust in; "" without privacy."""
+    spent = record.get("privacy")
+    if spent is None:
+        return ""
+    return (
+        f"epsilon of a {spent['unit']}, at a delta of {spent['delta']:g}, of data that differ by: "
+        f"{spent['adjacency']}; trusted for it: {spent['trust']}"
+    )
+
+
 def per_envoy(records: Iterable[Record], now: LiveRound | None = None) -> "pd.DataFrame":
     """Return a table with a row for each envoy and round, also of the round that is open `now`.
 

@@ -8,13 +8,20 @@ import numpy as np
 import pytest
 
 import openfl_audio.director.aggregate
-from openfl_audio.director.aggregate import Contribution, aggregate_files, check_finite
+from openfl_audio.director.aggregate import Contribution, NoisySecretSum, aggregate_files, check_finite
 from openfl_audio.errors import UpdateRefusedError
+from openfl_audio.privacy.aggregate import SumAggregator
+from openfl_audio.privacy.noisy_sum import NoisySum
+from openfl_audio.privacy.update import CHANGES_NAME, NUMBERS_NAME, encode_tensors
 from openfl_audio.protocol.aggregate import check_layout
 from openfl_audio.protocol.aggregation import Aggregation
+from openfl_audio.protocol.plan import TRAIN, BestModel, ExperimentPlan, Task
+from openfl_audio.protocol.privacy import SiteLevel
 from openfl_audio.protocol.rules import GeometricMedian, Mean, Median
+from openfl_audio.protocol.secure_aggregation import SecureAggregation
 from openfl_audio.protocol.server_optimizers import FedAdam
 from openfl_audio.protocol.tensors import TensorFile, Tensors, describe, write_tensors
+from openfl_audio.testing.noise import noise_that_repeats
 
 SHAPES = {"weight": (7, 5), "bias": (), "running_mean": (11,), "none": (0, 3)}
 CLIPS = [3, 50, 7]
@@ -203,6 +210,49 @@ def test_an_unweighted_mean_does_not_look_at_clips(tmp_path, model, updates):
     result = aggregate_once(tmp_path, model, updates, Aggregation(rule=Mean(weighted=False)))
     expected = np.mean([update["weight"].astype(float) for update in updates], axis=0)
     np.testing.assert_allclose(result["weight"], expected, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("slice_items", [3, 1 << 17])
+def test_noisy_sums_are_decoded_as_in_memory_and_what_is_not_trained_stays(
+    tmp_path, monkeypatch, model, updates, slice_items
+):
+    monkeypatch.setattr(openfl_audio.director.aggregate, "SLICE_ITEMS", slice_items)
+    plan, model = noisy_plan(), {name: np.asarray(tensor) for name, tensor in model.items()}
+    aggregator = SumAggregator(model, plan)
+    aggregator.begin(2)
+    write_tensors(tmp_path / "model", model, {})
+    contributions = []
+    with noise_that_repeats(1):
+        for site, update in zip(plan.envoys, updates, strict=True):
+            words = encode_tensors(plan, model, update, 1, 2, site)
+            aggregator.add_words(words)
+            write_tensors(
+                tmp_path / site, {NUMBERS_NAME: np.zeros(3, np.uint64), CHANGES_NAME: words.values}, {"envoy": site}
+            )
+            contributions.append(Contribution(tmp_path / site, 0))
+    aggregator.finish_round()
+    secret = NoisySecretSum([], NoisySum.of(plan, describe(model, {}), 2))
+    aggregate_files(
+        tmp_path / "model", contributions, plan.aggregation, 0, plan.untrained, None,
+        tmp_path / "target", tmp_path / "state", {}, secret=secret,
+    )  # fmt: skip
+    found = load(tmp_path / "target")
+    for name, tensor in aggregator.model.items():
+        np.testing.assert_array_equal(found[name], tensor)
+    for name in ("running_mean", "steps", "seen"):
+        np.testing.assert_array_equal(found[name], model[name])
+    changed = (found["weight"] - model["weight"]).std()
+    # Three sites, two of which are honest: their noise is for a bound of 100, and the mean is over three.
+    assert 0.5 < changed / (0.5 * 100 * np.sqrt(3 / 2) / 3) < 1.5
+
+
+def noisy_plan() -> ExperimentPlan:
+    return ExperimentPlan(
+        name="noisy", federation_uuid="", rounds=3, envoys=["a", "b", "c"], untrained=["running_mean"],
+        tasks=[Task(name=TRAIN, function_name="fit", task_type="train")],
+        best=BestModel(metric="accuracy", direction="max"), aggregation=Aggregation(rule=Mean(weighted=False)),
+        privacy=SiteLevel(noise_multiplier=0.5, clip=100.0, delta=1e-5), secure_aggregation=SecureAggregation(),
+    )  # fmt: skip
 
 
 def test_one_update_alone_is_the_next_model_to_the_bit(tmp_path, model, updates):

@@ -7,7 +7,6 @@ import pytest
 from openfl_audio.cli.main import main
 from openfl_audio.director.report import make_report
 from openfl_audio.errors import RecordError
-from openfl_audio.privacy.accounting import ADJACENCY
 from openfl_audio.protocol.record import Record, sha256_of_file
 from tests.unit.director.toy_experiment import CLIPS, make_experiment, play, serve
 
@@ -61,13 +60,14 @@ def test_a_report_is_made_of_the_record_alone_and_of_a_round_that_was_measured_t
     (runs / "toy" / "history.jsonl").unlink()
     assert make_report(runs, "toy") == before
     about = {"best": False, "metrics": {"train": {"loss": 0.125}}, "envoys": {}}
-    spent = {"epsilon": {"a": 1.5}, "delta": 1e-5, "unit": "record"}
+    spent = {"epsilon": {"a": 1.5}, "delta": 1e-5, "unit": "record", "adjacency": "add or remove one unit"}
+    spent["trust"] = "nobody"
     Record(runs / "record.jsonl", "director 'director'").append(
         "measured", experiment="toy", round=2, privacy=spent, **about
     )
     rows = {section.heading: section.rows for section in make_report(runs, "toy").sections}
     assert [row for row in rows["Metrics over all clips"] if row[0] == 2] == [(2, "train", "loss", 0.125)]
-    assert rows["Differential privacy"] == [("a", 1.5, 1e-5, "record", ADJACENCY)]
+    assert rows["Differential privacy"] == [("a", 1.5, 1e-5, "record", "add or remove one unit", "nobody")]
 
 
 def test_hostile_names_are_text_in_both_forms(runs):

@@ -16,17 +16,25 @@ from openfl_audio.director.experiment import Experiment
 from openfl_audio.director.run_folder import RunFolder
 from openfl_audio.envoy.secure_updates import SecureUpdates, Unmaskings
 from openfl_audio.errors import SecureAggregationError
+from openfl_audio.privacy.accounting import privacy_cost
+from openfl_audio.privacy.discrete_gaussian import discrete_gaussian
 from openfl_audio.privacy.fixed_point import Rounding, encode
+from openfl_audio.privacy.noise import repeatable_noise
 from openfl_audio.privacy.replay import replay
 from openfl_audio.privacy.replay import secure_rounds as replayed_rounds
-from openfl_audio.privacy.transcript import CertificateIdentity, Stage
+from openfl_audio.privacy.rotation import ROW, Rotation
+from openfl_audio.privacy.transcript import CertificateIdentity, Context, Stage
+from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.authority import write_certificates
 from openfl_audio.protocol.bundle import Author, Bundle, describe_model, fingerprint
 from openfl_audio.protocol.certificates import load_credentials
 from openfl_audio.protocol.messages import SecureAnswer, SecureRequest, UpdateMessage
+from openfl_audio.protocol.privacy import SiteLevel
 from openfl_audio.protocol.record import RECORD, Record, entry_of, read_record
+from openfl_audio.protocol.rules import Mean
 from openfl_audio.protocol.secure_aggregation import SecureAggregation
 from openfl_audio.protocol.tensors import Header, Tensors
+from openfl_audio.testing.noise import noise_that_repeats
 from tests.unit.director.toy_experiment import (
     CLIPS,
     MODEL,
@@ -294,6 +302,88 @@ def test_after_a_sum_may_be_unmasked_no_other_one_is_asked_for(
     for name in NAMES:
         content = (tmp_path / f"{name}.jsonl").read_text() if (tmp_path / f"{name}.jsonl").exists() else ""
         assert '["a", "c", "d", "e"]' not in content
+
+
+LEVEL = SiteLevel(noise_multiplier=0.5, clip=2.0, delta=1e-5)
+NOISY = {
+    "privacy": LEVEL,
+    "secure_aggregation": SecureAggregation(stage_seconds=0.5),
+    "aggregation": Aggregation(rule=Mean(weighted=False)),
+}
+
+
+def noisy_model(sites: str, noise_seed: int) -> np.ndarray:
+    """Return the model after a round with clipping and noise, with NumPy and parts that are tested by themselves."""
+    steps = None
+    total = np.zeros(ROW, np.int64)
+    for site in sites:
+        change = (update_of(site, 0, MODEL)["weight"].astype(np.float64) - MODEL["weight"]).ravel()
+        change *= min(1.0, LEVEL.clip / np.linalg.norm(change))
+        values = np.zeros(ROW)
+        # (C / g)^2 + k / 4 + 6.45 * (C / g + sqrt(k) / 2) = 2 * (2^20 / z)^2, for k = 4096 values.
+        slack = np.sqrt(60 * np.log(2))
+        steps = np.roots([1, slack, ROW / 4 + slack * 32 - 2 * (2**20 / LEVEL.noise_multiplier) ** 2]).max()
+        values[: change.size] = change * (steps / LEVEL.clip)
+        rounded = np.floor(Rotation(0, 0).turn(values) + Rounding.of(0, 0, site).uniform(0, ROW)).astype(np.int64)
+        [stream] = repeatable_noise(noise_seed, site, 0).parts(1)
+        total += rounded + discrete_gaussian(stream, ROW)
+    mean = Rotation(0, 0).undo(total.astype(np.float64))[: MODEL["weight"].size] * (LEVEL.clip / steps / len(NAMES))
+    return MODEL["weight"] + mean.reshape(MODEL["weight"].shape)
+
+
+@pytest.mark.parametrize("lost", ["", "b"])
+def test_sites_clip_and_add_noise_and_the_director_knows_the_sum_alone(
+    tmp_path: Path, identities: dict, lost: str
+) -> None:
+    experiment = make_secure(tmp_path, rounds=1, participation={"deadline_seconds": 0.7, "quorum": 4}, **NOISY)
+    with noise_that_repeats(5):
+        play(
+            experiment,
+            lambda: [
+                Envoy(n, experiment, identities[n], tmp_path, (0, "upload") if n == lost else None) for n in NAMES
+            ],
+        )
+    assert experiment.state.error == ""
+    sites = NAMES.replace("b", "") if lost else NAMES
+    # The mean is over the planned number in both cases. The step is computed in another order, to 15 digits.
+    np.testing.assert_allclose(load(experiment.folder.model)["weight"], noisy_model(sites, 5), rtol=2e-6)
+    assert load(experiment.folder.model)["steps"] == 0
+    record = records_of(experiment)[0]
+    assert record["secure"]["envoys"] == [*sites]
+    assert record["privacy"]["epsilon"]["a"] == privacy_cost(LEVEL, 1)
+    assert "2 honest sites of the 4 or more" in record["privacy"]["trust"]
+    for name in sites:
+        entries = [entry_of(line) for line in read_record(tmp_path / f"{name}.jsonl")]
+        unmasked = [entry["noise"] for entry in entries if entry and entry["event"] == "unmasked"]
+        assert [len(noise) for noise in unmasked] == [16, 0], "in the round that only validates there is none"
+
+
+def test_with_too_few_sites_for_the_noise_nothing_is_unmasked(tmp_path: Path, identities: dict) -> None:
+    experiment = make_secure(tmp_path, rounds=1, **NOISY)
+    bad = lambda tensors: {name: tensor + np.nan if name == "weight" else tensor for name, tensor in tensors.items()}  # noqa: E731
+    envoys = play(
+        experiment,
+        lambda: [Envoy(n, experiment, identities[n], tmp_path, change=bad) if n in "bd" else
+                 Envoy(n, experiment, identities[n], tmp_path) for n in NAMES],
+    )  # fmt: skip
+    assert "3 of 5 envoys are there at stage KEYS, and secure aggregation takes 4" in experiment.state.error
+    np.testing.assert_array_equal(load(experiment.folder.model)["weight"], MODEL["weight"])
+    for envoy in envoys:
+        assert not envoy.record.path.exists() or b"unmasked" not in envoy.record.path.read_bytes()
+
+
+def test_a_sum_with_other_noise_is_not_unmasked_after_another_one(tmp_path: Path) -> None:
+    context = Context(
+        experiment="toy", plan_sha256="0" * 64, round=3, model_sha256="1" * 64, attempt=1, participants=["a", "b", "c"],
+        settings=SecureAggregation(),
+    )  # fmt: skip
+    record = Record(tmp_path / RECORD, "envoy 'a'")
+    Unmaskings(record).commit(context, ["a", "b", "c"], noise="first")
+    after_a_restart = Unmaskings(Record(tmp_path / RECORD, "envoy 'a'"))
+    after_a_restart.judge(context, ["a", "b", "c"], noise="first")
+    with pytest.raises(SecureAggregationError, match="was unmasked for this plan and round before, and one with other"):
+        after_a_restart.commit(context, ["a", "b", "c"], noise="second")
+    after_a_restart.commit(context.model_copy(update={"round": 4}), ["a", "b", "c"], noise="second")
 
 
 def test_an_envoy_that_was_sent_another_model_is_found(tmp_path: Path, identities: dict) -> None:

@@ -14,7 +14,9 @@ from openfl_audio.protocol.authority import write_certificates
 from openfl_audio.protocol.bundle import fingerprint, read_bundle, sign_bundle
 from openfl_audio.protocol.certificates import load_credentials
 from openfl_audio.protocol.plan import AUTHOR_FILE, PUBLIC_PLAN_FILE
+from openfl_audio.protocol.privacy import SiteLevel
 from openfl_audio.protocol.revocation import revoke
+from openfl_audio.protocol.secure_aggregation import SecureAggregation
 from tests.unit.protocol.test_bundle import files, plan, write
 
 
@@ -145,6 +147,21 @@ def test_a_review_hides_nothing_that_would_run(tmp_path):
     assert "1 tensors, 24 bytes" in text
     assert "setting reports: steps" in text
     assert "bandit" in text
+
+
+@pytest.mark.parametrize("is_secret", [False, True])
+def test_a_review_tells_what_privacy_costs_and_whom_it_trusts(tmp_path, is_secret):
+    level = SiteLevel(noise_multiplier=5.0, clip=0.5, delta=1e-5)
+    changes = {"rounds": 50, "privacy": level, "envoys": ["a", "b", "c", "d", "e"]}
+    changes |= {"secure_aggregation": SecureAggregation()} if is_secret else {}
+    asked(tmp_path, "one", **{PUBLIC_PLAN_FILE: plan().model_copy(update=changes).model_dump_json().encode()})
+    desk = desk_of(tmp_path / "envoys")
+    text = "\n".join(review(desk.approvals, desk._settings, desk.approvals.find(plan().name)))
+    assert (
+        "privacy of each site: noise_multiplier 5, clip 0.5, epsilon 7.08 at a delta of 1e-05 after all rounds" in text
+    )
+    trusted = "no director, but 2 honest sites of the 4 or more in a round" if is_secret else "the director, which adds"
+    assert f"trusted for it: {trusted}" in text
 
 
 def test_characters_that_hide_are_shown():

@@ -40,6 +40,18 @@ def test_a_table_grows_by_a_line_a_round(capsys):
     pd.testing.assert_frame_equal(history, to_frame(RECORDS))
 
 
+def test_beside_epsilon_stands_what_it_is_about_and_whom_it_trusts(capsys):
+    about = {"unit": "site", "delta": 1e-5, "adjacency": "add or remove one", "trust": "no director, but 2 <sites>"}
+    rounds = [{**RECORDS[0], "privacy": about | {"epsilon": {"a": 0.5, "b": 1.5}}}]
+    show_progress(rounds, *EXPERIMENT)
+    told, columns, values = (re.split(r"  +", line.strip()) for line in capsys.readouterr().out.splitlines())
+    sentence = "epsilon of a site, at a delta of 1e-05, of data that differ by: add or remove one; trusted for it: no"
+    assert told == [f"{sentence} director, but 2 <sites>"]
+    assert dict(zip(columns, values, strict=True))["epsilon"] == "1.500"
+    assert f"<p>{sentence} director, but 2 &lt;sites&gt;</p>" in to_html(rounds, *EXPERIMENT[:3])
+    assert "trusted for it" not in to_html(RECORDS, *EXPERIMENT[:3])
+
+
 def test_a_mean_of_sites_is_called_one(capsys):
     rounds = [record(0, train={"f1": 0.5}, f1=0.25, loss=1.0), record(1, f1=0.75)]
     rounds[0]["means_of_sites"] = {"aggregated_model_validate": ["f1"]}

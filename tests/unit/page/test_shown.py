@@ -95,5 +95,8 @@ def test_a_round_has_its_envoys_classes_and_what_did_not_count():
     assert [(row["envoy"], row["state"], row["why"]) for row in rows] == [("a", "refused", "NaN"), ("b", "counted", "")]
     assert (rows[0]["accuracy"], rows[1]["accuracy"], rows[1]["upload (s)"]) == ("", "0.500", "2.000")
     assert shown["sentences"] == ["a: holds NaN"]
+    about = {"unit": "site", "delta": 0.1, "adjacency": "one", "trust": "nobody", "epsilon": {}}
+    private = round_of(record_of(1, "b") | {"privacy": about})
+    assert private["sentences"][0].endswith("of data that differ by: one; trusted for it: nobody")
     assert shown["classes"] == [{"metric": "accuracy", "rows": [("dog", "0.250", 0.25)]}]
     assert shown["summary"] == "2.0 s, updates that counted: 1 of 2, 10 B sent and 20 B received by envoys"

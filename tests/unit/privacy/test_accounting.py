@@ -1,10 +1,13 @@
 import math
 
+import numpy as np
 import pytest
+from dp_accounting import pld
 
 from openfl_audio.errors import PrivacyError
 from openfl_audio.privacy import accounting
-from openfl_audio.privacy.accounting import Release, epsilon, noise_for
+from openfl_audio.privacy.accounting import Release, epsilon, noise_for, privacy_cost, summed_multiplier
+from openfl_audio.protocol.privacy import SiteLevel
 
 # Noise multiplier, probability, steps, delta: from a few rounds of all units to hundreds of steps of few.
 GRID = [
@@ -48,6 +51,47 @@ def test_where_all_units_are_in_all_steps_the_cost_is_that_of_one_release_with_l
 @pytest.mark.parametrize(("noise_multiplier", "expected"), [(1, 57), (2, 22), (5, 7.1), (10, 3.2)])
 def test_fifty_rounds_of_all_sites_are_dear(noise_multiplier, expected):
     assert epsilon([Release(noise_multiplier, 1.0, 50)], 1e-5) == pytest.approx(expected, rel=0.01)
+
+
+def summed(deviation: float, sites: int) -> np.ndarray:
+    """Return the probabilities of the sum of discrete Gaussian noise of so many sites, around 0."""
+    values = np.arange(-60.0, 61.0)
+    one = np.exp(-(values**2) / (2 * deviation**2))
+    total = one = one / one.sum()
+    for _ in range(sites - 1):
+        total = np.convolve(total, one)
+    middle = len(total) // 2
+    return total[middle - 40 : middle + 41]
+
+
+@pytest.mark.parametrize("deviation", [0.5, 0.6, 0.8, 1.0, 2.0])
+@pytest.mark.parametrize("sites", [2, 5])
+def test_the_noise_of_several_sites_costs_no_more_than_is_said(deviation, sites):
+    """The divergence of order 2 between the sum and the same one, a step further, is computed term by term."""
+    noise = summed(deviation, sites)
+    terms = (noise[1:] ** 2)[noise[:-1] > 1e-250] / noise[:-1][noise[:-1] > 1e-250]
+    divergence = math.log(terms.sum())
+    said = 1 / summed_multiplier(deviation * math.sqrt(sites), sites, deviation, 1) ** 2
+    assert divergence <= said * (1 + 1e-9)
+    assert deviation < 0.6 or divergence > said / 2.6
+    if (deviation, sites) == (0.5, 5):
+        assert divergence > 1.05 / (deviation**2 * sites), "a Gaussian with this variance costs less"
+
+
+def test_the_noise_of_sites_is_that_of_a_gaussian_with_the_deviation_that_is_used():
+    for sites in (2, 17, 34):
+        assert summed_multiplier(5.0, sites) == 5.0
+    distance = 10 * math.exp(-(math.pi**2)) * 1000
+    assert summed_multiplier(5.0, 2, deviation=1.0, values=10**6) == pytest.approx(1 / (1 / 5 + distance))
+
+
+def test_fifty_rounds_without_a_trusted_director_cost_what_a_discrete_gaussian_does():
+    """The second opinion is a privacy loss distribution of a discrete Gaussian, with five times the sensitivity."""
+    level = SiteLevel(noise_multiplier=5.0, clip=0.5, delta=1e-5)
+    exact = pld.privacy_loss_distribution.from_discrete_gaussian_mechanism(50.0, 10).self_compose(50)
+    tight, told = exact.get_epsilon_for_delta(1e-5), privacy_cost(level, 50, honest_survivors=3)
+    assert tight < told < 1.1 * tight
+    assert told == privacy_cost(level, 50)
 
 
 def test_releases_add_up_whatever_their_order():

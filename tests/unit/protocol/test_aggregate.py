@@ -246,6 +246,18 @@ def site_plan(**changes) -> ExperimentPlan:
     return ExperimentPlan(**arguments | changes)
 
 
+IN_SECRET = SiteLevel(noise_multiplier=2.0, clip=0.1, delta=1e-5)
+
+
+def secret(**changes) -> dict:
+    level = {"noise_multiplier": 2.0, "clip": 0.1, "delta": 1e-5} | changes
+    return {
+        "envoys": ["a", "b", "c", "d", "e"],
+        "privacy": SiteLevel(**level),
+        "secure_aggregation": SecureAggregation(),
+    }
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -256,7 +268,18 @@ def site_plan(**changes) -> ExperimentPlan:
         ),
         ({"aggregation": Aggregation(rule=Median())}, "counts every site alike"),
         ({"aggregation": Aggregation(rule=Mean(weighted=False), clip_norm=1.0)}, "leave out clip_norm and max_share"),
-        ({"secure_aggregation": SecureAggregation()}, "leave out secure_aggregation"),
+        ({"privacy": IN_SECRET.model_copy(update={"colluders": 1})}, "colluders are those of secure aggregation"),
+        (secret(clipping="per_layer"), "clips its whole change to a bound that stays: use clipping flat"),
+        (secret(adaptive=AdaptiveClip(count_noise=9.0)), "to a bound that stays: .* leave out adaptive"),
+        (secret(colluders=3), "colluders is 3: secure aggregation of 5 envoys bears 2"),
+        (
+            secret() | {"secure_aggregation": SecureAggregation(bits=16, value_range=2.0)},
+            "says how changes become integers: leave out bits and value_range",
+        ),
+        (
+            secret() | {"secure_aggregation": SecureAggregation(ranges={"a": 1.0}, largest_weight=7)},
+            "leave out ranges and largest_weight",
+        ),
     ],
 )
 def test_a_plan_that_cannot_have_privacy_of_sites_is_refused_in_a_sentence(changes, sentence):
@@ -264,6 +287,15 @@ def test_a_plan_that_cannot_have_privacy_of_sites_is_refused_in_a_sentence(chang
     with pytest.raises(ValueError, match=sentence):
         site_plan(**changes).check_site_level()
     site_plan(**changes | {"privacy": None}).check_site_level()
+
+
+def test_noise_is_planned_for_the_least_survivors_that_do_not_collude():
+    five = ["a", "b", "c", "d", "e"]
+    found = [site_plan(**secret(colluders=number)).honest_survivors for number in (None, 0, 1, 2)]
+    assert found == [2, 4, 3, 2]
+    for changes in ({}, {"privacy": None}, {"secure_aggregation": SecureAggregation(), "privacy": None}):
+        assert site_plan(**{"envoys": five} | changes).honest_survivors is None
+    site_plan(**secret()).check_site_level()
 
 
 def test_an_integer_counter_takes_the_maximum_and_is_forgotten_with_the_round():

@@ -11,6 +11,7 @@ import torch
 
 from openfl_audio.errors import SimulationError, TooFewUpdatesError, UnknownMetricError
 from openfl_audio.notebook import live_view as progress
+from openfl_audio.privacy.accounting import ADJACENCY, ADJACENCY_OF_SUMS
 from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.participation import Participation
 from openfl_audio.protocol.privacy import AdaptiveClip, RecordLevel, SiteLevel
@@ -536,7 +537,8 @@ def test_a_private_experiment_tells_what_each_client_has_spent_and_no_loss(tmp_p
             client: accountant.__class__().compose(event, 4 * rounds).get_epsilon(1e-4)
             for client, rounds in sorted(taken.items())
         }
-        assert record["privacy"] == {"unit": "record", "delta": 1e-4, "epsilon": pytest.approx(expected)}
+        about = {"unit": "record", "delta": 1e-4, "adjacency": ADJACENCY, "trust": "nobody: each site adds its noise"}
+        assert record["privacy"] == about | {"epsilon": pytest.approx(expected)}
         told.append(max(expected.values(), default=0.0))
     assert len(taken) == 2
     assert history.history["epsilon"].tolist() == pytest.approx(told)
@@ -580,6 +582,24 @@ def test_privacy_of_sites_costs_a_release_a_round_and_its_noise_follows_from_no_
         assert record["privacy"]["epsilon"] == pytest.approx(dict.fromkeys(clients, expected))
     other = toy.simulate(tmp_path / "second", clients, **site_level())
     assert simulation.last_model().line.weight.tolist() != other.last_model().line.weight.tolist()
+
+
+def test_without_a_trusted_director_the_same_is_spent_and_other_noise_is_added(tmp_path):
+    clients = ["a-4", "b-9", "c-7"]
+    trusted = toy.simulate(tmp_path / "trusted", clients, **site_level())
+    secret = site_level() | {"secure_aggregation": SecureAggregation()}
+    simulation = toy.simulate(tmp_path / "secret", clients, **secret)
+    for record, other in zip(simulation.records, trusted.records, strict=True):
+        assert record["privacy"]["epsilon"] == other["privacy"]["epsilon"]
+        assert other["privacy"]["trust"] == "the director, which adds the noise"
+        assert record["privacy"]["trust"].startswith("no director, but 2 honest sites of the 3 or more in a round")
+        assert record["privacy"]["adjacency"] == ADJACENCY_OF_SUMS
+        assert record["secure"]["envoys"] == clients
+        assert "left out" not in str(record["notes"]), "nothing is said of what was clipped"
+    weights = [
+        toy.simulate(tmp_path / str(number), clients, **secret).last_model().line.weight.tolist() for number in (1, 2)
+    ]
+    assert weights[0] != weights[1], "noise follows from no seed"
 
 
 def test_a_bound_that_adapts_is_kept_over_a_kill(tmp_path, monkeypatch):

@@ -204,7 +204,7 @@ def test_all_clips_of_a_drawn_speaker_come_together_up_to_their_bound():
 
 def test_the_code_of_the_page_on_privacy_runs():
     page = (Path(__file__).parents[3] / "docs" / "privacy.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    code, _ = re.findall(r"```python\n(.*?)```", page, re.S)
     names: dict = {}
     exec(code, names)
     assert 0 < names["spent"] < 100
