@@ -62,13 +62,13 @@ def encode(
     encoded, clipped = np.empty(len(change), WORD), 0
     scale = share * steps(bits) / value_range
     for start in range(0, len(change), BLOCK):
-        block = change[start : start + BLOCK].astype(np.float64)
-        clipped += int(np.count_nonzero(np.abs(block) > value_range))
-        np.clip(block, -value_range, value_range, out=block)
-        block *= scale
-        block += rounding.uniform(first + start, len(block))
-        np.floor(block, out=block)
-        encoded[start : start + BLOCK] = block.astype(np.int64).astype(np.uint32)
+        block = change[start : start + BLOCK]
+        bounded = np.clip(block, -value_range, value_range, dtype=np.float64)
+        clipped += int(np.count_nonzero(bounded != block))
+        bounded *= scale
+        bounded += rounding.uniform(first + start, len(block))
+        np.floor(bounded, out=bounded)
+        encoded.view("<i4")[start : start + BLOCK] = bounded
     return encoded, clipped
 
 
