@@ -4,6 +4,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from scipy.stats import chi2
 
 from openfl_audio.errors import BelowThresholdError, SecureAggregationError
 from openfl_audio.privacy.masks import Mask, add_masks
@@ -93,6 +94,26 @@ def test_every_attempt_has_masks_of_its_own(identities: Identities) -> None:
         assert np.count_nonzero(first.masked[name] == second.masked[name]) < 5
         keys = [mask.key for attempt in (first, second) for of in attempt.masks[name].values() for mask in of]
         assert len({*keys}) == len(keys)
+
+
+def test_masked_bytes_of_two_attempts_are_uniform_and_so_is_their_difference(identities: Identities) -> None:
+    first, second = Attempt(identities, NAMES[:3]), Attempt(identities, NAMES[:3], attempt=2)
+    first.run()
+    second.run()
+    sent = [attempt.masked[name] for attempt in (first, second) for name in NAMES[:3]]
+    # The update is the same: a mask that is used twice, or shifted, would show in the difference.
+    sent += [first.masked[name] - second.masked[name] for name in NAMES[:3]]
+    # Pearson's test with 255 degrees of freedom; all nine together are wrong once in a million runs.
+    limit = chi2.isf(1e-6 / len(sent), 255)
+    assert all(chi_square_of_bytes(values) < limit for values in sent)
+    assert all(chi_square_of_bytes(values) > 10 * limit for values in first.updates.values())
+
+
+def chi_square_of_bytes(values: np.ndarray) -> float:
+    """Return Pearson's statistic of the bytes of words against the uniform distribution."""
+    counts = np.bincount(values.view(np.uint8), minlength=256)
+    expected = values.nbytes / 256
+    return float(((counts - expected) ** 2 / expected).sum())
 
 
 def test_numbers_are_masked_apart_from_tensors(identities: Identities) -> None:
