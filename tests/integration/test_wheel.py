@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,11 @@ import pytest
 import soundfile
 
 from openfl_audio.experiments.local_federation import LocalFederation
+from openfl_audio.experiments.workloads import workload_names
 from openfl_audio.protocol.authority import write_certificates
+from openfl_audio.testing.corpora.fsd50k import make_fsd50k
+from openfl_audio.testing.corpora.librispeech import make_librispeech
+from openfl_audio.testing.corpora.speech_commands import make_speech_commands
 from tests.integration.conftest import READY_SECONDS, REPOSITORY, USER
 
 PACKAGES = ("openfl_audio", "shard_descriptors", "workspaces")
@@ -27,6 +32,50 @@ PAGE = (REPOSITORY / "docs" / "tutorials" / "your-own-workload.md").read_text()
 FILES = dict(re.findall(r"`([\w./]+\.\w+)`:\n\n```\w+\n(.*?)```", PAGE, re.DOTALL))
 PARAMETERS = next(block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "DIRECTOR_PORT, " in block)
 WORDS_PER_SPEAKER = 6
+CLASSIFIER = ("AutoModelForAudioClassification", "logits")
+# By workload: its corpus and further arguments of train; the command that uses its model, or none; the Auto
+# class that loads it, and the attribute of its output or the method that is called.
+MODELS = {
+    "sound_events": ("store --set clients=3 --set batch_size=64", "predict", *CLASSIFIER),
+    "keyword_spotting": ("speech_commands", "predict", *CLASSIFIER),
+    "keyword_spotting_wav2vec2": ("speech_commands", "predict", *CLASSIFIER),
+    "audio_classification": (
+        "speech_commands --set \"corpus={group_pattern: '/([^/_]+)_nohash'}\"",
+        "predict",
+        *CLASSIFIER,
+    ),
+    "speech_recognition": ("clients --config numbers.yaml --clients 2", "predict", "AutoModelForCTC", "logits"),
+    "speech_enhancement": ("librifsd50k --clients 2 --local-epochs 0.2", "enhance", "AutoModel", "enhance"),
+    "hubert": ("clients --set data.targets=targets --set model.clusters=20", "", "AutoModel", "last_hidden_state"),
+    "hubert_distillation": (
+        "clients --set distillation.teacher=runs/hubert/model",
+        "",
+        "AutoModel",
+        "last_hidden_state",
+    ),
+}
+# A model by Transformers alone: its Auto class, its folder, a recording, and what is shown of its output.
+BY_AUTO_CLASS = """
+import sys, soundfile, torch, torchaudio, transformers
+kind, folder, recording, part = sys.argv[1:]
+model = getattr(transformers, kind).from_pretrained(folder, trust_remote_code=True).eval()
+waveform = torch.from_numpy(soundfile.read(recording, dtype="float32")[0])[None]
+with torch.no_grad():
+    if part == "enhance":
+        output = model.enhance(waveform)
+    else:
+        try:
+            extractor = transformers.AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=True)
+        except OSError:
+            inputs = {"input_values": waveform}
+        else:
+            rate = extractor.sampling_rate
+            waveform = torchaudio.functional.resample(waveform[0], 16000, rate).numpy()
+            inputs = extractor(waveform, sampling_rate=rate, return_tensors="pt")
+        output = getattr(model(**inputs), part)
+assert torch.isfinite(output).all() and output.std() > 0
+print(type(model).__name__, tuple(output.shape))
+"""
 
 Run = Callable[..., str]
 
@@ -231,3 +280,74 @@ def test_an_installed_package_is_found_by_the_names_of_its_parts(wheel, tmp_path
     assert (
         json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]["best"]["validation"]["accuracy"] == 1.0
     )
+
+
+@pytest.fixture(scope="module")
+def corpora(environment, tmp_path_factory) -> Path:
+    """A folder with the smallest corpora of all workloads, prepared by the commands of the wheel."""
+    pytest.importorskip("espeakng_loader")
+    folder = tmp_path_factory.mktemp("corpora")
+    make_speech_commands(folder / "speech_commands", n_speakers=9)
+    make_fsd50k(folder / "FSD50K", n_dev_clips=40, n_eval_clips=18)
+    few = {"n_train_speakers": 4, "n_dev_speakers": 1, "n_test_speakers": 1, "n_utterances": 3}
+    make_librispeech(folder / "LibriSpeech", **few, numbers=True)
+    run = run_in(environment, folder)
+    for line in (
+        "fsd50k --data FSD50K --out store",
+        "librispeech --data LibriSpeech --out clients --clients 2",
+        "hubert-targets --data clients --codebook client --clusters 20 --name targets",
+        "librifsd50k --librispeech LibriSpeech --fsd50k FSD50K --out librifsd50k",
+    ):
+        run("openfl-audio", "data", "prepare", *line.split())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory) -> Path:
+    """An environment with the dependencies, and nothing of this project."""
+    return make_environment(tmp_path_factory.mktemp("bare"))
+
+
+def train_small(run: Run, workload: str) -> str:
+    """Train for a round in the folder of `run`, and return the folder of the model in it."""
+    data, *others = shlex.split(MODELS[workload][0])
+    out = f"runs/{workload}"
+    run(
+        "openfl-audio", "train", workload, "--data", data, "--out", out, "--mode", "simulated", "--rounds", "1", *others
+    )
+    return f"{out}/model"
+
+
+def test_the_models_are_those_of_all_workloads():
+    assert MODELS.keys() == set(workload_names())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("workload", MODELS)
+def test_an_exported_model_is_used_by_its_command_and_by_transformers_alone(
+    workload, environment, bare, corpora, tmp_path, monkeypatch
+):
+    # Where Transformers copies the code of a folder to.
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    _, command, kind, part = MODELS[workload]
+    run = run_in(environment, corpora)
+    if workload == "hubert_distillation":
+        train_small(run, "hubert")
+    model, recording = tmp_path / "model", tmp_path / "recording.wav"
+    shutil.copytree(corpora / train_small(run, workload), model)
+    shutil.copy(min((corpora / "speech_commands" / "yes").iterdir()), recording)
+    elsewhere = run_in(environment, tmp_path)
+    if command == "enhance":
+        elsewhere("openfl-audio", "enhance", "model", "recording.wav", "clean.wav")
+        assert soundfile.info(tmp_path / "clean.wav").frames == soundfile.info(recording).frames
+    elif command:
+        heard = json.loads(elsewhere("openfl-audio", "predict", "model", "recording.wav", "--json"))
+        config = json.loads((model / "config.json").read_text())
+        assert (
+            isinstance(heard["text"], str) if "text" in heard else heard["scores"].keys() == config["label2id"].keys()
+        )
+    alone = run_in(bare, tmp_path)
+    assert alone("python", "-c", "import importlib.util; print(importlib.util.find_spec('workspaces'))") == "None\n"
+    loaded = alone("python", "-c", BY_AUTO_CLASS, kind, "model", "recording.wav", part)
+    assert re.fullmatch(r"\w+ \(1, \d+(, \d+)?\)\n", loaded), loaded
