@@ -10,7 +10,8 @@ which a random number of 64 bits decides. Where it is too near to the probabilit
 as many digits as it takes do, and further bits: no rounding moves a choice, whatever the processor. All coins that v is
 counted off come from 43 bits; a larger v has a probability below 10^-390.
 
-The noise is an integer, so that its last bits tell nothing (Mironov, CCS 2012).
+The noise is an integer, so that its last bits tell nothing (Mironov, CCS 2012). NumPy's generators are neither secret
+nor exact. OpenDP's sampler is both, but draws value by value, and its noise cannot be made to repeat for tests.
 """
 
 from decimal import Decimal, localcontext
