@@ -30,6 +30,19 @@ def save_figure(figure: Figure, path: Path) -> Figure:
     return figure
 
 
+def plot_training(axes: Axes, history: pd.DataFrame, loss: str, color: str) -> None:
+    """Draw the training loss by round on a second axis of `axes`, whose name is `loss`; of private training epsilon.
+
+    Sites that train privately tell no loss.
+    """
+    column, label, unit = ("train loss", "training loss", loss)
+    if "epsilon" in history:
+        column, label, unit = ("epsilon", "epsilon so far", "epsilon")
+    other = axes.twinx()
+    other.plot(history["round"], history[column], color=color, marker=".", linestyle=":", label=label)
+    other.set(ylabel=unit, ylim=(0, None))
+
+
 def plot_curves(histories: Mapping[str, Sequence[dict[str, Any]]], metric: str, path: Path) -> None:
     """Draw the validation metric by round, where it is defined, a line a trial; `histories` are records by trial."""
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")

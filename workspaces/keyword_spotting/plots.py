@@ -9,7 +9,7 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
-from openfl_audio.training.plots import count_by_ones, save_figure
+from openfl_audio.training.plots import count_by_ones, plot_training, save_figure
 
 
 def plot_metrics(history: pd.DataFrame, alone: pd.DataFrame, test_accuracy: dict[str, float], path: Path) -> Figure:
@@ -65,12 +65,7 @@ def plot_accuracy(history: pd.DataFrame, path: Path) -> Figure:
     axes.set(xlabel="round", ylabel="accuracy", ylim=(0, 1))
     count_by_ones(axes.xaxis)
     axes.grid(alpha=0.3)
-    column, label, unit = ("train loss", "training loss", "cross-entropy (nats)")
-    if "epsilon" in history:
-        column, label, unit = ("epsilon", "epsilon so far", "epsilon")
-    other = axes.twinx()
-    other.plot(history["round"], history[column], color="C1", marker=".", linestyle=":", label=label)
-    other.set(ylabel=unit, ylim=(0, None))
+    plot_training(axes, history, "cross-entropy (nats)", "C1")
     figure.legend(loc="outside upper center", ncols=2)
     return save_figure(figure, path)
 

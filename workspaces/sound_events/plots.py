@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from openfl_audio.training.history import columns_of
-from openfl_audio.training.plots import count_by_ones, save_figure
+from openfl_audio.training.plots import count_by_ones, plot_training, save_figure
 
 # Scores in [0, 1], with what they are called and their colours.
 SCORES = {"pr_auc": ("PR-AUC", "C0"), "mAP": ("mAP", "C2"), "lwlrap": ("lwlrap", "C3")}
@@ -31,7 +31,7 @@ def count_clips(labels: np.ndarray, uploaders: Sequence[str], classes: Sequence[
 
 
 def plot_scores(history: pd.DataFrame, path: Path) -> Figure:
-    """Draw validation PR-AUC, mAP and lwlrap, and training loss by round; a mean of sites is labelled as one."""
+    """Draw validation PR-AUC, mAP and lwlrap, and loss or epsilon by round; a mean of sites is labelled as one."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for metric, (name, color) in SCORES.items():
         for column in columns_of(history, metric):
@@ -41,9 +41,7 @@ def plot_scores(history: pd.DataFrame, path: Path) -> Figure:
     axes.set(xlabel="round", ylabel="PR-AUC, mAP, lwlrap", ylim=(0, 1))
     count_by_ones(axes.xaxis)
     axes.grid(alpha=0.3)
-    loss = axes.twinx()
-    loss.plot(history["round"], history["train loss"], color="C1", marker=".", linestyle=":", label="training loss")
-    loss.set(ylabel="binary cross-entropy (nats)", ylim=(0, None))
+    plot_training(axes, history, "binary cross-entropy (nats)", "C1")
     figure.legend(loc="outside upper center", ncols=2)
     return save_figure(figure, path)
 

@@ -43,6 +43,15 @@ def test_curves_have_the_rounds_that_validated(tmp_path):
     assert (tmp_path / "scores.png").stat().st_size > 1_000
 
 
+def test_private_training_has_epsilon_in_place_of_a_loss(tmp_path):
+    metrics = {"aggregated_model_validate": {"pr_auc": 0.1}, "train": {}}
+    privacy = {"unit": "record", "delta": 1e-5, "epsilon": {"a": 2.5, "b": 2.0}}
+    record = {"round": 0, "metrics": metrics, "privacy": privacy, "seconds": 1.0, "bytes_up": 0}
+    _, spent = plot_scores(to_frame([record]), tmp_path / "scores.png").axes
+    assert spent.get_ylabel() == "epsilon"
+    assert spent.lines[0].get_ydata().tolist() == [2.5]
+
+
 def test_means_of_sites_are_drawn_as_such_beside_scores_that_merge(tmp_path):
     validate = "aggregated_model_validate"
     metrics = {validate: {"pr_auc": 0.1, "lwlrap": 0.3}, "train": {"loss": 2.0}}
