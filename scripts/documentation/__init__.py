@@ -14,7 +14,7 @@ from sphinx.util import logging
 from scripts.documentation.api import api
 from scripts.documentation.commands import commands
 from scripts.documentation.protocol import calls, messages
-from scripts.documentation.results import benchmarks, modes, typed_results
+from scripts.documentation.results import benchmarks, modes, privacy_accuracy, typed_results
 from scripts.documentation.run_files import run_files, train_files
 from scripts.documentation.settings import settings
 
@@ -23,7 +23,18 @@ MARKUP = re.compile(r"(`[^`]*`|^ *>>>.*)|([*|]|_(?=\W|$))")
 MARKER = re.compile(r"^<!-- generated: (\S+)(?: (\S+))? -->$", re.MULTILINE)
 PARTS: dict[str, Callable[..., str]] = {
     function.__name__: function
-    for function in (api, benchmarks, calls, commands, messages, modes, run_files, settings, train_files)
+    for function in (
+        api,
+        benchmarks,
+        calls,
+        commands,
+        messages,
+        modes,
+        privacy_accuracy,
+        run_files,
+        settings,
+        train_files,
+    )
 }
 
 logger = logging.getLogger(__name__)

@@ -53,6 +53,28 @@ def modes(workload: str, folder: Path = RESULTS) -> str:
     return table(["run", "clients", "rounds", "seeds", *columns], rows)
 
 
+def privacy_accuracy(folder: Path = RESULTS) -> str:
+    """Return the table of `benchmarks/privacy_accuracy.py`: the mean score of a row and an epsilon, and the range.
+
+    It says of how many seeds a score is where they are fewer than planned, and what was not run.
+    """
+    values = load(folder / "privacy-accuracy.json").values
+    names, seeds = values["epsilons"], values["seeds"]
+    rows = [
+        [name, row["metric"], *(_point(row["points"].get(epsilon), seeds) for epsilon in names)]
+        for name, row in values["rows"].items()
+    ]
+    return table(["row", "score", *(f"epsilon {name}" for name in names)], rows)
+
+
+def _point(point: Mapping[str, Any] | None, seeds: int) -> str:
+    if point is None:
+        return "not run"
+    scores = point["scores"]
+    fewer = "" if len(scores) == seeds else f", {len(scores)} of {seeds} seeds"
+    return f"{sum(scores) / len(scores):.3f} ({min(scores):.3f} to {max(scores):.3f}{fewer})"
+
+
 def typed_results(page: str, text: str) -> Iterator[tuple[int, str]]:
     """Yield the line and the text of each number on a page that looks like a measurement and comes from no file."""
     if not page.startswith(CHECKED) or page == EARLIER:

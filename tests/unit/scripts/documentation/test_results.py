@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from scripts.documentation.results import EARLIER, modes, substitutions, typed_results
+from scripts.documentation.results import EARLIER, modes, privacy_accuracy, substitutions, typed_results
 
 RESULT = {
     "command": "python benchmarks/rounds.py --save fast-rounds",
@@ -65,4 +65,17 @@ def test_a_table_of_modes_says_of_how_many_seeds_a_row_is(tmp_path):
         "| centralized | 1 | 9 | 3 | 0.500 ± 0.250 (-0.121 to 1.121) |",
         "| federated | 3 | 9 | 1 | 0.500 |",
         "| simulated |  |  | not run |  |",
+    ]
+
+
+def test_a_table_of_accuracy_says_what_was_not_run_and_of_how_many_seeds_a_score_is(tmp_path):
+    points = {"1": {"scores": [0.25, 0.5, 0.75]}, "inf": {"scores": [0.9]}}
+    rows = {"head": {"metric": "accuracy", "points": points}, "sounds": {"metric": "pr_auc", "points": {}}}
+    values = {"seeds": 3, "epsilons": ["1", "8", "inf"], "rows": rows}
+    (tmp_path / "privacy-accuracy.json").write_text(json.dumps(RESULT | {"values": values}))
+    assert privacy_accuracy(tmp_path).splitlines() == [
+        "| row | score | epsilon 1 | epsilon 8 | epsilon inf |",
+        "| --- | --- | --- | --- | --- |",
+        "| head | accuracy | 0.500 (0.250 to 0.750) | not run | 0.900 (0.900 to 0.900, 1 of 3 seeds) |",
+        "| sounds | pr_auc | not run | not run | not run |",
     ]
