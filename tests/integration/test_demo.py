@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partialmethod
 from pathlib import Path
 
 import dp_accounting
@@ -19,7 +20,7 @@ pytest.importorskip("espeakng_loader")
 
 from openfl_audio.cli.main import main
 from openfl_audio.errors import StartError
-from openfl_audio.experiments.local_federation import stop_left_over
+from openfl_audio.experiments.local_federation import LocalFederation, stop_left_over
 from openfl_audio.files import read_json_lines
 from openfl_audio.testing.corpora.speech_commands import make_speech_commands
 from openfl_audio.testing.demo import (
@@ -235,6 +236,7 @@ def test_two_processes_of_each_node_train_a_wav2vec2_together_in_their_sandbox(t
     from openfl_audio.testing.corpora.own_data import make_own_data
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(LocalFederation, "start_envoy", partialmethod(LocalFederation.start_envoy, sandbox="use"))
     make_own_data(tmp_path / "data", n_speakers=3)
     out = tmp_path / "run"
     run_demo("own_data", tmp_path / "data", out, CHANGES={"rounds": 1, "processes": 2})
