@@ -28,7 +28,7 @@ class Train(Command):
 
     example: ClassVar[str] = (
         "openfl-audio train keyword_spotting --mode simulated --data data/speech_commands \\\n"
-        "      --out runs/simulated --clients 40 --fraction 0.25 --set batch_size=8"
+        "      --out runs/simulated --clients 30 --fraction 0.25 --set batch_size=8"
     )
     resumes: ClassVar[bool] = True
     reads_settings: ClassVar[bool] = True
