@@ -179,6 +179,7 @@ def secret_sum(before: Update, after: Sequence[Update], case: Case) -> Update:
         add_masks(words[0].values, [Mask(os.urandom(32))])
         del words[1:]
     aggregator = SumAggregator({name: each.copy() for name, each in before.items()}, plan)
+    aggregator.begin(0)
     for each in words:
         aggregator.add_words(each)
     aggregator.finish_round()
