@@ -8,6 +8,7 @@
     python benchmarks/rounds.py --workload base --tls --json        # one JSON object on standard output
     python benchmarks/rounds.py --workload base --floor             # beside bare gRPC and bare sockets
     python benchmarks/rounds.py --workload base --sandbox off       # without the sandbox, for what it costs
+    python benchmarks/rounds.py --workload base --envoys 3 --secure # plain, then with secure aggregation
 
 Director and envoys are real processes. Each envoy adds 1e-3 to every weight in its train task, nothing is validated,
 and the run fails unless the final model has grown by as much. The first round is left out of the seconds per round:
@@ -16,6 +17,10 @@ weights are aggregated. Bytes are those of one envoy in one round (null where an
 peak of the resident set: in stock OpenFL the envoy is its own worker, in Flower the superlink with its serverapp counts
 as director, the supernode as envoy and the clientapp as worker, in NVIDIA FLARE the server with its process for the job
 as director, a client's parent process as envoy and its process for the job as worker.
+
+`--secure` measures a plain run and a secure one, both with TLS, and says how many times the plain run's seconds, bytes
+and memory the secure one takes; `cipher_gb_per_s` is what masks are made at, in one thread. The mean of changes of a
+secure round is off by less than its quantisation, which is below the tolerance of the check here.
 
 `--floor` then moves as many bytes to and from as many clients without a federation, through files, without TLS: see
 `benchmarks/rounds_peers/floor.py`. `times_floor` is how many times as long a round of ours took, by the medians.
@@ -30,7 +35,9 @@ import signal
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +48,8 @@ from benchmarks.rounds_peers import floor
 from benchmarks.rounds_peers.measure import REPOSITORY, BenchmarkError, Job, Measured, summarise
 from benchmarks.rounds_peers.workloads import MODELS, WrongResultError, create_model
 from openfl_audio.errors import StartError
+from openfl_audio.privacy import masks
+from openfl_audio.protocol.secure_aggregation import LEAST_UPDATES
 
 ROUNDS = {"many": 10, "head": 10, "base": 5, "adam": 4}
 # Stock OpenFL sleeps for 10 s here and there, and takes 100 s for a round of the many small layers.
@@ -68,6 +77,34 @@ def add_floors(result: dict) -> None:
         result["times_floor"][line] = round(result["seconds_per_round"]["median"] / statistics.median(seconds), 2)
 
 
+def compare_secure(job: Job) -> dict:
+    """Return a plain and a secure run of the job, and what the secure one costs. Raises BenchmarkError."""
+    plain, secure = (benchmark("ours", replace(job, tls=True, secure=is_secure)) for is_secure in (False, True))
+
+    def flat(run: dict) -> dict[str, float]:
+        seconds = {"seconds": run["seconds_per_round"]["median"]}
+        return seconds | {"bytes_up": run["bytes_up"], "bytes_down": run["bytes_down"]} | run["rss_mb"]
+
+    costs, before = flat(secure), flat(plain)
+    return {
+        "plain": plain,
+        "secure": secure,
+        "times_plain": {name: round(cost / before[name], 3) for name, cost in costs.items()},
+        "cipher_gb_per_s": round(cipher_rate(), 2),
+    }
+
+
+def cipher_rate() -> float:
+    """Return how many GB of a mask one thread makes in a second: the median of some tries."""
+    rates = []
+    for number in range(9):
+        began = time.perf_counter()
+        for chunk in range(200):
+            masks.words(bytes(32), "<u4", (200 * number + chunk) * masks.CHUNK_WORDS, masks.CHUNK_WORDS)
+        rates.append(200 * 4 * masks.CHUNK_WORDS / (time.perf_counter() - began) / 1e9)
+    return statistics.median(rates)
+
+
 def report(engine: str, job: Job, measured: Measured) -> dict:
     """Return what was measured as one JSON object, with the job and the size of its model."""
     trained = [parameter.numel() for parameter in create_model(job.workload).parameters()]
@@ -78,6 +115,7 @@ def report(engine: str, job: Job, measured: Measured) -> dict:
         "tls": job.tls,
         "float16": job.float16,
         "sandbox": job.sandbox if engine == "ours" else None,
+        "secure": job.secure,
         "rounds": job.rounds,
         "parameters": sum(trained),
         "tensors": len(trained),
@@ -121,6 +159,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--sandbox", choices=("require", "use", "off"), default="use", help="of our workers (%(default)s)"
     )
     parser.add_argument("--floor", action="store_true", help="what moving the bytes costs by itself, too")
+    parser.add_argument("--secure", action="store_true", help="a plain and a secure run, with TLS")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--engine", choices=("ours", "stock"), default="ours")
     what.add_argument("--peer", choices=("flower", "nvflare"), help="another framework")
@@ -131,13 +170,24 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         parser.error("at least one envoy and two rounds are needed")
     if options.floor and (options.peer or options.engine != "ours"):
         parser.error("--floor is for this project's engine, whose bytes are known")
+    if options.secure and (
+        engine_of(options) != "ours" or options.float16 or options.floor or options.workload == "adam"
+    ):
+        parser.error("--secure is for this project's engine, without --float16, --floor and an optimizer's state")
+    if options.secure and options.envoys < LEAST_UPDATES:
+        parser.error(f"--secure takes {LEAST_UPDATES} envoys at least, and not {options.envoys}")
     return options
+
+
+def engine_of(options: argparse.Namespace) -> str:
+    """Return the engine that the options name."""
+    return options.peer or options.engine
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command, and return its exit status."""
     options = parse_arguments(arguments)
-    engine = options.peer or options.engine
+    engine = engine_of(options)
     rounds = options.rounds or (ROUNDS | (ROUNDS_OF_STOCK if engine == "stock" else {}))[options.workload]
     job = Job(options.workload, options.envoys, rounds, options.tls, options.float16, options.sandbox)
     # A terminated benchmark must stop what it started, as one that is interrupted does.
@@ -149,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         # OpenFL logs to standard output, which is for the result.
         with contextlib.redirect_stdout(sys.stderr):
-            result = benchmark(engine, job)
+            result = compare_secure(job) if options.secure else benchmark(engine, job)
             if options.floor:
                 add_floors(result)
     except BenchmarkError as error:

@@ -32,7 +32,7 @@ class BenchmarkError(RuntimeError):
 
 @dataclass(frozen=True)
 class Job:
-    """A run that is asked of an engine; `sandbox` is a setting of our envoys."""
+    """A run that is asked of an engine; `sandbox` is a setting of our envoys, `secure` hides their updates."""
 
     workload: str
     envoys: int
@@ -40,6 +40,7 @@ class Job:
     tls: bool = False
     float16: bool = False
     sandbox: str = "use"
+    secure: bool = False
 
     @property
     def names(self) -> list[str]:

@@ -31,11 +31,14 @@ from openfl_audio.notebook.interactive_api import (
     TaskInterface,
 )
 from openfl_audio.protocol.authority import write_certificates
+from openfl_audio.protocol.secure_aggregation import SecureAggregation
 
 USER = "scientist"
 # Envoys load a worker's libraries as soon as a notebook connects. In the first experiment of a run there is no time for
 # that; people take longer than this between the cell that connects and the one that starts.
 PAUSE_SECONDS = 20.0
+# The range of changes in a secure round: a few times what the task adds.
+VALUE_RANGE = 10 * workloads.STEP
 
 
 def measure(job: Job, folder: Path) -> Measured:
@@ -118,6 +121,9 @@ def _submit(job: Job, experiment: FLExperiment) -> None:
         workloads.add_step
     )
     changes: dict[str, Any] = {"precision": "float16"} if job.float16 else {}
+    if job.secure:
+        settings = SecureAggregation(value_range=VALUE_RANGE, largest_weight=shard.ITEMS)
+        changes |= {"envoys": job.names, "secure_aggregation": settings}
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD
     if job.workload == "adam":
         optimizer = torch.optim.Adam

@@ -3,6 +3,7 @@
 from openfl.interface.interactive_api.shard_descriptor import ShardDataset, ShardDescriptor
 
 TEMPLATE = f"{__name__}.FewItemsShardDescriptor"
+ITEMS = 4
 
 
 class FewItems(ShardDataset):
@@ -21,7 +22,7 @@ class FewItems(ShardDataset):
 class FewItemsShardDescriptor(ShardDescriptor):
     """The shard of an envoy that has `n_items` items to train and to validate on."""
 
-    def __init__(self, n_items: int = 4) -> None:
+    def __init__(self, n_items: int = ITEMS) -> None:
         self.n_items = n_items
 
     def get_dataset(self, dataset_type: str) -> FewItems:

@@ -51,6 +51,29 @@ def test_chaos_ends_with_the_weights_of_an_undisturbed_run(tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_chaos_with_secure_aggregation_ends_with_the_weights_of_a_simulation(tmp_path: Path):
+    run("chaos.py", "--secure", "--minutes", "0.05", "--seed", "1", "--out", str(tmp_path))
+    [found] = tmp_path.glob("*/result.json")
+    result = json.loads(found.read_text())
+    assert sum(result["faults"].values()) >= 1
+    assert 0 <= result["rounds_that_lost_an_envoy"] < result["rounds_completed"]
+    wrong = ("rounds_lost", "rounds_repeated", "largest_difference_of_final_weights")
+    assert [result[key] for key in wrong] == [0, 0, 0]
+
+
+@pytest.mark.slow
+def test_a_secure_run_is_measured_beside_a_plain_one():
+    result = json.loads(run("rounds.py", "--workload", "many", "--envoys", "3", "--rounds", "2", "--secure", "--json"))
+    plain, secure = result["plain"], result["secure"]
+    assert (plain["tls"], plain["secure"], secure["tls"], secure["secure"]) == (True, False, True, True)
+    ratio = secure["seconds_per_round"]["median"] / plain["seconds_per_round"]["median"]
+    assert result["times_plain"]["seconds"] == pytest.approx(ratio, abs=1e-3)
+    # A word has as many bytes as a weight. Messages of the other stages are not counted.
+    assert 1 <= result["times_plain"]["bytes_up"] < 1.15
+    assert result["cipher_gb_per_s"] > 0
+
+
+@pytest.mark.slow
 def test_the_benchmark_of_reports_prints_what_they_cost_beside_a_run_without_them():
     result = json.loads(run("reports.py", "--workload", "head", "--steps", "3", "--pairs", "1", "--json"))
     assert (result["workload"], result["steps"], result["pairs"]) == ("head", 3, 1)

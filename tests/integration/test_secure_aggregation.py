@@ -1,7 +1,7 @@
 """Secure aggregation with a real director, real envoys and TLS."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -13,17 +13,32 @@ from openfl_audio import SecureAggregation
 from openfl_audio.experiments.local_federation import LocalFederation
 from openfl_audio.privacy.fixed_point import Rounding, encode
 from openfl_audio.simulation.simulation import Simulation
-from tests.integration.conftest import federation_of
+from tests.integration.conftest import READY_SECONDS, USER, points
+from tests.integration.recording_director import RECORDED
 
 pytestmark = pytest.mark.integration
 
 SITES = {"a": 1, "b": 3, "c": 5}
 
 
+class RecordedFederation(LocalFederation):
+    """A federation whose director keeps a copy of all messages."""
+
+    def run(self, name: str, command: list[str], cwd: Path, env: Mapping[str, str]) -> None:
+        """Run `recording_director`, which lies beside this file, as the director."""
+        if name == "director":
+            command = ["recording_director" if word == "openfl_audio.cli" else word for word in command]
+        super().run(name, command, cwd, env)
+
+
 @pytest.fixture(scope="module")
 def secure(tmp_path_factory: pytest.TempPathFactory, certificates: Path) -> Iterator[LocalFederation]:
     """A director and three envoys."""
-    with federation_of(SITES, tmp_path_factory.mktemp("secure"), certificates) as processes:
+    with RecordedFederation(tmp_path_factory.mktemp("secure"), certificates, USER) as processes:
+        processes.start_director()
+        for name, n_points in SITES.items():
+            processes.start_envoy(name, points(n_points))
+        processes.wait_until_ready(SITES, READY_SECONDS)
         yield processes
 
 
@@ -74,7 +89,7 @@ def test_simulation_gives_the_same_bits(finished: tuple, tmp_path: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_secure", [True, False], ids=["secure", "plain"])
-def test_updates_are_in_memory_and_files_of_the_director_only_without_it(
+def test_updates_are_in_memory_files_and_messages_of_the_director_only_without_it(
     secure: LocalFederation, connect: Callable, is_secure: bool
 ) -> None:
     import toy
@@ -87,6 +102,7 @@ def test_updates_are_in_memory_and_files_of_the_director_only_without_it(
     experiment = FLExperiment(connect(secure), f"planted-{is_secure}".lower(), workspace=toy)
     settings = SecureAggregation(value_range=1.0, largest_weight=8)
     tasks = task_interface(plant_numbers, first_weight)
+    before = (secure.folder / RECORDED).stat().st_size
     changes = {"secure_aggregation": settings} if is_secure else {}
     experiment.start(
         **arguments(model_provider=model, task_keeper=tasks, rounds_to_train=1, secure_aggregation=None) | changes
@@ -102,8 +118,15 @@ def test_updates_are_in_memory_and_files_of_the_director_only_without_it(
     # What is looked for can be found: the sum, which the director knows.
     mean = next(iter(experiment.last_model().state_dict().values())).numpy().ravel()
     assert any(mean[:16].tobytes() in content for content in held)
-    found = {site for site, parts in needles.items() if any(part in content for content in held for part in parts)}
-    assert found == (set() if is_secure else {*SITES})
+    messages = (secure.folder / RECORDED).read_bytes()[before:]
+    assert mean[:16].tobytes() in messages  # the model of the last round, as envoys get it
+
+    def found_in(*places: bytes) -> set[str]:
+        return {site for site, parts in needles.items() if any(part in each for each in places for part in parts)}
+
+    assert found_in(messages) == (set() if is_secure else {*SITES})
+    # A director that is done with an update may have written something else over it.
+    assert bool(found_in(*held)) != is_secure
 
 
 def planted(n_points: int) -> np.ndarray:
