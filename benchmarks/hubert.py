@@ -12,10 +12,8 @@ time that it takes to hear a clip of `--seconds`.
 
 import argparse
 import json
-import multiprocessing
 import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ import torch
 from torch.amp.grad_scaler import GradScaler
 
 from benchmarks.arguments import add_save, save
-from workspaces.hubert.batch_size_finder import peak_bytes, used_bytes
+from benchmarks.steps import in_new_process, measure_steps
 from workspaces.hubert.loss import MaskedPrediction
 from workspaces.hubert.model import SAMPLE_RATE, create_hubert
 from workspaces.hubert.tasks import add_gradients, trial_batch
@@ -36,14 +34,13 @@ BASE = "hubert_base.json"
 STUDENTS = ("student_384x6.json", "student_256x4.json")
 
 
-def measure_steps(clips: int, seconds: float, repeats: int, checkpointing: bool) -> dict[str, float]:
+def measure(clips: int, seconds: float, repeats: int, checkpointing: bool) -> dict[str, float]:
     """In this process, which should be a new one."""
     model = create_hubert(BASE, CLUSTERS).train()
     model.gradient_checkpointing = checkpointing
     model.feature_grad_mult = 0.1
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.01)
     batch = trial_batch(clips, round(seconds * SAMPLE_RATE), CLUSTERS)
-    before, times, peaks = used_bytes("cpu"), [], []
 
     def step() -> None:
         optimizer.zero_grad()
@@ -51,14 +48,11 @@ def measure_steps(clips: int, seconds: float, repeats: int, checkpointing: bool)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         optimizer.step()
 
-    for _ in range(1 + repeats):
-        began = time.perf_counter()
-        peaks.append(peak_bytes(step, "cpu"))
-        times.append(time.perf_counter() - began)
+    steps = measure_steps(step, repeats)
     return {
-        "seconds": statistics.median(times[1:]),
-        "peak_bytes": max(peaks),
-        "step_bytes": max(peaks) - before,
+        "seconds": statistics.median(steps.seconds),
+        "peak_bytes": steps.peak_bytes,
+        "step_bytes": steps.step_bytes,
         "seconds_of_audio": clips * seconds,
     }
 
@@ -84,9 +78,7 @@ def main() -> int:
     options = parser.parse_args()
     step: dict[str, Any] = {}
     for name, checkpointing in (("plain", False), ("checkpointing", True)):
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            arguments = (options.clips, options.seconds, options.repeats, checkpointing)
-            step[name] = pool.apply(measure_steps, arguments)
+        step[name] = in_new_process(measure, options.clips, options.seconds, options.repeats, checkpointing)
         print(name, json.dumps(step[name]), flush=True)
     step["times_slower"] = step["checkpointing"]["seconds"] / step["plain"]["seconds"]
     step["memory_share"] = step["checkpointing"]["step_bytes"] / step["plain"]["step_bytes"]

@@ -16,9 +16,7 @@ layers of all other kinds, as `at_once` does.
 
 import argparse
 import json
-import multiprocessing
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,12 +28,12 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.arguments import add_save, save, whole_number
+from benchmarks.steps import in_new_process, measure_steps
 from openfl_audio.privacy.noise import Noise
 from openfl_audio.training.adapters import Lora
 from openfl_audio.training.private_steps import Losses, PrivateSettings, PrivateSteps, each_alone
 from workspaces.audio_classification.model import create_classifier, predict
 from workspaces.audio_classification.targets import Targets
-from workspaces.hubert.batch_size_finder import peak_bytes, used_bytes
 from workspaces.keyword_spotting.tasks import PRIVATE_CLIPS_PER_PASS
 from workspaces.keyword_spotting.whisper import create_whisper
 from workspaces.sound_events.loss import binary_cross_entropy
@@ -79,14 +77,22 @@ def tagger(clips: int) -> Case:
     """Return the network of `sound_events`, with GroupNorm."""
     model = create_tagger("vgg", TAGS, normalisation="group", width=0.25)
     patches, tags = torch.randn(clips, 101, 96), (torch.rand(clips, TAGS) < 0.1).float()
-    losses = lambda chosen: each_alone(binary_cross_entropy, model(patches[chosen]), tags[chosen])  # noqa: E731
-    return Case(model, losses, PRIVATE_PATCHES_PER_PASS)
+    return Case(model, losses_of(binary_cross_entropy, model, patches, tags), PRIVATE_PATCHES_PER_PASS)
 
 
 def of_words(model: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor) -> Losses:
     """Return the cross-entropy of each clip, whose words are by turns those that there are."""
-    words = torch.arange(len(inputs)) % len(WORDS)
-    return lambda chosen: each_alone(F.cross_entropy, model(inputs[chosen]), words[chosen])
+    return losses_of(F.cross_entropy, model, inputs, torch.arange(len(inputs)) % len(WORDS))
+
+
+def losses_of(
+    loss: Callable[..., torch.Tensor],
+    model: Callable[[torch.Tensor], torch.Tensor],
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+) -> Losses:
+    """Return the loss of each clip."""
+    return lambda chosen: each_alone(loss, model(inputs[chosen]), labels[chosen])
 
 
 CASES: dict[str, Callable[[int], Case]] = {
@@ -108,12 +114,8 @@ def measure(name: str, kind: str, clips: int, repeats: int) -> dict[str, float] 
     case.model.train()
     optimizer = torch.optim.SGD([each for each in case.model.parameters() if each.requires_grad], RATE)
     step = step_of(case, kind, clips, optimizer)
-    before, seconds, peaks = used_bytes("cpu"), [], []
-    for _ in range(1 + repeats):
-        began = time.perf_counter()
-        peaks.append(peak_bytes(step, "cpu"))
-        seconds.append(time.perf_counter() - began)
-    return {"seconds": round(min(seconds[1:]), 4), "step_mb": round((max(peaks) - before) / 1e6, 1)}
+    steps = measure_steps(step, repeats)
+    return {"seconds": round(min(steps.seconds), 4), "step_mb": round(steps.step_bytes / 1e6, 1)}
 
 
 def step_of(case: Case, kind: str, clips: int, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
@@ -141,8 +143,7 @@ def compare(name: str, clips: int, repeats: int) -> dict[str, Any]:
     """Return the steps of a model, what its workload uses, and how many times as long that takes as a plain step."""
     found: dict[str, Any] = {}
     for kind in KINDS:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            found[kind] = pool.apply(measure, (name, kind, clips, repeats))
+        found[kind] = in_new_process(measure, name, kind, clips, repeats)
     found["uses"] = "one_by_one" if found["at_once"] is None else "at_once"
     found["times_plain"] = round(found[found["uses"]]["seconds"] / found["plain"]["seconds"], 2)
     return found

@@ -22,9 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` is no installed package
 
 from benchmarks.arguments import add_save, save, whole_number
+from benchmarks.steps import in_new_process
 from openfl_audio.node.adapter import transmitted
 from openfl_audio.training.adapters import Lora, add_adapter
 from workspaces.speech_recognition.data import SAMPLE_RATE, Clips
@@ -183,9 +182,7 @@ def measure(name: str, batch: int | None, steps: int, seconds: float, device: st
     found: dict[str, Any] = {}
     for kind in KINDS:
         measurement = Measurement(name, kind, batch, steps, seconds, device)
-        # A new process each: a peak of memory does not go down again.
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            found[kind] = pool.submit(measurement.run).result()
+        found[kind] = in_new_process(measurement.run)
         batch = found[kind]["batch"]
     return {
         "parameters": sum(each.numel() for each in create(name).parameters()),

@@ -64,7 +64,7 @@ class Unmaskings:
         for line in lines:
             entry = entry_of(line) if f'"{UNMASKED}"'.encode() in line else None
             if entry and entry["event"] == UNMASKED:
-                self._unmasked[entry["plan_sha256"], entry["round"]] = entry["envoys"], entry["noise"]
+                self._unmasked[entry["plan_sha256"], entry["round"]] = entry["envoys"], entry.get("noise", "")
 
     def judge(self, context: Context, survivors: Sequence[str], noise: str = "") -> None:
         """Raise SecureAggregationError if another sum of this plan's round was unmasked: their difference would tell.

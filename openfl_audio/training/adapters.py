@@ -66,6 +66,12 @@ class AdapterSettings(RunSettings):
         return values
 
 
+def refuse_frozen(frozen: bool, adapter: Lora | None, setting: str = "frozen") -> None:
+    """Raise SettingsError for adapters in an encoder that stays as it is; `setting` is the name of what says so."""
+    if frozen and adapter is not None:
+        raise SettingsError(f"a frozen encoder has no adapters: set {setting} to false, or leave out adapter")
+
+
 def add_adapter(model: Model, lora: Lora | None, seed: int) -> Model:
     """Give `model`, of Transformers, adapters in place, and return it; without `lora` it stays as it is.
 

@@ -10,9 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from openfl_audio.errors import SettingsError
-from openfl_audio.training.adapters import Lora
-
 SAMPLE_RATE = 16_000
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -111,9 +108,3 @@ def check_source(pretrained: str | None, config: str | Path | None) -> None:
     """Raise ValueError unless a model's weights come from exactly one place."""
     if (pretrained is None) == (config is None):
         raise ValueError("give either pretrained (a hub name or a folder) or config (a JSON file, for a random start)")
-
-
-def check_adapter(frozen: bool, adapter: Lora | None) -> None:
-    """Raise SettingsError for adapters in an encoder that stays as it is."""
-    if frozen and adapter is not None:
-        raise SettingsError("a frozen encoder has no adapters: give frozen=False, or no adapter")

@@ -16,11 +16,11 @@ from transformers import (
 
 from openfl_audio.errors import SettingsError
 from openfl_audio.node.pretrained import explain_missing_weights
-from openfl_audio.training.adapters import Lora, add_adapter
+from openfl_audio.training.adapters import Lora, add_adapter, refuse_frozen
 from openfl_audio.training.export import label_names
 from openfl_audio.training.half_precision import guard_grouped_convolutions
 from workspaces.keyword_spotting.data import MAX_SHIFT_SAMPLES
-from workspaces.keyword_spotting.model import SAMPLE_RATE, EncoderModel, check_adapter, check_source, read_config
+from workspaces.keyword_spotting.model import SAMPLE_RATE, EncoderModel, check_source, read_config
 from workspaces.keyword_spotting.modeling_upstream_keywords import (
     N_MELS,
     UpstreamKeywordsConfig,
@@ -127,7 +127,7 @@ def create_upstream(
         SettingsError: the model is of another kind; or the encoder is frozen, or does not take the adapter.
     """
     check_source(upstream, config)
-    check_adapter(frozen, adapter)
+    refuse_frozen(frozen, adapter)
     values: dict[str, Any] = {"frozen": frozen, **label_names(labels)}
     weights = None
     if config is not None:

@@ -13,10 +13,10 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperPreTrainedModel
 
 from openfl_audio.node.pretrained import explain_missing_weights
-from openfl_audio.training.adapters import Lora, add_adapter
+from openfl_audio.training.adapters import Lora, add_adapter, refuse_frozen
 from openfl_audio.training.compiler import prepare_compiler
 from openfl_audio.training.export import label_names
-from workspaces.keyword_spotting.model import SAMPLE_RATE, EncoderModel, check_adapter, check_source, read_config
+from workspaces.keyword_spotting.model import SAMPLE_RATE, EncoderModel, check_source, read_config
 from workspaces.keyword_spotting.modeling_whisper_keywords import WhisperKeywordsConfig, create_head
 
 FRAMES_PER_S = 50  # of the encoder; the log-mel that it reads has twice as many
@@ -122,7 +122,7 @@ def create_whisper(
             does not take the adapter.
     """
     check_source(pretrained, config)
-    check_adapter(frozen, adapter)
+    refuse_frozen(frozen, adapter)
     if form not in FORMS:
         raise ValueError(f"form {form!r} is unknown; choose {' or '.join(FORMS)}")
     with torch.random.fork_rng(devices=[]):

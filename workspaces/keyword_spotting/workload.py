@@ -10,7 +10,7 @@ from openfl.interface.interactive_api.shard_descriptor import ShardDataset, Shar
 from pydantic import Field, field_validator, model_validator
 
 from openfl_audio.errors import SettingsError
-from openfl_audio.training.adapters import AdapterSettings, Lora
+from openfl_audio.training.adapters import AdapterSettings, Lora, refuse_frozen
 from openfl_audio.training.run_settings import Group
 from openfl_audio.training.workload import register_tasks
 from shard_descriptors.superb.layout import LABELS
@@ -62,8 +62,7 @@ class KeywordSpottingSettings(SpeechCommandsSettings, AdapterSettings):
             raise ValueError(f"model needs either {name} or config")
         if getattr(self.model, other) is not None:
             raise ValueError(f"model.{other} does not go with the architecture {self.model.architecture}")
-        if self.model.frozen and self.adapter is not None:
-            raise ValueError("a frozen encoder has no adapters: set model.frozen to false, or leave out adapter")
+        refuse_frozen(self.model.frozen, self.adapter, "model.frozen")
         return self
 
 

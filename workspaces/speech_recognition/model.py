@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 
 from openfl_audio.errors import SettingsError
 from openfl_audio.node.pretrained import explain_missing_weights
-from openfl_audio.training.adapters import Lora, add_adapter
+from openfl_audio.training.adapters import Lora, add_adapter, refuse_frozen
 from openfl_audio.training.half_precision import guard_grouped_convolutions
 from workspaces.speech_recognition import ctc, whisper
 from workspaces.speech_recognition.ctc import CtcRecognizer
@@ -51,8 +51,7 @@ def create_recognizer(
     """
     if (upstream is None) == (config is None):
         raise ValueError("give either upstream (a hub name or a folder) or config (a JSON file, for a random start)")
-    if frozen and adapter is not None:
-        raise SettingsError("a frozen encoder has no adapters: set frozen or adapter")
+    refuse_frozen(frozen, adapter)
     values, kind = _read_config(upstream, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from openfl_audio.config import load_settings
 from openfl_audio.errors import SettingsError
 from openfl_audio.protocol.plan import Direction
-from openfl_audio.training.adapters import AdapterSettings
+from openfl_audio.training.adapters import AdapterSettings, refuse_frozen
 from openfl_audio.training.history import Record, to_frame
 from openfl_audio.training.run_settings import Group
 from openfl_audio.training.sites import summarize_scores
@@ -99,8 +99,7 @@ class SpeechRecognitionSettings(AdapterSettings):
     def check_model(self) -> "SpeechRecognitionSettings":
         if (self.model.upstream is None) == (self.model.config is None):
             raise ValueError("model needs either upstream or config")
-        if self.model.frozen and self.adapter is not None:
-            raise ValueError("a frozen encoder has no adapters: set model.frozen or adapter")
+        refuse_frozen(self.model.frozen, self.adapter, "model.frozen")
         return self
 
     @property

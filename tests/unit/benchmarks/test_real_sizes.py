@@ -1,7 +1,6 @@
 """The benchmark of real sizes: its configurations are the published ones, and each measurement is of what it says."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -30,8 +29,8 @@ def test_models_are_measured_whole_by_adapters_and_beside_plain_transformers(tmp
     wav2vec2 = {"model_type": "wav2vec2", **TINY_WAV2VEC2, "feat_extract_norm": "layer"}
     monkeypatch.setattr(real_sizes, "MODELS", {"whisper-tiny": TINY_WHISPER, "wav2vec2-base": wav2vec2})
     monkeypatch.setattr(real_sizes, "WHISPER_WORDS", 500)
-    # Threads in place of processes, which would not see the small configurations.
-    monkeypatch.setattr(real_sizes, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
+    # In this process, as another would not see the small configurations.
+    monkeypatch.setattr(real_sizes, "in_new_process", lambda run: run())
     monkeypatch.setattr(save, "__defaults__", (tmp_path,))
     small = ["--seconds", "1", "--steps", "1", "--clips", "2", "--device", "cpu"]
     models = ["--models", "whisper-tiny", "wav2vec2-base"]

@@ -23,7 +23,7 @@ from openfl_audio.privacy.noise import repeatable_noise
 from openfl_audio.privacy.replay import replay
 from openfl_audio.privacy.replay import secure_rounds as replayed_rounds
 from openfl_audio.privacy.rotation import ROW, Rotation
-from openfl_audio.privacy.transcript import CertificateIdentity, Context, Stage
+from openfl_audio.privacy.transcript import CertificateIdentity, Stage
 from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.authority import write_certificates
 from openfl_audio.protocol.bundle import Author, Bundle, describe_model, fingerprint
@@ -47,6 +47,7 @@ from tests.unit.director.toy_experiment import (
     running,
     until,
 )
+from tests.unit.privacy.attempts import context_of
 
 NAMES = "abcde"
 CLIPS.setdefault("e", 23)
@@ -223,18 +224,25 @@ def test_one_envoy_of_five_is_lost_at_a_stage(tmp_path: Path, identities: dict, 
     assert records_of(experiment)[0]["secure"]["envoys"] == [*sites]
 
 
-def test_below_the_threshold_the_experiment_fails_and_nothing_is_unmasked(tmp_path: Path, identities: dict) -> None:
-    experiment = make_secure(tmp_path, rounds=1)
-    bad = lambda tensors: {name: tensor + np.nan if name == "weight" else tensor for name, tensor in tensors.items()}  # noqa: E731
+def play_with_two_refused(experiment: Experiment, identities: dict, folder: Path) -> None:
+    """Play with updates of 'b' and 'd' that hold NaN, and see that three of five envoys are too few to unmask."""
+
+    def bad(tensors: Tensors) -> Tensors:
+        return {name: tensor + np.nan if name == "weight" else tensor for name, tensor in tensors.items()}
+
+    changes = {"b": {"change": bad}, "d": {"change": bad}}
     envoys = play(
-        experiment,
-        lambda: [Envoy(n, experiment, identities[n], tmp_path, change=bad) if n in "bd" else
-                 Envoy(n, experiment, identities[n], tmp_path) for n in NAMES],
-    )  # fmt: skip
+        experiment, lambda: [Envoy(n, experiment, identities[n], folder, **changes.get(n, {})) for n in NAMES]
+    )
     assert "3 of 5 envoys are there at stage KEYS, and secure aggregation takes 4" in experiment.state.error
-    assert "update of envoy 'b' for round 0: tensor 'weight' holds NaN" in experiment.state.error
     for envoy in envoys:
         assert not envoy.record.path.exists() or b"unmasked" not in envoy.record.path.read_bytes()
+
+
+def test_below_the_threshold_the_experiment_fails_and_nothing_is_unmasked(tmp_path: Path, identities: dict) -> None:
+    experiment = make_secure(tmp_path, rounds=1)
+    play_with_two_refused(experiment, identities, tmp_path)
+    assert "update of envoy 'b' for round 0: tensor 'weight' holds NaN" in experiment.state.error
 
 
 def test_a_failed_attempt_is_followed_by_one_with_fresh_keys(tmp_path: Path, identities: dict) -> None:
@@ -360,23 +368,12 @@ def test_sites_clip_and_add_noise_and_the_director_knows_the_sum_alone(
 
 def test_with_too_few_sites_for_the_noise_nothing_is_unmasked(tmp_path: Path, identities: dict) -> None:
     experiment = make_secure(tmp_path, rounds=1, **NOISY)
-    bad = lambda tensors: {name: tensor + np.nan if name == "weight" else tensor for name, tensor in tensors.items()}  # noqa: E731
-    envoys = play(
-        experiment,
-        lambda: [Envoy(n, experiment, identities[n], tmp_path, change=bad) if n in "bd" else
-                 Envoy(n, experiment, identities[n], tmp_path) for n in NAMES],
-    )  # fmt: skip
-    assert "3 of 5 envoys are there at stage KEYS, and secure aggregation takes 4" in experiment.state.error
+    play_with_two_refused(experiment, identities, tmp_path)
     np.testing.assert_array_equal(load(experiment.folder.model)["weight"], MODEL["weight"])
-    for envoy in envoys:
-        assert not envoy.record.path.exists() or b"unmasked" not in envoy.record.path.read_bytes()
 
 
 def test_a_sum_with_other_noise_is_not_unmasked_after_another_one(tmp_path: Path) -> None:
-    context = Context(
-        experiment="toy", plan_sha256="0" * 64, round=3, model_sha256="1" * 64, attempt=1, participants=["a", "b", "c"],
-        settings=SecureAggregation(),
-    )  # fmt: skip
+    context = context_of([*"abc"], round=3)
     record = Record(tmp_path / RECORD, "envoy 'a'")
     Unmaskings(record).commit(context, ["a", "b", "c"], noise="first")
     after_a_restart = Unmaskings(Record(tmp_path / RECORD, "envoy 'a'"))
@@ -384,6 +381,16 @@ def test_a_sum_with_other_noise_is_not_unmasked_after_another_one(tmp_path: Path
     with pytest.raises(SecureAggregationError, match="was unmasked for this plan and round before, and one with other"):
         after_a_restart.commit(context, ["a", "b", "c"], noise="second")
     after_a_restart.commit(context.model_copy(update={"round": 4}), ["a", "b", "c"], noise="second")
+
+
+def test_a_sum_without_noise_is_remembered_as_a_record_of_before_there_was_noise_has_it(tmp_path: Path) -> None:
+    record, context = Record(tmp_path / RECORD, "envoy 'a'"), context_of([*NAMES])
+    fields = {"plan_sha256": context.plan_sha256, "round": context.round}
+    record.append("unmasked", experiment="toy", attempt=1, envoys=[*"abcd"], **fields)
+    unmaskings = Unmaskings(record)
+    unmaskings.judge(context, [*"abcd"])
+    with pytest.raises(SecureAggregationError, match="was unmasked for this plan and round before"):
+        unmaskings.judge(context, [*"abce"])
 
 
 def test_an_envoy_that_was_sent_another_model_is_found(tmp_path: Path, identities: dict) -> None:
@@ -451,8 +458,6 @@ def test_what_the_director_holds_has_no_update(tmp_path: Path, identities: dict)
 def test_another_set_of_survivors_is_refused_also_after_a_restart_of_the_envoy(
     tmp_path: Path, identities: dict
 ) -> None:
-    from tests.unit.privacy.attempts import context_of
-
     record = Record(tmp_path / "record.jsonl", "envoy 'a'")
     unmaskings, context = Unmaskings(record), context_of([*NAMES])
     unmaskings.commit(context, [*"abcd"])

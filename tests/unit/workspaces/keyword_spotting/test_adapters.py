@@ -55,7 +55,7 @@ def test_adapters_and_the_head_are_trained_and_the_model_starts_as_it_was(kind, 
 
 @pytest.mark.parametrize("kind", TINY)
 def test_a_frozen_encoder_has_no_adapters(kind, config):
-    with pytest.raises(SettingsError, match="a frozen encoder has no adapters: give frozen=False"):
+    with pytest.raises(SettingsError, match="a frozen encoder has no adapters: set frozen to false"):
         CREATE[kind](config=config, labels=LABELS, adapter=LORA)
     changes = {"model.frozen": True, "adapter.r": 2}
     with pytest.raises(SettingsError, match=r"a frozen encoder has no adapters: set model\.frozen to false"):
