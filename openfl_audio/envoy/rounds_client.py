@@ -170,8 +170,8 @@ class RoundsClient:
 
     def _pay(self, budget: SiteBudget, round_number: int, header: Header, buffer: Any) -> None:
         """Pay for an update, durably, as soon as the disk takes it. Raises PolicyError where too little is left."""
+        self._stop_if_ended()
         plan, ledger = self._bundle.plan, budget.settings.ledger
-
         paid: list[bool] = []
         with self._refusing():
             write_when_possible(
@@ -198,6 +198,7 @@ class RoundsClient:
 
     def _upload(self, round_number: int, header: Header, chunks: Callable[[], Iterator[bytes]]) -> None:
         """Send what has `header` and `chunks`, the packed header first, once it is written down."""
+        self._stop_if_ended()
         n_bytes, names = header.data_bytes, tuple(header.entries)
         limit, sent_today = self._settings.policy.max_day_mb, self._sent_today
         name = self._bundle.plan.name
@@ -248,10 +249,13 @@ class RoundsClient:
         answer = self._rounds.report_progress(encode(report.model_copy(update=kept)), timeout=TIMEOUT_SECONDS)
         return decode_answer(answer, Reported).seconds
 
+    def _stop_if_ended(self) -> None:
+        if self._has_ended():
+            raise EndedError("the worker has ended")
+
     def _retry(self, call: Callable[[], Answer]) -> Answer:
         while True:
-            if self._has_ended():
-                raise EndedError("the worker has ended")
+            self._stop_if_ended()
             try:
                 return call()
             except grpc.RpcError as error:

@@ -11,11 +11,16 @@ RETRY_SECONDS = 1.0
 
 
 def write_when_possible(write: Callable[[], object], to: Path, experiment: str, has_ended: Callable[[], bool]) -> None:
-    """Call `write` until it succeeds, or the worker of `experiment` has ended; `to` is the file."""
-    while not has_ended():
+    """Call `write` until it succeeds, or has failed after the worker of `experiment` has ended; `to` is the file.
+
+    It is called once at least: what has happened is written down, also where the worker has ended since.
+    """
+    while True:
         try:
             write()
             return
         except OSError as error:
             logger.warning("experiment '%s' waits: %s cannot be written: %s", experiment, to, error)
+        if has_ended():
+            return
         time.sleep(RETRY_SECONDS)

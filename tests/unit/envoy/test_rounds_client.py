@@ -12,11 +12,13 @@ from openfl_audio.envoy.policy import SentToday
 from openfl_audio.envoy.rounds_client import LARGEST_TIMES, RoundsClient, check_approved
 from openfl_audio.envoy.settings import SENT_FILE, EnvoySettings
 from openfl_audio.envoy.shortage import write_when_possible
-from openfl_audio.errors import DirectorRefusedError, PolicyError
+from openfl_audio.errors import DirectorRefusedError, EndedError, PolicyError
 from openfl_audio.protocol.bundle import describe_model, read_bundle
 from openfl_audio.protocol.plan import MODEL_FILE
 from openfl_audio.protocol.record import RECORD, Record
+from openfl_audio.protocol.tensors import describe
 from openfl_audio.protocol.wire import open_channel
+from tests.unit.envoy.test_budget import PLAN, WEIGHTS, budget
 from tests.unit.protocol.test_bundle import files, write
 
 MODEL = {"weight": np.arange(6, dtype=np.float32)}
@@ -81,4 +83,34 @@ def test_an_update_waits_for_a_disk_that_does_not_take_what_leaves_today(tmp_pat
 
 
 def test_nothing_waits_for_a_disk_when_the_worker_has_ended(tmp_path):
-    write_when_possible(lambda: pytest.fail("was called"), tmp_path, "toy", lambda: True)
+    calls = []
+
+    def fail() -> None:
+        calls.append("write")
+        raise OSError("full")
+
+    write_when_possible(fail, tmp_path, "toy", lambda: True)
+    assert calls == ["write"], "what has happened is written where it can be, and nothing waits"
+
+
+def test_a_charge_is_recorded_though_the_worker_ends_as_soon_as_it_is_paid(bundle, tmp_path):
+    site, record = budget(tmp_path), Record(tmp_path / RECORD, "envoy 'site_b'")
+    settings = EnvoySettings(director_host="127.0.0.1", director_port=1, work_dir=tmp_path)
+    private = bundle.model_copy(update={"plan": PLAN, "model": describe_model(WEIGHTS, "float32")})
+    ledger = tmp_path / "wards.jsonl"
+
+    def has_ended() -> bool:
+        return len(ledger.read_text().splitlines()) > 1
+
+    header = describe(WEIGHTS, {})
+    buffer = b"".join(each.tobytes() for each in WEIGHTS.values())
+    with open_channel("127.0.0.1:1", None) as channel:
+        client = RoundsClient(
+            channel, "site_b", private, lambda _: pytest.fail("left"), has_ended, settings, record, site
+        )
+        for _ in range(2):  # the second time, nothing is paid either
+            with pytest.raises(EndedError):
+                client.send_update(0, {}, header, buffer)
+    assert has_ended()
+    charged = [json.loads(line) for line in record.path.read_text().splitlines()]
+    assert [(each["event"], each["round"]) for each in charged if each.get("event") == "charged"] == [("charged", 0)]
