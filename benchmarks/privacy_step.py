@@ -5,8 +5,8 @@
 
 A step is on --clips clips of one second of noise, with SGD, in float32 on one core. `plain` takes the mean of their
 losses; `one_by_one` is DP-SGD with a backward pass for each clip; `at_once` finds the gradients of all clips in one
-pass by Opacus, where it can. The one that the workload trains by is named in `uses`. Each has a process of its own;
-`seconds` is the least of --repeats after one that does not count, and `step_mb` the most memory that the process held
+pass by Opacus, where it can. The one that training takes on this device is named in `uses`. Each has a process of its
+own; `seconds` is the least of --repeats after one that does not count, and `step_mb` the most memory that the process held
 in a step beyond what it had before the first.
 
 Ghost clipping (Li et al., arXiv 2110.05679) finds norms without the gradients of clips, and takes a second backward
@@ -31,6 +31,7 @@ from benchmarks.arguments import add_save, save, whole_number
 from benchmarks.steps import in_new_process, measure_steps
 from openfl_audio.privacy.noise import Noise
 from openfl_audio.training.adapters import Lora
+from openfl_audio.training.private_round import clips_at_once
 from openfl_audio.training.private_steps import Losses, PrivateSettings, PrivateSteps, each_alone
 from workspaces.audio_classification.model import create_classifier, predict
 from workspaces.audio_classification.targets import Targets
@@ -46,7 +47,7 @@ KINDS = ("plain", "one_by_one", "at_once")
 
 
 class Case(NamedTuple):
-    """A model, the losses of clips that it is trained by, and how many of them the workload takes at once, if any."""
+    """A model, the losses of clips that it is trained by, and how many of them Opacus may take at once, if any."""
 
     model: torch.nn.Module
     losses: Losses
@@ -144,7 +145,8 @@ def compare(name: str, clips: int, repeats: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for kind in KINDS:
         found[kind] = in_new_process(measure, name, kind, clips, repeats)
-    found["uses"] = "one_by_one" if found["at_once"] is None else "at_once"
+    case = CASES[name](1)
+    found["uses"] = "one_by_one" if clips_at_once(case.model, case.at_once) is None else "at_once"
     found["times_plain"] = round(found[found["uses"]]["seconds"] / found["plain"]["seconds"], 2)
     return found
 

@@ -55,8 +55,8 @@ def train_privately(
         optimizer: of the same parameters; it gets noisy gradients only.
         speakers: who says each clip, (clips,). Where records are protected only their number matters.
         losses: of clips, which are given by their numbers: each may depend on that clip alone.
-        clips_per_pass: how many clips Opacus takes at once; without it units have their turns, which is right for every
-            model.
+        clips_per_pass: how many clips Opacus takes at once on an accelerator (`clips_at_once`); without it units have
+            their turns there too, which is right for every model.
         recordings: which recording each clip is a part of, (clips,), where a recording has several; a step then takes
             one of a drawn recording.
         after_step: called after each step, by a schedule of the learning rate, say.
@@ -68,7 +68,7 @@ def train_privately(
     if task is None:
         raise PrivacyError("the experiment's plan has no privacy: train without private steps")
     owners, settings = owners_of(task, speakers, recordings), settings_of(task)
-    steps = PrivateSteps(model, settings, len(set(owners)), task.noise, clips_per_pass)
+    steps = PrivateSteps(model, settings, len(set(owners)), task.noise, clips_at_once(model, clips_per_pass))
     total = task.level.steps
     for step in range(1, total + 1):
         steps.make_gradients(draw_units(owners, settings, task.noise), losses)
@@ -77,6 +77,18 @@ def train_privately(
         after_step()
         report(step, total)
     return {}
+
+
+def clips_at_once(model: torch.nn.Module, most: int | None) -> int | None:
+    """Return how many clips Opacus takes at once: `most` on an accelerator, and None, one unit at a time, elsewhere.
+
+    A small pass leaves most of an accelerator idle, and none of a core: there units in turn are faster for most models,
+    and take a fraction of the memory (`benchmarks/privacy_step.py`). Recurrent layers are no layers of Opacus: theirs
+    hand their weights to one function of torch, in which it does not find the gradients of clips.
+    """
+    on_cpu = all(each.device.type == "cpu" for each in model.parameters())
+    recurrent = any(isinstance(module, torch.nn.RNNBase) for module in model.modules())
+    return None if on_cpu or recurrent else most
 
 
 def owners_of(task: PrivateTask, speakers: Sequence[str], recordings: Sequence[int] | None) -> Sequence[str]:

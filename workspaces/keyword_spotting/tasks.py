@@ -22,7 +22,7 @@ from workspaces.keyword_spotting.data import EncoderClips
 from workspaces.keyword_spotting.model import EncoderModel
 
 ACCURACY = Path(__file__).parent / "metrics" / "accuracy.py"
-# More take more memory: gradients of each clip are kept.
+# On an accelerator. More take more memory: gradients of each clip are kept.
 PRIVATE_CLIPS_PER_PASS = 64
 
 

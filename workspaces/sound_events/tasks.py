@@ -16,7 +16,7 @@ from openfl_audio.training.private_steps import each_alone
 from workspaces.sound_events.data import Patches
 from workspaces.sound_events.loss import Loss, binary_cross_entropy
 
-# More take more memory: gradients of each patch are kept.
+# On an accelerator. More take more memory: gradients of each patch are kept.
 PRIVATE_PATCHES_PER_PASS = 16
 METRICS = Path(__file__).parent / "metrics"
 METRIC_NAMES = ("pr_auc", "pr_auc_macro", "mean_average_precision", "d_prime", "d_prime_mean", "lwlrap")
@@ -74,10 +74,8 @@ def _train_privately(
         inputs, labels = patches.at(np.asarray(chosen), device)
         return each_alone(loss, model(inputs), labels)
 
-    # A GRU hands its weights to one function, in which Opacus does not find the gradients of patches.
-    recurrent = any(isinstance(module, torch.nn.RNNBase) for module in model.modules())
-    at_once = None if recurrent else PRIVATE_PATCHES_PER_PASS
-    return train_privately(model, optimizer, [""] * len(patches), losses, at_once, recordings=patches.clip.tolist())
+    recordings = patches.clip.tolist()
+    return train_privately(model, optimizer, [""] * len(patches), losses, PRIVATE_PATCHES_PER_PASS, recordings)
 
 
 def validate_clips(model: torch.nn.Module, patches: Patches, device: str, batch_size: int = 64) -> dict[str, float]:

@@ -8,7 +8,7 @@ from openfl_audio.errors import PrivacyError
 from openfl_audio.node.private_task import current_private, private_task
 from openfl_audio.protocol.privacy import RecordLevel, SpeakerLevel
 from openfl_audio.testing.noise import noise_that_repeats
-from openfl_audio.training.private_round import is_private, steps_of_round, train_privately
+from openfl_audio.training.private_round import clips_at_once, is_private, steps_of_round, train_privately
 from openfl_audio.training.private_steps import each_alone
 
 INPUTS = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
@@ -93,3 +93,23 @@ def test_units_that_nobody_can_tell_are_refused(level, speakers, message):
 def test_private_steps_without_a_plan_that_wants_them_are_refused():
     with pytest.raises(PrivacyError, match="the experiment's plan has no privacy"):
         train_privately(torch.nn.Linear(3, 2), None, SPEAKERS, lambda clips: None)
+
+
+def test_gradients_are_found_at_once_on_an_accelerator_and_one_by_one_on_a_cpu():
+    assert clips_at_once(torch.nn.Linear(3, 2), 16) is None
+    assert clips_at_once(torch.nn.Linear(3, 2, device="meta"), 16) == 16
+    assert clips_at_once(torch.nn.Linear(3, 2, device="meta"), None) is None
+    assert clips_at_once(torch.nn.GRU(3, 2, device="meta"), 16) is None
+
+
+def test_a_round_on_a_cpu_takes_a_pass_for_each_unit_whatever_its_workload_would_take_at_once():
+    passes, model = [], torch.nn.Linear(3, 2)
+
+    def losses(clips):
+        passes.append(len(clips))
+        return each_alone(F.cross_entropy, model(INPUTS[clips]), LABELS[clips])
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    with private_task(RECORDS.model_copy(update={"probability": 1.0, "steps": 1}), "site", 0, "train"):
+        train_privately(model, optimizer, SPEAKERS, losses, clips_per_pass=16)
+    assert passes == 8 * [1]
