@@ -6,8 +6,8 @@
 A step is on --clips clips of one second of noise, with SGD, in float32 on one core. `plain` takes the mean of their
 losses; `one_by_one` is DP-SGD with a backward pass for each clip; `at_once` finds the gradients of all clips in one
 pass by Opacus, where it can. The one that training takes on this device is named in `uses`. Each has a process of its
-own; `seconds` is the least of --repeats after one that does not count, and `step_mb` the most memory that the process held
-in a step beyond what it had before the first.
+own; `seconds` is the least of --repeats after one that does not count, and `step_mb` the most memory that the process
+held in a step beyond what it had before the first.
 
 Ghost clipping (Li et al., arXiv 2110.05679) finds norms without the gradients of clips, and takes a second backward
 pass. It is not here: Opacus 1.6 has it for linear layers and embeddings only, and holds the gradients of clips for
