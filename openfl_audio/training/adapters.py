@@ -129,11 +129,11 @@ def head_names(model: torch.nn.Module) -> list[str]:
         base = getattr(model, "encoder", None)
     if base is None:
         raise SettingsError(f"{type(model).__name__} has neither an encoder nor the base model of Transformers")
-    shared = {parameter.data_ptr() for parameter in base.parameters()}
+    shared = {id(parameter) for parameter in base.parameters()}  # one on the device meta has no address
     return [
         name
         for name, module in model.named_children()
-        if module is not base and any(parameter.data_ptr() not in shared for parameter in module.parameters())
+        if module is not base and any(id(parameter) not in shared for parameter in module.parameters())
     ]
 
 

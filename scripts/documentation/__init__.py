@@ -13,6 +13,7 @@ from sphinx.util import logging
 
 from scripts.documentation.api import api
 from scripts.documentation.commands import commands
+from scripts.documentation.computed import adapter_bytes, epsilons
 from scripts.documentation.protocol import calls, messages
 from scripts.documentation.results import benchmarks, modes, privacy_accuracy, typed_results
 from scripts.documentation.run_files import run_files, train_files
@@ -24,10 +25,12 @@ MARKER = re.compile(r"^<!-- generated: (\S+)(?: (\S+))? -->$", re.MULTILINE)
 PARTS: dict[str, Callable[..., str]] = {
     function.__name__: function
     for function in (
+        adapter_bytes,
         api,
         benchmarks,
         calls,
         commands,
+        epsilons,
         messages,
         modes,
         privacy_accuracy,
@@ -49,7 +52,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
 
 def read_page(app: Sphinx, page: str, source: list[str]) -> None:
     """Warn of results on a page that no file has, and put its generated parts in their places."""
-    for line, result in typed_results(page, source[0]):
+    for line, result in typed_results(source[0]):
         logger.warning(
             "%r is a typed result: benchmarks/results/NAME.json should have it, and {{ result.NAME.key }} show it",
             result,

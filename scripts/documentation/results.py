@@ -9,10 +9,6 @@ from benchmarks.arguments import RESULTS, Result, load
 from openfl_audio.experiments.comparison import spread
 from scripts.documentation.markdown import code, table
 
-# Pages whose numbers have to come from a file; the second has those that were measured before results were kept.
-CHECKED = ("README", "docs/")
-EARLIER = "docs/design/earlier-measurements"
-
 FENCE = re.compile(r"^( *)(```|:::).*?^\1\2 *$", re.MULTILINE | re.DOTALL)
 NO_PROSE = re.compile(r"`[^`\n]*`|\"[^\"\n]*\"|\{\{.*?\}\}|\]\([^)]*\)")
 UNIT = r"(?:s|ms|seconds|minutes|kB|MB|GB|GiB|dB|%|times)"
@@ -39,11 +35,20 @@ def benchmarks() -> str:
 
 
 def modes(workload: str, folder: Path = RESULTS) -> str:
-    """Return the table of `benchmarks/modes.py` for a workload, whose result is modes-WORKLOAD.json.
+    """Return a table for each result of `benchmarks/modes.py` about a workload, with a link to its command.
 
     A row says of how many seeds it is, and that it was not run where that is none.
     """
-    runs = load(folder / f"modes-{workload.replace('_', '-')}.json").values["runs"]
+    found = {name: result.values for name, result in results(folder).items() if name.startswith("modes-")}
+    parts = [
+        f"{_table_of_modes(values['runs'])}\n\n[Its command, day and machine](../design/benchmarks.md#{name})"
+        for name, values in found.items()
+        if values["workload"] == workload
+    ]
+    return "\n\n".join(parts) or "No comparison of the modes is among the results yet."
+
+
+def _table_of_modes(runs: Mapping[str, Mapping[str, Any]]) -> str:
     columns = list(dict.fromkeys(column for run in runs.values() for column in run["scores"]))
     rows = []
     for name, run in runs.items():
@@ -75,10 +80,8 @@ def _point(point: Mapping[str, Any] | None, seeds: int) -> str:
     return f"{sum(scores) / len(scores):.3f} ({min(scores):.3f} to {max(scores):.3f}{fewer})"
 
 
-def typed_results(page: str, text: str) -> Iterator[tuple[int, str]]:
+def typed_results(text: str) -> Iterator[tuple[int, str]]:
     """Yield the line and the text of each number on a page that looks like a measurement and comes from no file."""
-    if not page.startswith(CHECKED) or page == EARLIER:
-        return
     shown = FENCE.sub(lambda fence: "\n" * fence[0].count("\n"), text)
     for number, line in enumerate(shown.splitlines(), 1):
         for found in _typed(NO_PROSE.sub("", line)):

@@ -13,6 +13,7 @@ from openfl_audio.protocol import rules
 REPOSITORY = Path(__file__).parents[3]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 TROUBLESHOOTING = (REPOSITORY / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+WORKLOADS = [page for page in sorted((REPOSITORY / "docs" / "workloads").glob("*.md")) if page.stem != "README"]
 MESSAGES = re.findall(r"^\| `(.+?)` \|", TROUBLESHOOTING, re.MULTILINE)
 
 
@@ -30,6 +31,12 @@ def sources() -> str:
     folders = ("openfl_audio", "shard_descriptors", "workspaces")
     files = [path for folder in folders for path in (REPOSITORY / folder).rglob("*.py")]
     return "\n".join(join_strings(path.read_text(encoding="utf-8")) for path in files)
+
+
+@pytest.mark.parametrize("page", WORKLOADS, ids=lambda page: page.stem)
+def test_a_page_of_a_workload_has_the_headings_of_the_others(page):
+    headings = re.findall(r"^## (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[:6] == ["Implemented", "Data", "Hardware", "Command", "Expected result", "Known limits"]
 
 
 def test_the_readme_is_one_screen():

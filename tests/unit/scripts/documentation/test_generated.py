@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import openfl_audio
-from benchmarks.arguments import RESULTS
+from openfl_audio.experiments.workloads import workload_names
+from openfl_audio.privacy.accounting import Release, epsilon
 from openfl_audio.protocol.messages import UpdateMessage
 from scripts.documentation import MARKER, PARTS, escape_markup, generate
 
@@ -16,8 +17,7 @@ DOCS = Path(__file__).parents[4] / "docs"
 def test_each_part_is_on_one_page_and_each_page_names_parts_that_there_are():
     named = [found for page in DOCS.rglob("*.md") for found in MARKER.findall(page.read_text(encoding="utf-8"))]
     assert sorted(name for name, word in named if not word) == sorted(PARTS.keys() - {"modes"})
-    tables = [f"modes-{word.replace('_', '-')}" for name, word in named if name == "modes"]
-    assert sorted(tables) == sorted(path.stem for path in RESULTS.glob("modes-*.json"))
+    assert sorted(word for name, word in named if name == "modes") == sorted(workload_names())
 
 
 def test_the_api_has_each_public_name_once():
@@ -54,8 +54,25 @@ def test_the_calls_are_those_of_the_service():
     assert len(calls) == 16
 
 
+def test_epsilons_are_those_of_the_accountant():
+    header, _, row = [line.strip("| ").split(" | ") for line in generate("epsilons").splitlines()]
+    costs = dict(zip(header, row, strict=True))
+    assert costs["5"] == f"{epsilon([Release(5, 1, 50)], 1e-5):.1f}" == "7.1"
+
+
+def test_bytes_of_adapters_are_those_of_their_layers():
+    rows = [line.strip("| ").split(" | ") for line in generate("adapter_bytes").splitlines()]
+    [base] = [row for row in rows if row[0] == "wav2vec2-base"]
+    layers = 12 * 2  # projections to queries and values of 768 units
+    head = 29 * (768 + 1)  # English letters, and what CTC needs besides
+    both, one = layers * 2 * 8 * 768, layers * 8 * 768
+    residual = layers * 768 * 768
+    sent = [f"{4 * (factors + head) / 1e6:.2f}" for factors in (both, one)]
+    assert base[2:] == [*sent, f"{sent[0]} up, {4 * (both + head + residual) / 1e6:.1f} down"]
+
+
 def test_a_part_that_there_is_not_is_refused():
-    with pytest.raises(ValueError, match="no generated part 'apis': it should be api, benchmarks, calls"):
+    with pytest.raises(ValueError, match="no generated part 'apis': it should be adapter_bytes, api, benchmarks"):
         generate("apis")
 
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from scripts.documentation.results import EARLIER, modes, privacy_accuracy, substitutions, typed_results
+from scripts.documentation.results import modes, privacy_accuracy, substitutions, typed_results
 
 RESULT = {
     "command": "python benchmarks/rounds.py --save fast-rounds",
@@ -32,15 +32,11 @@ RESULT = {
     ],
 )
 def test_a_result_that_somebody_typed_is_found(line, found):
-    assert [text for _, text in typed_results("docs/page", line)] == found
+    assert [text for _, text in typed_results(line)] == found
 
 
 def test_a_typed_result_is_told_with_its_line():
-    assert list(typed_results("docs/page", "# Page\n\n```sh\na\n```\n\n| a | 0.5 |")) == [(7, "0.5")]
-
-
-def test_earlier_measurements_may_be_typed():
-    assert list(typed_results(EARLIER, "| federated | 0.842 |")) == []
+    assert list(typed_results("# Page\n\n```sh\na\n```\n\n| a | 0.5 |")) == [(7, "0.5")]
 
 
 def test_pages_name_results_by_their_file(tmp_path):
@@ -60,12 +56,31 @@ def test_a_table_of_modes_says_of_how_many_seeds_a_row_is(tmp_path):
         "federated": {"clients": 3, "rounds": 9, "seeds": 1, "scores": {"accuracy, test, best": [0.5]}},
         "simulated": {"clients": None, "rounds": None, "seeds": 0, "scores": {}},
     }
-    (tmp_path / "modes-a-workload.json").write_text(json.dumps(RESULT | {"values": {"runs": runs}}))
+    values = {"workload": "a_workload", "runs": runs}
+    (tmp_path / "modes-a-workload.json").write_text(json.dumps(RESULT | {"values": values}))
     assert modes("a_workload", tmp_path).splitlines()[2:] == [
         "| centralized | 1 | 9 | 3 | 0.500 ± 0.250 (-0.121 to 1.121) |",
         "| federated | 3 | 9 | 1 | 0.500 |",
         "| simulated |  |  | not run |  |",
+        "",
+        "[Its command, day and machine](../design/benchmarks.md#modes-a-workload)",
     ]
+
+
+def test_each_result_of_a_workload_is_a_table_and_none_of_another(tmp_path):
+    for name, workload in (("a", "word"), ("a-short", "word"), ("b", "words")):
+        runs = {name: {"clients": 1, "rounds": 9, "seeds": 1, "scores": {"wer": [0.5]}}}
+        result = RESULT | {"values": {"workload": workload, "runs": runs}}
+        (tmp_path / f"modes-{name}.json").write_text(json.dumps(result))
+    shown = modes("word", tmp_path)
+    assert shown.count("| run | clients |") == 2
+    assert "| a | 1 | 9 | 1 | 0.500 |" in shown
+    assert "| a-short | 1 |" in shown
+    assert "| b |" not in shown
+
+
+def test_a_workload_without_a_result_says_so(tmp_path):
+    assert modes("a_workload", tmp_path) == "No comparison of the modes is among the results yet."
 
 
 def test_a_table_of_accuracy_says_what_was_not_run_and_of_how_many_seeds_a_score_is(tmp_path):
