@@ -16,12 +16,11 @@ from openfl_audio.envoy.budget import SiteBudget, release_of
 from openfl_audio.envoy.channel import RenewedChannel, fault_of
 from openfl_audio.envoy.job import Sending
 from openfl_audio.envoy.policy import SentToday
-from openfl_audio.envoy.secure_updates import SecureUpdates, Unmaskings, copied
+from openfl_audio.envoy.secure_updates import SecureUpdates, Unmaskings
 from openfl_audio.envoy.settings import SENT_FILE, EnvoySettings
 from openfl_audio.envoy.shortage import RETRY_SECONDS, write_when_possible
 from openfl_audio.errors import DirectorRefusedError, EndedError, PolicyError, SecureAggregationError, TensorFormatError
 from openfl_audio.privacy.transcript import CertificateIdentity
-from openfl_audio.protocol.aggregate import check_layout
 from openfl_audio.protocol.bundle import Bundle, describe_model
 from openfl_audio.protocol.codec import decode_answer, encode, validate
 from openfl_audio.protocol.messages import (
@@ -35,7 +34,7 @@ from openfl_audio.protocol.messages import (
     UpdateMessage,
 )
 from openfl_audio.protocol.record import Record, sha256_of_names
-from openfl_audio.protocol.tensors import Header, Receiver, Tensors, buffer_chunks, describe, tensors_in
+from openfl_audio.protocol.tensors import Header, Receiver, Tensors, buffer_chunks, tensors_in
 from openfl_audio.protocol.wire import RoundsStub, send_chunks, wait_for_connection
 
 logger = logging.getLogger(__name__)
@@ -114,7 +113,6 @@ class RoundsClient:
         self._aggregator = aggregator_pb2_grpc.AggregatorStub(channel)
         self._rounds = RoundsStub(channel)
         self._header = aggregator_pb2.MessageHeader(sender=envoy, federation_uuid=bundle.plan.federation_uuid)
-        self._model: Tensors = {}
         self._secure = self._make_secure(Unmaskings(record)) if bundle.plan.secure_aggregation else None
 
     def get_tasks(self) -> aggregator_pb2.GetTasksResponse:
@@ -138,7 +136,7 @@ class RoundsClient:
         if self._settings.approval != "any":
             check_approved(self._bundle, told.round, tensors_in(buffer, header))
         if self._secure:
-            self._model = copied(tensors_in(buffer, header))
+            self._secure.keep_model(tensors_in(buffer, header))
         return header
 
     def bounded(self, n_bytes: int) -> int:
@@ -210,10 +208,7 @@ class RoundsClient:
         self, secure: SecureUpdates, round_number: int, results: dict[str, TaskResult], header: Header, buffer: Any
     ) -> None:
         """Take part in a secure round with an update. Raises DirectorRefusedError if it is not in the sum."""
-        model = describe(self._model, {})
-        if header.entries:
-            check_layout(header, model, f"update of envoy '{self._envoy}' for round {round_number}")
-        if not secure.send(round_number, results, self._model, tensors_in(buffer, header)):
+        if not secure.send(round_number, results, tensors_in(buffer, header)):
             raise DirectorRefusedError("the update is not in the sum: the round has ended without it")
 
     def _make_secure(self, unmaskings: Unmaskings) -> SecureUpdates:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from openfl_audio.errors import SecureAggregationError, UpdateRefusedError
+from openfl_audio.errors import DirectorRefusedError, SecureAggregationError, UpdateRefusedError
 from openfl_audio.privacy.masks import CHUNK_WORDS, Mask, add_masks
 from openfl_audio.privacy.participant import NUMBERS, TENSORS, Participant
 from openfl_audio.privacy.transcript import Agreement, Context, Identity, Keys, Stage
@@ -24,8 +24,10 @@ from openfl_audio.privacy.update import (
     encode_tensors,
     masked_header,
     mergeable,
+    place_of_words,
     union,
 )
+from openfl_audio.protocol.aggregate import check_layout
 from openfl_audio.protocol.bundle import Bundle, describe_model
 from openfl_audio.protocol.codec import describe_faults
 from openfl_audio.protocol.messages import JOIN, SecureAnswer, SecureRequest, UpdateMessage
@@ -33,7 +35,7 @@ from openfl_audio.protocol.plan import Task
 from openfl_audio.protocol.record import Record, entry_of, read_record
 from openfl_audio.protocol.rounds import Results
 from openfl_audio.protocol.secure_aggregation import SecureAggregation
-from openfl_audio.protocol.tensors import Header, Tensors, bytes_of, describe
+from openfl_audio.protocol.tensors import Header, Tensors, bytes_of, describe, tensors_in
 
 logger = logging.getLogger(__name__)
 
@@ -121,13 +123,29 @@ class SecureUpdates:
         self._identity, self._unmaskings = identity, unmaskings
         self._ask_director, self._upload = ask, upload
         self._plan = bundle.plan
+        self._memory = np.empty(0, np.uint8)
+        self._model: Header | None = None
 
-    def send(self, round_number: int, results: Results, model: Tensors, update: Tensors) -> bool:
-        """Take part in a round until it has ended, with an update that was trained from `model`.
+    def keep_model(self, model: Tensors) -> None:
+        """Keep a copy of a round's global model, in memory that the worker does not see, for the update made of it."""
+        header = describe(model, {})
+        if len(self._memory) != header.data_bytes:
+            self._memory = np.empty(header.data_bytes, np.uint8)
+        for name, tensor in tensors_in(self._memory, header).items():
+            tensor[...] = model[name]
+        self._model = header
 
-        Returns whether the update is in the sum. The tensors are read once, and may change afterwards.
+    def send(self, round_number: int, results: Results, update: Tensors) -> bool:
+        """Take part in a round until it has ended, with an update that was trained from the model kept.
+
+        Returns whether the update is in the sum. The tensors are read once, and may change afterwards. The words that
+        they become take the model's memory; raises DirectorRefusedError where an update has done so already.
         """
+        model, self._model = self._model, None
+        if model is None:
+            raise DirectorRefusedError(f"round {round_number}: there is no model kept that an update could be made of")
         tasks = self._plan.tasks_for_round(round_number)
+        model_sha256 = describe_model(tensors_in(self._memory, model), "float32").sha256
         try:
             words = self._encode(round_number, tasks, results, model, update)
         except UpdateRefusedError as error:
@@ -138,24 +156,32 @@ class SecureUpdates:
         # All attempts of a round have the same noise, which is drawn once.
         is_noisy = self._plan.honest_survivors is not None and len(words.values) > 0
         noise = secrets.token_hex(8) if is_noisy else ""
-        attempt, model_sha256 = 0, describe_model(model, "float32").sha256
+        attempt = 0
         while True:
             try:
                 attempt = self._ask(self._request(round_number, attempt, JOIN)).attempt
                 context = self._context(round_number, attempt, model_sha256)
-                self._take_part(context, tasks, words, noise, results, describe(model, {}))
+                self._take_part(context, tasks, words, noise, results, model)
             except LostError:
                 continue
             except OverError as over:
                 return over.counted
 
     def _encode(
-        self, round_number: int, tasks: Sequence[Task], results: Results, model: Tensors, update: Tensors
+        self, round_number: int, tasks: Sequence[Task], results: Results, model: Header, update: Tensors
     ) -> Words:
         clips = sum(results[task.name].size for task in tasks if task.task_type == "train")
         trains = any(task.task_type == "train" for task in tasks)
+        if update:
+            check_layout(describe(update, {}), model, f"update of envoy '{self._envoy}' for round {round_number}")
         words = encode_tensors(
-            self._plan, model if trains else {}, update, clips if update else 0, round_number, self._envoy
+            self._plan,
+            tensors_in(self._memory, model) if trains else {},
+            update,
+            clips if update else 0,
+            round_number,
+            self._envoy,
+            place_of_words(self._plan, model, self._memory) if trains else None,
         )
         if words.is_bounded:
             # Without the number of clips, as logs are sent to people.
@@ -261,8 +287,3 @@ def masked_chunks(numbers: np.ndarray, words: np.ndarray, masks: Sequence[Mask])
         chunk = words[first : first + CHUNK_WORDS].copy()
         add_masks(chunk, masks, first)
         yield chunk.tobytes()
-
-
-def copied(model: Tensors) -> Tensors:
-    """Return a copy of a model, which the update that is made of it does not overwrite."""
-    return {name: tensor.copy() for name, tensor in model.items()}

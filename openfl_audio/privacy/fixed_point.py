@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from openfl_audio.errors import UpdateRefusedError
 from openfl_audio.privacy.masks import words
 
 # Masked values are words of 32 bits, and so is their sum.
@@ -52,23 +53,36 @@ class Rounding:
 
 
 def encode(
-    change: np.ndarray, value_range: float, share: float, bits: int, rounding: Rounding, first: int = 0
+    change: np.ndarray,
+    value_range: float,
+    share: float,
+    bits: int,
+    rounding: Rounding,
+    first: int = 0,
+    into: np.ndarray | None = None,
 ) -> tuple[np.ndarray, int]:
     """Return the integers that `change`, flat and floating, becomes, as words, and how many values were clipped.
 
     `share` is the site's weight over the largest one, from 0 to 1, and `first` the place of the first value in the
-    whole update, by which random numbers are drawn.
+    whole update, by which random numbers are drawn. The words are written `into` memory for them, where there is some.
+    A `change` that is float64 is overwritten. Raises UpdateRefusedError for NaN: a worker can write to its update also
+    after it was looked at.
     """
-    encoded, clipped = np.empty(len(change), WORD), 0
-    scale = share * steps(bits) / value_range
+    encoded = np.empty(len(change), WORD) if into is None else into
+    clipped, scale = 0, share * steps(bits) / value_range
     for start in range(0, len(change), BLOCK):
-        block = change[start : start + BLOCK]
-        bounded = np.clip(block, -value_range, value_range, dtype=np.float64)
-        clipped += int(np.count_nonzero(bounded != block))
-        bounded *= scale
-        bounded += rounding.uniform(first + start, len(block))
-        np.floor(bounded, out=bounded)
-        encoded.view("<i4")[start : start + BLOCK] = bounded
+        block = change[start : start + BLOCK].astype(np.float64, copy=False)
+        # Hardly ever is there a value to clip, and looking for the largest is faster than clipping all.
+        largest = max(block.max(), -block.min())
+        if np.isnan(largest):
+            raise UpdateRefusedError("a value of the update became NaN while it was encoded")
+        if largest > value_range:
+            clipped += int(np.count_nonzero(np.abs(block) > value_range))
+            np.clip(block, -value_range, value_range, out=block)
+        block *= scale
+        block += rounding.uniform(first + start, len(block))
+        np.floor(block, out=block)
+        encoded.view("<i4")[start : start + BLOCK] = block
     return encoded, clipped
 
 

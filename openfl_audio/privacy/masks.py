@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 # 1 MB of uint32: what is made at a time is in the processor's cache, and memory does not depend on a model's size.
 CHUNK_WORDS = 1 << 18
 BLOCK_BYTES = 16
-_ZEROS = bytes(CHUNK_WORDS * 4)
+_ZEROS = memoryview(bytes(CHUNK_WORDS * 4))
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,7 @@ class Mask:
 
 def words(key: bytes, dtype: str, first: int, count: int) -> np.ndarray:
     """Return words `first` up to `first + count` of the stream of `key`, as unsigned integers of `dtype`."""
-    size = np.dtype(dtype).itemsize
-    block, offset = divmod(first * size, BLOCK_BYTES)
-    n_bytes = offset + count * size
-    encryptor = Cipher(algorithms.AES(key), modes.CTR(block.to_bytes(BLOCK_BYTES, "big"))).encryptor()
-    stream = bytearray(n_bytes + BLOCK_BYTES)
-    zeros = memoryview(_ZEROS)[:n_bytes] if n_bytes <= len(_ZEROS) else bytes(n_bytes)
-    encryptor.update_into(zeros, stream)
-    return np.frombuffer(stream, np.dtype(dtype).newbyteorder("<"), count, offset)
+    return _Stream(key, np.dtype(dtype), first).next(count, _room_for(count, np.dtype(dtype)))
 
 
 def add_masks(values: np.ndarray, masks: Iterable[Mask], first: int = 0) -> None:
@@ -46,12 +39,31 @@ def add_masks(values: np.ndarray, masks: Iterable[Mask], first: int = 0) -> None
 
     `values` are flat and of unsigned integers.
     """
-    masks = list(masks)
+    streams = [(_Stream(mask.key, values.dtype, first), np.add if mask.sign > 0 else np.subtract) for mask in masks]
+    room = _room_for(min(CHUNK_WORDS, len(values)), values.dtype)
     for start in range(0, len(values), CHUNK_WORDS):
         part = values[start : start + CHUNK_WORDS]
-        for mask in masks:
-            stream = words(mask.key, values.dtype.str, first + start, len(part))
-            if mask.sign > 0:
-                np.add(part, stream, out=part)
-            else:
-                np.subtract(part, stream, out=part)
+        for stream, add in streams:
+            add(part, stream.next(len(part), room), out=part)
+
+
+def _room_for(count: int, dtype: np.dtype) -> np.ndarray:
+    """Return memory for so many words, and for a block more, which OpenSSL insists on."""
+    return np.empty(count * dtype.itemsize + BLOCK_BYTES, np.uint8)
+
+
+class _Stream:
+    """The words of a key from place `first` on, in their order."""
+
+    def __init__(self, key: bytes, dtype: np.dtype, first: int) -> None:
+        block, offset = divmod(first * dtype.itemsize, BLOCK_BYTES)
+        self._dtype = dtype.newbyteorder("<")
+        self._encryptor = Cipher(algorithms.AES(key), modes.CTR(block.to_bytes(BLOCK_BYTES, "big"))).encryptor()
+        self._encryptor.update(bytes(offset))
+
+    def next(self, count: int, room: np.ndarray) -> np.ndarray:
+        """Return the next `count` words, which lie in `room`."""
+        n_bytes = count * self._dtype.itemsize
+        zeros = _ZEROS[:n_bytes] if n_bytes <= len(_ZEROS) else bytes(n_bytes)
+        self._encryptor.update_into(zeros, room.data)
+        return room[:n_bytes].view(self._dtype)

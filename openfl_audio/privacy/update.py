@@ -65,11 +65,18 @@ def masked_header(plan: ExperimentPlan, model: Header, trains: bool, numbers: in
 
 
 def encode_tensors(
-    plan: ExperimentPlan, model: Tensors, update: Tensors, clips: int, round_number: int, site: str
+    plan: ExperimentPlan,
+    model: Tensors,
+    update: Tensors,
+    clips: int,
+    round_number: int,
+    site: str,
+    into: np.ndarray | None = None,
 ) -> Words:
     """Return an update of a site, trained on `clips` clips from `model`, as words.
 
-    Without clips they are zeros, or noise alone with privacy of sites; without a model there are none. Raises
+    Without clips they are zeros, or noise alone with privacy of sites; without a model there are none. Without that
+    privacy they are written `into` memory for them, where there is some: see `place_of_words`. Raises
     UpdateRefusedError if a tensor holds NaN or infinity, or is too large.
     """
     error_prefix = f"update of envoy '{site}' for round {round_number}"
@@ -79,8 +86,9 @@ def encode_tensors(
     settings = plan.secure_aggregation or SecureAggregation()
     floats = {name: tensor.reshape(-1) for name, tensor in model.items() if tensor.dtype.kind == "f"}
     header = Header.lay_out({name: (WORD, (len(tensor),)) for name, tensor in floats.items()}, {})
-    words = np.zeros(sum(map(len, floats.values())), WORD)
+    words = np.empty(sum(map(len, floats.values())), WORD) if into is None else into
     if not clips:
+        words[:] = 0
         return Words(words, 0, 0)
     trained = {name: update[name].reshape(-1) for name in floats}
     for name, current in floats.items():
@@ -94,9 +102,8 @@ def encode_tensors(
         if scale < 1 and name not in untrained:
             change *= scale
         value_range, share = settings.range_of(name), weight / largest
-        encoded, clipped = encode(change, value_range, share, settings.bits, rounding, first + start)
-        words[first + start : first + start + len(encoded)] = encoded
-        return clipped
+        place = words[first + start : first + start + len(change)]
+        return encode(change, value_range, share, settings.bits, rounding, first + start, place)[1]
 
     untrained = {*plan.untrained}
     return Words(words, weight, sum(_in_threads(encode_block, floats)), largest > 1 and clips > largest)
@@ -123,6 +130,22 @@ def _encode_with_noise(
     except PrivacyError as error:
         raise UpdateRefusedError(f"{prefix}: {error}") from None
     return Words(words, bool(trained), 0)
+
+
+def place_of_words(plan: ExperimentPlan, model: Header, memory: np.ndarray) -> np.ndarray | None:
+    """Return that part of a model's memory, uint8, in which each word has the place of the value it is made of.
+
+    Return None where values and words differ in size or order.
+    """
+    words = words_header(plan, model)
+    floats = {name: entry for name, entry in model.entries.items() if entry.is_float}
+    if floats.keys() != words.entries.keys() or any(each.dtype.itemsize != WORD.itemsize for each in floats.values()):
+        return None
+    shifts = {each.start - words.entries[name].start for name, each in floats.items()}
+    if len(shifts) != 1:
+        return None
+    (first,) = shifts
+    return memory[first : first + words.data_bytes].view(WORD)
 
 
 def weight_of(aggregation: Aggregation, settings: SecureAggregation, clips: int) -> tuple[int, int]:

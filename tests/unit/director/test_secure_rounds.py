@@ -15,7 +15,7 @@ from openfl_audio.director import secure_rounds
 from openfl_audio.director.experiment import Experiment
 from openfl_audio.director.run_folder import RunFolder
 from openfl_audio.envoy.secure_updates import SecureUpdates, Unmaskings
-from openfl_audio.errors import SecureAggregationError
+from openfl_audio.errors import DirectorRefusedError, SecureAggregationError
 from openfl_audio.privacy.accounting import privacy_cost
 from openfl_audio.privacy.discrete_gaussian import discrete_gaussian
 from openfl_audio.privacy.fixed_point import Rounding, encode
@@ -28,7 +28,7 @@ from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.authority import write_certificates
 from openfl_audio.protocol.bundle import Author, Bundle, describe_model, fingerprint
 from openfl_audio.protocol.certificates import load_credentials
-from openfl_audio.protocol.messages import SecureAnswer, SecureRequest, UpdateMessage
+from openfl_audio.protocol.messages import JOIN, SecureAnswer, SecureRequest, TaskResult, UpdateMessage
 from openfl_audio.protocol.privacy import SiteLevel
 from openfl_audio.protocol.record import RECORD, Record, entry_of, read_record
 from openfl_audio.protocol.rules import Mean
@@ -103,7 +103,8 @@ class Envoy(threading.Thread):
                     trains = any(task.task_type == "train" for task in tasks)
                     trained = self.change(update_of(self.site, round_number, model)) if trains else {}
                     results = results_of(self.site, tasks, model)
-                    self.counted.append(updates.send(round_number, results, model, trained))
+                    updates.keep_model(model)
+                    self.counted.append(updates.send(round_number, results, trained))
         except LostError:
             pass
 
@@ -222,6 +223,27 @@ def test_one_envoy_of_five_is_lost_at_a_stage(tmp_path: Path, identities: dict, 
     sites = NAMES if stage in (Stage.UPDATE, Stage.AGREEMENT, Stage.UNMASKING) else "acde"
     np.testing.assert_array_equal(load(experiment.folder.model)["weight"], next_model(MODEL, sites, 0))
     assert records_of(experiment)[0]["secure"]["envoys"] == [*sites]
+
+
+def test_an_update_of_other_tensors_is_refused_and_one_has_a_model_of_its_own(tmp_path: Path, identities: dict) -> None:
+    plan = make_secure(tmp_path).plan
+    bundle = Bundle(sha256="", plan=plan, model=describe_model(MODEL, "float32"), author=Author(user="me"))
+    asked: list[SecureRequest] = []
+
+    def ask(request: SecureRequest) -> SecureAnswer:
+        asked.append(request)
+        return SecureAnswer(state="over")
+
+    record = Record(tmp_path / "a.jsonl", "envoy 'a'")
+    updates = SecureUpdates("a", bundle, True, lambda: identities["a"], Unmaskings(record), ask, lambda *_: None)
+    results = {task.name: TaskResult(size=3, metrics={}) for task in plan.tasks}
+    updates.keep_model(MODEL)
+    assert not updates.send(0, results, {"weight": MODEL["weight"]})
+    assert [(request.stage, request.refusal) for request in asked] == [
+        (JOIN, "update of envoy 'a' for round 0: tensors missing ['steps'], unknown []")
+    ]
+    with pytest.raises(DirectorRefusedError, match="round 0: there is no model kept"):
+        updates.send(0, results, MODEL)
 
 
 def play_with_two_refused(experiment: Experiment, identities: dict, folder: Path) -> None:
