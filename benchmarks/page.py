@@ -28,7 +28,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` is no installed package
 
 from benchmarks.arguments import add_save, save, whole_number
-from benchmarks.load import EXPERIMENT, USER, Line, submission_of
+from benchmarks.load import EXPERIMENT, USER, Line, plan_of, submission_of
 from openfl_audio.director.run_folder import RunFolder, Status
 from openfl_audio.experiments.local_federation import LocalFederation
 from openfl_audio.protocol.plan import TRAIN, VALIDATE
@@ -40,7 +40,7 @@ def write_experiment(runs: Path, envoys: int, rounds: int) -> None:
     """Write an experiment that has finished to the disk of a director."""
     runs.mkdir(parents=True)
     submission = runs / "submission"
-    submission.write_bytes(submission_of(rounds, 10, runs))
+    submission.write_bytes(submission_of(plan_of(rounds), 10, runs))
     names, draw = [f"envoy-{number}" for number in range(envoys)], random.Random(0)
     folder = RunFolder.create(runs, submission, USER)
     submission.unlink()
@@ -157,7 +157,7 @@ async def measure_rounds(envoys: int, blocks: int, floats: int, count: int, fold
         await user.connect()
         attending = [await line.register() for line in lines]
         pages = Pages(*await asyncio.to_thread(log_in, local), count)
-        await user.submit(submission_of(2 * blocks * BLOCK_ROUNDS + 1, floats, folder))
+        await user.submit(submission_of(plan_of(2 * blocks * BLOCK_ROUNDS + 1), floats, folder))
         serving = asyncio.gather(*(line.serve() for line in lines))
         found: dict[str, list[tuple[float, float]]] = {"without": [], "with": []}
         kind, began, cpu, number = "without", time.monotonic(), _cpu(director), 0

@@ -97,3 +97,15 @@ def test_the_load_generator_prints_a_json_object_for_each_number_of_envoys_and_t
     later = json.loads(run("load.py", "--envoys", "12", "--rounds", "62", *arguments))
     # One update of 0.4 MB a round would be 24 MB; of those that are gone, the allocator keeps a few.
     assert later["director_rss_mb"]["peak"] - results[1]["director_rss_mb"]["peak"] < 12
+
+
+@pytest.mark.slow
+def test_light_envoys_take_part_in_secure_rounds():
+    lines = run("load.py", "--envoys", "4", "--rounds", "2", "--secure", "--json").splitlines()
+    plain, secure = map(json.loads, lines)
+    assert [(each["secure"], each["tls"], each["envoys"]) for each in (plain, secure)] == [
+        (False, True, 4),
+        (True, True, 4),
+    ]
+    # Keys, shares and signatures of four envoys are more work than four updates of ten numbers.
+    assert secure["cpu_seconds_per_round"]["envoys"] > plain["cpu_seconds_per_round"]["envoys"] > 0
