@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv with the project and its extras for demo, development, documentation, privacy, simulation and search. Called by `make install`; PYTHON=... is tried first.
+# Makes .venv with the project and its extras for demo, development, documentation, MLflow (whose export a test reads), privacy, simulation and search. Called by `make install`; PYTHON=... is tried first.
 # `install.sh envoy`, called by `make install-envoy`, makes one with what an envoy needs, which is the extra of that name alone, and
 # `install.sh envoy director`, called by `make install-director`, one with what a director needs as well.
 set -euo pipefail
@@ -7,7 +7,7 @@ cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 
 readonly VENV=.venv
 readonly LOG=$VENV/install.log
-readonly EXTRAS=demo,dev,docs,privacy,simulation,tune
+readonly EXTRAS=demo,dev,docs,mlflow,privacy,simulation,tune
 readonly LEAN=("$@") # extras
 
 fail() {
