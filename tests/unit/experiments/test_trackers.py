@@ -28,7 +28,7 @@ def test_a_tracker_that_is_not_installed_is_named(tracker, monkeypatch, tmp_path
 
 
 def test_mlflow_has_each_round_and_the_settings(tmp_path):
-    mlflow = pytest.importorskip("mlflow", reason="MLflow is not installed (the extra `mlflow` has it, and `make install`)")
+    mlflow = pytest.importorskip("mlflow", reason="MLflow is not installed (`make install` has it)")
     TRACKERS["mlflow"]("words", {"participation.quorum": "2"}, [RECORD, RECORD | {"round": 1}], tmp_path)
     run = mlflow.search_runs(search_all_experiments=True, output_format="list")[0]
     assert run.data.params == {"participation.quorum": "2"}
