@@ -15,17 +15,21 @@ class Demo(Command):
     kept under another name.
 
     With --secure the updates are summed in secret. What a federation of n envoys bears, of which t have to be there at
-    every stage of a round:
+    every stage of a round, and each shares secrets with k others:
 
-          n   t   dropouts survived   colluders borne
-          3   3                   0                 1
-          4   3                   1                 1
-          5   4                   1                 2
-          7   5                   2                 2
-          8   6                   2                 3
-         10   7                   3                 3
-         20  14                   6                 7
-         50  34                  16                17
+          n   t   k   dropouts survived   colluders borne
+          3   3   2                   0                 1
+          4   3   3                   1                 1
+          5   4   4                   1                 2
+          7   5   6                   2                 2
+          8   6   7                   2                 3
+         10   7   9                   3                 3
+         20  14  19                   6                 7
+         50  34  49                  16                17
+         60  41  25                  12                12
+        100  67  40                  20                20
+        200 134  63                  40                40
+       1000 667  99                 200               200
     """
 
     example: ClassVar[str] = "openfl-audio demo --workload whisper --data data/speech_commands"

@@ -6,10 +6,12 @@ fails, and nothing is unmasked.
 """
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 from openfl_audio.errors import BelowThresholdError, SecureAggregationError
 from openfl_audio.privacy import shamir
+from openfl_audio.privacy.graph import Graph
 from openfl_audio.privacy.keys import KEY_BYTES, KeyPair, derive
 from openfl_audio.privacy.masks import Mask
 from openfl_audio.privacy.participant import commitment_to, pair_mask
@@ -43,6 +45,7 @@ class Coordinator:
         self.context, self._asked = context, {*asked}
         self.stage = Stage.KEYS
         self.keys: dict[str, Keys] = {}
+        self._graph = Graph(context, ())
         self.sharers: list[str] = []
         self.survivors: list[str] = []
         self.agreements: dict[str, Agreement] = {}
@@ -58,7 +61,11 @@ class Coordinator:
     @property
     def is_enough(self) -> bool:
         """Tell whether the open stage can be closed without those that are awaited."""
-        return len(self._answered()) >= self.context.threshold
+        try:
+            self._check_enough()
+        except BelowThresholdError:
+            return False
+        return True
 
     @property
     def taking_part(self) -> set[str]:
@@ -91,9 +98,9 @@ class Coordinator:
         self.keys[keys.envoy] = keys
 
     def take_shares(self, shares: Shares) -> None:
-        """Take in the shares that an envoy has sealed for all of the roster."""
+        """Take in the shares that an envoy has sealed for all that hold some of its secrets."""
         self._check_sender(shares.envoy, Stage.SHARES, self.keys)
-        if shares.sealed.keys() != self.keys.keys():
+        if {*shares.sealed} != {*self._graph.holders(shares.envoy)}:
             raise SecureAggregationError(f"{self.context}: envoy '{shares.envoy}' has shares for other envoys")
         self._shares[shares.envoy] = shares
 
@@ -113,8 +120,9 @@ class Coordinator:
     def take_unmasking(self, unmasking: Unmasking) -> None:
         """Take in an envoy's shares of secrets."""
         self._check_sender(unmasking.envoy, Stage.UNMASKING, self.survivors)
-        dropped = {*self.sharers} - {*self.survivors}
-        if {*unmasking.self_masks} != {*self.survivors} or {*unmasking.mask_keys} != dropped:
+        held = {sharer for sharer in self.sharers if unmasking.envoy in self._graph.holders(sharer)}
+        dropped = held - {*self.survivors}
+        if {*unmasking.self_masks} != held - dropped or {*unmasking.mask_keys} != dropped:
             raise SecureAggregationError(f"{self.context}: envoy '{unmasking.envoy}' has shares of other secrets")
         self._unmaskings[unmasking.envoy] = unmasking
 
@@ -123,14 +131,11 @@ class Coordinator:
 
         Raises BelowThresholdError if they are too few; then nothing is unmasked.
         """
+        self._check_enough()
         answered = sorted(self._answered())
-        if not self.is_enough:
-            lost = sorted({*self.context.participants} - {*answered})
-            raise BelowThresholdError(
-                f"{self.context}: {len(answered)} of {len(self.context.participants)} envoys are there at stage "
-                f"{self.stage.name}, and secure aggregation takes {self.context.threshold}: without {', '.join(lost)}"
-            )
-        if self.stage is Stage.SHARES:
+        if self.stage is Stage.KEYS:
+            self._graph = Graph(self.context, self.roster)
+        elif self.stage is Stage.SHARES:
             self.sharers = answered
         elif self.stage is Stage.UPDATE:
             self.survivors = answered
@@ -147,21 +152,22 @@ class Coordinator:
         return roster_digest(self.context, self.roster)
 
     def sealed_for(self, envoy: str) -> dict[str, str]:
-        """Return the shares that were sealed for an envoy, by the name of who sealed them."""
-        return {sender: self._shares[sender].sealed[envoy] for sender in self.sharers}
+        """Return the shares that were sealed for an envoy, by the name of who sealed some; "" for those of others."""
+        return {sender: self._shares[sender].sealed.get(envoy, "") for sender in self.sharers}
 
     def left_masks(self, purpose: bytes) -> list[Mask]:
         """Return the masks that are left in the sum of the survivors' updates, with the signs that they have there.
 
-        They are the survivors' self-masks, and those that survivors have in common with envoys whose shares have come,
-        and whose updates have not. Raises SecureAggregationError before all stages are closed, and for false shares.
+        They are the survivors' self-masks, and those that survivors have in common with neighbours whose shares have
+        come, and whose updates have not. Raises SecureAggregationError before all stages are closed, and for false
+        shares.
         """
         if self.stage is not Stage.DONE:
             raise SecureAggregationError(f"{self.context}: stage {self.stage.name} is open, and nothing is unmasked")
         masks = [Mask(derive(self._secret_of(envoy, "self_masks"), purpose)) for envoy in self.survivors]
         for dropped in sorted({*self.sharers} - {*self.survivors}):
             pair = KeyPair(self._secret_of(dropped, "mask_keys"))
-            for envoy in self.survivors:
+            for envoy in filter(partial(self._graph.have_mask, dropped), self.survivors):
                 public = bytes.fromhex(self.keys[envoy].mask_key)
                 mask = pair_mask(pair, dropped, public, envoy, self.roster_sha256, purpose)
                 masks.append(Mask(mask.key, -mask.sign))  # the other end of the pair has the other sign
@@ -171,8 +177,9 @@ class Coordinator:
         shares = {
             self.context.point(sender): int(getattr(unmasking, kind)[envoy], 16)
             for sender, unmasking in self._unmaskings.items()
+            if envoy in getattr(unmasking, kind)
         }
-        secret = shamir.join(shares, self.context.threshold)
+        secret = shamir.join(shares, self._graph.shares)
         fits = secret < 2 ** (8 * KEY_BYTES)
         revealed = secret.to_bytes(KEY_BYTES, "big") if fits else b""
         keys = self.keys[envoy]
@@ -183,6 +190,18 @@ class Coordinator:
         if not fits:
             raise SecureAggregationError(f"{self.context}: shares of envoy '{envoy}' are not those of its secrets")
         return revealed
+
+    def _check_enough(self) -> None:
+        """Raise BelowThresholdError unless the open stage can be closed with those that have answered."""
+        answered, of = self._answered(), len(self.context.participants)
+        if len(answered) < self.context.threshold:
+            lost = sorted({*self.context.participants} - {*answered})
+            raise BelowThresholdError(
+                f"{self.context}: {len(answered)} of {of} envoys are there at stage {self.stage.name}, and secure "
+                f"aggregation takes {self.context.threshold}: without {', '.join(lost)}"
+            )
+        if self.stage is not Stage.KEYS:
+            self._graph.check_holders(self.sharers or answered, answered)
 
     def _check_sender(self, envoy: str, stage: Stage, among: Collection[str], may_repeat: bool = False) -> None:
         """Raise SecureAggregationError unless an envoy may send a message of `stage` now, for the first time."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from openfl_audio.errors import SecureAggregationError
 from openfl_audio.privacy import shamir
+from openfl_audio.privacy.graph import Graph
 from openfl_audio.privacy.keys import KEY_BYTES, KeyPair, derive, seal, unseal
 from openfl_audio.privacy.masks import Mask
 from openfl_audio.privacy.transcript import (
@@ -55,6 +56,8 @@ class Participant:
         self.stage: Stage | None = None
         self.roster: dict[str, Keys] = {}
         self.survivors: list[str] = []
+        self._graph = Graph(context, ())
+        self._sharers: list[str] = []
         self._received: dict[str, tuple[int, int]] = {}
         self._roster_sha256 = ""
 
@@ -77,12 +80,15 @@ class Participant:
         return self.roster[self.envoy]
 
     def share(self, roster: Sequence[Keys]) -> Shares:
-        """Return shares of this envoy's secrets, sealed for each envoy of the `roster`, itself among them."""
+        """Return shares of this envoy's secrets, sealed for each holder of the `roster`, itself among them."""
         self._enter(Stage.SHARES)
         self._check_roster(roster)
         self.roster = {keys.envoy: keys for keys in roster}
         self._roster_sha256 = roster_digest(self.context, roster)
-        points = {envoy: self.context.point(envoy) for envoy in self.roster}
+        self._graph = Graph(self.context, roster)
+        self._graph.check_holders([self.envoy], self.roster)
+        holders = self._graph.holders(self.envoy)
+        points = {envoy: self.context.point(envoy) for envoy in self.roster if envoy in holders}
         of_mask_key = self._split(self._mask.private, points.values())
         of_self_mask = self._split(self._self_mask, points.values())
         sealed = {}
@@ -95,12 +101,20 @@ class Participant:
     def masks(self, sealed: Mapping[str, str]) -> dict[bytes, list[Mask]]:
         """Return the masks that hide this envoy's update, by TENSORS and NUMBERS.
 
-        `sealed` has the shares for this envoy by the name of who sealed them. Their senders take part in the sum: each
-        pair of them has a mask that one adds and the other takes away.
+        `sealed` has the shares for this envoy by the name of who sealed shares, "" where they are for others. All these
+        take part in the sum: each pair of neighbours has a mask that one adds and the other takes away.
         """
         self._enter(Stage.UPDATE)
         self._check_names(sealed, self.roster, "shares")
+        self._sharers = list(sealed)
         for envoy, text in sealed.items():
+            if bool(text) != (self.envoy in self._graph.holders(envoy)):
+                raise SecureAggregationError(
+                    f"{self.context}: the director takes envoy '{self.envoy}' for {'a' if text else 'no'} neighbour of "
+                    f"envoy '{envoy}', and by the keys of '{envoy}' it is {'none' if text else 'one'}"
+                )
+            if not text:
+                continue
             key = self._seal_key(envoy, self.envoy)
             opened = unseal(key, bytes.fromhex(text), self._about_shares(envoy, self.envoy))
             if len(opened) != 2 * shamir.SHARE_BYTES:
@@ -115,13 +129,14 @@ class Participant:
         `judge` raises SecureAggregationError if a sum of them must not be known.
         """
         self._enter(Stage.AGREEMENT)
-        self._check_names(survivors, self._received, "updates")
+        self._check_names(survivors, self._sharers, "updates")
+        self._graph.check_holders(self._sharers, survivors)
         judge(self.context, sorted(survivors))
         self.survivors = sorted(survivors)
         return Agreement(envoy=self.envoy, signature=self._identity.sign(self._survivors_statement()))
 
     def unmask(self, agreements: Sequence[Agreement], commit: Judge) -> Unmasking:
-        """Return a share of one secret of each envoy: of a survivor's self-mask, or of another one's mask key.
+        """Return a share of one secret of each envoy that gave some: of a survivor's self-mask, or another's mask key.
 
         Enough survivors must have signed the same survivors as this envoy. `commit` writes down that they are about to
         be unmasked, before any share leaves, and raises SecureAggregationError if they must not be.
@@ -137,7 +152,7 @@ class Participant:
                 self._survivors_statement(),
             )
         commit(self.context, self.survivors)
-        self_masks = {envoy: _hex(self._received[envoy][1]) for envoy in self.survivors}
+        self_masks = {envoy: _hex(self._received[envoy][1]) for envoy in self.survivors if envoy in self._received}
         mask_keys = {envoy: _hex(shares[0]) for envoy, shares in self._received.items() if envoy not in self_masks}
         return Unmasking(envoy=self.envoy, self_masks=self_masks, mask_keys=mask_keys)
 
@@ -174,7 +189,7 @@ class Participant:
             )
 
     def _split(self, secret: bytes, points: Collection[int]) -> dict[int, int]:
-        return shamir.split(int.from_bytes(secret, "big"), self.context.threshold, points)
+        return shamir.split(int.from_bytes(secret, "big"), self._graph.shares, points)
 
     def _about_shares(self, sender: str, receiver: str) -> bytes:
         return f"openfl-audio shares\n{self._roster_sha256}\n{sender}\n{receiver}\n".encode()
@@ -185,12 +200,12 @@ class Participant:
         return self._encryption.agree(public, self._about_shares(sender, receiver))
 
     def _survivors_statement(self) -> bytes:
-        return survivors_statement(self._roster_sha256, self._received, self.survivors)
+        return survivors_statement(self._roster_sha256, self._sharers, self.survivors)
 
     def _masks_for(self, purpose: bytes) -> list[Mask]:
         masks = [Mask(derive(self._self_mask, purpose))]
-        for envoy in self._received:
-            if envoy != self.envoy:
+        for envoy in self._sharers:
+            if self._graph.have_mask(self.envoy, envoy):
                 public = bytes.fromhex(self.roster[envoy].mask_key)
                 masks.append(pair_mask(self._mask, self.envoy, public, envoy, self._roster_sha256, purpose))
         return masks

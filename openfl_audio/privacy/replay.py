@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from openfl_audio.errors import SecureAggregationError
+from openfl_audio.privacy.graph import Graph
 from openfl_audio.privacy.transcript import (
     Agreement,
     Context,
@@ -34,26 +35,28 @@ def entry_of_sum(
 
 
 def replay(entry: Mapping[str, Any]) -> SecureSum:
-    """Return the secure sum that an entry is about. Raises SecureAggregationError unless enough envoys have signed it.
+    """Return the secure sum that an entry is about.
 
+    Raises SecureAggregationError unless enough envoys have signed it, and enough shares were held by those in the sum.
     Whether certificates are an authority's is for those to check who have its own.
     """
     try:
         context = Context.model_validate(entry["context"])
         roster = {keys["envoy"]: Keys.model_validate(keys) for keys in entry["keys"]}
-        survivors, signatures = list(entry["survivors"]), dict(entry["signatures"])
+        sharers, survivors, signatures = list(entry["sharers"]), list(entry["survivors"]), dict(entry["signatures"])
     except (KeyError, TypeError, ValidationError) as error:
         fault = describe_faults(error) if isinstance(error, ValidationError) else repr(error)
         raise SecureAggregationError(f"an entry is none of a secure sum: {fault}") from None
-    if not {*signatures} <= {*survivors} <= {*roster} or len(signatures) < context.threshold:
+    if not {*signatures} <= {*survivors} <= {*sharers} <= {*roster} or len(signatures) < context.threshold:
         raise SecureAggregationError(
             f"{context}: {len(signatures)} survivors have signed, and {context.threshold} have to"
         )
-    statement = survivors_statement(roster_digest(context, roster.values()), entry["sharers"], survivors)
+    statement = survivors_statement(roster_digest(context, roster.values()), sharers, survivors)
     for envoy, signature in signatures.items():
         check_signature(envoy, roster[envoy].certificate, signature, statement)
     for keys in roster.values():
         check_signature(keys.envoy, keys.certificate, keys.signature, keys.statement(context))
+    Graph(context, roster.values()).check_holders(sharers, survivors)
     return SecureSum(
         envoys=survivors,
         of=len(context.participants),

@@ -5,12 +5,17 @@ from typing import Annotated
 
 from pydantic import Field
 
+from openfl_audio.protocol.neighbours import Neighbours, least_neighbours
 from openfl_audio.protocol.part import Part
 
 # With fewer updates in a sum, the director and one envoy would know the others' update.
 LEAST_UPDATES = 3
-# Each envoy shares secrets with each other one: beyond so many, that is not what the protocol is for.
-MOST_ENVOYS = 50
+# Up to so many envoys each shares secrets with each other one; of more each draws some.
+ALL_PAIRS = 50
+# All keys of an attempt, which are sent to each envoy, have some 1.5 MB then.
+MOST_ENVOYS = 1000
+# One in so many envoys may be lost, and may collude, where each shares secrets with some others.
+ONE_IN = 5
 
 
 def threshold(envoys: int) -> int:
@@ -28,28 +33,49 @@ def threshold(envoys: int) -> int:
 def dropouts(envoys: int) -> int:
     """Return how many of `envoys` may be lost in a round.
 
-    >>> [dropouts(envoys) for envoys in (3, 4, 5, 8, 50)]
-    [0, 1, 1, 2, 16]
+    Where each shares secrets with some others, an attempt with so many lost at random fails once in 2^20 times. With
+    more it may succeed, up to those that the threshold spares.
+
+    >>> [dropouts(envoys) for envoys in (3, 4, 5, 8, 50, 60)]
+    [0, 1, 1, 2, 16, 12]
     """
-    return envoys - threshold(envoys)
+    return envoys - threshold(envoys) if envoys <= ALL_PAIRS else envoys // ONE_IN
 
 
 def colluders(envoys: int) -> int:
     """Return how many of `envoys` may work together with a director that breaks the rules, and learn but a sum.
 
-    It is fewer than would get two lists of survivors signed, and leaves two others at least in each sum.
+    It is fewer than would get two lists of survivors signed, and leaves two others at least in each sum. Where each
+    shares secrets with some others, that fails in an attempt with a probability of 2^-40.
 
-    >>> [colluders(envoys) for envoys in (3, 4, 5, 7, 8, 50)]
-    [1, 1, 2, 2, 3, 17]
+    >>> [colluders(envoys) for envoys in (3, 4, 5, 7, 8, 50, 60)]
+    [1, 1, 2, 2, 3, 17, 12]
     """
+    if envoys > ALL_PAIRS:
+        return envoys // ONE_IN
     return min(2 * threshold(envoys) - envoys - 1, threshold(envoys) - 2)
+
+
+def neighbours(envoys: int) -> Neighbours:
+    """Return with how many others each of `envoys` shares its secrets, and how many of the shares give them back.
+
+    >>> [tuple(neighbours(envoys)) for envoys in (5, 50, 60)]
+    [(4, 4), (49, 34), (25, 14)]
+    """
+    if envoys <= ALL_PAIRS:
+        return Neighbours(envoys - 1, threshold(envoys))
+    return least_neighbours(envoys, colluders(envoys), dropouts(envoys), envoys - threshold(envoys))
 
 
 def describe(envoys: int) -> str:
     """Return what secure aggregation of so many envoys bears, as a sentence."""
+    drawn, shares = neighbours(envoys)
+    some = f"; each shares its secrets with {drawn} others, and {shares} shares give them back"
     return (
         f"secure aggregation takes {threshold(envoys)} of {envoys} envoys at every stage of a round: "
         f"{dropouts(envoys)} may be lost, and {colluders(envoys)} may collude with the director"
+        + some
+        * (envoys > ALL_PAIRS)
     )
 
 

@@ -8,35 +8,42 @@ import pytest
 from openfl_audio.cli.main import main
 from openfl_audio.privacy.fixed_point import steps
 from openfl_audio.protocol.secure_aggregation import (
+    ALL_PAIRS,
     MOST_ENVOYS,
     SecureAggregation,
     colluders,
     describe,
     dropouts,
+    neighbours,
     threshold,
 )
 
 PAGE = (Path(__file__).parents[2] / "docs" / "secure-aggregation.md").read_text()
+ROW = r"^\| (\d+) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$"
 
 
 def test_table_says_what_the_protocol_bears():
-    rows = [tuple(map(int, row)) for row in re.findall(r"^\| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", PAGE, re.M)]
-    assert [row[0] for row in rows] == [3, 4, 5, 7, 8, 10, 20, MOST_ENVOYS]
+    rows = [tuple(map(int, row)) for row in re.findall(ROW, PAGE, re.M)]
+    assert [row[0] for row in rows] == [3, 4, 5, 7, 8, 10, 20, ALL_PAIRS, 60, 100, 200, MOST_ENVOYS]
     for envoys, *said in rows:
-        assert said == [threshold(envoys), dropouts(envoys), colluders(envoys)]
+        assert said == [threshold(envoys), neighbours(envoys).drawn, dropouts(envoys), colluders(envoys)]
 
 
 def test_help_of_the_demo_has_the_table_of_the_page(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(["demo", "--help"])
-    rows = re.findall(r"^ +(\d+) +(\d+) +(\d+) +(\d+)$", capsys.readouterr().out, re.M)
-    assert rows == re.findall(r"^\| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", PAGE, re.M)
+    rows = re.findall(r"^ +(\d+) +(\d+) +(\d+) +(\d+) +(\d+)$", capsys.readouterr().out, re.M)
+    assert rows == re.findall(ROW, PAGE, re.M)
 
 
 def test_submission_says_what_holds_for_its_envoys():
     assert describe(5) == (
         "secure aggregation takes 4 of 5 envoys at every stage of a round: 1 may be lost, and 2 may collude with the "
         "director"
+    )
+    assert describe(60) == (
+        "secure aggregation takes 41 of 60 envoys at every stage of a round: 12 may be lost, and 12 may collude with "
+        "the director; each shares its secrets with 25 others, and 14 shares give them back"
     )
 
 

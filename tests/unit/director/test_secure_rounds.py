@@ -1,10 +1,11 @@
 """Secure rounds of an experiment: the director's end and the envoys' in one process, with envoys lost at any stage."""
 
 import asyncio
+import string
 import threading
 import time
 import zipfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from openfl_audio.errors import DirectorRefusedError, SecureAggregationError
 from openfl_audio.privacy.accounting import privacy_cost
 from openfl_audio.privacy.discrete_gaussian import discrete_gaussian
 from openfl_audio.privacy.fixed_point import Rounding, encode
+from openfl_audio.privacy.graph import Graph
 from openfl_audio.privacy.noise import repeatable_noise
 from openfl_audio.privacy.replay import replay
 from openfl_audio.privacy.replay import secure_rounds as replayed_rounds
 from openfl_audio.privacy.rotation import ROW, Rotation
-from openfl_audio.privacy.transcript import CertificateIdentity, Stage
+from openfl_audio.privacy.transcript import CertificateIdentity, Context, Keys, Stage
 from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.authority import write_certificates
 from openfl_audio.protocol.bundle import Author, Bundle, describe_model, fingerprint
@@ -47,7 +49,7 @@ from tests.unit.director.toy_experiment import (
     running,
     until,
 )
-from tests.unit.privacy.attempts import context_of
+from tests.unit.privacy.attempts import RememberingIdentity, context_of, make_identities
 
 NAMES = "abcde"
 CLIPS.setdefault("e", 23)
@@ -134,11 +136,13 @@ class Envoy(threading.Thread):
 
 def update_of(site: str, round_number: int, model: Tensors) -> Tensors:
     """Return what a site makes of the model."""
-    change = np.random.default_rng([ord(site), round_number]).normal(size=MODEL["weight"].shape).astype(np.float32)
+    change = (
+        np.random.default_rng([*map(ord, site), round_number]).normal(size=MODEL["weight"].shape).astype(np.float32)
+    )
     return {"weight": model["weight"] + change, "steps": model["steps"] + 7}
 
 
-def next_model(model: Tensors, sites: str, round_number: int) -> np.ndarray:
+def next_model(model: Tensors, sites: Collection[str], round_number: int) -> np.ndarray:
     """Return the quantised mean, with NumPy alone."""
     total = np.zeros(MODEL["weight"].size, np.int64)
     for site in sites:
@@ -191,6 +195,32 @@ def test_two_rounds_give_the_quantised_mean_to_the_bit(tmp_path: Path, identitie
         scores = [float(model["weight"].sum()) + ord(name) for name in NAMES]
         expected = np.average(scores, weights=clips)
         assert record["metrics"]["aggregated_model_validate"]["score"] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_of_more_envoys_than_share_with_all_the_sum_is_the_quantised_mean_to_the_bit(tmp_path: Path) -> None:
+    names = [first + second for first in "wxyz" for second in string.ascii_lowercase[:13]]
+    for number, name in enumerate(names):
+        CLIPS[name] = 3 + number % 40
+    identities = make_identities(tmp_path / "certificates", names, RememberingIdentity)
+    settings = SETTINGS.model_copy(update={"stage_seconds": 5.0})
+    experiment = make_secure(
+        tmp_path, rounds=1, members=names, envoys=names, secure_aggregation=settings,
+        participation={"deadline_seconds": 10.0, "quorum": 35},
+    )  # fmt: skip
+    lost = {"wb": (0, "upload"), "yc": (0, Stage.UNMASKING)}
+    play(experiment, lambda: [Envoy(n, experiment, identities[n], tmp_path, lost.get(n)) for n in names])
+    assert experiment.state.error == ""
+    sites = [name for name in names if name != "wb"]
+    np.testing.assert_array_equal(load(experiment.folder.model)["weight"], next_model(MODEL, sites, 0))
+    record = records_of(experiment)[0]
+    assert (record["secure"]["envoys"], record["secure"]["threshold"]) == (sites, 35)
+    entries = [entry for line in read_record(tmp_path / RECORD) if (entry := entry_of(line))]
+    assert dict(replayed_rounds(entries))[0].model_dump() == record["secure"]
+    [said] = [each for each in entries if each["event"] == "secure_sum" and each["round"] == 0]
+    assert len(said["sharers"]) == 52
+    graph = Graph(Context.model_validate(said["context"]), [Keys.model_validate(keys) for keys in said["keys"]])
+    assert all(len({*graph.holders(name)}) == 23 for name in names)
 
 
 def test_history_says_how_many_sites_are_bounded_and_not_which(

@@ -5,7 +5,7 @@ import contextlib
 import io
 import time
 import zipfile
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def make_experiment(
     tmp_path: Path,
     name: str = "toy",
     rounds: int = 2,
-    members: str = "ab",
+    members: Collection[str] = "ab",
     patience: int | None = None,
     participation: dict[str, Any] | None = None,
     is_online: Callable[[str], bool] = lambda _: True,
@@ -91,7 +91,7 @@ def next_model(model: Tensors, envoys: Iterable[str], round_number: int, precisi
 
 
 def score_of(envoy: str, model: Tensors) -> float:
-    return float(model["weight"].sum()) + ord(envoy)
+    return float(model["weight"].sum()) + sum(map(ord, envoy))
 
 
 async def send(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -15,13 +16,28 @@ from openfl_audio.protocol.certificates import load_credentials
 from openfl_audio.protocol.secure_aggregation import SecureAggregation
 
 NAMES = [f"site-{letter}" for letter in "abcdefgh"]
+# So many that each shares secrets with some others only.
+MANY = [f"site-{number:02}" for number in range(60)]
 ITEMS = 1000
 
 
-def make_identities(folder: Path) -> dict[str, CertificateIdentity]:
-    """Return identities of NAMES that one authority has certified."""
-    write_certificates(folder, director_hosts=["localhost"], envoys=NAMES)
-    return {name: CertificateIdentity(load_credentials(folder, name)) for name in NAMES}
+def make_identities(
+    folder: Path, names: Sequence[str] = NAMES, kind: type[CertificateIdentity] = CertificateIdentity
+) -> dict[str, CertificateIdentity]:
+    """Return identities of this kind that one authority has certified, by name."""
+    write_certificates(folder, director_hosts=["localhost"], envoys=names)
+    return {name: kind(load_credentials(folder, name)) for name in names}
+
+
+class RememberingIdentity(CertificateIdentity):
+    """Checks once for all envoys of a test what each of them has to check, as that is most of its time."""
+
+    _held: ClassVar[set[tuple[str, str, str, bytes]]] = set()
+
+    def check(self, envoy: str, certificate: str, signature: str, statement: bytes) -> None:
+        if (envoy, certificate, signature, statement) not in self._held:
+            super().check(envoy, certificate, signature, statement)
+            self._held.add((envoy, certificate, signature, statement))
 
 
 def context_of(names: Sequence[str], **changes: object) -> Context:
@@ -144,4 +160,4 @@ STEPS: dict[Stage, Callable[[Attempt, str], None]] = {
     Stage.AGREEMENT: Attempt._agree,
     Stage.UNMASKING: Attempt._unmask,
 }
-__all__ = ["NUMBERS", "TENSORS", "Attempt", "Ledger", "context_of", "make_identities"]
+__all__ = ["MANY", "NUMBERS", "TENSORS", "Attempt", "Ledger", "context_of", "make_identities"]

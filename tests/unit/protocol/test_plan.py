@@ -155,7 +155,7 @@ SECURE = {"secure_aggregation": {}, "envoys": ["a", "b", "c"]}
         ({"envoys": None}, "among envoys that are named"),
         ({"envoys": ["a", "b"]}, "takes 3 envoys that train, and there are 2"),
         ({"envoys": ["a", "a", "b"]}, "there are 2"),
-        ({"envoys": [f"e{i}" for i in range(51)]}, "at most 50 envoys that train, and not 51"),
+        ({"envoys": [f"e{i}" for i in range(1001)]}, "at most 1000 envoys that train, and not 1001"),
         ({"secure_aggregation": {"bits": 30}, "envoys": [*"abcde"]}, "a sum of 5 integers of 30 bits .* 32 bits"),
         ({"aggregation": {"rule": {"rule": "median"}}}, "rule median takes single updates"),
         (

@@ -79,6 +79,17 @@ def test_too_many_lost_clients_end_the_simulation_and_nothing_is_aggregated(tmp_
     np.testing.assert_array_equal(weights_of(simulation), np.array([-0.5, 0.5, 0.25], np.float32))
 
 
+def test_of_more_clients_than_share_with_all_the_sum_is_that_of_the_survivors(tmp_path: Path) -> None:
+    clients = [f"{number:02}-{3 + number % 5}" for number in range(52)]
+    simulation = prepare(tmp_path / "many", clients, secure_aggregation=SETTINGS)
+    simulation.lose(clients[7], 0, Stage.UPDATE)
+    simulation.lose(clients[8], 0, Stage.AGREEMENT)
+    [record, _] = simulation.run()
+    survivors = [client for client in clients if client != clients[7]]
+    assert (record["secure"]["envoys"], record["secure"]["threshold"]) == (survivors, 35)
+    np.testing.assert_array_equal(weights_of(simulation), quantised_mean(tmp_path, survivors))
+
+
 def test_only_clients_of_a_secure_experiment_are_lost(tmp_path: Path) -> None:
     plain = prepare(tmp_path / "plain", CLIENTS)
     with pytest.raises(ValueError, match="experiment 'toy' has no secure aggregation, and so no stage KEYS"):
