@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from openfl_audio.errors import RecordError
+from openfl_audio.privacy.accounting import explained
 from openfl_audio.privacy.replay import secure_rounds
 from openfl_audio.protocol.audit import entries_of, verify
 from openfl_audio.protocol.metrics import shown_name
@@ -218,7 +219,8 @@ def _of_sites(measured: list[dict[str, Any]]) -> Iterator[Sequence[Any]]:
 def _privacy(measured: list[dict[str, Any]]) -> Iterator[Sequence[Any]]:
     """Yield what each envoy has spent by the last round, where the experiment has differential privacy."""
     for entry in measured[-1:]:
-        if spent := entry.get("privacy"):
+        if entry.get("privacy"):
+            spent = explained(entry["privacy"])
             for envoy, epsilon in spent["epsilon"].items():
                 yield envoy, epsilon, spent["delta"], spent["unit"], spent["adjacency"], spent["trust"]
 

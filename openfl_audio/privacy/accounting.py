@@ -22,7 +22,7 @@ from openfl_audio.errors import PrivacyError
 from openfl_audio.privacy.clipping import check_positive
 from openfl_audio.privacy.discrete_gaussian import DEVIATION
 from openfl_audio.protocol.plan import ExperimentPlan
-from openfl_audio.protocol.privacy import Level, SiteLevel
+from openfl_audio.protocol.privacy import Level
 from openfl_audio.protocol.secure_aggregation import threshold
 
 Accountant = Literal["rdp", "pld"]
@@ -126,13 +126,24 @@ def privacy_of(plan: ExperimentPlan, releases: Mapping[str, int]) -> dict[str, A
 
 def trust_of(plan: ExperimentPlan) -> str:
     """Return whom a site trusts that an epsilon is as it is told."""
-    if not isinstance(plan.privacy, SiteLevel):
-        return "nobody: each site adds its noise"
     honest = plan.honest_survivors
     if honest is None:
-        return "the director, which adds the noise"
+        return _trust_without_sums(plan.privacy.unit if plan.privacy else "record")
     least = threshold(len({*(plan.envoys or ())}))
     return f"no director, but {honest} honest sites of the {least} or more in a round, which add the noise together"
+
+
+def _trust_without_sums(unit: str) -> str:
+    return "the director, which adds the noise" if unit == "site" else "nobody: each site adds its noise"
+
+
+def explained(spent: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a record says of privacy (`messages.PrivacySpent`), with what records of earlier builds leave out.
+
+    Before `adjacency` and `trust` were written down, no noise was added to secret sums.
+    """
+    told = {name: value for name, value in spent.items() if value is not None}
+    return {"adjacency": ADJACENCY, "trust": _trust_without_sums(spent["unit"])} | told
 
 
 def check_can_account() -> None:

@@ -258,15 +258,16 @@ class PrivacySpent(Answer):
     Attributes:
         unit: what is protected: "record", "speaker" or "site".
         delta: the delta at which epsilon is told.
-        adjacency: between which data epsilon is told: those that differ by one unit, added or removed.
-        trust: whom a site trusts for that.
+        adjacency: between which data epsilon is told: those that differ by one unit, added or removed. Records of
+            earlier builds have none (`accounting.explained`).
+        trust: whom a site trusts for that; likewise.
         epsilon: by envoy: what its updates have cost its units, whether they counted or not.
     """
 
     unit: str
     delta: float
-    adjacency: str
-    trust: str
+    adjacency: str | None = None
+    trust: str | None = None
     epsilon: dict[str, float]
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from openfl_audio.privacy.accounting import explained
 from openfl_audio.protocol.messages import EnvoyProgress, ExperimentDetails, LiveRound, SecureSum
 from openfl_audio.protocol.metrics import MEAN_OF_SITES, shown_name
 from openfl_audio.protocol.plan import TRAIN, VALIDATE
@@ -51,9 +52,9 @@ def epsilon_of(record: Record) -> float | None:
 
 def privacy_sentence(record: Record) -> str:
     """Return what the epsilon of a round's record is about, and whom it takes trust in; "" without privacy."""
-    spent = record.get("privacy")
-    if spent is None:
+    if record.get("privacy") is None:
         return ""
+    spent = explained(record["privacy"])
     return (
         f"epsilon of a {spent['unit']}, at a delta of {spent['delta']:g}, of data that differ by: "
         f"{spent['adjacency']}; trusted for it: {spent['trust']}"

@@ -70,6 +70,17 @@ def test_a_report_is_made_of_the_record_alone_and_of_a_round_that_was_measured_t
     assert rows["Differential privacy"] == [("a", 1.5, 1e-5, "record", "add or remove one unit", "nobody")]
 
 
+def test_a_report_of_rounds_by_an_earlier_build_says_whom_its_privacy_trusts(runs):
+    spent = {"epsilon": {"a": 1.5}, "delta": 1e-5, "unit": "site"}
+    about = {"best": False, "metrics": {}, "envoys": {}}
+    Record(runs / "record.jsonl", "director 'director'").append(
+        "measured", experiment="toy", round=2, privacy=spent, **about
+    )
+    rows = {section.heading: section.rows for section in make_report(runs, "toy").sections}
+    trusted = "the director, which adds the noise"
+    assert rows["Differential privacy"] == [("a", 1.5, 1e-5, "site", "add or remove one unit", trusted)]
+
+
 def test_hostile_names_are_text_in_both_forms(runs):
     report = make_report(runs, "toy")
     text = report.markdown()

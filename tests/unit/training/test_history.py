@@ -1,7 +1,7 @@
 import math
 
-from openfl_audio.protocol.messages import EnvoyProgress, LiveRound
-from openfl_audio.training.history import per_envoy, updates_that_counted
+from openfl_audio.protocol.messages import EnvoyProgress, LiveRound, PrivacySpent
+from openfl_audio.training.history import per_envoy, privacy_sentence, updates_that_counted
 
 RECORD = {
     "round": 3,
@@ -55,3 +55,14 @@ def test_a_secure_round_says_with_how_many_and_against_which_director():
     assert updates_that_counted(record) == "3 of 3, secure (curious)"
     assert updates_that_counted(record | {"secure": secure | {"approving": 3}}) == "3 of 3, secure (malicious)"
     assert updates_that_counted(record | {"secure": None}) == "3 of 3"
+
+
+def test_the_privacy_of_a_round_by_an_earlier_build_is_told_as_that_of_one_by_this():
+    spent = {"unit": "record", "delta": 1e-5, "epsilon": {"a": 1.0}}
+    sentence = (
+        "epsilon of a record, at a delta of 1e-05, of data that differ by: add or remove one unit; trusted for it: "
+        "nobody: each site adds its noise"
+    )
+    # As a file has it, and as a director sends it.
+    for found in (spent, PrivacySpent.model_validate(spent).model_dump()):
+        assert privacy_sentence({"privacy": found}) == sentence
