@@ -7,7 +7,6 @@ import re
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,11 +15,10 @@ from openfl.interface.interactive_api.shard_descriptor import ShardDescriptor
 from pydantic import AfterValidator, Field
 
 from openfl_audio.config import Settings
-from openfl_audio.envoy.budget import release_of
 from openfl_audio.envoy.small_cells import without_rare_letters, without_small_cells
 from openfl_audio.errors import PolicyError
 from openfl_audio.files import write_whole
-from openfl_audio.privacy.accounting import epsilon
+from openfl_audio.privacy.accounting import privacy_cost
 from openfl_audio.protocol.bundle import Bundle
 from openfl_audio.protocol.messages import TaskResult
 from openfl_audio.protocol.plan import ExperimentPlan
@@ -75,7 +73,7 @@ class Policy(Settings):
     max_epsilon: float | None = Field(
         default=None,
         gt=0,
-        description="the most epsilon of one experiment, over all its rounds and at its delta",
+        description="the most epsilon of one experiment, over all its rounds and at its delta, by noise of sites",
     )
     counts: Literal["exact", "rounded", "none"] = Field(
         default="exact", description="numbers in the shard's description: exact, rounded, or none"
@@ -163,13 +161,17 @@ class Policy(Settings):
 def refuse_epsilon(plan: ExperimentPlan, most: float) -> Iterator[str]:
     """Yield why an experiment is refused that costs more epsilon than `most` in all its rounds, or has no privacy.
 
-    That of sites is for the director or for other sites to see to as well, and does not count here.
+    Noise counts that sites add: each to its own steps, or all together to their secret sum. A director that should add
+    it could do without, and sees each update before.
     """
-    if plan.privacy is None or isinstance(plan.privacy, SiteLevel):
-        yield f"it has no differential privacy of records or speakers, and has to cost an epsilon of at most {most:g}"
+    wanted = f"has to cost an epsilon of at most {most:g}"
+    if plan.privacy is None:
+        yield f"it has no differential privacy, and {wanted}"
         return
-    one = release_of(plan)
-    cost = epsilon([replace(one, steps=plan.rounds * one.steps)], plan.privacy.delta)
+    if isinstance(plan.privacy, SiteLevel) and plan.honest_survivors is None:
+        yield f"the director would add its noise, and it {wanted} by noise that sites add: with secure aggregation"
+        return
+    cost = privacy_cost(plan.privacy, plan.rounds, plan.honest_survivors)
     if cost > most:
         yield f"it costs an epsilon of {cost:.3g} at a delta of {plan.privacy.delta:g}, and may cost {most:g}"
 

@@ -10,13 +10,22 @@ from pydantic import ValidationError
 from openfl_audio.envoy.policy import Policy, SentToday, Shard, is_within, shard_of, without_values
 from openfl_audio.envoy.running_experiment import lines_of_code
 from openfl_audio.errors import PolicyError
+from openfl_audio.protocol.aggregation import Aggregation
 from openfl_audio.protocol.bundle import read_bundle
 from openfl_audio.protocol.messages import TaskResult
 from openfl_audio.protocol.plan import PUBLIC_PLAN_FILE
-from openfl_audio.protocol.privacy import RecordLevel
+from openfl_audio.protocol.privacy import RecordLevel, SiteLevel
+from openfl_audio.protocol.rules import Mean
+from openfl_audio.protocol.secure_aggregation import SecureAggregation
 from tests.unit.protocol.test_bundle import files, plan, write
 
 PRIVACY = RecordLevel(noise_multiplier=0.8, clip=1.0, delta=1e-5, probability=0.1, steps=10)
+NOISY_SUMS = {
+    "privacy": SiteLevel(noise_multiplier=1.0, clip=1.0, delta=1e-5, colluders=0),
+    "secure_aggregation": SecureAggregation(),
+    "envoys": ["a", "b", "c"],
+    "aggregation": Aggregation(rule=Mean(weighted=False)),
+}
 SHARD = Shard(clips=20, speakers=4)
 
 
@@ -49,12 +58,24 @@ def reasons(tmp_path, policy, user="ada", is_proven=True, shard=SHARD, sent=0, *
         ({"max_day_mb": 30e-6}, {"sent": 6}, {"sent": 7}, "more than 3e-05 MB would leave today"),
         ({"precision": "float16"}, {"precision": "float16"}, {}, "its precision is float32, and has to be float16"),
         ({"secure_aggregation": True}, None, {}, "its updates are not masked"),
-        ({"max_epsilon": 8.0}, None, {}, "it has no differential privacy of records or speakers, and has to cost"),
+        ({"max_epsilon": 8.0}, None, {}, "it has no differential privacy, and has to cost an epsilon of at most 8"),
         (
             {"max_epsilon": 8.0},
             {"privacy": PRIVACY, "rounds": 3},
             {"privacy": PRIVACY, "rounds": 6},
             "at a delta of 1e-05, and may cost 8",
+        ),
+        (
+            {"max_epsilon": 8.0},
+            NOISY_SUMS | {"rounds": 2},
+            NOISY_SUMS | {"rounds": 3},
+            "it costs an epsilon of 9.01 at a delta of 1e-05, and may cost 8",
+        ),
+        (
+            {"max_epsilon": 8.0},
+            None,
+            {"privacy": NOISY_SUMS["privacy"], "rounds": 1},
+            "the director would add its noise, and it has to cost an epsilon of at most 8 by noise that sites add",
         ),
     ],
 )
