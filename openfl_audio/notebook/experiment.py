@@ -17,7 +17,7 @@ from openfl_audio.protocol.plan import TRAIN, VALIDATE, BestModel, Direction, Ex
 from openfl_audio.protocol.privacy import Level, SiteLevel
 from openfl_audio.protocol.secure_aggregation import SecureAggregation
 from openfl_audio.protocol.tensors import Tensors, describe
-from openfl_audio.training.private_round import can_train_privately
+from openfl_audio.training.private_round import can_train_privately, why_not_private
 from openfl_audio.training.private_steps import refuse_batch_norm
 
 OPT_TREATMENTS = ("RESET", "CONTINUE_LOCAL", "CONTINUE_GLOBAL")
@@ -116,12 +116,12 @@ def check_private(privacy: Level, task_keeper: TaskInterface, model_provider: Mo
     name = registered[TRAIN].function_name if TRAIN in registered else None
     if name is None:
         raise DefinitionError("privacy is about training, and no task trains: leave it out")
-    if not isinstance(privacy, SiteLevel) and not can_train_privately(
-        registered_function(task_keeper.task_registry[name])
-    ):
+    task = registered_function(task_keeper.task_registry[name])
+    if not isinstance(privacy, SiteLevel) and not can_train_privately(task):
+        advice = "use train_privately in it, and declare that by trains_privately (openfl_audio.training.private_round)"
         raise DefinitionError(
-            f"the training task '{name}' has no private steps, so that privacy cannot be had with it: use "
-            "train_privately in it, and declare that by trains_privately (openfl_audio.training.private_round)"
+            f"the training task '{task.__module__}.{name}' has no private steps, so that privacy of each "
+            f"{privacy.unit} cannot be had with it: {why_not_private(task) or advice}"
         )
     try:
         refuse_batch_norm(model_provider.provide_model())

@@ -11,7 +11,7 @@ from openfl_audio.node.progress import report
 from openfl_audio.training.private_steps import Losses, PrivateSettings, PrivateSteps, draw_units
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-MARK = "trains_privately"
+MARK, REASON = "trains_privately", "not_private"
 
 
 def trains_privately(train: Function) -> Function:
@@ -23,6 +23,21 @@ def trains_privately(train: Function) -> Function:
 def can_train_privately(task: Callable[..., Any]) -> bool:
     """Tell whether a task has been declared by `trains_privately`."""
     return getattr(task, MARK, False)
+
+
+def not_private(reason: str) -> Callable[[Function], Function]:
+    """Declare of a training task why it cannot be private, in a clause such as "its targets were fitted to clips"."""
+
+    def mark(train: Function) -> Function:
+        setattr(train, REASON, reason)
+        return train
+
+    return mark
+
+
+def why_not_private(task: Callable[..., Any]) -> str:
+    """Return what `not_private` has declared of a training task, "" for others."""
+    return getattr(task, REASON, "")
 
 
 def is_private() -> bool:

@@ -73,6 +73,9 @@ class Clips:
     """A split of a shard. With `clusters` there are targets for every frame, numbers below that.
 
     Raises SettingsError, naming what does not fit.
+
+    Attributes:
+        speakers: who says each clip, (clips,); "" where that is not known.
     """
 
     def __init__(self, shard_dataset: ShardDataset, mask: MaskSettings | None, clusters: int | None) -> None:
@@ -80,6 +83,7 @@ class Clips:
         self.shard_dataset, self.mask, self.clusters = shard_dataset, mask, clusters
         self.num_samples = np.asarray(shard_dataset.num_samples)
         self.frames = count_frames(self.num_samples)
+        self.speakers = [str(each) for each in getattr(shard_dataset, "speakers", [""] * len(self.num_samples))]
         if clusters is not None:
             _check_targets(shard_dataset.targets_info, clusters)
         if len(self.num_samples) and self.num_samples.min() < RECEPTIVE_FIELD:
@@ -112,6 +116,11 @@ class Clips:
     def validation_batches(self, max_samples: int) -> Iterator[Batch]:
         """Yield all clips, whole, with masks that are functions of their names; one longer than the limit is alone."""
         yield from map(self._read, cut_batches(self.num_samples, np.argsort(self.num_samples), max_samples))
+
+    def alone(self, item: int, max_samples: int, generator: np.random.Generator) -> Batch:
+        """Return a batch of one clip, or of a part of it with `max_samples` that `generator` draws, and its masks."""
+        samples = int(self.num_samples[item])
+        return self._read([_move(Crop(item, 0, min(samples, max_samples)), samples, generator)], generator)
 
     def _read(self, crops: Sequence[Crop], generator: np.random.Generator | None = None) -> Batch:
         lengths = torch.tensor([crop.num_samples for crop in crops])

@@ -17,6 +17,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from openfl_audio.node.progress import report
 from openfl_audio.protocol.metrics import MeanOver
+from openfl_audio.training.private_round import not_private
 from openfl_audio.training.proximal import ProximalTerm
 from openfl_audio.training.schedules import linear_rate, set_rate
 from workspaces.hubert.batch_size_finder import find_max_samples, usage
@@ -66,6 +67,7 @@ class TrainingSettings:
     feature_grad_mult: float = 0.1
 
 
+@not_private("the clusters that it predicts are of codebooks, which were fitted to the clips without noise")
 def train_round(
     model: Hubert,
     clips: Clips,

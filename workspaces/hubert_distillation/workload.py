@@ -18,6 +18,7 @@ from workspaces.hubert.librispeech import HubertSettings, HubertWorkload
 from workspaces.hubert.model import Hubert
 from workspaces.hubert_distillation.loss import Distillation
 from workspaces.hubert_distillation.model import Student, compare_size_and_speed, create_student, load_teacher
+from workspaces.hubert_distillation.tasks import train_round
 
 
 class DistillationSettings(Group):
@@ -58,7 +59,7 @@ class HubertDistillation(HubertWorkload[HubertDistillationSettings]):
     def tasks(self, config: HubertDistillationSettings) -> TaskInterface:
         objective = {"objective": _objective(config)}
         train_arguments = {"settings": config.training, **objective}
-        return register_tasks(tasks.train_round, tasks.validate_objective, train_arguments, objective)
+        return register_tasks(train_round, tasks.validate_objective, train_arguments, objective)
 
     def data(self, config: HubertDistillationSettings) -> DataInterface:
         return HubertData(None, None)

@@ -11,6 +11,7 @@ import torch
 
 from openfl_audio.errors import SettingsError
 from openfl_audio.node.progress import report
+from openfl_audio.training.private_round import not_private
 from openfl_audio.training.schedules import set_rate, stepwise_rate
 from workspaces.speech_enhancement.data import Sources
 from workspaces.speech_enhancement.loss import (
@@ -46,6 +47,7 @@ class TrainingSettings:
     seed: int = 0
 
 
+@not_private("a recording is a part of several mixtures, so that it would be in several units")
 def train_round(
     model: SudoRmRf,
     clips: Sources,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from transformers import Trainer
 
 from openfl_audio.errors import PrivacyError
 from openfl_audio.node.private_task import private_task
@@ -18,6 +19,8 @@ from openfl_audio.training import private_round
 from openfl_audio.training.private_steps import PrivateSteps
 from tests.unit.workspaces.audio_classification.recordings import Tones as OwnTones
 from tests.unit.workspaces.audio_classification.recordings import create_cnn
+from tests.unit.workspaces.hubert.tones import TINY, tiny_hubert
+from tests.unit.workspaces.hubert.tones import Tones as Utterances
 from tests.unit.workspaces.speech_recognition.speech import Spoken, tiny_recognizer
 from tests.unit.workspaces.test_clips_alone import WHISPER
 from workspaces.audio_classification import tasks as own_tasks
@@ -25,6 +28,12 @@ from workspaces.audio_classification.data import Augmentation
 from workspaces.audio_classification.data import Clips as OwnClips
 from workspaces.audio_classification.targets import Targets
 from workspaces.audio_classification.workload import AudioClassificationSettings
+from workspaces.hubert.data import Clips as HubertClips
+from workspaces.hubert.model import save_model
+from workspaces.hubert.tasks import TrainingSettings as HubertSettings
+from workspaces.hubert_distillation import tasks as student_tasks
+from workspaces.hubert_distillation.loss import Distillation
+from workspaces.hubert_distillation.model import create_student
 from workspaces.keyword_spotting import tasks as keyword_tasks
 from workspaces.keyword_spotting.data import EncoderClips
 from workspaces.keyword_spotting.ssl_features import create_upstream
@@ -68,6 +77,14 @@ class Tones:
         return (0.1 * tone).astype(np.float32), self.labels[index]
 
 
+class Seconds(Tones):
+    """Tones of a second each, as a shard gives them."""
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        waveform, label = super().__getitem__(index)
+        return np.pad(waveform, (0, 16_000 - len(waveform))), label
+
+
 def optimizer_of(model: torch.nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=0.0)
 
@@ -94,7 +111,7 @@ def small_wav2vec2(folder: Path) -> Train:
     path.write_text(json.dumps(values | {"hidden_dropout": 0.0}))
     model = create_wav2vec2(config=path, labels=LABELS)
     settings = wav2vec2_tasks.TrainingSettings(rounds=1)
-    return lambda: wav2vec2_tasks.train_round(model, TrainClips(Tones()), optimizer_of(model), "cpu", 0, settings)
+    return lambda: wav2vec2_tasks.train_round(model, TrainClips(Seconds()), optimizer_of(model), "cpu", 0, settings)
 
 
 class Sounds:
@@ -137,7 +154,18 @@ def own_recordings(folder: Path) -> Train:
     return lambda: own_tasks.train_round(model, clips, optimizer_of(model), "cpu", 0, settings)
 
 
-TRAINED = (head_on_log_mel, small_whisper, small_wav2vec2, vgg_tagger, crnn_tagger, letters, own_recordings)
+def student(folder: Path) -> Train:
+    save_model(tiny_hubert(folder), folder / "teacher")
+    path = folder / "student.json"
+    path.write_text(json.dumps(TINY | {"hidden_size": 16, "num_hidden_layers": 1}))
+    teacher = str(folder / "teacher")
+    model, objective = create_student(path, teacher, (1, 2)), Distillation(teacher, (1, 2))
+    clips = HubertClips(Utterances([4_000, 2_400, 3_000, 2_000, 1_000]), None, None)
+    settings = HubertSettings(rounds=1, learning_rate=0.0)
+    return lambda: student_tasks.train_round(model, clips, optimizer_of(model), "cpu", 0, settings, objective)
+
+
+TRAINED = (head_on_log_mel, small_whisper, small_wav2vec2, vgg_tagger, crnn_tagger, letters, own_recordings, student)
 CASES = {each.__name__: each for each in TRAINED}
 
 
@@ -179,6 +207,17 @@ def test_one_more_unit_leaves_the_clipped_gradients_of_the_others_as_they_are(ca
     assert largest > 0
     for name, gradients in two.items():
         torch.testing.assert_close(four[name][[1, 3]], gradients, rtol=0, atol=TOLERANCE * largest, msg=name)
+
+
+def test_a_private_round_takes_no_step_of_the_trainer_and_one_that_does_fails_by_name(tmp_path, monkeypatch):
+    train = small_wav2vec2(tmp_path)
+    with pytest.MonkeyPatch.context() as patch, private_task(LEVEL, "site", 0, "train"):
+        patch.setattr(Trainer, "train", lambda *_: pytest.fail("the Trainer's steps have no noise"))
+        assert train() == {}
+    monkeypatch.setattr(wav2vec2_tasks, "is_private", lambda: False)
+    refusal = pytest.raises(PrivacyError, match="task 'train' took 0 private steps, and its plan says 1")
+    with refusal, private_task(LEVEL, "site", 0, "train"):
+        assert train().keys() == {"loss"}, "the Trainer has trained"
 
 
 def test_a_private_round_takes_each_clip_of_the_shard_once_however_rare_its_label_is(tmp_path, monkeypatch):
