@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from openfl_audio.errors import DirectorRefusedError, SecureAggregationError, UpdateRefusedError
-from openfl_audio.privacy.masks import CHUNK_WORDS, Mask, add_masks
+from openfl_audio.privacy.masks import Mask, add_masks, masked
 from openfl_audio.privacy.participant import NUMBERS, TENSORS, Participant
 from openfl_audio.privacy.transcript import Agreement, Context, Identity, Keys, Stage
 from openfl_audio.privacy.update import (
@@ -283,7 +283,5 @@ def masked_chunks(numbers: np.ndarray, words: np.ndarray, masks: Sequence[Mask])
     They are the same whenever they are made: the update of an attempt never has two masked forms.
     """
     yield bytes(bytes_of(numbers))
-    for first in range(0, len(words), CHUNK_WORDS):
-        chunk = words[first : first + CHUNK_WORDS].copy()
-        add_masks(chunk, masks, first)
+    for chunk in masked(words, masks):
         yield chunk.tobytes()

@@ -4,7 +4,7 @@ On one core with AES instructions AES-256-CTR makes some 8 GB/s and ChaCha20 som
 with `cryptography`), so masks are AES's. A key is for one stream, and so the counter begins at 0.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,12 +39,26 @@ def add_masks(values: np.ndarray, masks: Iterable[Mask], first: int = 0) -> None
 
     `values` are flat and of unsigned integers.
     """
+    for _ in _masked(values, masks, first, values):
+        continue
+
+
+def masked(values: np.ndarray, masks: Iterable[Mask]) -> Iterator[np.ndarray]:
+    """Yield an update's words with the masks added, in chunks of CHUNK_WORDS; the next one overwrites a chunk."""
+    return _masked(values, masks, 0, np.empty(min(CHUNK_WORDS, len(values)), values.dtype))
+
+
+def _masked(values: np.ndarray, masks: Iterable[Mask], first: int, into: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield `values` in chunks with the masks added, which lie in `into`: memory for a chunk, or for all of them."""
     streams = [(_Stream(mask.key, values.dtype, first), np.add if mask.sign > 0 else np.subtract) for mask in masks]
+    # Fresh memory would cost as much time as a mask.
     room = _room_for(min(CHUNK_WORDS, len(values)), values.dtype)
     for start in range(0, len(values), CHUNK_WORDS):
-        part = values[start : start + CHUNK_WORDS]
+        chunk = values[start : start + CHUNK_WORDS]
+        place = into[start : start + len(chunk)] if len(into) == len(values) else into[: len(chunk)]
         for stream, add in streams:
-            add(part, stream.next(len(part), room), out=part)
+            chunk = add(chunk, stream.next(len(chunk), room), out=place)
+        yield chunk
 
 
 def _room_for(count: int, dtype: np.dtype) -> np.ndarray:

@@ -32,6 +32,25 @@ def test_masks_cancel_in_a_sum_however_it_is_cut(monkeypatch: pytest.MonkeyPatch
     np.testing.assert_array_equal(one + other, 2 * values)
 
 
+@pytest.mark.parametrize("count", [0, 7, 256, 1000])
+def test_chunks_that_are_masked_on_their_way_are_those_of_a_masked_copy(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(masks, "CHUNK_WORDS", 1 << 8)
+    values, several = np.arange(count, dtype=np.uint32), [Mask(KEY, 1), Mask(bytes(32), -1), Mask(KEY[::-1], 1)]
+    expected = values.copy()
+    for mask in several:
+        stream = words(mask.key, "<u4", 0, count)
+        expected = expected + stream if mask.sign > 0 else expected - stream
+    copy = values.copy()
+    add_masks(copy, several)
+    np.testing.assert_array_equal(copy, expected)
+    chunks = [chunk.copy() for chunk in masks.masked(values, several)]
+    assert [len(chunk) for chunk in chunks] == [min(256, count - start) for start in range(0, count, 256)]
+    np.testing.assert_array_equal(np.concatenate([values[:0], *chunks]), expected)
+    np.testing.assert_array_equal(values, np.arange(count))
+
+
 def test_masked_values_are_uniform_and_say_nothing_of_the_update() -> None:
     n = 1 << 16
     update = np.zeros(n, np.uint32)
