@@ -7,7 +7,8 @@
 The experiment that is opened is written to the director's disk; its page is open when the last round is drawn and told.
 Rounds are those of `benchmarks/load.py`: a real director, and envoys that do all but train. Pages are streams of events
 that are read as a browser reads them; what a browser takes for drawing is left out, as it runs elsewhere. Blocks of
-rounds with and without pages take turns in one run.
+rounds with and without pages take turns in one run: without, with, with, without, so that what grows with the rounds
+grows for both.
 """
 
 import argparse
@@ -20,6 +21,8 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,7 @@ from openfl_audio.experiments.local_federation import LocalFederation
 from openfl_audio.protocol.plan import TRAIN, VALIDATE
 
 BLOCK_ROUNDS = 10
+TURNS = ("without", "with", "with", "without")
 
 
 def write_experiment(runs: Path, envoys: int, rounds: int) -> None:
@@ -147,7 +151,7 @@ def log_in(local: LocalFederation) -> tuple[str, str]:
 
 
 async def measure_rounds(envoys: int, blocks: int, floats: int, count: int, folder: Path) -> dict[str, Any]:
-    """Return seconds and CPU seconds of rounds, with no page and with `count` pages open, block by block."""
+    """Return seconds and CPU seconds of rounds, with no page and with `count` pages open: medians of blocks."""
     with LocalFederation(folder, None, USER, page=True) as local:
         local.start_director()
         director = psutil.Process(local.pid("director"))
@@ -159,24 +163,27 @@ async def measure_rounds(envoys: int, blocks: int, floats: int, count: int, fold
         pages = Pages(*await asyncio.to_thread(log_in, local), count)
         await user.submit(submission_of(plan_of(2 * blocks * BLOCK_ROUNDS + 1), floats, folder))
         serving = asyncio.gather(*(line.serve() for line in lines))
-        found: dict[str, list[tuple[float, float]]] = {"without": [], "with": []}
-        kind, began, cpu, number = "without", time.monotonic(), _cpu(director), 0
+        found: dict[str, list[Sequence[float]]] = {"without": [], "with": []}
+        server = next(each for each in director.children() if "openfl_audio.page" in each.cmdline())
+        kinds, number = cycle(TURNS), 0
+        kind, began = next(kinds), _now(director, server)
         async for record in user.history():
             if "round" not in record or record["round"] == 0:
-                began, cpu = time.monotonic(), _cpu(director)
+                began = _now(director, server)
                 continue
             number += 1
             if number % BLOCK_ROUNDS == 0:
-                each = (time.monotonic() - began) / BLOCK_ROUNDS, (_cpu(director) - cpu) / BLOCK_ROUNDS
-                found[kind].append(each)
-                kind = "with" if kind == "without" else "without"
-                await (pages.open() if kind == "with" else pages.close())
-                began, cpu = time.monotonic(), _cpu(director)
+                spent = zip(began, _now(director, server), strict=True)
+                found[kind].append([(now - before) / BLOCK_ROUNDS for before, now in spent])
+                last, kind = kind, next(kinds)
+                if kind != last:
+                    await (pages.open() if kind == "with" else pages.close())
+                began = _now(director, server)
         serving.cancel()
         for call in attending:
             call.cancel()
     medians = {kind: [statistics.median(values) for values in zip(*each, strict=True)] for kind, each in found.items()}
-    (seconds, cpu_s), (seconds_with, cpu_with) = medians["without"], medians["with"]
+    (seconds, cpu_s, page_s), (seconds_with, cpu_with, page_with) = medians["without"], medians["with"]
     return {
         "envoys": envoys,
         "floats": floats,
@@ -189,12 +196,14 @@ async def measure_rounds(envoys: int, blocks: int, floats: int, count: int, fold
             "ratio": round(seconds_with / seconds, 3),
         },
         "director_cpu_s": {"without": round(cpu_s, 4), "with": round(cpu_with, 4), "ratio": round(cpu_with / cpu_s, 3)},
+        "page_cpu_s": {"without": round(page_s, 4), "with": round(page_with, 4)},
     }
 
 
-def _cpu(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return times.user + times.system
+def _now(*processes: psutil.Process) -> list[float]:
+    """Return the time, and the CPU seconds of each process so far."""
+    times = [process.cpu_times() for process in processes]
+    return [time.monotonic(), *(each.user + each.system for each in times)]
 
 
 def main() -> None:
