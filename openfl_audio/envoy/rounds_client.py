@@ -139,6 +139,11 @@ class RoundsClient:
             self._secure.keep_model(tensors_in(buffer, header))
         return header
 
+    def close(self) -> None:
+        """Free what is kept from round to round; an update is refused from now on."""
+        if self._secure:
+            self._secure.free_memory()
+
     def bounded(self, n_bytes: int) -> int:
         """Return the size of an update. Raises PolicyError for one that is larger than the model could be."""
         if n_bytes > LARGEST_TIMES * self._bundle.model.n_bytes:

@@ -175,6 +175,7 @@ class RunningExperiment:
             ended = excess or worker.ended_by()
             worker.end()  # and whatever it started
             progress.close()
+            client.close()
             if not ended:
                 logger.info("experiment '%s' is done", self.experiment)
                 return ""

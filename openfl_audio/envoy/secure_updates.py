@@ -135,6 +135,10 @@ class SecureUpdates:
             tensor[...] = model[name]
         self._model = header
 
+    def free_memory(self) -> None:
+        """Give the memory of model and words back, as the experiment has ended."""
+        self._memory, self._model = np.empty(0, np.uint8), None
+
     def send(self, round_number: int, results: Results, update: Tensors) -> bool:
         """Take part in a round until it has ended, with an update that was trained from the model kept.
 

@@ -4,6 +4,7 @@ import asyncio
 import string
 import threading
 import time
+import tracemalloc
 import zipfile
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from pathlib import Path
@@ -274,6 +275,30 @@ def test_an_update_of_other_tensors_is_refused_and_one_has_a_model_of_its_own(tm
     ]
     with pytest.raises(DirectorRefusedError, match="round 0: there is no model kept"):
         updates.send(0, results, MODEL)
+    updates.keep_model(MODEL)
+    updates.free_memory()
+    with pytest.raises(DirectorRefusedError, match="round 1: there is no model kept"):
+        updates.send(1, results, MODEL)
+
+
+def test_one_copy_of_the_model_is_kept_for_as_long_as_the_experiment_runs(tmp_path: Path, identities: dict) -> None:
+    bundle = Bundle(
+        sha256="", plan=make_secure(tmp_path).plan, model=describe_model(MODEL, "float32"), author=Author(user="me")
+    )
+    record = Record(tmp_path / "a.jsonl", "envoy 'a'")
+    updates = SecureUpdates("a", bundle, True, lambda: identities["a"], Unmaskings(record), lambda _: None, print)
+    model = {"weight": np.ones(1 << 20, np.float32)}
+    tracemalloc.start()
+    try:
+        for _ in range(3):
+            updates.keep_model(model)
+        kept, peak = tracemalloc.get_traced_memory()
+        updates.free_memory()
+        freed, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 4 << 20 <= kept <= peak < 5 << 20
+    assert freed < 1 << 20
 
 
 def play_with_two_refused(experiment: Experiment, identities: dict, folder: Path) -> None:
