@@ -7,7 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModelForAudioClassification,
+    PreTrainedModel,
+    SeamlessM4TFeatureExtractor,
+)
 from transformers.models.auto.feature_extraction_auto import FEATURE_EXTRACTOR_MAPPING
 
 from openfl_audio.errors import SettingsError
@@ -89,6 +95,10 @@ def create_extractor(pretrained: str | None = None, *, config: str | Path | None
     if config is None:
         raise SettingsError("an extractor needs the pretrained or the config of its model")
     of_model = read_config(config)
+    if of_model.model_type == "wav2vec2-bert":
+        # Transformers' table has Wav2Vec2's extractor here; the published models hear frames in pairs, by this one.
+        bands = of_model.feature_projection_input_dim // 2
+        return SeamlessM4TFeatureExtractor(feature_size=bands, num_mel_bins=bands)
     kind: Any = FEATURE_EXTRACTOR_MAPPING[type(of_model)]
     # Spectrograms have as many bands as the model reads.
     bands = getattr(of_model, "num_mel_bins", None)

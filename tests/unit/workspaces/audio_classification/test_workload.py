@@ -23,7 +23,9 @@ from workspaces.audio_classification.workload import AudioClassification, AudioC
 
 WORDS = Targets("label", ("high", "low"))
 TINY = {
-    "wav2vec2": TINY_WAV2VEC2,
+    **dict.fromkeys(("wav2vec2", "hubert", "wavlm", "sew"), TINY_WAV2VEC2),
+    "data2vec-audio": TINY_WAV2VEC2 | {"conv_pos_kernel_size": 3},
+    "wav2vec2-bert": TINY_SPECTROGRAM_TRANSFORMER | {"classifier_proj_size": 8},
     "audio-spectrogram-transformer": TINY_SPECTROGRAM_TRANSFORMER,
     "whisper": {
         "d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_layers": 1,
