@@ -77,6 +77,15 @@ assert torch.isfinite(output).all() and output.std() > 0
 print(type(model).__name__, tuple(output.shape))
 """
 
+# A merged model by Transformers' pipeline, which decodes no files here, as torchcodec may be missing.
+BY_PIPELINE = """
+import sys, soundfile, transformers
+task, folder, recording = sys.argv[1:]
+waveform, rate = soundfile.read(recording, dtype="float32")
+heard = transformers.pipeline(task, model=folder)({"raw": waveform, "sampling_rate": rate})
+print(heard["text"] if "text" in heard else max(heard, key=lambda each: each["score"])["label"])
+"""
+
 Run = Callable[..., str]
 
 
@@ -308,10 +317,10 @@ def bare(tmp_path_factory) -> Path:
     return make_environment(tmp_path_factory.mktemp("bare"))
 
 
-def train_small(run: Run, workload: str) -> str:
+def train_small(run: Run, workload: str, *changes: str) -> str:
     """Train for a round in the folder of `run`, and return the folder of the model in it."""
-    data, *others = shlex.split(MODELS[workload][0])
-    out = f"runs/{workload}"
+    data, *others = [*shlex.split(MODELS[workload][0]), *changes]
+    out = f"runs/{'-'.join([workload, *changes])}"
     run(
         "openfl-audio", "train", workload, "--data", data, "--out", out, "--mode", "simulated", "--rounds", "1", *others
     )
@@ -351,3 +360,21 @@ def test_an_exported_model_is_used_by_its_command_and_by_transformers_alone(
     assert alone("python", "-c", "import importlib.util; print(importlib.util.find_spec('workspaces'))") == "None\n"
     loaded = alone("python", "-c", BY_AUTO_CLASS, kind, "model", "recording.wav", part)
     assert re.fullmatch(r"\w+ \(1, \d+(, \d+)?\)\n", loaded), loaded
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("workload", "task"),
+    [("speech_recognition", "automatic-speech-recognition"), ("keyword_spotting_wav2vec2", "audio-classification")],
+)
+def test_a_model_of_adapters_is_used_by_its_command_and_by_a_pipeline_alone(
+    workload, task, environment, bare, corpora, tmp_path
+):
+    model, recording = tmp_path / "model", tmp_path / "recording.wav"
+    shutil.copytree(corpora / train_small(run_in(environment, corpora), workload, "--set", "adapter.r=4"), model)
+    assert json.loads((model / "adapter" / "adapter_config.json").read_text())["r"] == 4
+    shutil.copy(min((corpora / "speech_commands" / "yes").iterdir()), recording)
+    heard = json.loads(run_in(environment, tmp_path)("openfl-audio", "predict", "model", "recording.wav", "--json"))
+    alone = run_in(bare, tmp_path)("python", "-c", BY_PIPELINE, task, "model", "recording.wav").removesuffix("\n")
+    assert alone == (heard["text"] if "text" in heard else max(heard["scores"], key=heard["scores"].get))
