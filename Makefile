@@ -39,7 +39,7 @@ test-fast: install ## run the tests that start no process and train nothing for 
 		tests/unit openfl_audio shard_descriptors workspaces
 
 test: install ## run the tests, save the slow ones
-	@$(PYTEST) -m "not slow"
+	@$(PYTEST) -m "not slow" --durations 20
 
 test-all: install ## run all tests, those that take minutes as well
 	@$(PYTEST)
