@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import grpc
 from openfl.protocols import aggregator_pb2, aggregator_pb2_grpc
 
-from openfl_audio.envoy.budget import SiteBudget, release_of
+from openfl_audio.envoy.budget import SiteBudget
 from openfl_audio.envoy.channel import RenewedChannel, fault_of
 from openfl_audio.envoy.job import Sending
 from openfl_audio.envoy.policy import SentToday
@@ -20,6 +20,7 @@ from openfl_audio.envoy.secure_updates import SecureUpdates, Unmaskings
 from openfl_audio.envoy.settings import SENT_FILE, EnvoySettings
 from openfl_audio.envoy.shortage import RETRY_SECONDS, write_when_possible
 from openfl_audio.errors import DirectorRefusedError, EndedError, PolicyError, SecureAggregationError, TensorFormatError
+from openfl_audio.privacy.accounting import Release
 from openfl_audio.privacy.transcript import CertificateIdentity
 from openfl_audio.protocol.bundle import Bundle, describe_model
 from openfl_audio.protocol.codec import decode_answer, encode, validate
@@ -159,10 +160,11 @@ class RoundsClient:
         n_bytes, policy = header.data_bytes, self._settings.policy
         if n_bytes > len(buffer):
             raise TensorFormatError(f"an update of {n_bytes} bytes in memory of {len(buffer)}")
+        if self._budget is not None:
+            results = self._budget.released(self._bundle.plan, results)
         released = policy.check_update(results, n_bytes)
         if self._budget is not None:
-            released = self._budget.released(self._bundle.plan, released)
-            self._pay(self._budget, round_number, header, buffer)
+            self._pay(self._budget, round_number, results, header, buffer)
         if self._secure:
             self._send_in_secret(self._secure, round_number, released, header, buffer)
             return
@@ -171,24 +173,26 @@ class RoundsClient:
         sent = header.with_metadata(update.model_dump())
         self._upload(round_number, sent, lambda: buffer_chunks(buffer, sent))
 
-    def _pay(self, budget: SiteBudget, round_number: int, header: Header, buffer: Any) -> None:
+    def _pay(
+        self, budget: SiteBudget, round_number: int, released: dict[str, TaskResult], header: Header, buffer: Any
+    ) -> None:
         """Pay for an update, durably, as soon as the disk takes it. Raises PolicyError where too little is left."""
+        plan = self._bundle.plan
+        self._charge(budget, round_number, lambda: budget.charge(plan, round_number, header, buffer))
+        self._charge(budget, round_number, lambda: budget.charge_metrics(plan, round_number, released))
+
+    def _charge(self, budget: SiteBudget, round_number: int, charge: Callable[[], Release | None]) -> None:
+        """Call `charge`, durably, and record what it has paid for."""
         self._stop_if_ended()
-        plan, ledger = self._bundle.plan, budget.settings.ledger
-        paid: list[bool] = []
+        name, paid = self._bundle.plan.name, list[Release | None]()
         with self._refusing():
-            write_when_possible(
-                lambda: paid.append(budget.charge(plan, round_number, header, buffer)),
-                ledger,
-                plan.name,
-                self._has_ended,
-            )
+            write_when_possible(lambda: paid.append(charge()), budget.settings.ledger, name, self._has_ended)
         if not paid:
             raise EndedError("the worker has ended")
-        if paid[0]:
-            about = {"experiment": plan.name, "round": round_number, **asdict(release_of(plan))}
+        if paid[0] is not None:
+            about = {"experiment": name, "round": round_number, **asdict(paid[0])}
             record = self._record
-            write_when_possible(lambda: record.write("charged", **about), record.path, plan.name, self._has_ended)
+            write_when_possible(lambda: record.write("charged", **about), record.path, name, self._has_ended)
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:

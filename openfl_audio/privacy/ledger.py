@@ -117,10 +117,10 @@ class Ledger:
             "left": max(0.0, self._budget.epsilon - spent),
         }
 
-    def refuse_if_overspent(self, planned: Release) -> None:
-        """Raise BudgetSpentError if a task with the `planned` release would cost more than is left."""
+    def refuse_if_overspent(self, *planned: Release) -> None:
+        """Raise BudgetSpentError if tasks with all `planned` releases would cost more than is left."""
         with self._locked() as state:
-            self._refuse(state, planned)
+            self._refuse(state, *planned)
 
     def charge(self, experiment: str, round_number: int, release: Release, update: bytes) -> bool:
         """Pay for an update before it leaves, durably, and return whether it costs anything.
@@ -139,14 +139,14 @@ class Ledger:
             self._remember(self._append(state, asdict(entry) | moment, entry))
         return True
 
-    def _refuse(self, state: _State, planned: Release) -> None:
-        releases = [*(entry.release for entry in state.entries), planned]
+    def _refuse(self, state: _State, *planned: Release) -> None:
+        releases = [*(entry.release for entry in state.entries), *planned]
         cost = epsilon(releases, self._budget.delta)
         if cost > self._budget.epsilon:
             logger.warning(
                 "%s: with %s epsilon would be %.3g at a delta of %g, and the budget is %g",
                 self.path,
-                planned,
+                " and ".join(map(str, planned)),
                 cost,
                 self._budget.delta,
                 self._budget.epsilon,

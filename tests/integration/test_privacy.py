@@ -23,6 +23,7 @@ LEVEL = RecordLevel(noise_multiplier=2.0, clip=1.0, delta=1e-5, probability=0.25
 SITES = {"a": 8, "b": 12, "c": 20}
 # Site b can pay for rounds 0 to 6, and not for round 7.
 LAST_ROUND = 7
+METRICS_NOISE = 100.0
 BUDGET = epsilon([Release(2.0, 0.25, 5 * LAST_ROUND)], 1e-5) + 1e-6
 
 
@@ -49,7 +50,10 @@ def arguments(**changes: object) -> dict:
 
 @pytest.fixture(scope="module")
 def sites(tmp_path_factory: pytest.TempPathFactory, certificates: Path) -> Iterator[LocalFederation]:
-    """A director, and envoys with budgets; the sites of all but 'd' are asked, and the budget of 'b' is small."""
+    """A director, and envoys with budgets: that of 'b' is small, and 'c' adds noise to its metrics.
+
+    The sites of all but 'd' are asked.
+    """
     folder = tmp_path_factory.mktemp("privacy")
     with LocalFederation(folder, certificates, USER) as processes:
         processes.start_director()
@@ -61,6 +65,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory, certificates: Path) -> Itera
                 "delta": 1e-5,
                 "ledger": str(folder / "ledgers" / f"{name}.jsonl"),
             }
+            privacy |= {"metrics": "noisy", "metrics_noise": METRICS_NOISE} if name == "c" else {}
             processes.start_envoy(name, points(number), approval="ask", policy={"tracebacks": "code"}, privacy=privacy)
         privacy = {"corpus": "d", "unit": "record", "epsilon": 50.0, "delta": 1e-5, "ledger": str(folder / "d.jsonl")}
         processes.start_envoy("d", points(4), policy={"tracebacks": "code"}, privacy=privacy)
@@ -99,7 +104,8 @@ def test_a_budget_ends_in_round_seven_and_the_others_go_on(sites: LocalFederatio
     told = records[-1]["privacy"]
     assert (told["unit"], told["delta"]) == ("record", 1e-5)
     for name, rounds in (("a", 9), ("b", LAST_ROUND), ("c", 9)):
-        assert len(releases_in(sites, name)) == rounds
+        of_training = [each for each in releases_in(sites, name) if each["release"]["probability"] == 0.25]
+        assert len(of_training) == rounds
         assert told["epsilon"][name] == pytest.approx(cost(rounds))
     assert history["epsilon"].iloc[-1] == pytest.approx(cost(9))
     assert all(record["envoys"]["a"]["train"].keys() == {"size"} for record in records[:9]), "no loss has left"
@@ -108,6 +114,23 @@ def test_a_budget_ends_in_round_seven_and_the_others_go_on(sites: LocalFederatio
     assert f"epsilon {cost(LAST_ROUND):.4g}" in capsys.readouterr().out
     entries = map(json.loads, (sites.folder / "envoys" / "b" / RECORD).read_text().splitlines())
     assert [entry["round"] for entry in entries if entry["event"] == "charged"] == [*range(LAST_ROUND)]
+
+
+def test_noisy_metrics_leave_with_their_noise_and_are_paid_for(sites: LocalFederation, finished: tuple) -> None:
+    experiment, _ = finished
+    validated = [
+        record["envoys"]["c"]["aggregated_model_validate"]
+        for record in experiment.federation.dir_client.read_history("private")
+    ]
+    assert all(each.keys() <= {"size", "accuracy"} for each in validated), "nothing bounds a clip's part in the slope"
+    assert {each["size"] for each in validated} != {SITES["c"]}, "its clips are told with noise"
+    assert all(0 <= each.get("accuracy", 0) <= 1 for each in validated)
+    paid = [each for each in releases_in(sites, "c") if each["experiment"] == "private"]
+    noisy = {"noise_multiplier": METRICS_NOISE, "probability": 1.0, "steps": 1}
+    assert (
+        [each["round_number"] for each in paid if each["release"] == noisy] == [*range(len(validated))] == [*range(10)]
+    )
+    assert len(paid) == 9 + 10
 
 
 def test_another_experiment_finds_the_budget_spent(sites: LocalFederation, finished: tuple, connect: Callable) -> None:

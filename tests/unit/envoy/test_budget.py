@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 import workspaces.keyword_spotting
 from openfl_audio.config import load_settings
 from openfl_audio.envoy.budget import PrivacySettings, SiteBudget, release_of
 from openfl_audio.envoy.settings import EnvoyFile
 from openfl_audio.errors import PolicyError, PrivacyError, SettingsError
-from openfl_audio.privacy.accounting import epsilon
+from openfl_audio.privacy.accounting import Release, epsilon
 from openfl_audio.protocol.messages import TaskResult
 from openfl_audio.protocol.privacy import TEST_NOISE, RecordLevel, SpeakerLevel
 from openfl_audio.protocol.tensors import describe
@@ -114,6 +115,59 @@ def test_what_training_measures_never_leaves_and_validation_as_the_site_says(tmp
     assert released["invented"].model_dump() == {"size": 1, **nothing}
     assert released["aggregated_model_validate"].metrics == {"accuracy": 0.5}
     assert budget(tmp_path, metrics="none").released(PLAN, results)["aggregated_model_validate"].metrics == {}
+
+
+VALIDATED = {"aggregated_model_validate": TaskResult(size=400, metrics={"accuracy": 0.5, "loss": 2.0})}
+
+
+def noisy(folder: Path, **changes) -> SiteBudget:
+    return budget(folder, **{"metrics": "noisy", "metrics_noise": 10.0} | changes)
+
+
+def test_noisy_metrics_are_paid_for_each_time_that_they_are_released(tmp_path):
+    site = noisy(tmp_path, epsilon=100.0)
+    for number in range(3):
+        released = site.released(PLAN, VALIDATED | {"train": TaskResult(size=9, metrics={"accuracy": 1.0})})
+        assert released["aggregated_model_validate"].metrics.keys() == {"accuracy"}
+        assert released["train"].metrics == {}
+        assert site.charge_metrics(PLAN, number, released) == Release(10.0, 1.0, 1)
+    assert site.charge_metrics(PLAN, number, released), "numbers that come out the same cost as well"
+    assert site.ledger.spent() == pytest.approx(epsilon([Release(10.0, 1.0, 4)], 1e-5))
+    assert site.charge_metrics(PLAN, number, {"train": released["train"]}) is None
+    for changes in ({"units": {"train": "clips", "validate": "words"}}, {"mean_over": {"accuracy": None}}):
+        other = site.released(plan(privacy=RECORDS, tasks=TASKS, **changes), VALIDATED)["aggregated_model_validate"]
+        assert other == TaskResult(size=0, metrics={}), "nothing bounds how many words a clip adds"
+    assert budget(tmp_path, epsilon=100.0).charge_metrics(PLAN, 5, VALIDATED) is None
+
+
+def test_a_validation_that_would_overspend_is_refused_before_it_an_evaluators_too(tmp_path):
+    both = epsilon([release_of(PLAN), Release(2.0, 1.0, 1)], 1e-5)
+    assert [*noisy(tmp_path, epsilon=1.01 * both, metrics_noise=2.0).judge(PLAN)] == []
+    site = noisy(tmp_path, epsilon=0.99 * both, metrics_noise=2.0)
+    assert [*site.judge(PLAN)] == ["site_b's budget is spent"]
+    site.refuse_if_spent(PLAN, ["train"])
+    site.refuse_if_spent(PLAN, ["validate"])
+    with pytest.raises(PolicyError, match="^site_b's budget is spent$"):
+        site.refuse_if_spent(PLAN, ["validate", "train"])
+    one = epsilon([Release(10.0, 1.0, 1)], 1e-5)
+    evaluates = plan(privacy=RECORDS, tasks=TASKS, participation={"evaluators": ["site_b"]})
+    assert [*noisy(tmp_path, epsilon=0.99 * one).judge(evaluates)] == ["site_b's budget is spent"]
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"metrics": "noisy"}, "metrics noisy and metrics_noise, such as 20, go together"),
+        ({"metrics_noise": 20.0}, "metrics noisy and metrics_noise, such as 20, go together"),
+        (
+            {"metrics": "noisy", "metrics_noise": 20.0, "unit": "speaker"},
+            "nothing bounds a speaker's clips in a validation, so noise does not protect them: use metrics none",
+        ),
+    ],
+)
+def test_noise_on_metrics_that_protects_nobody_is_refused(tmp_path, given, sentence):
+    with pytest.raises(ValidationError, match=sentence):
+        settings(tmp_path, **given)
 
 
 def test_noise_that_repeats_and_a_budget_exclude_each_other(tmp_path, monkeypatch):
