@@ -19,6 +19,7 @@ from openfl_audio.protocol.rules import Mean, TrimmedMean
 from openfl_audio.protocol.secure_aggregation import SecureAggregation
 from openfl_audio.protocol.server_optimizers import FedAdam
 from openfl_audio.protocol.tensors import TensorFile, Tensors
+from openfl_audio.simulation import checkpoint
 from openfl_audio.simulation.simulation import Simulation
 from openfl_audio.testing.noise import noise_that_repeats
 from openfl_audio.training.private_round import train_privately, trains_privately
@@ -545,6 +546,25 @@ def test_a_private_experiment_tells_what_each_client_has_spent_and_no_loss(tmp_p
     plain = toy.simulate(tmp_path / "plain", ["a-4"])
     assert "epsilon" not in plain.history
     assert plain.records[0]["privacy"] is None
+
+
+def test_a_private_run_that_an_earlier_build_has_begun_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    given = toy.arguments(train=fit_privately, privacy=PRIVACY, rounds=3)
+    first = Simulation(["a-4", "b-9"], toy.Points, tmp_path)
+    first.start("toy", **given)
+    rounds = first.run()
+    assert [next(rounds)["round"] for _ in range(2)] == [0, 1]
+    rounds.close()
+    path = tmp_path / "history.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in records:
+        del record["privacy"]["adjacency"], record["privacy"]["trust"]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    again = Simulation(["a-4", "b-9"], toy.Points, tmp_path)
+    again.start("toy", **given)
+    assert len(again.records) == len(records) > 0
+    assert again.watch()["epsilon"].notna().all()
 
 
 def test_private_updates_can_be_summed_in_secret(tmp_path):
