@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` is no installed package
@@ -35,14 +36,24 @@ from openfl_audio.training.private_round import clips_at_once
 from openfl_audio.training.private_steps import Losses, PrivateSettings, PrivateSteps, each_alone
 from workspaces.audio_classification.model import create_classifier, predict
 from workspaces.audio_classification.targets import Targets
+from workspaces.hubert.data import Batch
+from workspaces.hubert.loss import FrameCounts
+from workspaces.hubert.model import create_hubert, save_model
+from workspaces.hubert.tasks import trial_batch
+from workspaces.hubert_distillation.loss import Distillation
+from workspaces.hubert_distillation.model import create_student, load_teacher
 from workspaces.keyword_spotting.tasks import PRIVATE_CLIPS_PER_PASS
 from workspaces.keyword_spotting.whisper import create_whisper
 from workspaces.sound_events.loss import binary_cross_entropy
 from workspaces.sound_events.model import create_tagger
 from workspaces.sound_events.tasks import PRIVATE_PATCHES_PER_PASS
+from workspaces.speech_recognition.letters import normalize
+from workspaces.speech_recognition.loss import ctc_loss
+from workspaces.speech_recognition.model import create_recognizer
 
 SAMPLE_RATE, RATE = 16_000, 0.01
 WORDS, TAGS = tuple("abcdefghijkl"), 41
+TEXT, CLUSTERS, LAYERS = "SEVENTEEN", 100, (1, 2)
 KINDS = ("plain", "one_by_one", "at_once")
 
 
@@ -81,6 +92,36 @@ def tagger(clips: int) -> Case:
     return Case(model, losses_of(binary_cross_entropy, model, patches, tags), PRIVATE_PATCHES_PER_PASS)
 
 
+def letters(clips: int) -> Case:
+    """Return the small HuBERT of `speech_recognition`, trained whole, on a word a clip."""
+    model: Any = create_recognizer(config="hubert_small.json")
+    text = normalize(TEXT)
+    waveforms, lengths = torch.randn(clips, SAMPLE_RATE), torch.full((clips,), SAMPLE_RATE)
+    frames = model.count_frames(lengths)
+
+    def losses(chosen: Sequence[int]) -> torch.Tensor:
+        logits = model(waveforms[chosen], lengths[chosen])
+        return torch.stack([ctc_loss(row[None], frames[:1], [text], [TEXT]) / len(text) for row in logits])
+
+    return Case(model, losses, None)
+
+
+def student(clips: int) -> Case:
+    """Return the small student of `hubert_distillation`, with the small HuBERT for its teacher."""
+    with TemporaryDirectory() as teacher:
+        save_model(create_hubert("hubert_small.json", CLUSTERS, final_dim=64), Path(teacher))
+        load_teacher(teacher)  # it is kept
+        model = create_student("student_small.json", teacher, LAYERS)
+    everything, objective = trial_batch(clips, SAMPLE_RATE, CLUSTERS), Distillation(teacher, LAYERS)
+
+    def losses(chosen: Sequence[int]) -> torch.Tensor:
+        batch = Batch(*(each[chosen] for each in vars(everything).values()))
+        # Clips have as many frames each, so that the mean over all frames is that over clips.
+        return objective(model, batch, FrameCounts.of([batch]))[0].expand(len(chosen))
+
+    return Case(model, losses, None)
+
+
 def of_words(model: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor) -> Losses:
     """Return the cross-entropy of each clip, whose words are by turns those that there are."""
     return losses_of(F.cross_entropy, model, inputs, torch.arange(len(inputs)) % len(WORDS))
@@ -102,6 +143,8 @@ CASES: dict[str, Callable[[int], Case]] = {
     "wav2vec2": wav2vec2,
     "wav2vec2_lora": partial(wav2vec2, adapter=Lora(r=4)),
     "sound_events": tagger,
+    "letters": letters,
+    "student": student,
 }
 
 

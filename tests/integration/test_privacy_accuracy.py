@@ -10,7 +10,7 @@ import torch
 from safetensors.numpy import load_file
 
 from benchmarks import privacy_accuracy
-from benchmarks.privacy_accuracy import ROWS, Cell, prepare, settings_of
+from benchmarks.privacy_accuracy import ROWS, Cell, prepare, read, settings_of, train
 from openfl_audio.experiments.run import run
 from openfl_audio.experiments.workloads import find_workload
 from openfl_audio.testing.noise import noise_that_repeats
@@ -20,11 +20,18 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny() -> Iterator[None]:
-    """Make the corpora, the public training and the run as small as they can be, in one thread as a command's own."""
+    """Make corpora, public training and runs as small as they can be, in one thread as a command's own."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        for name, size in {"PUBLIC_SPEAKERS": 5, "PUBLIC_ROUNDS": 1, "CLIENT_SPEAKERS": 8}.items():
+        sizes = {
+            "PUBLIC_SPEAKERS": 5,
+            "PUBLIC_ROUNDS": 1,
+            "CLIENT_SPEAKERS": 8,
+            "SOUND_CLIPS": 60,
+            "TEST_SOUND_CLIPS": 20,
+        }
+        for name, size in sizes.items():
             patch.setattr(privacy_accuracy, name, size)
         patch.setitem(ROWS, "head", replace(ROWS["head"], rounds=2, steps=2))
         yield
@@ -37,6 +44,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("privacy_accuracy")
     prepare(folder, "words")
     return folder
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_each_row_of_the_matrix_trains_a_step_at_each_client(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = ROWS[name]
+    monkeypatch.setitem(ROWS, name, replace(row, rounds=1, steps=1, clients=min(row.clients, 10)))
+    prepare(folder, row.data)
+    cell = Cell(name, 8.0, 0)
+    train(cell, folder)
+    found = read(cell, folder)
+    assert 0.99 * 8 < found["spent"] <= 8
+    assert 0 <= found["score"] <= 1
 
 
 def test_a_federation_of_five_gives_the_bits_of_the_simulated_point(folder: Path, tmp_path: Path) -> None:
