@@ -114,7 +114,7 @@ def test_privacy_is_part_of_the_plan():
 @pytest.mark.parametrize(
     ("others", "sentence"),
     [
-        ({}, r"the training task '.*\.fit' has no private steps, .* of each record cannot be had.*: use train_privately in"),
+        ({}, r"the training task '.*\.fit' has no private steps, .* of each record .*: use train_privately in it"),
         ({"train": None}, "privacy is about training, and no task trains"),
         (
             {"train": fit_privately, "model": Normalised},
