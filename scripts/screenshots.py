@@ -1,20 +1,22 @@
 #!/usr/bin/env python3
 """Take the pictures of docs/images: JupyterLab in the middle of a round, with a refused site, and after a cut link.
 
-    python scripts/screenshots.py [--of notebook page] [--out docs/images]
+    python scripts/screenshots.py [--of notebook page readme] [--out docs/images]
 
-The page in the browser is shown with the federation, a running experiment, a refused site, on a phone and in the dark.
-A director and three envoys are real processes, one of them behind a proxy whose plug is pulled. The browser is the
-system's Chromium.
+The page in the browser is shown with the federation, all experiments, a running one, a refused site, on a phone and in
+the dark. A director and three envoys are real processes, one of them behind a proxy whose plug is pulled. The README is
+shown as the documentation's site renders it. The browser is the system's Chromium.
 """
 
 import argparse
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TESTS = REPOSITORY / "tests/integration"  # the toy experiment, which envoys import as `toy`
@@ -29,7 +31,7 @@ from tests.integration.page import Tab  # noqa: E402
 SITES = {"site-a": 40, "site-b": 60, "site-c": 20}
 BROKEN = "site-c"  # its updates are refused in one picture, and its link is cut in another
 USER = "scientist"
-WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+WIDE, LOW, PHONE = ({"width": width, "height": height} for width, height in ((1280, 900), (1280, 600), (390, 844)))
 START = """
 import toy
 from toy.experiment import PointsData, model_interface, task_interface
@@ -136,9 +138,26 @@ def take_page(folder: Path, out: Path) -> None:
             for each, name in ((tab, "experiment"), (dark, "dark"), (phone, "phone")):
                 each.see("round [3-5] of 6.*train \\d\\d.*train \\d\\d", seconds=120)
                 snap(each, out / f"page-{name}.png", whole=each is tab)
+            start(local.port, "more-words")
+            tab.page.set_viewport_size(LOW)  # as much as the next two pages fill
+            tab.go("/experiments")
+            for name, state in (("words", "in progress"), ("more-words", "works on"), ("noisy-words", "stopped")):
+                tab.see(state, f"tr:has(a:text-is('{name}'))", seconds=120)
+            snap(tab, out / "page-experiments.png")
             tab.page.goto(tab.address)
             tab.see("train \\d\\d.*train \\d\\d", "table[aria-label=Envoys]", seconds=120)
             snap(tab, out / "page-federation.png")
+
+
+def take_readme(folder: Path, out: Path) -> None:
+    """Take the picture of the README's page of the site, which is built for it."""
+    build = [sys.executable, "-m", "sphinx", "-c", "docs", "-E", "-q", ".", str(folder)]
+    subprocess.run(build, cwd=REPOSITORY, check=True)
+    with browser() as context:
+        page = context.new_page()
+        page.set_viewport_size(WIDE)
+        page.goto((folder / "README.html").as_uri(), wait_until="load")
+        save(page, out / "readme.png", full_page=True)
 
 
 def start(port: int, name: str, diverges: int = 0) -> FLExperiment:
@@ -151,11 +170,16 @@ def start(port: int, name: str, diverges: int = 0) -> FLExperiment:
 def snap(tab: Tab, path: Path, whole: bool = False) -> None:
     """Save what a tab shows, or the whole of its page."""
     tab.page.wait_for_timeout(300)  # a bar that moves comes to its place
-    tab.page.screenshot(path=path, full_page=whole)
+    save(tab.page, path, full_page=whole)
+
+
+def save(shown: Any, path: Path, **options: Any) -> None:
+    """Save a picture of a page of the browser, or of a part of one."""
+    shown.screenshot(path=path, **options)
     print(f"{path}: {path.stat().st_size / 1e3:.0f} kB", flush=True)
 
 
-PICTURES = {"notebook": take_notebook, "page": take_page}
+PICTURES = {"notebook": take_notebook, "page": take_page, "readme": take_readme}
 
 
 def open_and_run(lab: Path, address: str, context: object, port: int, name: str, diverges: int = 0) -> Notebook:
@@ -169,8 +193,7 @@ def open_and_run(lab: Path, address: str, context: object, port: int, name: str,
 
 def picture(notebook: Notebook, path: Path) -> None:
     """Save what is shown below the cell that watches."""
-    notebook.page.locator(".jp-CodeCell").nth(1).screenshot(path=path)
-    print(f"{path}: {path.stat().st_size / 1e3:.0f} kB", flush=True)
+    save(notebook.page.locator(".jp-CodeCell").nth(1), path)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ export function experimentsPage(main, page) {
       ["state", stateCell((each) => each.status)],
       ["rounds", roundsCell],
       ["waits for", text((each) => each.waits || each.waitingFor), "wide"],
-      ["owner", text((each) => each.owner)],
+      ["owner", text((each) => each.owner), "owner"],
       ["corpus", text((each) => each.corpus)],
       ["a round", text((each) => each.pace), "number"],
       ["submitted", text((each) => moment(each.submitted)), "when"],
