@@ -67,7 +67,7 @@ class Intake:
 
     Attributes:
         partial_updates: updates of which a part has come, by envoy.
-        n_bytes: bytes of updates that have come in this round.
+        n_bytes: bytes that envoys have sent in this round: updates, and the messages of a secure round's stages.
         secure: the experiment's secure rounds, None where each update is seen.
     """
 

@@ -32,7 +32,7 @@ class Scheduler:
     """Runs the rounds of an experiment, and knows its members.
 
     Attributes:
-        n_bytes: bytes of models that envoys have downloaded in this round.
+        n_bytes: bytes that envoys have received in this round: models, and the answers of a secure round's stages.
         secure: the experiment's secure rounds, None where each update is seen.
     """
 

@@ -4,6 +4,7 @@ A secret is the value at 0 of a random polynomial of degree threshold - 1, and a
 As many shares as the threshold give the polynomial back, and fewer say nothing of the secret.
 """
 
+import math
 import secrets
 from collections.abc import Callable, Collection, Mapping
 
@@ -45,11 +46,21 @@ def join(shares: Mapping[int, int], threshold: int, prime: int = PRIME) -> int:
     if len(shares) < threshold:
         raise SecureAggregationError(f"{len(shares)} shares of a secret that takes {threshold}")
     points = sorted(shares)
-    used = {point: shares[point] for point in points[:threshold]}
-    for point in points[threshold:]:
-        if _interpolate(used, point, prime) != shares[point] % prime:
-            raise SecureAggregationError("shares of one secret contradict each other")
-    return _interpolate(used, 0, prime)
+    used, beyond = points[:threshold], points[threshold:]
+    # Lagrange's terms without what depends on the place: these have the only inverses, which cost most.
+    terms = [
+        (point, shares[point] * pow(math.prod(point - other for other in used if other != point), -1, prime))
+        for point in used
+    ]
+
+    def value_at(place: int) -> int:
+        """Return the value of the polynomial through those shares at another place."""
+        whole = math.prod(place - point for point in used)
+        return sum(term * (whole // (place - point)) for point, term in terms) % prime
+
+    if any(value_at(point) != shares[point] % prime for point in beyond):
+        raise SecureAggregationError("shares of one secret contradict each other")
+    return value_at(0)
 
 
 def _value_at(coefficients: list[int], point: int, prime: int) -> int:
@@ -57,16 +68,3 @@ def _value_at(coefficients: list[int], point: int, prime: int) -> int:
     for coefficient in reversed(coefficients):
         value = (value * point + coefficient) % prime
     return value
-
-
-def _interpolate(shares: Mapping[int, int], at: int, prime: int) -> int:
-    """Return the value at `at` of the polynomial through `shares`."""
-    total = 0
-    for point, share in shares.items():
-        numerator, denominator = 1, 1
-        for other in shares:
-            if other != point:
-                numerator = numerator * (at - other) % prime
-                denominator = denominator * (point - other) % prime
-        total = (total + share * numerator * pow(denominator, -1, prime)) % prime
-    return total

@@ -283,8 +283,8 @@ class RoundRecord(Answer):
         missing: the participants that had not answered when the round closed.
         notes: what else did not count, or not in full, by envoy.
         seconds: how long the round was open.
-        bytes_up: bytes that all envoys together have sent.
-        bytes_down: bytes that all envoys together have received.
+        bytes_up: bytes that all envoys together have sent, in updates and in the stages of a secure round.
+        bytes_down: bytes that all envoys together have received, in models and in answers to these stages.
         secure: how the sum of updates was made, None where the director has seen each update.
         timings: seconds of each envoy for "download", "tasks" and "upload", as far as they were measured.
         aggregation: what the aggregation tells of its result, such as the `adapter_error`, by name.

@@ -68,7 +68,7 @@ def test_a_secure_run_is_measured_beside_a_plain_one():
     assert (plain["tls"], plain["secure"], secure["tls"], secure["secure"]) == (True, False, True, True)
     ratio = secure["seconds_per_round"]["median"] / plain["seconds_per_round"]["median"]
     assert result["times_plain"]["seconds"] == pytest.approx(ratio, abs=1e-3)
-    # A word has as many bytes as a weight. Messages of the other stages are not counted.
+    # A word has as many bytes as a weight, and messages of the other stages are few beside those of this model.
     assert 1 <= result["times_plain"]["bytes_up"] < 1.15
     assert result["cipher_gb_per_s"] > 0
 

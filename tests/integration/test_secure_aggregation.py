@@ -1,6 +1,8 @@
 """Secure aggregation with a real director, real envoys and TLS."""
 
 import contextlib
+import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,9 +14,11 @@ import torch
 from openfl_audio import SecureAggregation
 from openfl_audio.experiments.local_federation import LocalFederation
 from openfl_audio.privacy.fixed_point import Rounding, encode
+from openfl_audio.protocol.codec import encode as packed
+from openfl_audio.protocol.messages import SecureAnswer
 from openfl_audio.simulation.simulation import Simulation
 from tests.integration.conftest import READY_SECONDS, USER, points
-from tests.integration.recording_director import RECORDED
+from tests.integration.recording_director import RECORDED, SIZES
 
 pytestmark = pytest.mark.integration
 
@@ -52,18 +56,22 @@ def arguments(**changes: object) -> dict:
 
 @pytest.fixture(scope="module")
 def finished(secure: LocalFederation, connect: Callable) -> tuple:
-    """An experiment of three rounds, and its history."""
+    """An experiment of three rounds, its history, and the bytes of the messages so far by method and kind."""
     import toy
 
     from openfl_audio import FLExperiment
 
     experiment = FLExperiment(connect(secure), "secure", workspace=toy)
     experiment.start(**arguments())
-    return experiment, experiment.watch()
+    history, sizes = experiment.watch(), Counter[tuple[str, str]]()
+    for line in (secure.folder / SIZES).read_text().splitlines():
+        method, kind, n_bytes = json.loads(line)
+        sizes[method, kind] += n_bytes
+    return experiment, history, sizes
 
 
 def test_director_learns_the_mean_and_no_site(secure: LocalFederation, finished: tuple) -> None:
-    experiment, history = finished
+    experiment, history, _ = finished
     # (1 * 1 + 3 * 3 + 5 * 5) / 9 a round, to a millionth of the range.
     assert history["slope"].tolist() == pytest.approx([0, 35 / 9, 70 / 9, 105 / 9], abs=1e-3)
     assert history["train loss"].tolist()[:3] == pytest.approx([35 / 9] * 3, abs=1e-5)
@@ -73,10 +81,22 @@ def test_director_learns_the_mean_and_no_site(secure: LocalFederation, finished:
         assert record["envoys"] == {"a": {}, "b": {}, "c": {}}
 
 
+def test_history_counts_the_bytes_of_all_messages_of_its_rounds(finished: tuple) -> None:
+    experiment, _, sizes = finished
+    records = [*experiment.federation.dir_client.read_history("secure")]
+    up = sizes["SendUpdate", "request"] + sizes["SecureStage", "request"]
+    down = sizes["GetModel", "answer"] + sizes["SecureStage", "answer"]
+    assert sizes["SecureStage", "request"] > sizes["SendUpdate", "request"], "the model is a small one"
+    assert sum(record["bytes_up"] for record in records) == up
+    # The last answers of a round, which say that it is over, may come when its record is written.
+    late = len(records) * len(SITES) * len(packed(SecureAnswer(state="over", counted=True)))
+    assert down - late <= sum(record["bytes_down"] for record in records) <= down
+
+
 def test_simulation_gives_the_same_bits(finished: tuple, tmp_path: Path) -> None:
     from toy.shard import PointsShardDescriptor
 
-    experiment, history = finished
+    experiment, history, _ = finished
     simulation = Simulation([*SITES], lambda name: PointsShardDescriptor(n_points=SITES[name]), tmp_path)
     simulation.start("secure", **arguments())
     simulated = simulation.watch()

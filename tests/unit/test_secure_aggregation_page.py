@@ -36,6 +36,16 @@ def test_help_of_the_demo_has_the_table_of_the_page(capsys: pytest.CaptureFixtur
     assert rows == re.findall(ROW, PAGE, re.M)
 
 
+def test_numbers_of_masks_are_those_of_random_draws():
+    said = re.search(r"of (\d+) envoys with (\d+) on average, of (\d+) with (\d+)", PAGE)
+    assert said, "the page says with how many others an envoy has a mask"
+    numbers = [int(number) for number in said.groups()]
+    for envoys, masks in (numbers[:2], numbers[2:]):
+        drawn = neighbours(envoys).drawn
+        # Those that it has drawn, and of the others those that have drawn it.
+        assert masks == round(drawn + (envoys - 1 - drawn) * drawn / (envoys - 1))
+
+
 def test_submission_says_what_holds_for_its_envoys():
     assert describe(5) == (
         "secure aggregation takes 4 of 5 envoys at every stage of a round: 1 may be lost, and 2 may collude with the "

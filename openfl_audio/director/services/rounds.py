@@ -173,12 +173,15 @@ class RoundsService:
         message = await parse(context, request, SecureRequest)
         name = await self.gate.envoy(context, message.envoy)
         experiment = await find_envoys_experiment(self.director, context, message.experiment, name)
+        experiment.intake.n_bytes += len(request)
         try:
             if experiment.secure is None:
                 raise SecureAggregationError(f"experiment '{message.experiment}' has no secure rounds")
-            return encode(await experiment.secure.answer(message))
+            answer = encode(await experiment.secure.answer(message))
         except SecureAggregationError as error:
             await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        experiment.scheduler.n_bytes += len(answer)
+        return answer
 
     @made_by("envoy")
     async def report_progress(self, request: bytes, context: Context) -> bytes:
