@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from docutils import nodes  # type: ignore[import-untyped]
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
@@ -46,6 +47,7 @@ logger = logging.getLogger(__name__)
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the extension."""
     app.connect("source-read", read_page)
+    app.connect("doctree-read", find_unfilled)
     app.connect("autodoc-process-docstring", escape_markup, priority=0)  # before napoleon writes markup of its own
     return {"version": "1", "parallel_read_safe": True}
 
@@ -59,6 +61,13 @@ def read_page(app: Sphinx, page: str, source: list[str]) -> None:
             location=(page, line),
         )
     source[0] = MARKER.sub(lambda marker: generate(*filter(None, marker.groups())), source[0])
+
+
+def find_unfilled(app: Sphinx, page: nodes.document) -> None:
+    """Warn of a place for a result that was not filled, as one is whose cell of a table ends at a bar in it."""
+    for text in page.findall(nodes.Text):
+        if "{{" in text and not isinstance(text.parent, nodes.literal | nodes.literal_block):
+            logger.warning("%r is not filled: no bar may be in it", str(text), location=text.parent)
 
 
 def escape_markup(app: Sphinx, what: str, name: str, item: Any, options: Any, lines: list[str]) -> None:

@@ -4,12 +4,15 @@ import re
 from pathlib import Path
 
 import pytest
+from docutils import nodes
+from docutils.utils import new_document
 
 import openfl_audio
 from openfl_audio.experiments.workloads import workload_names
 from openfl_audio.privacy.accounting import Release, epsilon
 from openfl_audio.protocol.messages import UpdateMessage
-from scripts.documentation import MARKER, PARTS, escape_markup, generate
+from scripts import documentation
+from scripts.documentation import MARKER, PARTS, escape_markup, find_unfilled, generate
 
 DOCS = Path(__file__).parents[4] / "docs"
 
@@ -74,6 +77,16 @@ def test_bytes_of_adapters_are_those_of_their_layers():
 def test_a_part_that_there_is_not_is_refused():
     with pytest.raises(ValueError, match="no generated part 'apis': it should be adapter_bytes, api, benchmarks"):
         generate("apis")
+
+
+def test_a_place_that_was_not_filled_is_told_unless_it_is_code(monkeypatch):
+    told = []
+    monkeypatch.setattr(documentation.logger, "warning", lambda message, text, **where: told.append(text))
+    page = new_document("page")
+    page += nodes.paragraph("", "seconds {{ result.a.b")
+    page += nodes.paragraph("", "", nodes.literal("", "{{ result.NAME.key }}"))
+    find_unfilled(None, page)
+    assert told == ["seconds {{ result.a.b"]
 
 
 def test_what_is_no_markup_in_a_docstring_is_escaped():
