@@ -8,15 +8,15 @@ import logging
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from openfl_audio.errors import DirectorRefusedError, SecureAggregationError, UpdateRefusedError
 from openfl_audio.privacy.masks import Mask, add_masks, masked
 from openfl_audio.privacy.participant import NUMBERS, TENSORS, Participant
-from openfl_audio.privacy.transcript import Agreement, Context, Identity, Keys, Stage
+from openfl_audio.privacy.transcript import Agreement, Context, Identity, Keys, Sealed, Stage
 from openfl_audio.privacy.update import (
     NUMBER,
     Words,
@@ -41,6 +41,9 @@ logger = logging.getLogger(__name__)
 
 UNMASKED = "unmasked"
 MAX_REASON = 1000
+# What a director answers after the stages.
+ROSTER, AGREEMENTS = TypeAdapter(list[Keys]), TypeAdapter(list[Agreement])
+SEALED, NAMES = TypeAdapter(dict[str, Sealed | Literal[""]]), TypeAdapter(list[str])
 
 
 class LostError(Exception):
@@ -210,14 +213,15 @@ class SecureUpdates:
             judge, commit = (partial(each, noise=noise) for each in (self._unmaskings.judge, self._unmaskings.commit))
             metrics = mergeable(self._plan, tasks, results)
             participant = Participant(context, self._envoy, self._identity(), metrics, self._approves)
-            roster = [Keys.model_validate(keys) for keys in ask(Stage.KEYS, participant.keys())["roster"]]
-            sealed = ask(Stage.SHARES, participant.share(roster))["sealed"]
+            roster = ROSTER.validate_python(ask(Stage.KEYS, participant.keys())["roster"])
+            sealed = SEALED.validate_python(ask(Stage.SHARES, participant.share(roster))["sealed"])
             masks = participant.masks(sealed)
             self._send_masked(context, tasks, words, results, model, union([keys.metrics for keys in roster]), masks)
-            survivors = ask(Stage.UPDATE)["survivors"]
-            agreements = ask(Stage.AGREEMENT, participant.agree(survivors, judge))["agreements"]
-            signed = [Agreement.model_validate(each) for each in agreements]
-            ask(Stage.UNMASKING, participant.unmask(signed, commit))
+            survivors = NAMES.validate_python(ask(Stage.UPDATE)["survivors"])
+            agreements = AGREEMENTS.validate_python(
+                ask(Stage.AGREEMENT, participant.agree(survivors, judge))["agreements"]
+            )
+            ask(Stage.UNMASKING, participant.unmask(agreements, commit))
         except (SecureAggregationError, UpdateRefusedError, OSError, KeyError, ValidationError) as error:
             reason = describe_faults(error) if isinstance(error, ValidationError) else str(error)
             logger.error("attempt %d of round %d is refused: %s", context.attempt, context.round, reason)

@@ -30,7 +30,7 @@ from openfl_audio.protocol.signatures import has_signed, sign
 
 Key = Annotated[str, Field(pattern=f"^[0-9a-f]{{{2 * KEY_BYTES}}}$")]
 Share = Annotated[str, Field(pattern=f"^[0-9a-f]{{{2 * SHARE_BYTES}}}$")]
-Sealed = Annotated[str, Field(pattern="^[0-9a-f]{2,400}$")]
+Sealed = Annotated[str, Field(pattern="^([0-9a-f]{2}){1,200}$")]
 Signature = Annotated[str, Field(max_length=200)]
 
 

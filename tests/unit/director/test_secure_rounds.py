@@ -78,13 +78,13 @@ class Envoy(threading.Thread):
     def __init__(
         self, name: str, experiment: Experiment, identity: CertificateIdentity, folder: Path,
         lost: tuple[int, Any] | None = None, change: Callable[[Tensors], Tensors] = lambda tensors: tensors,
-        pause: float = 0.0, given: Callable[[Tensors], Tensors] | None = None,
+        pause: float = 0.0, given: Callable[[Tensors], Tensors] | None = None, told: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         super().__init__(daemon=True)
         self.site, self.experiment, self.identity, self.lost, self.change = name, experiment, identity, lost, change
         self.record = Record(folder / f"{name}.jsonl", f"envoy '{name}'")
         self.counted: list[bool] = []
-        self.pause, self.given = pause, given
+        self.pause, self.given, self.told = pause, given, told or {}
         self.loop = asyncio.get_running_loop()
         self.start()
 
@@ -120,7 +120,9 @@ class Envoy(threading.Thread):
         if request.stage == Stage.SHARES:
             pause, self.pause = self.pause, 0.0
             time.sleep(pause)
-        return self.wait(self.experiment.secure.answer(request))
+        answer: SecureAnswer = self.wait(self.experiment.secure.answer(request))
+        changed = {name: value for name, value in self.told.items() if name in answer.content}
+        return answer.model_copy(update={"content": answer.content | changed})
 
     def upload(self, header: Header, chunks: Callable[[], Iterator[bytes]]) -> None:
         message = UpdateMessage.model_validate(header.metadata)
@@ -483,6 +485,32 @@ def test_an_envoy_that_was_sent_another_model_is_found(tmp_path: Path, identitie
     record = records_of(experiment)[0]
     assert record["secure"]["envoys"] == [*"abde"]
     assert "signature of envoy 'c' is none of this experiment, plan, round, model" in record["refused"]["c"]
+
+
+@pytest.mark.parametrize(
+    ("told", "sentence"),
+    [
+        ({"roster": [{"envoy": "a"}]}, "0.encryption_key is {'envoy': 'a'}: Field required"),
+        ({"roster": "keys"}, "content is 'keys': Input should be a valid list"),
+        ({"sealed": {"a": "zz"}}, "is 'zz': String should match pattern"),
+        ({"sealed": {"a": 5}}, "is 5: Input should be a valid string"),
+        ({"survivors": None}, "content is None: Input should be a valid list"),
+        ({"agreements": [7]}, "0 is 7: Input should be a valid dictionary"),
+    ],
+)
+def test_answers_that_are_none_are_refused_in_a_sentence(
+    tmp_path: Path, identities: dict, told: dict[str, Any], sentence: str,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(secure_rounds, "MAX_ATTEMPTS", 1)
+    experiment = make_secure(tmp_path, rounds=1)
+    play(experiment, lambda: [Envoy(n, experiment, identities[n], tmp_path, told=told) for n in NAMES])
+    refused = [record.getMessage() for record in caplog.records if "attempt 1 of round 0 is refused" in record.message]
+    assert len(refused) == len(NAMES)
+    assert all(sentence in each for each in refused)
+    for name in NAMES:
+        path = tmp_path / f"{name}.jsonl"
+        assert not path.exists() or b"unmasked" not in path.read_bytes()
 
 
 def test_what_is_said_of_a_round_follows_from_the_recorded_signatures(tmp_path: Path, identities: dict) -> None:
