@@ -309,7 +309,6 @@ def deceived(tmp_path_factory) -> Iterator[tuple[BrokenDirector, LocalFederation
         processes.start_envoy("a", points(1))
         wait_for(lambda: "is registered" in processes.log("a").read_text(), READY_SECONDS)
         downloads = processes.folder / "envoys" / "a"
-        (downloads / ".rooms").mkdir(parents=True, exist_ok=True)  # as after an experiment
         wait_for((downloads / ".format.json").exists, READY_SECONDS)
         yield broken, processes
 
@@ -325,7 +324,7 @@ def deceived(tmp_path_factory) -> Iterator[tuple[BrokenDirector, LocalFederation
 def test_an_envoy_refuses_a_bad_archive_or_name_and_says_so_and_stays(deceived, experiment, case):
     broken, processes = deceived
     # The experiment's own, and the rooms of workers, which come and go.
-    own = f"deep/deeper/envoys/a/{experiment}", "deep/deeper/envoys/a/.rooms/"
+    own = f"deep/deeper/envoys/a/{experiment}", "deep/deeper/envoys/a/.rooms"
 
     def around() -> dict[str, str]:
         found = listing(processes.folder.parents[1])

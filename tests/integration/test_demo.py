@@ -149,6 +149,7 @@ def check_ledgers(result: dict, out: Path) -> None:
     assert result["privacy"]["epsilon"] == pytest.approx(told)
 
 
+@pytest.mark.slow
 def test_a_private_demo_that_has_learned_too_little_fails_and_has_paid_for_its_rounds(corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("OPENFL_AUDIO_CACHE", str(tmp_path / "cache"))
@@ -174,6 +175,7 @@ def test_a_demo_with_too_much_epsilon_fails():
         check_private({"privacy": {"epsilon": {"a": 3.0, "b": 12.0}}, "accuracy": {"best": 0.9}})
 
 
+@pytest.mark.slow
 def test_the_whisper_notebook_sends_the_head_alone_and_its_model_comes_back(corpus, tmp_path, monkeypatch):
     from safetensors.numpy import load_file
 

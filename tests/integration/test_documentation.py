@@ -119,6 +119,7 @@ def test_jupyter_and_the_notebook_are_where_the_page_says(copy):
     assert (copy / notebook).exists()
 
 
+@pytest.mark.slow
 def test_a_simulation_runs_as_the_page_says(copy):
     small = " --clients 4 --rounds 1 --set batch_size=4"  # of the same command
     environment = environment_of(copy)
@@ -245,12 +246,14 @@ def test_the_preparation_benchmark_runs_as_the_page_says(copy):
     assert result["full_set"]["clips"] == 51_197
 
 
+@pytest.mark.slow
 def test_the_cache_benchmark_runs_as_the_page_says(copy):
     benchmark = command("benchmarks/encoder_cache.py", WHISPER) + " --form short --clips 8 --epochs 1"
     output = subprocess.check_output(benchmark, shell=True, cwd=copy, env=environment_of(copy))
     assert json.loads(output)["form"] == "short"
 
 
+@pytest.mark.slow
 def test_the_simulation_benchmark_runs_as_the_page_says(copy):
     benchmark = command("benchmarks/simulation.py", MODES) + " --rounds 2"
     result = json.loads(subprocess.check_output(benchmark, shell=True, cwd=copy))
