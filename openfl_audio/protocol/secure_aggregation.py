@@ -69,14 +69,14 @@ def neighbours(envoys: int) -> Neighbours:
 
 def describe(envoys: int) -> str:
     """Return what secure aggregation of so many envoys bears, as a sentence."""
-    drawn, shares = neighbours(envoys)
-    some = f"; each shares its secrets with {drawn} others, and {shares} shares give them back"
-    return (
+    borne = (
         f"secure aggregation takes {threshold(envoys)} of {envoys} envoys at every stage of a round: "
         f"{dropouts(envoys)} may be lost, and {colluders(envoys)} may collude with the director"
-        + some
-        * (envoys > ALL_PAIRS)
     )
+    if envoys <= ALL_PAIRS:
+        return borne
+    drawn, shares = neighbours(envoys)
+    return f"{borne}; each shares its secrets with {drawn} others, and {shares} shares give them back"
 
 
 class SecureAggregation(Part):
