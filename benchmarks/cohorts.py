@@ -34,7 +34,7 @@ COHORTS = (4, 8, 16)
 SERVERS = {"adam": 0.005, "lamb": 0.01}  # learning rates, which were not searched for
 WORKLOAD = "speech_recognition"
 SETTINGS = ("--config", "numbers.yaml", "--set", "opt_treatment=RESET")
-SEED_ROUNDS = 4
+SEED_ROUNDS = 20
 
 
 @dataclass(frozen=True)
