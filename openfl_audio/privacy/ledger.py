@@ -127,16 +127,20 @@ class Ledger:
 
         The bytes of an update that was paid for cost nothing when they are sent again. Raises BudgetSpentError where
         too little is left, as another envoy of the corpus may have spent since the task began; nothing is paid then,
-        and the update must not leave. Raises OSError if it cannot be written, with the same consequence.
+        and the update must not leave. Raises OSError if it cannot be written: the update must not leave before this is
+        tried again, and an entry that was written already is not written twice.
         """
         digest = hashlib.sha256(update).hexdigest()
         with self._locked() as state:
-            if any(entry.update == digest for entry in state.entries):
+            line = next((n for n, entry in enumerate(state.entries, 2) if entry.update == digest), None)
+            if line is not None and line <= self._seen()["lines"]:
                 return False
-            self._refuse(state, release)
-            entry = Entry(experiment, round_number, release, digest)
-            moment = {"at": datetime.now(timezone.utc).isoformat(timespec="seconds")}
-            self._remember(self._append(state, asdict(entry) | moment, entry))
+            if line is None:
+                self._refuse(state, release)
+                entry = Entry(experiment, round_number, release, digest)
+                moment = {"at": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+                state = self._append(state, asdict(entry) | moment, entry)
+            self._remember(state)
         return True
 
     def _refuse(self, state: _State, *planned: Release) -> None:
@@ -199,17 +203,22 @@ class Ledger:
             )
 
     def _check_witness(self, state: _State) -> None:
-        if not self._witness.exists():
-            return
-        seen = json.loads(self._witness.read_text(encoding="utf-8"))
-        check_format(self._witness, seen, FORMAT)
+        seen = self._seen()
         lines = seen["lines"]
-        if lines <= len(state.hashes) and state.hashes[lines - 1] == seen["hash"]:
+        if not lines or (lines <= len(state.hashes) and state.hashes[lines - 1] == seen["hash"]):
             return
         raise PrivacyError(
             f"{self.path} has {len(state.hashes)} lines, and {self._witness} has seen line {lines}: it was restored "
             "from an old backup or replaced, so what was spent since is not known; bring back the newest copy"
         )
+
+    def _seen(self) -> dict[str, Any]:
+        """Return the number of lines that the witness has seen, and the hash of the last of them."""
+        if not self._witness.exists():
+            return {"lines": 0}
+        seen = json.loads(self._witness.read_text(encoding="utf-8"))
+        check_format(self._witness, seen, FORMAT)
+        return seen
 
     def _append(self, state: _State, content: dict[str, Any], *entries: Entry) -> _State:
         previous = state.hashes[-1] if state.hashes else ""

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,6 +49,18 @@ def test_bytes_that_are_sent_again_cost_nothing_and_others_do(tmp_path):
     spent = ledger(tmp_path).spent()
     assert ledger(tmp_path).charge("one", 3, RELEASE, b"update, trained again")
     assert ledger(tmp_path).spent() > spent
+
+
+def test_a_payment_that_was_half_written_is_one_when_it_is_tried_again(tmp_path):
+    of_site = ledger(tmp_path)
+    shutil.rmtree(tmp_path / "site_b")
+    with pytest.raises(FileNotFoundError):
+        of_site.charge("one", 3, RELEASE, b"update")
+    (tmp_path / "site_b").mkdir()
+    assert of_site.charge("one", 3, RELEASE, b"update")
+    assert len(lines(tmp_path)) == 2
+    assert not of_site.charge("one", 3, RELEASE, b"update")
+    assert json.loads((tmp_path / "site_b" / "witness.json").read_text())["lines"] == 2
 
 
 def test_a_task_that_would_overspend_is_refused_before_it_starts_and_so_is_its_update(tmp_path, caplog):
