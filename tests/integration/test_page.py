@@ -67,34 +67,47 @@ def tab(chromium, federation):
         yield tab
 
 
-@pytest.fixture
-def start(federation, connect):
-    """Start an experiment of its own name on the toy's model and data; it is stopped when the test ends."""
+def submitted(federation, connect, train, rounds=2, envoys=("a", "b"), user=USER, validate=None, **changes):
+    """Start an experiment of its own name on the toy's model and data."""
     import toy
     from toy.experiment import PointsData, model_interface, task_interface
 
     from openfl_audio.notebook.interactive_api import FLExperiment
 
+    experiment = FLExperiment(connect(federation, user), f"shown-{next(numbers)}", workspace=toy)
+    tasks = {"train": train} | ({"validate": validate} if validate else {})
+    experiment.start(
+        model_provider=model_interface(),
+        task_keeper=task_interface(**tasks),
+        data_loader=PointsData(),
+        rounds_to_train=rounds,
+        envoys=list(envoys),
+        **changes,
+    )
+    return experiment
+
+
+@pytest.fixture
+def start(federation, connect):
+    """Start experiments, and return their names; they are stopped when the test ends."""
     started = []
 
-    def start(train, rounds=2, envoys=("a", "b"), user=USER, validate=None, **changes):
-        experiment = FLExperiment(connect(federation, user), f"shown-{next(numbers)}", workspace=toy)
-        tasks = {"train": train} | ({"validate": validate} if validate else {})
-        experiment.start(
-            model_provider=model_interface(),
-            task_keeper=task_interface(**tasks),
-            data_loader=PointsData(),
-            rounds_to_train=rounds,
-            envoys=list(envoys),
-            **changes,
-        )
-        started.append(experiment)
-        return experiment.experiment_name
+    def start(train, **options):
+        started.append(submitted(federation, connect, train, **options))
+        return started[-1].experiment_name
 
     yield start
     for experiment in started:
         with contextlib.suppress(Exception):  # some are deleted by then
             experiment.stop()
+
+
+@pytest.fixture(scope="module")
+def finished(federation, connect):
+    """Return the name of an experiment of two rounds that has finished."""
+    name = submitted(federation, connect, toy_train).experiment_name
+    wait_for(lambda: state_of(federation, name) == "finished")
+    return name
 
 
 def state_of(processes, name):
@@ -270,10 +283,9 @@ SCREENS = {
 
 @pytest.mark.parametrize("screen", SCREENS)
 def test_every_page_can_be_read_on_a_small_screen_magnified_in_the_dark_and_by_a_screen_reader(
-    chromium, start, federation, screen
+    chromium, finished, federation, screen
 ):
-    name = start(toy_train, rounds=2)
-    wait_for(lambda: state_of(federation, name) == "finished")
+    name = finished
     with Tab(chromium, federation, **SCREENS[screen]) as tab:
         tab.log_in(USER)
         tab.see("2 of 2 envoys online")

@@ -191,6 +191,7 @@ def test_code_that_is_neither_installed_nor_approved_never_runs(sites: LocalFede
     assert len((sites.folder / "d.jsonl").read_text().splitlines()) == 1, "the title, and no release"
 
 
+@pytest.mark.slow
 def test_simulation_gives_the_same_bits_with_noise_for_tests(
     certificates: Path, connect: Callable, tmp_path: Path
 ) -> None:

@@ -183,6 +183,7 @@ def processes_of(folder: Path) -> list[psutil.Process]:
     return list(found | {child for process in found for child in process.children(recursive=True)})
 
 
+@pytest.mark.slow
 def test_a_federation_of_which_every_process_was_killed_goes_on_to_the_same_bits(simulated, corpus, tmp_path):
     """Under CONTINUE_LOCAL, as keyword spotting has it: an envoy's optimizer outlives the envoy."""
     out = tmp_path / "killed-federation"
