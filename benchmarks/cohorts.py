@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run(data, seed_data, out, options.rounds, options.seeds)
         except subprocess.CalledProcessError as error:
             return error.returncode  # the run has said why
-    values = {"rounds": options.rounds} | finished(out, options.seeds)
+    values = {"rounds": options.rounds, "seeds": options.seeds} | finished(out, options.seeds)
     print(json.dumps(values, indent=2))
     save(options, values)
     return 0

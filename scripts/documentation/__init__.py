@@ -16,7 +16,7 @@ from scripts.documentation.api import api
 from scripts.documentation.commands import commands
 from scripts.documentation.computed import adapter_bytes, epsilons
 from scripts.documentation.protocol import calls, messages
-from scripts.documentation.results import benchmarks, modes, privacy_accuracy, typed_results
+from scripts.documentation.results import benchmarks, cohorts, modes, privacy_accuracy, typed_results
 from scripts.documentation.run_files import run_files, train_files
 from scripts.documentation.settings import settings
 
@@ -30,6 +30,7 @@ PARTS: dict[str, Callable[..., str]] = {
         api,
         benchmarks,
         calls,
+        cohorts,
         commands,
         epsilons,
         messages,

@@ -1,7 +1,7 @@
 """Results on pages: each comes from a file in benchmarks/results, and one that somebody typed is found."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,16 +66,31 @@ def privacy_accuracy(folder: Path = RESULTS) -> str:
     values = load(folder / "privacy-accuracy.json").values
     names, seeds = values["epsilons"], values["seeds"]
     rows = [
-        [name, row["metric"], *(_point(row["points"].get(epsilon), seeds) for epsilon in names)]
+        [name, row["metric"], *(_point(row["points"].get(epsilon, {}).get("scores"), seeds) for epsilon in names)]
         for name, row in values["rows"].items()
     ]
     return table(["row", "score", *(f"epsilon {name}" for name in names)], rows)
 
 
-def _point(point: Mapping[str, Any] | None, seeds: int) -> str:
-    if point is None:
+def cohorts(folder: Path = RESULTS) -> str:
+    """Return the table of `benchmarks/cohorts.py`: word error rates by the size of the cohort, as `privacy_accuracy`'s.
+
+    It says so where there is no such result.
+    """
+    if not (folder / "cohorts.json").exists():
+        return "No cohorts are among the results yet."
+    values = load(folder / "cohorts.json").values
+    sizes = sorted({row["cohort"] for row in values["rows"]})
+    rates: dict[tuple[str, str, int], dict[int, list[float]]] = {}
+    for row in values["rows"]:
+        rates.setdefault((row["start"], row["server"], row["local_epochs"]), {})[row["cohort"]] = row["wer"]
+    rows = [[*names, *(_point(of_row.get(size), values["seeds"]) for size in sizes)] for names, of_row in rates.items()]
+    return table(["start", "server optimizer", "local epochs", *(f"{size} clients a round" for size in sizes)], rows)
+
+
+def _point(scores: Sequence[float] | None, seeds: int) -> str:
+    if not scores:
         return "not run"
-    scores = point["scores"]
     fewer = "" if len(scores) == seeds else f", {len(scores)} of {seeds} seeds"
     return f"{sum(scores) / len(scores):.3f} ({min(scores):.3f} to {max(scores):.3f}{fewer})"
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from scripts.documentation.results import modes, privacy_accuracy, substitutions, typed_results
+from scripts.documentation.results import cohorts, modes, privacy_accuracy, substitutions, typed_results
 
 RESULT = {
     "command": "python benchmarks/rounds.py --save fast-rounds",
@@ -93,4 +93,19 @@ def test_a_table_of_accuracy_says_what_was_not_run_and_of_how_many_seeds_a_score
         "| --- | --- | --- | --- | --- |",
         "| head | accuracy | 0.500 (0.250 to 0.750) | not run | 0.900 (0.900 to 0.900, 1 of 3 seeds) |",
         "| sounds | pr_auc | not run | not run | not run |",
+    ]
+
+
+def test_a_table_of_cohorts_has_a_column_for_each_size(tmp_path):
+    assert cohorts(tmp_path) == "No cohorts are among the results yet."
+    row = {"start": "seed", "server": "lamb", "local_epochs": 3}
+    rows = [row | {"cohort": 8, "wer": [0.5, 0.25]}, row | {"cohort": 16, "wer": [0.25]}, row | {"cohort": 4, "wer": []}]
+    rows.append(row | {"local_epochs": 6, "cohort": 8, "wer": [0.75]})
+    values = {"rounds": 16, "seeds": 2, "seed_model": [0.75], "rows": rows}
+    (tmp_path / "cohorts.json").write_text(json.dumps(RESULT | {"values": values}))
+    assert cohorts(tmp_path).splitlines() == [
+        "| start | server optimizer | local epochs | 4 clients a round | 8 clients a round | 16 clients a round |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| seed | lamb | 3 | not run | 0.375 (0.250 to 0.500) | 0.250 (0.250 to 0.250, 1 of 2 seeds) |",
+        "| seed | lamb | 6 | not run | 0.750 (0.750 to 0.750, 1 of 2 seeds) | not run |",
     ]
