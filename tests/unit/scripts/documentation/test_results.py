@@ -99,7 +99,8 @@ def test_a_table_of_accuracy_says_what_was_not_run_and_of_how_many_seeds_a_score
 def test_a_table_of_cohorts_has_a_column_for_each_size(tmp_path):
     assert cohorts(tmp_path) == "No cohorts are among the results yet."
     row = {"start": "seed", "server": "lamb", "local_epochs": 3}
-    rows = [row | {"cohort": 8, "wer": [0.5, 0.25]}, row | {"cohort": 16, "wer": [0.25]}, row | {"cohort": 4, "wer": []}]
+    rates = {8: [0.5, 0.25], 16: [0.25], 4: []}
+    rows = [row | {"cohort": size, "wer": wer} for size, wer in rates.items()]
     rows.append(row | {"local_epochs": 6, "cohort": 8, "wer": [0.75]})
     values = {"rounds": 16, "seeds": 2, "seed_model": [0.75], "rows": rows}
     (tmp_path / "cohorts.json").write_text(json.dumps(RESULT | {"values": values}))
