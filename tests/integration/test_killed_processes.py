@@ -122,6 +122,7 @@ def large() -> ModelInterface:
     return ModelInterface(create_large_model, partial(torch.optim.SGD, lr=0.1))
 
 
+@pytest.mark.slow
 def test_a_director_killed_twice_resumes_with_the_same_round_and_envoys_to_the_same_weights(running, start, large):
     # One of the two by lot: a restart must draw the same.
     participation = Participation(count=1, seed=3)

@@ -155,6 +155,7 @@ def test_a_task_without_private_steps_never_runs(sites: LocalFederation, finishe
     assert len(releases_in(sites, "a")) == 9
 
 
+@pytest.mark.slow
 def test_what_is_trained_anew_after_a_stop_is_paid_for_again(
     sites: LocalFederation, finished: tuple, connect: Callable
 ) -> None:

@@ -161,6 +161,7 @@ def test_adapters_in_a_federation_come_to_the_bits_of_a_simulation(workload, cor
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_a_simulation_that_was_killed_goes_on_to_the_same_end(simulated, corpus, tmp_path):
     out = tmp_path / "killed"
     process = start("simulated", corpus, out)

@@ -19,7 +19,11 @@ def train(model, patches, rounds, learning_rate=3e-3):
 
 @pytest.mark.parametrize(
     ("architecture", "normalisation", "n_train", "n_unseen"),
-    [("vgg", "group", 40, 24), ("crnn", "group", 60, 40), ("vgg", "evaluation_batch", 40, 24)],
+    [
+        ("vgg", "group", 40, 24),
+        pytest.param("crnn", "group", 60, 40, marks=pytest.mark.slow),
+        ("vgg", "evaluation_batch", 40, 24),
+    ],
 )
 def test_training_learns(make_clips, architecture, normalisation, n_train, n_unseen):
     unseen = Patches(make_clips(n_unseen, seed=1))

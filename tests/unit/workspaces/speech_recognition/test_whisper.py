@@ -117,6 +117,7 @@ assert not any(name.startswith(("openfl", "workspaces", "peft")) for name in sys
 
 @pytest.mark.training
 @pytest.mark.process
+@pytest.mark.slow
 def test_a_run_with_adapters_from_a_table_leaves_what_pipeline_predict_and_peft_load(config, table, tmp_path):
     changes = {
         "model.upstream": None, "model.config": str(config), "rounds": 1, "clients": 2, "adapter.r": 2,
