@@ -22,7 +22,7 @@ def train(model, patches, rounds, learning_rate=3e-3):
     [
         ("vgg", "group", 40, 24),
         pytest.param("crnn", "group", 60, 40, marks=pytest.mark.slow),
-        ("vgg", "evaluation_batch", 40, 24),
+        pytest.param("vgg", "evaluation_batch", 40, 24, marks=pytest.mark.slow),
     ],
 )
 def test_training_learns(make_clips, architecture, normalisation, n_train, n_unseen):
