@@ -31,9 +31,8 @@ install-director: ## make .venv with what a director or an envoy needs, and no m
 demo: install ## federate keyword spotting, or WORKLOAD=whisper, fsd50k, librifsd50k, librispeech, recognition, own_data, over one director and three envoys (DATA=a real corpus; SECURE=1 hides updates from the director; PRIVACY=record trains with differential privacy; KEEP=1 leaves them running, STOP=1 ends them)
 	@$(RUN) -m openfl_audio.cli demo --workload $(WORKLOAD) $(if $(DATA),--data "$(DATA)") $(if $(SECURE),--secure) $(if $(PRIVACY),--privacy $(PRIVACY)) $(if $(KEEP),--keep) $(if $(STOP),--stop)
 
-# Many tests wait for processes: more files at a time than two cores, in the order of the folders, as the long ones are in
-# the middle.
-PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $$(( $$(getconf _NPROCESSORS_ONLN) > 2 ? 4 : 3 )) --dist loadfile --no-loadscope-reorder
+# Many tests wait for processes: one file a core at a time, in the order of the folders, as the long ones are in the middle.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-fast: install ## run the tests that start no process and train nothing for long, and the examples in docstrings
 	@$(PYTEST) -m "not (integration or process or training or slow)" --doctest-modules --cov --cov-report= \
