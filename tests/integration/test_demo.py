@@ -160,6 +160,7 @@ def test_a_private_demo_that_has_learned_too_little_fails_and_has_paid_for_its_r
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_private_demo_learns_words_within_an_epsilon_of_ten(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("OPENFL_AUDIO_CACHE", str(tmp_path / "cache"))

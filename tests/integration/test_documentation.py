@@ -184,7 +184,7 @@ def test_sound_events_are_prepared_trained_and_searched_as_the_page_says(copy):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_speech_is_enhanced_and_a_hubert_pretrained_and_distilled_as_the_page_says(copy):
     make_fsd50k(copy / "data" / "FSD50K", n_dev_clips=40, n_eval_clips=18)
     make_librispeech(

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks.rounds_peers import shard, workloads
+from benchmarks.rounds_peers.measure import REPOSITORY
 from openfl_audio.envoy.limits import memory_of
 from openfl_audio.experiments.local_federation import LocalFederation
 from openfl_audio.protocol.messages import LiveRound
@@ -25,6 +26,7 @@ MB_PER_ROUND = 0.3
 @pytest.fixture
 def federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalFederation]:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # `benchmarks` is no installed package
     with LocalFederation(tmp_path, None, "scientist") as processes:
         processes.start_director()
         for name in ENVOYS:
