@@ -73,12 +73,10 @@ def privacy_accuracy(folder: Path = RESULTS) -> str:
 
 
 def cohorts(folder: Path = RESULTS) -> str:
-    """Return the table of `benchmarks/cohorts.py`: word error rates by the size of the cohort, as `privacy_accuracy`'s.
+    """Return the table of `benchmarks/cohorts.py`: the mean word error rate by the size of the cohort, and the range.
 
-    It says so where there is no such result.
+    It says of how many seeds a rate is where they are fewer than planned, and what was not run.
     """
-    if not (folder / "cohorts.json").exists():
-        return "No cohorts are among the results yet."
     values = load(folder / "cohorts.json").values
     sizes = sorted({row["cohort"] for row in values["rows"]})
     rates: dict[tuple[str, str, int], dict[int, list[float]]] = {}
