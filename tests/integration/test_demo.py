@@ -33,7 +33,7 @@ from openfl_audio.testing.demo import (
     run_demo,
     set_earlier_run_aside,
 )
-from tests.integration.conftest import REPOSITORY, wait_for
+from tests.integration.conftest import REPOSITORY, USER, points, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -371,9 +371,21 @@ def test_an_earlier_run_is_kept_under_the_next_free_number_and_told(tmp_path, ca
         assert f"the earlier run of {out} is kept in {out}-{number}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("signal_number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
-)
+def test_an_interrupt_ends_what_a_local_federation_has_started(certificates, tmp_path):
+    def start_and_be_interrupted() -> None:
+        with LocalFederation(tmp_path, certificates, USER) as processes:
+            processes.start_director()
+            processes.start_envoy("a", points(1))
+            wait_for(lambda: len(processes_of(tmp_path)) == 2)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        start_and_be_interrupted()
+    assert processes_of(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_demo_stops_what_it_started(corpus, tmp_path, signal_number, code):
     demo = start_demo(corpus, tmp_path / "run")
     try:
