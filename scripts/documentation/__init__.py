@@ -16,7 +16,14 @@ from scripts.documentation.api import api
 from scripts.documentation.commands import commands
 from scripts.documentation.computed import adapter_bytes, epsilons
 from scripts.documentation.protocol import calls, messages
-from scripts.documentation.results import benchmarks, cohorts, modes, privacy_accuracy, typed_results
+from scripts.documentation.results import (
+    benchmarks,
+    cohorts,
+    modes,
+    privacy_accuracy,
+    supervised_share,
+    typed_results,
+)
 from scripts.documentation.run_files import run_files, train_files
 from scripts.documentation.settings import settings
 
@@ -38,6 +45,7 @@ PARTS: dict[str, Callable[..., str]] = {
         privacy_accuracy,
         run_files,
         settings,
+        supervised_share,
         train_files,
     )
 }

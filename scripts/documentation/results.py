@@ -86,6 +86,18 @@ def cohorts(folder: Path = RESULTS) -> str:
     return table(["start", "server optimizer", "local epochs", *(f"{size} clients a round" for size in sizes)], rows)
 
 
+def supervised_share(folder: Path = RESULTS) -> str:
+    """Return the table of `benchmarks/supervised_share.py`: dB with one noise and with two, by share and clients."""
+    trials = load(folder / "supervised-share.json").values["trials"]
+    clients = sorted({trial["clients"] for trial in trials})
+    scores: dict[float, dict[int, str]] = {}
+    for trial in trials:
+        both = f"{trial['si_sdri_1_noise']:.2f}, {trial['si_sdri_2_noises']:.2f}"
+        scores.setdefault(trial["p_supervised"], {})[trial["clients"]] = both
+    rows = [[f"{share:.0%}", *(of_share[each] for each in clients)] for share, of_share in scores.items()]
+    return table(["supervised clients", *(f"of {each} clients" for each in clients)], rows)
+
+
 def _point(scores: Sequence[float] | None, seeds: int) -> str:
     if not scores:
         return "not run"

@@ -2,7 +2,14 @@ import json
 
 import pytest
 
-from scripts.documentation.results import cohorts, modes, privacy_accuracy, substitutions, typed_results
+from scripts.documentation.results import (
+    cohorts,
+    modes,
+    privacy_accuracy,
+    substitutions,
+    supervised_share,
+    typed_results,
+)
 
 RESULT = {
     "command": "python benchmarks/rounds.py --save fast-rounds",
@@ -108,4 +115,19 @@ def test_a_table_of_cohorts_has_a_column_for_each_size(tmp_path):
         "| --- | --- | --- | --- | --- | --- |",
         "| seed | lamb | 3 | not run | 0.375 (0.250 to 0.500) | 0.250 (0.250 to 0.250, 1 of 2 seeds) |",
         "| seed | lamb | 6 | not run | 0.750 (0.750 to 0.750, 1 of 2 seeds) | not run |",
+    ]
+
+
+def test_a_table_of_shares_has_a_column_for_each_number_of_clients(tmp_path):
+    scores = {(0.0, 8): (1.0, 2.0), (0.0, 4): (1.25, 2.25), (0.5, 8): (3.0, 4.125), (0.5, 4): (-0.5, 0.0)}
+    trials = [
+        {"p_supervised": share, "clients": clients, "si_sdri_1_noise": one, "si_sdri_2_noises": two}
+        for (share, clients), (one, two) in scores.items()
+    ]
+    (tmp_path / "supervised-share.json").write_text(json.dumps(RESULT | {"values": {"rounds": 2, "trials": trials}}))
+    assert supervised_share(tmp_path).splitlines() == [
+        "| supervised clients | of 4 clients | of 8 clients |",
+        "| --- | --- | --- |",
+        "| 0% | 1.25, 2.25 | 1.00, 2.00 |",
+        "| 50% | -0.50, 0.00 | 3.00, 4.12 |",
     ]
