@@ -19,6 +19,7 @@ from scripts.documentation.protocol import calls, messages
 from scripts.documentation.results import (
     benchmarks,
     cohorts,
+    hubert_iterations,
     modes,
     privacy_accuracy,
     supervised_share,
@@ -40,6 +41,7 @@ PARTS: dict[str, Callable[..., str]] = {
         cohorts,
         commands,
         epsilons,
+        hubert_iterations,
         messages,
         modes,
         privacy_accuracy,

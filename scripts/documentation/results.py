@@ -86,6 +86,18 @@ def cohorts(folder: Path = RESULTS) -> str:
     return table(["start", "server optimizer", "local epochs", *(f"{size} clients a round" for size in sizes)], rows)
 
 
+def hubert_iterations(folder: Path = RESULTS) -> str:
+    """Return the table of `benchmarks/hubert_iterations.py`: accuracies of each iteration, for keywords the means."""
+    values = load(folder / "hubert-iterations.json").values
+    rows = []
+    for name in ("first", "second"):
+        keywords = [f"{sum(each) / len(each):.3f}" for each in values[name]["keyword_accuracy"].values()]
+        masked = [f"{values[name][key]:.3f}" for key in ("masked_accuracy", "most_frequent_cluster")]
+        rows.append([name, *masked, *keywords])
+    splits = [f"keywords, {split}" for split in values["first"]["keyword_accuracy"]]
+    return table(["iteration", "masked accuracy", "most frequent cluster", *splits], rows)
+
+
 def supervised_share(folder: Path = RESULTS) -> str:
     """Return the table of `benchmarks/supervised_share.py`: dB with one noise and with two, by share and clients."""
     trials = load(folder / "supervised-share.json").values["trials"]

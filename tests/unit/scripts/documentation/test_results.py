@@ -4,6 +4,7 @@ import pytest
 
 from scripts.documentation.results import (
     cohorts,
+    hubert_iterations,
     modes,
     privacy_accuracy,
     substitutions,
@@ -115,6 +116,19 @@ def test_a_table_of_cohorts_has_a_column_for_each_size(tmp_path):
         "| --- | --- | --- | --- | --- | --- |",
         "| seed | lamb | 3 | not run | 0.375 (0.250 to 0.500) | 0.250 (0.250 to 0.250, 1 of 2 seeds) |",
         "| seed | lamb | 6 | not run | 0.750 (0.750 to 0.750, 1 of 2 seeds) | not run |",
+    ]
+
+
+def test_a_table_of_iterations_has_the_mean_accuracy_of_keywords(tmp_path):
+    first = {"masked_accuracy": 0.25, "most_frequent_cluster": 0.125, "keyword_accuracy": {"test": [0.5, 0.75]}}
+    second = {"masked_accuracy": 0.5, "most_frequent_cluster": 0.0625, "keyword_accuracy": {"test": [0.75, 0.75]}}
+    values = {"layer": 2, "clusters": 100, "first": first, "second": second}
+    (tmp_path / "hubert-iterations.json").write_text(json.dumps(RESULT | {"values": values}))
+    assert hubert_iterations(tmp_path).splitlines() == [
+        "| iteration | masked accuracy | most frequent cluster | keywords, test |",
+        "| --- | --- | --- | --- |",
+        "| first | 0.250 | 0.125 | 0.625 |",
+        "| second | 0.500 | 0.062 | 0.750 |",
     ]
 
 
