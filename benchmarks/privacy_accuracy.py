@@ -32,7 +32,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `benchmarks` is 
 
 import numpy as np
 import torch
-from transformers import AutoModel
 
 from benchmarks.arguments import add_save, save, whole_number
 from openfl_audio.config import load_settings
@@ -42,9 +41,9 @@ from openfl_audio.privacy.accounting import noise_for
 from openfl_audio.testing.corpora.fsd50k import make_fsd50k
 from openfl_audio.testing.corpora.output import make_folder
 from openfl_audio.testing.corpora.speech_commands import make_speech_commands
+from openfl_audio.testing.encoder import train_encoder
 from shard_descriptors.fsd50k.layout import read_layout
 from shard_descriptors.fsd50k.preparation import prepare_store
-from workspaces.keyword_spotting_wav2vec2.model import create_feature_extractor
 
 EPSILONS, SEEDS, DELTA = (1.0, 3.0, 8.0, math.inf), 3, 1e-5
 NEXT_TO_NONE = 1e-6  # noise multiplier in place of the 0 that a plan cannot have
@@ -197,7 +196,7 @@ def prepare(folder: Path, data: str) -> None:
         prepare_sounds(folder / data)
     else:
         prepare_words(folder / data)
-        prepare_encoder(folder / "encoder")
+        train_encoder(folder / "encoder", PUBLIC_SPEAKERS, PUBLIC_ROUNDS, seed=0)
 
 
 def prepare_words(folder: Path) -> None:
@@ -225,19 +224,6 @@ def prepare_sounds(folder: Path) -> None:
     corpus = folder.with_name("fsd50k")
     make_fsd50k(corpus, n_dev_clips=SOUND_CLIPS, n_eval_clips=TEST_SOUND_CLIPS)
     prepare_store(read_layout(corpus), folder, workers=1)
-
-
-def prepare_encoder(folder: Path) -> None:
-    """Train the small Wav2Vec2 on words of the public speakers, and keep it in `folder` without its head."""
-    if (folder / "preprocessor_config.json").exists():
-        return
-    corpus, out = folder.with_name("public"), folder.with_name("pretraining")
-    make_speech_commands(corpus, n_speakers=PUBLIC_SPEAKERS, seed=0)
-    workload = find_workload("keyword_spotting_wav2vec2")
-    settings = load_settings(find_file(workload, "small.yaml"), workload.config_class, {"rounds": PUBLIC_ROUNDS})
-    run(workload, settings, "centralized", corpus, out)
-    AutoModel.from_pretrained(str(out / "model")).save_pretrained(folder)
-    create_feature_extractor().save_pretrained(folder)
 
 
 def by_row(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

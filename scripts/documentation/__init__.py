@@ -22,7 +22,6 @@ from scripts.documentation.results import (
     hubert_iterations,
     modes,
     privacy_accuracy,
-    supervised_share,
     typed_results,
 )
 from scripts.documentation.run_files import run_files, train_files
@@ -47,7 +46,6 @@ PARTS: dict[str, Callable[..., str]] = {
         privacy_accuracy,
         run_files,
         settings,
-        supervised_share,
         train_files,
     )
 }

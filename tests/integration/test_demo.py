@@ -154,8 +154,8 @@ def test_a_private_demo_that_has_learned_too_little_fails_and_has_paid_for_its_r
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("OPENFL_AUDIO_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "run"
-    with pytest.raises(StartError, match=r"the accuracy is 0\.\d+, and should be 0\.2 at least"):
-        run_demo(PRIVATE, corpus, out, ROUNDS=2, STEPS=2, LEARNING_RATE=1e-6)
+    with pytest.raises(StartError, match=r"the accuracy is 0\.\d+, and should be 0\.5 at least"):
+        run_demo(PRIVATE, corpus, out, UPSTREAM="log_mel", ROUNDS=2, STEPS=2, LEARNING_RATE=1e-6)
     check_ledgers(json.loads((out / "result.json").read_text()), out)
 
 
@@ -166,7 +166,7 @@ def test_the_private_demo_learns_words_within_an_epsilon_of_ten(tmp_path, monkey
     monkeypatch.setenv("OPENFL_AUDIO_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "run"
     result = run_demo(PRIVATE, None, out)
-    assert result["accuracy"]["best"] >= 0.2
+    assert result["accuracy"]["best"] >= 0.5
     assert max(result["privacy"]["epsilon"].values()) <= 10
     check_ledgers(result, out)
 

@@ -169,6 +169,7 @@ def test_after_an_error_in_a_task_which_reaches_the_notebook_named_envoys_run_an
         experiment.best_model("loss")
 
 
+@pytest.mark.slow
 def test_a_task_that_ends_its_process_does_not_end_the_envoy(start, running):
     from toy.experiment import task_interface
 

@@ -437,6 +437,7 @@ def test_a_killed_envoy_is_seen_within_seconds(make, running, tmp_path, watch, l
         running.stop("d")
 
 
+@pytest.mark.slow
 def test_for_whom_a_queued_experiment_waits_is_seen_within_seconds(make, tmp_path, watch, look, seen):
     gate = tmp_path / "gate"
     experiments = [make(train=held_at(gate, slope=0), rounds=1) for _ in range(3)]

@@ -55,6 +55,7 @@ def read(path: Path) -> dict:
     return json.loads(path.read_text())
 
 
+@pytest.mark.training
 def test_the_gain_over_training_alone_is_negative_where_sites_are_unlike(line, tmp_path):
     out = judge(line, tmp_path, "simulated", judge="matrix")
     gain, scores = read(out / "gain.json"), read(out / "per_client.json")
@@ -71,6 +72,7 @@ def test_the_gain_over_training_alone_is_negative_where_sites_are_unlike(line, t
     assert {"gain.png", "matrix.png", "per_client.png"} <= {path.name for path in out.iterdir()}
 
 
+@pytest.mark.training
 def test_clients_are_judged_in_a_centralized_run_and_where_each_trains_alone(line, tmp_path):
     centralized = judge(line, tmp_path, "centralized")
     assert read(centralized / "per_client.json").keys() == {SCHOOL, CLINIC}
@@ -83,6 +85,7 @@ def test_clients_are_judged_in_a_centralized_run_and_where_each_trains_alone(lin
     assert (alone / "matrix.png").exists()
 
 
+@pytest.mark.training
 def test_what_stays_with_a_client_is_scored_and_exported_with_it(line, tmp_path):
     out = judge(line, tmp_path, "simulated", local_tensors=["bias"], judge="gain")
     scores = read(out / "per_client.json")

@@ -12,6 +12,7 @@ from openfl_audio.experiments.run import run
 LINE = Path(__file__).parents[2] / "workloads" / "line"
 
 
+@pytest.mark.training
 def test_a_grid_has_a_row_for_each_choice_and_a_heat_map(tmp_path):
     out = tmp_path / "grid"
     axes = ("--over", "fraction=0.3,1", "--over", "steps=1,2", "--set", "rounds=1", "--set", "clients=3")

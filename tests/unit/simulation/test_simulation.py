@@ -523,6 +523,7 @@ def fit_privately(model, points, device, optimizer, round_number):
 PRIVACY = RecordLevel(noise_multiplier=1.5, clip=1.0, delta=1e-4, probability=0.5, steps=4)
 
 
+@pytest.mark.training
 def test_a_private_experiment_tells_what_each_client_has_spent_and_no_loss(tmp_path):
     share = Participation(count=1, seed=3)
     history = toy.simulate(tmp_path, ["a-4", "b-9"], train=fit_privately, privacy=PRIVACY, participation=share)
@@ -575,6 +576,7 @@ def test_private_updates_can_be_summed_in_secret(tmp_path):
     assert all(record["secure"] for record in simulation.records)
 
 
+@pytest.mark.training
 def test_private_rounds_repeat_with_noise_for_tests_alone(tmp_path):
     def weights(name: str) -> list[float]:
         simulation = toy.simulate(tmp_path / name, ["a-4", "b-9"], train=fit_privately, privacy=PRIVACY)

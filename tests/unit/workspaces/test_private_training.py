@@ -209,6 +209,7 @@ def test_one_more_unit_leaves_the_clipped_gradients_of_the_others_as_they_are(ca
         torch.testing.assert_close(four[name][[1, 3]], gradients, rtol=0, atol=TOLERANCE * largest, msg=name)
 
 
+@pytest.mark.training
 def test_a_private_round_takes_no_step_of_the_trainer_and_one_that_does_fails_by_name(tmp_path, monkeypatch):
     train = small_wav2vec2(tmp_path)
     with pytest.MonkeyPatch.context() as patch, private_task(LEVEL, "site", 0, "train"):

@@ -186,6 +186,7 @@ def touch_corpus(root: Path, version: str) -> None:
         (root / f"{split}_list.txt").write_text("\n".join(names[split]))
 
 
+@pytest.mark.training
 def test_the_complete_v001_corpus_counts_as_superb_does(tmp_path):
     root = tmp_path / "speech_commands_v0.01"
     touch_corpus(root, "v0.01")

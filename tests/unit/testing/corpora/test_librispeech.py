@@ -98,6 +98,7 @@ def test_speakers_of_all_subsets_have_voices_rooms_and_numbers_of_their_own():
     assert {reader.voice.sex for reader in readers} == {"F", "M"}
 
 
+@pytest.mark.training
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(corpus, tmp_path, files_of):
     demo.make_librispeech(tmp_path / "again", **SIZES, seed=7)
     demo.make_librispeech(tmp_path / "other", **SIZES, seed=8)

@@ -55,6 +55,7 @@ def test_labels_agree_as_the_page_says(capsys):
     assert capsys.readouterr().out.splitlines()[: len(expected := blocks("text")[1].splitlines())] == expected
 
 
+@pytest.mark.training
 def test_the_command_trains(tmp_path):
     words = shlex.split(COMMANDS[2])
     from openfl_audio.experiments import workloads

@@ -46,6 +46,7 @@ def train(model, clips, rounds=1, rate=0.01, **settings) -> dict[str, float]:
     return metrics
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_module_of_ones_own_learns_each_kind_of_target(kind):
     targets, labels = KINDS[kind]

@@ -87,6 +87,7 @@ def test_a_pretrained_model_gets_a_head_for_other_classes_and_keeps_its_encoder(
     assert not any(p.requires_grad for p in other.wav2vec2.feature_extractor.parameters())
 
 
+@pytest.mark.training
 def test_a_compiled_model_has_the_same_names_and_values(tmp_path, monkeypatch):
     config = write_config(tmp_path, "wav2vec2")
     plain, compiled = (create_classifier(config=config, targets=WORDS, compile=each).eval() for each in (False, True))
@@ -139,6 +140,7 @@ def settings(tmp_path, **changes) -> AudioClassificationSettings:
     })  # fmt: skip
 
 
+@pytest.mark.training
 def test_a_run_from_a_table_judges_sites_and_its_model_loads_in_a_pipeline(table, tmp_path):
     result = run(AudioClassification(), settings(tmp_path), "simulated", table, tmp_path / "out")
     best = result["metrics"]["best"]
@@ -219,6 +221,7 @@ class OwnModule(AudioClassification):
         return None
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("kind", ["labels", "number"])
 def test_a_module_of_ones_own_is_trained_in_a_run_on_several_labels_and_on_a_number(table, tmp_path, kind):
     rows = [row.split(";") for row in table.read_text().splitlines()[1:]]

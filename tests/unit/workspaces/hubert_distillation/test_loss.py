@@ -81,6 +81,7 @@ def test_the_loss_is_that_of_its_formula(teacher, student_config):
     assert agreement == pytest.approx((p.argmax(-1) == q.argmax(-1)).double().mean().item())
 
 
+@pytest.mark.training
 def test_a_student_learns_from_its_teacher_which_stays_as_it_is(teacher, student_config):
     clips = Clips(Tones([24_000] * 12), None, None)
     student = create_student(student_config, teacher, (1, 2))

@@ -169,6 +169,7 @@ def test_each_clip_is_encoded_once_and_other_weights_or_ways_have_a_store_of_the
     assert len({open_output_store(model).folder.name for model in models}) == 4
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("frozen", [True, False])
 def test_an_upstream_learns_in_the_rounds_of_an_envoy(config, frozen):
     data = pickle.loads(pickle.dumps(EncoderData()))  # as it comes out of an experiment's archive
