@@ -20,6 +20,7 @@ GRID = [
 ]
 
 
+@pytest.mark.training
 @pytest.mark.parametrize(("noise_multiplier", "probability", "steps", "delta"), GRID)
 def test_both_accountants_agree_with_those_of_opacus(noise_multiplier, probability, steps, delta):
     from opacus.accountants import PRVAccountant, RDPAccountant

@@ -111,6 +111,7 @@ def test_up_to_fifty_all_share_with_all() -> None:
         assert graph.shares == threshold(len(names))
 
 
+@pytest.mark.training
 def test_sum_of_sixty_is_known_to_the_bit_and_the_graph_is_the_same_at_each(many: Identities) -> None:
     attempt = Attempt(many, MANY)
     np.testing.assert_array_equal(attempt.run(), sum_of(attempt, MANY))
@@ -128,6 +129,7 @@ def test_sum_of_sixty_is_known_to_the_bit_and_the_graph_is_the_same_at_each(many
         assert {*given} == {*shares.sealed}
 
 
+@pytest.mark.training
 @pytest.mark.parametrize(
     "stage", [stage if stage is Stage.UPDATE else pytest.param(stage, marks=pytest.mark.slow) for stage in STAGES]
 )
@@ -155,6 +157,7 @@ def without_holders(attempt: Attempt, victim: str) -> list[str]:
     return holders[: DRAWN + 1 - (SHARES - 1)]
 
 
+@pytest.mark.training
 @pytest.mark.parametrize(
     "stage", [stage if stage is Stage.UPDATE else pytest.param(stage, marks=pytest.mark.slow) for stage in STAGES[1:]]
 )
@@ -173,6 +176,7 @@ def test_with_too_few_holders_of_one_envoys_shares_nothing_is_unmasked(many: Ide
         attempt.coordinator.left_masks(TENSORS)
 
 
+@pytest.mark.training
 def test_envoy_whose_neighbours_have_sent_no_keys_shares_nothing_and_the_others_continue(many: Identities) -> None:
     attempt = Attempt(many, MANY)
     alone, keys = attempt.participants["site-07"], {}
@@ -191,6 +195,7 @@ def test_envoy_whose_neighbours_have_sent_no_keys_shares_nothing_and_the_others_
     assert "site-07" not in attempt.coordinator.awaited
 
 
+@pytest.mark.training
 def test_director_that_tells_other_neighbours_is_refused(many: Identities) -> None:
     attempt = Attempt(many, MANY)
     attempt.run_until(Stage.UPDATE)
@@ -223,6 +228,7 @@ def test_shares_that_a_director_sends_to_another_envoy_cannot_be_opened(many: Id
         attempt.participants["site-03"].masks(told | {first: told[second]})
 
 
+@pytest.mark.training
 def test_survivors_that_leave_too_few_holders_are_not_signed(many: Identities) -> None:
     attempt = Attempt(many, MANY)
     attempt.run_until(Stage.AGREEMENT)

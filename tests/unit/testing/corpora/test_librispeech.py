@@ -10,6 +10,8 @@ import soundfile
 from openfl_audio.errors import DemoCorpusError
 from openfl_audio.testing.corpora import librispeech as demo
 
+pytestmark = pytest.mark.training
+
 SIZES = {"n_train_speakers": 2, "n_dev_speakers": 1, "n_test_speakers": 1, "n_utterances": 8}
 
 
@@ -98,7 +100,6 @@ def test_speakers_of_all_subsets_have_voices_rooms_and_numbers_of_their_own():
     assert {reader.voice.sex for reader in readers} == {"F", "M"}
 
 
-@pytest.mark.training
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(corpus, tmp_path, files_of):
     demo.make_librispeech(tmp_path / "again", **SIZES, seed=7)
     demo.make_librispeech(tmp_path / "other", **SIZES, seed=8)

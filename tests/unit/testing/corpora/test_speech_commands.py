@@ -12,6 +12,8 @@ from openfl_audio.testing.corpora import speech_commands as demo
 
 N_SPEAKERS = 3
 
+pytestmark = pytest.mark.training
+
 
 @pytest.fixture(scope="module")
 def corpus(espeak, tmp_path_factory):
@@ -92,7 +94,6 @@ def test_takes_of_a_word_by_one_speaker_differ(corpus):
                     assert np.abs(correlation).max() < 0.95
 
 
-@pytest.mark.training
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(corpus, tmp_path, files_of):
     demo.make_speech_commands(tmp_path / "again", n_speakers=N_SPEAKERS, seed=7)
     demo.make_speech_commands(tmp_path / "other", n_speakers=N_SPEAKERS, seed=8)

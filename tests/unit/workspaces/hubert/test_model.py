@@ -84,6 +84,7 @@ def test_the_stable_variant_ends_as_transformers_does(tmp_path):
         torch.testing.assert_close(model(waveform), states.last_hidden_state, rtol=0, atol=1e-4)
 
 
+@pytest.mark.training
 def test_base_has_the_94_6_million_parameters_of_torchaudio(base):
     assert sum(parameter.numel() for parameter in base.parameters()) == 94_594_176
     published = torchaudio.models.hubert_pretrain_base(num_classes=100)
@@ -91,6 +92,7 @@ def test_base_has_the_94_6_million_parameters_of_torchaudio(base):
     assert sorted(p.shape for p in base.parameters()) == sorted(p.shape for p in published.parameters())
 
 
+@pytest.mark.training
 def test_base_loads_in_transformers_with_equal_outputs_at_every_layer(base, tmp_path):
     save_model(base, tmp_path)
     theirs = HubertModel.from_pretrained(tmp_path).eval()
