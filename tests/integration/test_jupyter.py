@@ -71,6 +71,7 @@ def open_notebook(lab, running, certificates, tmp_path):
         tab.close()
 
 
+@pytest.mark.slow
 def test_a_notebook_is_interrupted_and_run_again_to_the_end(open_notebook):
     open_tab, gate = open_notebook
     notebook = open_tab()

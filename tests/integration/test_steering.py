@@ -384,6 +384,7 @@ def test_while_a_task_runs_its_steps_are_seen_and_what_a_site_keeps_is_not(
     assert "--follow follows the log of one envoy: name it" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_cut_link_is_seen_while_the_experiment_waits_and_so_is_its_end(
     make, running, tmp_path, watch, look, record_property
 ):

@@ -82,7 +82,7 @@ def hang_in_a_loop(model, points, device, optimizer):
     [
         (take_all_memory, [f"more than memory_limit_gb: {MEMORY_LIMIT_GB}"]),
         (leave_all_memory_to_a_session_of_its_own, [f"more than memory_limit_gb: {MEMORY_LIMIT_GB}"]),
-        (hang_in_a_loop, ["Timeout (0:00:20)!", "in hang_in_a_loop"]),
+        pytest.param(hang_in_a_loop, ["Timeout (0:00:20)!", "in hang_in_a_loop"], marks=pytest.mark.slow),
     ],
 )
 def test_the_notebook_is_told_why_and_the_envoy_lives(federation, run, train, reasons):
